@@ -1,0 +1,49 @@
+"""Diffusion-based anomaly detection, localisation and repair for pictures of industrial parts.
+
+    from diffad import Inspector
+    inspection = Inspector.load("checkpoints/parts.safetensors").inspect("part.png")
+
+What this module names is the public door; everything else may move between versions.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "checkpoint",
+    "DataError": "data",
+    "Inspection": "inspector",
+    "Inspector": "inspector",
+    "Region": "scoring",
+    "RepairStep": "inspector",
+    "TrainConfig": "training",
+    "evaluate": "evaluation",
+    "find_samples": "data",
+    "train": "training",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+if TYPE_CHECKING:
+    from diffad.checkpoint import CheckpointError as CheckpointError
+    from diffad.data import DataError as DataError
+    from diffad.data import find_samples as find_samples
+    from diffad.evaluation import evaluate as evaluate
+    from diffad.inspector import Inspection as Inspection
+    from diffad.inspector import Inspector as Inspector
+    from diffad.inspector import RepairStep as RepairStep
+    from diffad.scoring import Region as Region
+    from diffad.training import TrainConfig as TrainConfig
+    from diffad.training import train as train
+
+
+def __getattr__(name: str) -> object:
+    """Loaded on first use: torch takes seconds to import, and `diffad --help` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffad' has no attribute {name!r}")
+    return getattr(import_module(f"diffad.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,3 @@
+from diffad.cli import main
+
+raise SystemExit(main())

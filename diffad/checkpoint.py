@@ -1,0 +1,205 @@
+"""The only reader and writer of weights: one safetensors file that explains itself.
+
+Tensors are the EMA weights (fp16), the feature standardisation and one profile a category; the file's
+metadata holds, as JSON under the key "diffad", the format number, the configuration and the provenance.
+Loading never executes code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from diffad.diffusion import Schedule
+from diffad.gaussian import PlaceGaussian
+from diffad.scoring import PIXEL_SCORES, Calibration
+from diffad.unet import UNetConfig
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A weights file that cannot be read, is not diffad's, is damaged, or belongs to a newer version."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one category adds to the shared network.
+
+    gaussian: PaDiM's Gaussian of its normal features. whitening: L⁻¹ [c, c] of the feature residual's
+    covariance. calibration: score statistics of held-out normal pictures.
+    """
+
+    gaussian: PlaceGaussian
+    whitening: Tensor
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything an inspection needs.
+
+    network: the U-Net's state dict (float32 once loaded). schedule: "linear" or "cosine", 1000 steps.
+    backbone, feature_mean, feature_std: the frozen features and their standardisation, [c] each.
+    pixel_score: the scoring kind the calibration belongs to, and `stride` its step on the respaced chain.
+    provenance: free JSON: data, licence, steps, seed, version, metrics.
+    """
+
+    config: UNetConfig
+    network: Mapping[str, Tensor]
+    backbone: str
+    feature_mean: Tensor
+    feature_std: Tensor
+    profiles: Mapping[str, Profile]
+    schedule: str = "linear"
+    pixel_score: str = "uncertainty"
+    stride: int = 4
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def make_schedule(self) -> Schedule:
+        return Schedule.linear() if self.schedule == "linear" else Schedule.cosine()
+
+
+def save(path: str | Path, checkpoint: Checkpoint) -> Path:
+    """Write atomically (nobody ever sees half a file), making missing folders; returns the path."""
+    tensors = {f"network.{name}": value.half() for name, value in checkpoint.network.items()}
+    tensors["features.mean"], tensors["features.std"] = checkpoint.feature_mean, checkpoint.feature_std
+    for index, profile in enumerate(checkpoint.profiles.values()):
+        gaussian, calibration = profile.gaussian, profile.calibration
+        tensors |= {
+            f"profile.{index}.gaussian.projection": gaussian.projection.half(),
+            f"profile.{index}.gaussian.mean": gaussian.mean.half(),
+            f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
+            f"profile.{index}.residual.whitening": _pack(profile.whitening),
+            f"profile.{index}.calibration.moments": calibration.moments,
+            f"profile.{index}.calibration.good_places": calibration.good_places.half(),
+        }
+    header = {
+        "format": FORMAT,
+        "config": asdict(checkpoint.config),
+        "schedule": checkpoint.schedule,
+        "backbone": checkpoint.backbone,
+        "pixel_score": checkpoint.pixel_score,
+        "stride": checkpoint.stride,
+        "categories": [
+            {"name": name, "timesteps": profile.calibration.timesteps}
+            for name, profile in checkpoint.profiles.items()
+        ],
+        "provenance": dict(checkpoint.provenance),
+    }
+    return save_tensors(path, tensors, {"diffad": json.dumps(header)})
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises CheckpointError that says what is wrong."""
+    tensors, metadata = load_tensors(path)
+    if "diffad" not in metadata:
+        raise CheckpointError(f"{path} is not a diffad checkpoint; make one with 'diffad train'")
+    try:
+        header = json.loads(metadata["diffad"])
+        if header["format"] > FORMAT:
+            raise CheckpointError(
+                f"{path} was written by a newer diffad (format {header['format']}); update diffad to read it"
+            )
+        config = UNetConfig(**{**header["config"], "channels": tuple(header["config"]["channels"])})
+        if header["schedule"] not in ("linear", "cosine") or header["pixel_score"] not in PIXEL_SCORES:
+            raise ValueError("unknown schedule or pixel score")
+        profiles = {}
+        for index, category in enumerate(header["categories"]):
+            part = {
+                name: tensors[f"profile.{index}.{name}"].float()
+                for name in (
+                    "gaussian.projection",
+                    "gaussian.mean",
+                    "gaussian.whitening",
+                    "residual.whitening",
+                    "calibration.moments",
+                    "calibration.good_places",
+                )
+            }
+            gaussian = PlaceGaussian(
+                part["gaussian.projection"],
+                part["gaussian.mean"],
+                _unpack(part["gaussian.whitening"], len(part["gaussian.projection"])),
+            )
+            calibration = Calibration(
+                tuple(category["timesteps"]), part["calibration.moments"], part["calibration.good_places"]
+            )
+            profiles[category["name"]] = Profile(
+                gaussian, _unpack(part["residual.whitening"], config.feature_channels), calibration
+            )
+        return Checkpoint(
+            config=config,
+            network={
+                name[8:]: value.float() for name, value in tensors.items() if name.startswith("network.")
+            },
+            backbone=header["backbone"],
+            feature_mean=tensors["features.mean"],
+            feature_std=tensors["features.std"],
+            profiles=profiles,
+            schedule=header["schedule"],
+            pixel_score=header["pixel_score"],
+            stride=header["stride"],
+            provenance=header["provenance"],
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); copy or train it again") from None
+
+
+def bundled() -> list[Path]:
+    """The checkpoints that come with diffad, beside the package in a clone or inside it in a wheel; "parts"
+    first.
+    """
+    for folder in (Path(__file__).parents[1] / "checkpoints", Path(__file__).parent / "checkpoints"):
+        if found := sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != "parts", path.stem)):
+            return found
+    return []
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Tensors and string metadata into one safetensors file, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        partial.write_bytes(to_bytes(whole, dict(metadata)))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, on the CPU. Raises CheckpointError if it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def _pack(triangular: Tensor) -> Tensor:
+    """Lower triangles [..., d, d] → [..., d(d+1)/2]."""
+    rows, columns = torch.tril_indices(*triangular.shape[-2:])
+    return triangular[..., rows, columns].contiguous()
+
+
+def _unpack(packed: Tensor, size: int) -> Tensor:
+    full = packed.new_zeros(*packed.shape[:-1], size, size)
+    rows, columns = torch.tril_indices(size, size)
+    full[..., rows, columns] = packed
+    return full

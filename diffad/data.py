@@ -1,0 +1,413 @@
+"""Pictures in: decoding of anything people upload, the model's square and the way back, sample trees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+MIN_SIDE = 16  # pixels; below this there is nothing to inspect
+MAX_PIXELS = 178_956_970  # where Pillow, too, calls a file a decompression bomb
+
+LAYOUT = (
+    "expected an MVTec category (train/good, test/<defect>, ground_truth/<defect>), "
+    "a folder of such categories, or a folder of pictures"
+)
+
+
+class DataError(ValueError):
+    """A picture, mask or folder cannot be used; the message is one sentence that says what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """Decode a picture to uint8 RGB [H, W, 3]; the source is never modified and shares no memory.
+
+    Files: whatever Pillow reads (not EPS), turned upright by EXIF, first frame of animations.
+    Pillow pictures: turned upright likewise, the current frame.
+    Arrays: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8, uint16 (0..65535) or float (0..1).
+    16-bit greys are divided by 257; transparent pixels lie over white.
+
+    Raises DataError for a missing, foreign, damaged or empty file, a side under 16 pixels, more than about
+    179 million pixels, values out of range or not finite, and other array shapes or types.
+    """
+    if isinstance(source, np.ndarray):
+        return _array_to_rgb(source)
+    if isinstance(source, Image.Image):
+        return _picture_to_rgb(source, "this picture")
+    if isinstance(source, (str, Path)):
+        with _open(Path(source)) as picture:
+            return _picture_to_rgb(picture, str(source))
+    given = "nothing" if source is None else f"a {type(source).__name__}"
+    raise DataError(f"no picture to read: got {given}; give a file path, a Pillow picture or a numpy array")
+
+
+def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a defect mask to bool [H, W]: True where any colour channel is above zero (alpha is ignored).
+
+    Raises DataError if the file cannot be read, or if `shape` (height, width) is given and differs.
+    """
+    with _open(Path(path)) as picture:
+        _load(picture, str(path))
+        upright = _upright(picture)
+        if upright.mode in ("1", "L", "F") or upright.mode.startswith("I"):
+            values = np.asarray(upright)
+        else:
+            values = np.asarray(upright.convert("RGBA"))[..., :3]
+    mask = values > 0 if values.ndim == 2 else (values > 0).any(axis=-1)  # [H, W]
+    if shape is not None and mask.shape != tuple(shape[:2]):
+        raise DataError(
+            f"{path} is {_size_text(mask.shape)}, but its picture is {_size_text(shape)}: "
+            "give a mask of the picture's own size"
+        )
+    return mask
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: give a picture file")
+        if not path.is_file():
+            raise DataError(f"{path} does not exist: check the path")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty: save or upload it again")
+        Image.init()
+        # EPS would be handed to an outside program (Ghostscript): never for files that strangers upload.
+        return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path)) from error
+    except UnidentifiedImageError as error:
+        hint = "give PNG, JPEG, TIFF or WebP"
+        raise DataError(f"{path} is not a picture that can be read, or is damaged: {hint}") from error
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read: check its permissions") from error
+    except Exception as error:  # decoders raise anything at all on a malformed header
+        raise DataError(f"{path} cannot be opened as a picture: save or upload it again") from error
+
+
+def _load(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_large(name))
+    try:
+        picture.load()
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise DataError(_too_large(name)) from error
+    except Exception as error:  # decoders raise anything at all on malformed data
+        raise DataError(f"{name} is damaged or cut off: save or upload it again") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # broken metadata does not spoil the pixels
+        return picture.copy()
+
+
+def _picture_to_rgb(picture: Image.Image, name: str) -> np.ndarray:
+    _check_size(picture.height, picture.width, name)
+    _load(picture, name)
+    upright = _upright(picture)
+    mode = upright.mode
+    if mode == "I" or mode.startswith("I;16"):
+        values = np.asarray(upright)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{name} has grey values outside 0..65535: save it with 8 or 16 bits")
+        return _grey_to_rgb(_from_16_bit(values))
+    if mode == "F":
+        return _grey_to_rgb(_from_unit(np.asarray(upright), name))
+    try:
+        if upright.has_transparency_data:
+            if mode == "La":
+                upright = upright.convert("LA")
+            return _over_white(np.asarray(upright.convert("RGBA")))
+        if mode == "LAB":
+            upright = _lab_to_rgb(upright)
+        return np.array(upright.convert("RGB"))
+    except Exception as error:  # colour management has errors of its own
+        raise DataError(
+            f"{name} has colours of kind {mode} that cannot be converted: save it as RGB"
+        ) from error
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    name = "this array"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        shape = " × ".join(str(n) for n in array.shape)
+        raise DataError(f"an array of shape {shape or '()'} is no picture: give H × W or H × W × 3")
+    _check_size(*array.shape[:2], name)
+    if array.dtype == bool:
+        values = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint8:
+        values = array
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        values = _from_16_bit(array)
+    elif array.dtype.kind == "f":
+        values = _from_unit(array, name)
+    else:
+        raise DataError(f"an array of {array.dtype} is no picture: give uint8, uint16, bool or float 0..1")
+    if channels == 1:
+        return _grey_to_rgb(values.reshape(values.shape[:2]))
+    return np.array(values) if channels == 3 else _over_white(values)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if min(height, width) < MIN_SIDE:
+        size, least = _size_text((height, width)), _size_text((MIN_SIDE, MIN_SIDE))
+        raise DataError(f"{name} is {size}: give a picture of at least {least}")
+    if height * width > MAX_PIXELS:
+        raise DataError(_too_large(name))
+
+
+def _too_large(name: str | Path) -> str:
+    return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down or cut it up first"
+
+
+def _size_text(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} × {shape[0]} pixels"
+
+
+def _from_16_bit(values: np.ndarray) -> np.ndarray:
+    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+
+
+def _from_unit(values: np.ndarray, name: str) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())  # NaN spreads to both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(f"{name} holds values that are not finite (NaN or infinity): replace them first")
+    if low < -1e-4 or high > 1 + 1e-4:  # room for rounding
+        raise DataError(f"{name} holds float values from {low:.4g} to {high:.4g}: scale them to 0..1")
+    return np.rint(np.clip(values, 0, 1).astype(np.float32) * 255).astype(np.uint8)
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    white = Image.new("RGBA", (rgba.shape[1], rgba.shape[0]), "white")
+    return np.array(Image.alpha_composite(white, Image.fromarray(np.ascontiguousarray(rgba))).convert("RGB"))
+
+
+def _lab_to_rgb(picture: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The model's square and the way back
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a picture of height × width lies in the model's square of size × size.
+
+    The picture, scaled to inner_height × inner_width, starts at (top, left); edge padding fills the rest.
+    Pixels are areas (half-pixel centres, `align_corners=False`): the point y in the picture, with the centre
+    of row i at i + ½, lies at top + y · inner_height / height in the square; the same holds for columns.
+    """
+
+    height: int
+    width: int
+    size: int
+    top: int
+    left: int
+    inner_height: int
+    inner_width: int
+
+    @classmethod
+    def letterbox(cls, height: int, width: int, size: int) -> Geometry:
+        """The largest centred place that keeps the aspect, up to rounding to whole pixels."""
+        longest = max(height, width)
+        inner_height = max(1, (2 * height * size + longest) // (2 * longest))  # rounded half up
+        inner_width = max(1, (2 * width * size + longest) // (2 * longest))
+        top, left = (size - inner_height) // 2, (size - inner_width) // 2
+        return cls(height, width, size, top, left, inner_height, inner_width)
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that the picture covers."""
+        rows = slice(self.top, self.top + self.inner_height)
+        return rows, slice(self.left, self.left + self.inner_width)
+
+    def to_picture(self, maps: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+        """Maps [..., size, size] → float32 [..., height, width], of the same kind (tensor or array) as given.
+
+        The padding is cut off and the rest resampled bilinearly, with antialiasing where it shrinks.
+        Raises DataError if the maps do not have this geometry's size.
+        """
+        if tuple(maps.shape[-2:]) != (self.size, self.size):
+            shape = tuple(maps.shape)
+            raise DataError(f"maps of shape {shape} do not fit: give [..., {self.size}, {self.size}]")
+        is_array = isinstance(maps, np.ndarray)
+        tensor = torch.from_numpy(np.array(maps, dtype=np.float32)) if is_array else maps.float()
+        inner = tensor[(..., *self.inner)]  # [..., inner_height, inner_width]
+        if (self.inner_height, self.inner_width) != (self.height, self.width):
+            flat = inner.reshape(-1, 1, self.inner_height, self.inner_width)
+            flat = F.interpolate(flat, (self.height, self.width), mode="bilinear", antialias=True)
+            inner = flat.reshape(*inner.shape[:-2], self.height, self.width)
+        return inner.contiguous().numpy() if is_array else inner.contiguous()
+
+
+def to_square(image: np.ndarray, size: int) -> tuple[torch.Tensor, Geometry]:
+    """Letterbox uint8 [H, W, 3] into the model's square: float32 [3, size, size] in [-1, 1], its geometry.
+
+    Resampling is bilinear with antialiasing and half-pixel centres; the padding repeats the picture's edge.
+    A picture of exactly size × size comes out as value / 127.5 − 1, untouched.
+    Raises DataError for anything but uint8 [H, W, 3].
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"this is {image.dtype} {image.shape}, not uint8 [H, W, 3]: use read_image first")
+    geometry = Geometry.letterbox(image.shape[0], image.shape[1], size)
+    inner = Image.fromarray(np.ascontiguousarray(image))
+    inner = inner.resize((geometry.inner_width, geometry.inner_height), Image.Resampling.BILINEAR)
+    bottom = size - geometry.top - geometry.inner_height
+    right = size - geometry.left - geometry.inner_width
+    padded = np.pad(np.asarray(inner), ((geometry.top, bottom), (geometry.left, right), (0, 0)), mode="edge")
+    square = torch.from_numpy(padded.astype(np.float32) / 127.5 - 1)  # [size, size, 3]
+    return square.permute(2, 0, 1).contiguous(), geometry
+
+
+def mask_to_square(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Bring a mask bool [H, W] into `to_square`'s square: bool [size, size], nearest, False in the padding.
+
+    Raises DataError if the mask does not have the picture's size.
+    """
+    if mask.shape != (geometry.height, geometry.width):
+        raise DataError(
+            f"the mask is {_size_text(mask.shape)}, but its picture is "
+            f"{_size_text((geometry.height, geometry.width))}: give a mask of the picture's own size"
+        )
+    rows = _nearest(geometry.inner_height, geometry.height)
+    columns = _nearest(geometry.inner_width, geometry.width)
+    square = np.zeros((geometry.size, geometry.size), dtype=bool)
+    square[geometry.inner] = mask[np.ix_(rows, columns)]
+    return square
+
+
+def _nearest(inner: int, outer: int) -> np.ndarray:
+    """For each of `inner` pixels the one of `outer` pixels under its centre, in exact integers."""
+    return (2 * np.arange(inner) + 1) * outer // (2 * inner)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Samples
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture file and what the folders around it say.
+
+    `split` is "train", "test" or "" (a plain folder), `defect` is "good", the defect's name or "" (unknown).
+    """
+
+    image: Path
+    category: str
+    split: str = ""
+    defect: str = ""
+    mask: Path | None = None
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """None if unknown."""
+        return None if self.defect == "" else self.defect != "good"
+
+
+def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
+    """List the pictures under an MVTec category, a folder of categories, a plain folder, or one file.
+
+    In plain folders (not searched deeper) and for single files the category is the folder's name, split and
+    defect are "". Masks are ground_truth/<defect>/<stem>_mask.png or <stem>.png, by exact stem, else None.
+    The order is natural ("2" before "10") by category, split, defect and name. `split` keeps only "train" or
+    "test"; pictures without a split are always kept. Raises DataError if there is nothing.
+    """
+    root = Path(root)
+    if split not in (None, "train", "test"):
+        raise DataError(f'unknown split "{split}": choose "train" or "test"')
+    try:
+        samples = list(_samples(root))
+    except (PermissionError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise DataError(f"{root} may not be read: check the path and its permissions") from error
+    if not samples:
+        kind = "no pictures in" if root.is_dir() else "there is no file or folder"
+        raise DataError(f"{kind} {root}: {LAYOUT if root.is_dir() else 'check the path'}")
+    kept = [sample for sample in samples if split is None or sample.split in ("", split)]
+    if not kept:
+        raise DataError(f"no {split} pictures in {root}: {LAYOUT}")
+    return kept
+
+
+def _samples(root: Path) -> Iterator[Sample]:
+    if root.is_file():
+        yield Sample(root, _folder_name(root.parent))
+    elif _is_category(root):
+        yield from _category_samples(root)
+    elif root.is_dir():
+        categories = [folder for folder in _folders(root) if _is_category(folder)]
+        for folder in categories:
+            yield from _category_samples(folder)
+        if not categories:
+            yield from (Sample(path, _folder_name(root)) for path in _pictures(root))
+
+
+def _category_samples(folder: Path) -> Iterator[Sample]:
+    category = _folder_name(folder)
+    for path in _pictures(folder / "train" / "good"):
+        yield Sample(path, category, "train", "good")
+    for defect in _folders(folder / "test"):
+        for path in _pictures(defect):
+            yield Sample(path, category, "test", defect.name, _mask_of(path, folder))
+
+
+def _mask_of(path: Path, category: Path) -> Path | None:
+    defect = path.parent.name
+    if defect == "good":
+        return None
+    folder = category / "ground_truth" / defect
+    candidates = (folder / f"{path.stem}_mask.png", folder / f"{path.stem}.png")
+    return next((mask for mask in candidates if mask.is_file()), None)
+
+
+def _is_category(folder: Path) -> bool:
+    return (folder / "train" / "good").is_dir() or (folder / "test").is_dir()
+
+
+def _folder_name(folder: Path) -> str:
+    return folder.name or folder.resolve().name  # "." has no name of its own
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [path for path in _children(parent) if path.is_dir()]
+
+
+def _pictures(parent: Path) -> list[Path]:
+    return [path for path in _children(parent) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+
+
+def _children(parent: Path) -> list[Path]:
+    """Visible entries in natural order; none if the folder does not exist."""
+    if not parent.is_dir():
+        return []
+    return sorted((path for path in parent.iterdir() if not path.name.startswith(".")), key=_natural)
+
+
+def _natural(path: Path) -> tuple:
+    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits take turns, text first
+    return [(part, 0) if i % 2 == 0 else ("", int(part)) for i, part in enumerate(parts)], path.name

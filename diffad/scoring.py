@@ -1,0 +1,296 @@
+"""Per-timestep pixel and feature scores, their calibration, fusion (11), image score, threshold and regions.
+
+One inspection: all (t, draw) pairs are one batch and one network call (`evidence`). What it returns is kept,
+so that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
+`fuse`) without a network.
+
+Units. Raw pixel scores are squared errors of x̂_0 over the variance that the network declares; raw feature
+scores are squared Mahalanobis distances per channel. Both are smoothed at the model's resolution.
+Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
+timestep and branch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffad.diffusion import Denoiser, Prediction, Schedule
+from diffad.gaussian import inverse_cholesky
+
+TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.654, 0.192: the paper's indices 5, 50, 100 of 250
+CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
+SMOOTHING = 4.0  # σ of the Gaussian filter in px of a 256 px picture
+TOP = 64  # pixels whose mean is the image score
+PIXEL_SCORES = ("uncertainty", "kl", "rgb")
+_CELL = 4  # px; scale at which good pictures' places are remembered
+_PLACES = 64  # places remembered per good picture
+
+
+@dataclass(frozen=True)
+class RawMaps:
+    """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0;
+    smoothed, float32.
+    """
+
+    pixel: Tensor
+    feature: Tensor
+    timesteps: tuple[int, ...]
+
+
+def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise of one (seed, t, draw), from its own CPU generator: the same on every device, in
+    every batch.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + t * 1_009 + draw) % (1 << 63))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def denoise_all(
+    schedule: Schedule,
+    denoise: Denoiser,
+    x_start: Tensor,
+    timesteps: Sequence[int],
+    seed: int = 0,
+    draws: int = 1,
+) -> tuple[Tensor, Tensor, Prediction]:
+    """One network call for every (picture, t, draw): x_t [b·n_t·draws, 3, h, w], t [b·n_t·draws] and the
+    prediction.
+
+    x_start [b, 3, h, w] in [−1, 1]; the order is picture, then t, then draw.
+    """
+    noise = torch.stack(
+        [noise_for(seed, t, draw, x_start.shape[1:]) for t in timesteps for draw in range(draws)]
+    )
+    t = torch.tensor([t for t in timesteps for _ in range(draws)]).repeat(len(x_start))
+    repeated = x_start.repeat_interleave(len(noise), dim=0)
+    x_t = schedule.q_sample(repeated, t, noise.to(x_start).repeat(len(x_start), 1, 1, 1))
+    return x_t, t, denoise(x_t, t)
+
+
+def pixel_score(
+    schedule: Schedule,
+    prediction: Prediction,
+    x_start: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    kind: str = "uncertainty",
+    stride: int = 4,
+) -> Tensor:
+    """s_t per pixel, mean over the colour channels, float32 [b, h, w].
+
+    "uncertainty": (x_0 − x̂_0)² / Var[x_0 | x_t], the KL's error term for a stride so long that the model's
+    own uncertainty is all of its variance. "kl": the paper's KL (nats) of a step of `stride` with the
+    learned-range variance. "rgb": (x_0 − x̂_0)² alone, as reconstruction methods score. Raises ValueError for
+    another kind.
+    """
+    if kind == "kl":
+        return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
+    error = (x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)) ** 2
+    if kind == "rgb":
+        return error.mean(dim=1)
+    if kind == "uncertainty":
+        return (error * torch.exp(-prediction.x_start_log_variance.float())).mean(dim=1)
+    raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
+
+
+def feature_score(residual: Tensor, whitening: Tensor) -> Tensor:
+    """rᵀ Σ_r⁻¹ r / channels: residual f(x_0) − f_θ [b, c, g, g] → [b, g, g]; the paper's (10) if Σ_r is the
+    identity.
+    """
+    return torch.einsum("dc,bchw->bdhw", whitening, residual.float()).square().mean(dim=1)
+
+
+def evidence(
+    schedule: Schedule,
+    denoise: Denoiser,
+    x_start: Tensor,
+    features: Tensor,
+    timesteps: Sequence[int] = TIMESTEPS,
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    kind: str = "uncertainty",
+    stride: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """What the network cannot explain, before any category's statistics: one network call for a batch of
+    pictures.
+
+    x_start [b, 3, size, size] in [−1, 1]; features f(x_0) [b, c, g, g]. Returns the raw smoothed pixel maps
+    [b, n_t, size, size], averaged over the noise draws, and the feature residuals f(x_0) − f_θ [b, n_t,
+    draws, c, g, g].
+    """
+    x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws)
+    repeat = len(timesteps) * draws
+    pixel = pixel_score(schedule, prediction, x_start.repeat_interleave(repeat, 0), x_t, t, kind, stride)
+    pixel = pixel.unflatten(0, (len(x_start), len(timesteps), draws)).mean(dim=2)
+    predicted = prediction.features.unflatten(0, (len(x_start), len(timesteps), draws))
+    return smooth(pixel), features[:, None, None] - predicted
+
+
+def feature_maps(residual: Tensor, whitening: Tensor, size: int) -> Tensor:
+    """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals with a category's Σ_r."""
+    score = feature_score(residual.flatten(0, 2), whitening).unflatten(0, residual.shape[:3]).mean(dim=2)
+    return smooth(F.interpolate(score, size=(size, size), mode="bilinear", align_corners=False))
+
+
+def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
+    """Gaussian filter of the last two dimensions; sigma in px of a 256 px picture; borders mirrored. [..., s,
+    s].
+    """
+    sigma = sigma * maps.shape[-1] / 256
+    radius = min(math.ceil(3 * sigma), maps.shape[-1] - 1)
+    if radius < 1:
+        return maps
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(maps.dtype)
+    flat = F.pad(maps.reshape(-1, 1, *maps.shape[-2:]), (radius,) * 4, mode="reflect")
+    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return flat.reshape(maps.shape)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What good pictures look like to the scores; from normal pictures held out of training. All float32.
+
+    timesteps: the n calibrated t, rising; other t are interpolated between them. moments: [2 (pixel,
+    feature), 2 (mean, std), n] of the raw smoothed maps. good_places: standardised values [pictures, 2, n,
+    places] at the places of each good picture that come out highest in some map: enough to know its image
+    score at any α and any timesteps without the network.
+    """
+
+    timesteps: tuple[int, ...]
+    moments: Tensor
+    good_places: Tensor
+
+    @staticmethod
+    def fit(maps: RawMaps) -> Calibration:
+        """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate."""
+        both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
+        mean = both.double().mean(dim=(0, 3, 4))
+        std = both.double().var(dim=(0, 3, 4), unbiased=False).sqrt().clamp(min=1e-8)
+        moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
+        standard = (both - moments[None, :, 0, :, None, None]) / moments[None, :, 1, :, None, None]
+        cell = max(1, both.shape[-1] * _CELL // 256)
+        cells = F.avg_pool2d(standard.flatten(1, 2), cell).flatten(2)  # [b, 2·n, cells]
+        places = cells.amax(dim=1).topk(min(_PLACES, cells.shape[-1]), dim=1).indices  # [b, places]
+        values = torch.gather(cells, 2, places[:, None].expand(-1, cells.shape[1], -1))
+        return Calibration(maps.timesteps, moments.cpu(), values.reshape(*both.shape[:3], -1).cpu())
+
+    def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
+        """Weights [len(timesteps), n] of linear interpolation in t, constant beyond the calibrated range."""
+        known = torch.tensor(self.timesteps, dtype=torch.float32)
+        t = torch.tensor(timesteps, dtype=torch.float32).clamp(known[0], known[-1])
+        right = torch.searchsorted(known, t).clamp(1, max(1, len(known) - 1))
+        if len(known) == 1:
+            return torch.ones(len(t), 1)
+        fraction = (t - known[right - 1]) / (known[right] - known[right - 1])
+        weights = torch.zeros(len(t), len(known))
+        rows = torch.arange(len(t))
+        weights[rows, right - 1], weights[rows, right] = 1 - fraction, fraction
+        return weights
+
+    def standardise(self, maps: RawMaps) -> RawMaps:
+        """(s − mean) / std per t and branch: the same shapes in σ of good pictures."""
+        weights = self._interpolation(maps.timesteps)
+        mean, std = (self.moments @ weights.T).unbind(dim=1)  # [2, n_t] each
+        mean, std = (value.to(maps.pixel.device)[:, :, None, None] for value in (mean, std))
+        return RawMaps((maps.pixel - mean[0]) / std[0], (maps.feature - mean[1]) / std[1], maps.timesteps)
+
+    def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
+        """Image scores of the held-out good pictures at this α and these timesteps, float32 [pictures]."""
+        weights = self._interpolation(timesteps).mean(dim=0)  # [n]
+        pixel, feature = (self.good_places * weights[:, None]).sum(dim=2).unbind(dim=1)  # [pictures, places]
+        fused = alpha * pixel + (1 - alpha) * feature
+        top = max(1, min(TOP // _CELL**2, fused.shape[1]))
+        return fused.topk(top, dim=1).values.mean(dim=1).numpy()
+
+
+def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
+    """(11): mean over t of α ŝ_t + (1 − α) ŝ^f_t; standardised maps [n_t, h, w] → [h, w]."""
+    return alpha * pixel.mean(axis=0) + (1 - alpha) * feature.mean(axis=0)
+
+
+def image_score(anomaly_map: np.ndarray, top: int = TOP) -> float:
+    """Mean of the `top` highest values of a map; of all if it has fewer."""
+    flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
+    top = min(top, flat.size)
+    return float(np.partition(flat, flat.size - top)[flat.size - top :].mean())
+
+
+_EULER = 0.5772156649015329
+
+
+def threshold_for(good_scores: np.ndarray, rate: float = 0.01) -> float:
+    """Score that a share `rate` of good parts would exceed.
+
+    An image score is nearly a maximum over the picture, so good scores follow an extreme-value law; Gumbel's
+    is fitted by mean and standard deviation, which reaches beyond the few dozen good pictures at hand. 0 <
+    rate < 1.
+    """
+    mean, scale = _gumbel(good_scores)
+    return mean + scale * (-math.log(-math.log1p(-rate)) - _EULER)
+
+
+def rate_for(good_scores: np.ndarray, score: float) -> float:
+    """Share of good parts expected above `score`, in [0, 1]: the inverse of `threshold_for`."""
+    mean, scale = _gumbel(good_scores)
+    exponent = -((score - mean) / scale + _EULER)
+    return 1.0 if exponent > 50 else -math.expm1(-math.exp(exponent))
+
+
+def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
+    scores = np.asarray(good_scores, dtype=np.float64)
+    if scores.size == 0:
+        raise ValueError("a threshold needs at least one good score")
+    # a spread from few pictures is uncertain: never below a tenth of the level, wider for small samples
+    spread = scores.std(ddof=1) * (1 + 1 / scores.size) if scores.size > 1 else 0.0
+    return float(scores.mean()), max(float(spread), 0.05 * abs(float(scores.mean())), 1e-6) * math.sqrt(
+        6
+    ) / math.pi
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected part of the map above the threshold. box: x, y, width, height in px; area in px; peak, mean
+    in σ.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
+    mean: float
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> tuple[Region, ...]:
+    """8-connected components of map > threshold with at least `min_area` px, highest peak first."""
+    above = (anomaly_map > threshold).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    regions = []
+    for label in range(1, count):
+        x, y, width, height, area = (int(value) for value in stats[label])
+        if area >= min_area:
+            values = anomaly_map[y : y + height, x : x + width][
+                labels[y : y + height, x : x + width] == label
+            ]
+            regions.append(Region((x, y, width, height), area, float(values.max()), float(values.mean())))
+    return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def residual_whitening(residuals: Tensor, shrinkage: float = 0.5) -> Tensor:
+    """L⁻¹ of the residuals' covariance Σ_r = (1 − λ) S + λ diag(S), S about zero; [n, c] → float32 [c, c].
+
+    About zero, not the mean: a bias of the network on good pictures is part of what good pictures look like.
+    shrinkage λ in [0, 1]: 1 gives the paper's (10) per standardised channel, 0 the full Mahalanobis distance.
+    """
+    residuals = residuals.double()
+    scatter = residuals.T @ residuals / len(residuals)
+    diagonal = torch.diag(scatter.diagonal().clamp(min=1e-6 * float(scatter.diagonal().mean()) + 1e-12))
+    return inverse_cholesky((1 - shrinkage) * scatter + shrinkage * diagonal).float()

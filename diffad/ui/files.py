@@ -1,0 +1,28 @@
+"""Files in and out of the page: uploads as they were sent, and what is made while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+
+def picture_upload(**settings: Any) -> gr.Image:
+    """An image component whose value is the path of the uploaded file itself.
+
+    `gr.Image` opens and converts an upload before the event sees it: 16 bits become 8, and a file that is no
+    picture ends in a stack trace. Here `data.read_image` meets the file. (Overridden on the instance, because
+    Gradio writes a .pyi into the package for every subclass.)
+    """
+    picture = gr.Image(type="filepath", format="png", image_mode=None, **settings)
+    usual = picture.preprocess
+    picture.preprocess = lambda payload: (
+        payload.path if payload is not None and payload.path else usual(payload)
+    )
+    return picture
+
+
+def keep(component: gr.blocks.Block, data: bytes, name: str) -> str:
+    """Stores a file where the page may serve it, and `delete_cache` finds it; returns its path."""
+    return save_bytes_to_cache(data, name, component.GRADIO_CACHE)

@@ -1,0 +1,160 @@
+"""The inspection page's components, in the order in which they stand on it. What they do is in `page.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from diffad.render import COLORMAPS
+from diffad.ui import cards, downloads
+from diffad.ui.files import picture_upload
+
+if TYPE_CHECKING:
+    from diffad.inspector import Inspector
+
+AUTO = "auto"
+WAITING = "Choose a sample or drop a picture."
+
+html = partial(gr.HTML, apply_default_css=False)
+button = partial(gr.Button, size="sm", interactive=False, min_width=60)
+number = partial(gr.Slider, buttons=[], min_width=110)
+choice = partial(gr.Dropdown, filterable=False)
+
+
+def categories(inspector: Inspector) -> list[tuple[str, str]]:
+    return [("recognise it", AUTO), *((name, name) for name in inspector.categories)]
+
+
+def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> SimpleNamespace:
+    """Makes the components inside the current Blocks; returns them by name."""
+    first = next(iter(inspectors))
+    p = SimpleNamespace(shown=gr.State(None), film=gr.State(None), download={})
+    p.header = html(cards.header(inspectors[first]), elem_id="header")
+    with gr.Row(elem_id="page", equal_height=False):
+        with gr.Column(elem_id="controls", min_width=280):
+            _picture(p, inspectors, samples)
+            _scoring(p, inspectors[first].timesteps)
+            _repair_settings(p)
+        with gr.Column(elem_id="results"):
+            with gr.Row(elem_classes="card", elem_id="verdict-card", equal_height=False):
+                p.verdict = html(cards.empty(WAITING), elem_id="verdict")
+                p.download["all"] = button("Download all", elem_id="download-all")
+            with gr.Row(elem_id="middle", equal_height=True):
+                _view(p)
+                _evidence(p)
+            _repair(p)
+    p.file = gr.File(visible="hidden", elem_id="file", interactive=False)
+    return p
+
+
+def _picture(p: SimpleNamespace, inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> None:
+    with gr.Column(elem_classes="card", elem_id="picture-card"):
+        html("<h3>Picture</h3>")
+        p.picture = picture_upload(
+            show_label=False, height=176, sources=["upload", "webcam", "clipboard"], buttons=[],
+            elem_id="picture", placeholder="Drop a picture here\nor click to choose",
+            alt_text="The inspected picture", webcam_options=gr.WebcamOptions(mirror=False),
+        )
+        p.samples = html(
+            cards.thumbnails(samples), elem_id="samples", visible=bool(samples),
+            js_on_load="diffad.samples(element, props, watch, trigger)  // 'select'",
+        )
+        names = list(inspectors)
+        p.model = choice(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
+        p.category = choice(
+            categories(inspectors[names[0]]), value=AUTO, label="Category", elem_id="category"
+        )
+
+
+def _scoring(p: SimpleNamespace, timesteps: Sequence[int]) -> None:
+    with gr.Column(elem_classes="card", elem_id="scoring-card"):
+        html("<h3>Scoring</h3>")
+        p.alpha = number(
+            0, 1, 0.5, step=0.01, label="α, pixel against feature", elem_id="alpha",
+            info="0 trusts what it means, 1 trusts how it looks",
+        )
+        p.threshold = number(0, cards.SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold")
+        with gr.Row(elem_classes="hint-row"):
+            p.meaning = html("", elem_id="meaning")
+            p.usual = gr.Button("back to usual", size="sm", visible="hidden", elem_id="usual", min_width=40)
+        with gr.Row(elem_classes="pair"):
+            p.lowest = number(
+                0, 999, timesteps[0], step=1, label="Lowest t", elem_id="lowest", info="fine texture"
+            )
+            p.highest = number(
+                0, 999, timesteps[-1], step=1, label="Highest t", elem_id="highest", info="large shapes"
+            )
+        with gr.Row(elem_classes="pair"):
+            p.count = number(
+                1, 12, len(timesteps), step=1, label="How many", elem_id="count", info="noise levels"
+            )
+            p.draws = number(1, 8, 1, step=1, label="Draws", elem_id="draws", info="averaged per level")
+
+
+def _repair_settings(p: SimpleNamespace) -> None:
+    with gr.Column(elem_classes="card", elem_id="repair-settings"):
+        html("<h3>Repair</h3>")
+        with gr.Row(elem_classes="pair"):
+            p.steps = number(10, 500, 100, step=10, label="Steps", elem_id="steps")
+            p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every")
+        with gr.Row(elem_classes="pair"):
+            p.step_size = number(0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size")
+            p.level = number(5, 200, 60, step=5, label="Denoise at t", elem_id="level")
+        with gr.Row(elem_classes="buttons"):
+            p.repair = gr.Button(
+                "Repair", variant="primary", elem_id="repair", interactive=False, min_width=60
+            )
+            p.stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=50)
+            p.method = choice(
+                [("only defects", "weighed"), ("everywhere", "paper")], value="weighed", label="Where",
+                elem_id="method", container=False, min_width=110,
+            )
+
+
+def _view(p: SimpleNamespace) -> None:
+    with gr.Column(elem_classes="card", elem_id="view-card"):
+        with gr.Row(elem_classes="card-head"):
+            html("<h3>Picture and map</h3>")
+            html('<span class="quiet">opacity</span>', elem_id="opacity-name")
+            p.opacity = number(0, 1, 0.7, step=0.05, label="opacity", elem_id="opacity", container=False)
+            p.colormap = choice(
+                list(COLORMAPS), value=COLORMAPS[0], label="colours", container=False, elem_id="colormap",
+                min_width=80,
+            )
+        p.view = html(
+            None, html_template=cards.VIEWER, elem_id="view",
+            js_on_load="diffad.viewer(element, props, watch)",
+        )
+        p.regions = html("", elem_id="regions")
+        with gr.Row(elem_classes="downloads"):
+            for kind, label in downloads.OF_INSPECTION.items():
+                p.download[kind] = button(label, elem_id=f"download-{kind}")
+
+
+def _evidence(p: SimpleNamespace) -> None:
+    clickable = partial(html, js_on_load="diffad.evidence(element, props, watch, trigger)  // 'select'")
+    with gr.Column(elem_classes="card", elem_id="evidence-card"):
+        html("<h3>Evidence: what the model cannot explain, by noise level</h3>")
+        with gr.Row(elem_id="evidence-row", equal_height=False):
+            with gr.Column(elem_id="evidence-sheet", min_width=240):
+                p.evidence = clickable(cards.empty_sheet(), elem_id="evidence")
+                p.together = clickable("", elem_id="together")
+            p.scale = html("", elem_id="scale")
+        p.probe = html("", elem_id="probe")
+
+
+def _repair(p: SimpleNamespace) -> None:
+    with gr.Column(elem_classes="card", elem_id="repair-card"):
+        html("<h3>Repair: from this part to a good one</h3>")
+        p.player = html(
+            downloads.no_film(), html_template=cards.PLAYER, elem_id="player",
+            js_on_load="diffad.player(element, props, watch)",
+        )
+        with gr.Row(elem_classes="downloads", elem_id="film-downloads"):
+            for kind, label in downloads.OF_FILM.items():
+                p.download[kind] = button(label, elem_id=f"download-{kind}")

@@ -1,0 +1,145 @@
+"""One file holds the model: what is saved comes back, and nothing but a diffad checkpoint loads."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffad import checkpoint as checkpoints
+from diffad.checkpoint import Checkpoint, CheckpointError, Profile
+from diffad.gaussian import PlaceGaussian
+from diffad.scoring import Calibration, RawMaps, residual_whitening
+from diffad.unet import UNet, UNetConfig
+
+CONFIG = UNetConfig(size=64, channels=(64, 96), feature_channels=12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    features = torch.randn(20, 12, 8, 8, generator=generator)
+    maps = torch.rand(5, 2, 64, 64, generator=generator)
+    profile = Profile(
+        PlaceGaussian.fit([features], dims=6),
+        residual_whitening(features.movedim(1, -1).flatten(0, -2)),
+        Calibration.fit(RawMaps(maps, maps + 1, (20, 200))),
+    )
+    return Checkpoint(
+        CONFIG,
+        UNet(CONFIG).state_dict(),
+        "tf_efficientnet_lite2",
+        torch.arange(12.0),
+        torch.ones(12),
+        {"bolt": profile, "nut / left": profile},
+        "cosine",
+        "kl",
+        20,
+        {"licence": "none", "steps": 3},
+    )
+
+
+@pytest.fixture
+def file(model, tmp_path):
+    return checkpoints.save(tmp_path / "new" / "folder" / "model.safetensors", model)
+
+
+def test_what_is_saved_comes_back(model, file):
+    loaded = checkpoints.load(file)
+    for name in ("config", "backbone", "schedule", "pixel_score", "stride", "provenance"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    assert list(loaded.profiles) == ["bolt", "nut / left"]
+    for name, value in model.network.items():
+        assert torch.equal(loaded.network[name], value.half().float()), name
+    assert torch.equal(loaded.feature_mean, model.feature_mean)
+    before, after = model.profiles["bolt"], loaded.profiles["bolt"]
+    assert torch.equal(after.whitening, before.whitening)  # float32, exactly
+    assert after.calibration.timesteps == (20, 200)
+    assert torch.equal(after.calibration.moments, before.calibration.moments)
+    x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        after.gaussian.squared_mahalanobis(x), before.gaussian.squared_mahalanobis(x), rtol=5e-3, atol=5e-3
+    )
+
+
+def test_the_loaded_network_computes_the_same(model, file):
+    first, second = UNet(CONFIG), UNet(CONFIG)
+    first.load_state_dict({name: value.half().float() for name, value in model.network.items()})
+    second.load_state_dict(checkpoints.load(file).network)
+    x, t = torch.randn(1, 3, 64, 64), torch.tensor([20])
+    assert torch.equal(first(x, t).noise, second(x, t).noise)
+
+
+def test_a_category_of_the_default_model_costs_less_than_a_megabyte(tmp_path, model):
+    features = torch.randn(40, 192, 32, 32, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(48, 10, 256, 256)
+    profile = Profile(
+        PlaceGaussian.fit([features]),
+        residual_whitening(features[:4].movedim(1, -1).flatten(0, -2)),
+        Calibration.fit(RawMaps(maps, maps, tuple(range(10)))),
+    )
+    config = UNetConfig(size=64, channels=(64, 96), feature_channels=192)
+    sizes = [
+        checkpoints.save(
+            tmp_path / f"{count}.safetensors",
+            Checkpoint(
+                config, {}, "b", torch.zeros(192), torch.ones(192), {str(i): profile for i in range(count)}
+            ),
+        )
+        .stat()
+        .st_size
+        for count in (1, 2)
+    ]
+    assert sizes[1] - sizes[0] < 1_000_000
+
+
+def test_the_file_says_what_it_is(file):
+    _, metadata = checkpoints.load_tensors(file)
+    header = json.loads(metadata["diffad"])
+    assert header["provenance"]["licence"] == "none"
+    assert [category["name"] for category in header["categories"]] == ["bolt", "nut / left"]
+
+
+def test_missing_foreign_damaged_and_newer_files_are_refused(file, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        checkpoints.load(tmp_path / "absent.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        checkpoints.load(tmp_path / "text.safetensors")
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(CheckpointError, match="not a readable"):
+        checkpoints.load(tmp_path / "empty.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a readable"):
+        checkpoints.load(tmp_path / "cut.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not a diffad checkpoint"):
+        checkpoints.load(tmp_path / "foreign.safetensors")
+
+    tensors, metadata = checkpoints.load_tensors(file)
+    header = json.loads(metadata["diffad"])
+    newer = json.dumps({**header, "format": checkpoints.FORMAT + 1})
+    checkpoints.save_tensors(tmp_path / "newer.safetensors", tensors, {"diffad": newer})
+    with pytest.raises(CheckpointError, match="newer diffad"):
+        checkpoints.load(tmp_path / "newer.safetensors")
+    del tensors["profile.1.gaussian.mean"]
+    checkpoints.save_tensors(tmp_path / "partial.safetensors", tensors, metadata)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.load(tmp_path / "partial.safetensors")
+    checkpoints.save_tensors(tmp_path / "odd.safetensors", tensors, {"diffad": "[]"})
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.load(tmp_path / "odd.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_litter(model, file, monkeypatch):
+    before = file.read_bytes()
+
+    def no_space(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints, "to_bytes", no_space)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save(file, model)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]

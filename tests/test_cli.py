@@ -1,0 +1,459 @@
+"""The command line: its promises to people and scripts, with a toy inspector, then with a real tiny model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffad import __version__, cli
+from diffad.cli import main
+from diffad.data import Geometry, read_image
+from diffad.inspector import Inspector
+
+COMMANDS = ("train", "inspect", "reconstruct", "evaluate", "benchmark", "samples", "serve")
+
+
+def only_error(capsys) -> str:
+    """What was said: exactly one line on standard error, nothing on standard output."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("diffad: ") and err.count("\n") == 1, (out, err)
+    return err
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A toy inspector: the anomaly is how much redder than grey a pixel is.
+
+
+class Toy:
+    name, categories, size = "toy", ("nut", "ring"), 32
+    score_override: float | None = None
+
+    def __init__(self):
+        self.calls: list[dict] = []
+
+    def threshold(self, category):
+        return 1.0
+
+    def inspect(self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None):
+        settings = {"category": category, "timesteps": timesteps, "alpha": alpha, "seed": seed}
+        self.calls.append({**settings, "draws": draws})
+        pixels = read_image(image)
+        heat = (pixels[..., 0].astype(np.float32) - pixels[..., 1]) / 10
+        square = np.zeros((self.size, self.size), np.float32)
+        square[Geometry.letterbox(*pixels.shape[:2], self.size).inner] = heat.max()
+        score = float(heat.max()) if self.score_override is None else self.score_override
+        limit = 1.0 if threshold is None else threshold
+        regions = [{"box": [1, 2, 3, 4], "area": 12, "peak": 5.0, "mean": 4.0}] if score > limit else []
+        result = {
+            "category": category or "nut", "score": score, "threshold": limit, "is_anomalous": score > limit,
+            "regions": regions, "seconds": 0.1}
+        maps = dict.fromkeys(timesteps, heat)
+        return SimpleNamespace(
+            **result, image=pixels, anomaly_map=heat, square_map=square, pixel_maps=maps, feature_maps=maps,
+            timesteps=timesteps, alpha=alpha, to_dict=lambda: result)
+
+    def reconstruct(self, image, steps=100, **options):
+        self.calls.append({"steps": steps, **options})
+        pixels = read_image(image)
+        return (SimpleNamespace(index=i, total=steps, image=pixels // (i + 1), score=9.0 - i, done=i == steps)
+                for i in range(steps + 1))
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    inspector = Toy()
+    monkeypatch.setattr(Inspector, "load", classmethod(lambda cls, path, device="auto": inspector))
+    monkeypatch.setattr(cli, "default_checkpoint", lambda: Path("toy.safetensors"))
+    return inspector
+
+
+def picture(path: Path, red: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full((size[1], size[0], 3), 90, np.uint8)
+    image[5:20, 5:20, 0] += np.uint8(red)
+    Image.fromarray(image).save(path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Help and refusals
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_default_and_exit_code(command, capsys):
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "exit codes" in out and "130" in out
+    assert main(["--help"]) == 0
+    assert f"    {command}" in capsys.readouterr().out
+
+
+def test_version_and_no_command(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"diffad {__version__}\n"
+    assert main([]) == 2
+    assert "COMMAND" in only_error(capsys)
+
+
+def test_help_and_refusals_answer_without_the_heavy_libraries():
+    code = (
+        "import sys; from diffad.cli import main; main(['inspect', '-h']); main(['inspect', '--alpha', '9']);"
+        "print([m for m in ('torch', 'numpy', 'cv2', 'gradio') if m in sys.modules], file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("options, hint", [
+    (["--timesteps", "20,x"], "whole numbers"),
+    (["--timesteps", "20,1.5"], "whole numbers"),
+    (["--timesteps", "-5"], "--timesteps"),
+    (["--timesteps", "20,1000"], "0 to 999"),
+    (["--timesteps", ",".join(map(str, range(13)))], "1 to 12"),
+    (["--timesteps", ""], "whole numbers"),
+    (["--alpha", "1.5"], "0 to 1"),
+    (["--alpha", "nan"], "0 to 1"),
+    (["--alpha", "half"], "0 to 1"),
+    (["--seed", "-1"], "from 0"),
+    (["--draws", "0"], "1 to 16"),
+    (["--threshold", "inf"], "threshold"),
+    (["--category", "bolt"], "nut, ring"),
+    (["--colour", "red"], "--colour"),
+    (["nowhere.png"], "nowhere.png"),
+    ([""], "empty"),
+])
+def test_inspect_refuses_with_one_line(options, hint, toy, tmp_path, capsys):
+    assert main(["inspect", str(picture(tmp_path / "a.png")), *options]) == 2
+    assert hint in only_error(capsys)
+    assert toy.calls == []
+
+
+@pytest.mark.parametrize("command", ["inspect", "reconstruct", "evaluate", "train"])
+def test_missing_or_empty_folders_are_refused(command, toy, tmp_path, capsys):
+    more = ["--out", str(tmp_path / "x.safetensors"), "--steps", "1"] if command == "train" else []
+    (tmp_path / "empty").mkdir()
+    for folder in ("absent", "empty"):
+        assert main([command, str(tmp_path / folder), *more]) == 2
+        assert folder in only_error(capsys)
+
+
+def test_bad_checkpoint_device_and_missing_model(monkeypatch, tmp_path, capsys):
+    source = str(picture(tmp_path / "a.png"))
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    assert main(["inspect", source, "--checkpoint", str(tmp_path / "junk.safetensors")]) == 2
+    assert "junk.safetensors" in only_error(capsys)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "diffad" / "cli.py"))
+    assert main(["inspect", source]) == 2
+    assert "--checkpoint" in only_error(capsys)
+
+    def no_device(cls, path, device="auto"):
+        raise ValueError(f"there is no device {device!r} here")
+
+    monkeypatch.setattr(Inspector, "load", classmethod(no_device))
+    assert main(["inspect", source, "--checkpoint", "x", "--device", "warp"]) == 2
+    assert "warp" in only_error(capsys)
+
+
+def test_default_checkpoint_beside_the_package_or_inside(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "diffad" / "cli.py"))
+    inside, beside = (tmp_path / folder / "checkpoints" / "parts.safetensors" for folder in ("diffad", "."))
+    for file in (inside, beside):
+        file.parent.mkdir(parents=True)
+        file.touch()
+        assert cli.default_checkpoint().samefile(file)
+
+
+def test_interruption_and_system_errors_leave_no_trace(toy, tmp_path, capsys, monkeypatch):
+    source = str(picture(tmp_path / "a.png"))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "inspect", interrupted)
+    assert main(["inspect", source, "--json"]) == 130
+    assert "interrupted" in only_error(capsys)
+    assert main(["inspect", source, "--out", source]) == 2
+    assert "folder" in only_error(capsys)
+    assert main(["inspect", source, "--out", source + "/deeper"]) == 2
+    assert "a.png" in only_error(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# inspect
+
+
+def test_inspect_json_is_one_document(toy, tmp_path, capsys):
+    picture(tmp_path / "parts" / "a.png", red=50)
+    picture(tmp_path / "parts" / "b.png")
+    (tmp_path / "parts" / "c.png").write_bytes(b"not a picture")
+    again = str(tmp_path / "parts" / "a.png")
+    options = "--timesteps 400,20,20 --alpha 0.25 --seed 7 --draws 2 --category ring".split()
+    assert main(["inspect", str(tmp_path / "parts"), again, "--json", *options]) == 1
+    out, err = capsys.readouterr()
+    records = json.loads(out)
+    assert [Path(r["path"]).name for r in records] == ["a.png", "b.png", "c.png"]  # each once
+    for record in records[:2]:
+        assert {"path", "category", "score", "threshold", "is_anomalous", "regions", "seconds"} <= set(record)
+    assert [r["is_anomalous"] for r in records[:2]] == [True, False]
+    assert records[0]["regions"][0]["area"] == 12
+    assert set(records[2]) == {"path", "error"} and "c.png" in err and err.startswith("diffad: ")
+    assert toy.calls[0] == {"category": "ring", "timesteps": (20, 400), "alpha": 0.25, "seed": 7, "draws": 2}
+
+
+def test_inspect_for_people(toy, tmp_path, capsys):
+    assert main(["inspect", str(picture(tmp_path / "a.png", red=50)), str(picture(tmp_path / "b.png"))]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("ANOMALOUS") and "5.00" in first and "1 region " in first and "a.png" in first
+    assert second.startswith("good") and "b.png" in second
+
+
+def test_exit_codes_that_scripts_can_use(toy, tmp_path, capsys):
+    good, bad = str(picture(tmp_path / "good.png")), str(picture(tmp_path / "bad.png", red=50))
+    assert main(["inspect", good, bad]) == 0
+    assert main(["inspect", good, "--fail-on-anomaly"]) == 0
+    assert main(["inspect", good, bad, "--fail-on-anomaly"]) == 3
+    assert main(["inspect", bad, "--fail-on-anomaly", "--threshold", "99"]) == 0
+    (tmp_path / "junk.png").touch()
+    assert main(["inspect", bad, str(tmp_path / "junk.png"), "--fail-on-anomaly"]) == 1
+
+
+def test_nan_never_reaches_json(toy, tmp_path, capsys):
+    toy.score_override = float("nan")
+    assert main(["inspect", str(picture(tmp_path / "a.png")), "--json", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["score"] is None
+    assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
+    numbers = {1: (np.float32("inf"), np.int64(3), np.bool_(True))}
+    assert json.loads(cli._json(numbers)) == {"1": [None, 3, True]}
+
+
+def test_what_libraries_print_does_not_reach_the_document(toy, tmp_path, capsys, monkeypatch):
+    inspect = toy.inspect
+    monkeypatch.setattr(toy, "inspect", lambda *a, **k: print("chatter") or inspect(*a, **k))
+    assert main(["inspect", str(picture(tmp_path / "a.png")), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1 and "chatter" in err
+
+
+def test_inspect_writes_evidence(toy, tmp_path, capsys):
+    source = picture(tmp_path / "in" / "part.png", red=50)
+    (tmp_path / "in" / "torn.png").write_bytes(source.read_bytes()[:60])
+    out = tmp_path / "deep" / "out"
+    assert main(["inspect", str(tmp_path / "in"), "--out", str(out), "--json"]) == 1
+    records = json.loads(capsys.readouterr().out)
+    assert records == json.loads((out / "results.json").read_text())
+    assert records[0]["files"] == ["part_overlay.png", "part_map.npy", "part_evidence.png"]
+    anomaly_map = np.load(out / "part_map.npy")
+    assert anomaly_map.dtype == np.float32 and anomaly_map.shape == (30, 40) and anomaly_map.max() == 5
+    overlay = read_image(out / "part_overlay.png")
+    assert overlay.shape == (30, 40, 3) and (overlay != read_image(source)).any()
+    assert read_image(out / "part_evidence.png").shape[1] > 200
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["regions"] for row in rows] == ["1", ""] and rows[0]["is_anomalous"] == "True"
+    assert rows[1]["error"] and float(rows[0]["score"]) == 5
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(toy, tmp_path, capsys):
+    places = "good/0.png cut/0.png cut/0.bmp other/cut/0.png cut/1.png cut/Case.png cut/case.bmp".split()
+    sources = [picture(tmp_path / place, red=10 * i + 20) for i, place in enumerate(places)]
+    out = tmp_path / "out"
+    assert main(["inspect", *map(str, sources), "--out", str(out)]) == 0
+    names = [record["files"][1] for record in json.loads((out / "results.json").read_text())]
+    expected = ("good_0", "cut_0", "cut_0_2", "cut_0_3", "1")
+    assert names[:5] == [f"{name}_map.npy" for name in expected]
+    assert len({name.casefold() for name in names}) == 7  # also where the disk ignores case
+    assert [np.load(out / name).max() for name in names] == [2 + i for i in range(7)]
+
+
+def test_inputs_are_never_overwritten(toy, tmp_path, capsys):
+    """Not even when the output folder is theirs and a picture has the name that an overlay would get."""
+    part = picture(tmp_path / "part.png", red=50)
+    trap = picture(tmp_path / "part_overlay.png", red=20)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "part_2_map.npy").symlink_to(part)
+    before = {file: file.read_bytes() for file in (part, trap)}
+    assert main(["inspect", str(part), str(trap), "--out", str(tmp_path)]) == 0
+    assert {file: file.read_bytes() for file in before} == before
+    assert (tmp_path / "part_2_overlay.png").is_file()
+    assert main(["inspect", str(part), str(trap), "--out", str(tmp_path / "link")]) == 0
+    assert {file: file.read_bytes() for file in before} == before
+    results = picture(tmp_path / "x.png").rename(tmp_path / "results.json")
+    content = results.read_bytes()
+    assert main(["inspect", str(results), "--out", str(tmp_path)]) == 2
+    assert results.read_bytes() == content
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reconstruct, evaluate, samples, serve
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_reconstruct_writes_the_animation(kind, toy, tmp_path, capsys):
+    source = picture(tmp_path / "part.png", red=50, size=(1000, 40))
+    (tmp_path / "torn.png").touch()
+    options = "--steps 3 --denoise-every 2 --step-size 0.01 --timestep 30 --method paper --json".split()
+    where = ["--out", str(tmp_path / "out"), "--format", kind]
+    assert main(["reconstruct", str(source), str(tmp_path / "torn.png"), *where, *options]) == 1
+    done, torn = json.loads(capsys.readouterr().out)
+    assert (done["steps"], done["score_before"], done["score_after"]) == (3, 9.0, 6.0) and "error" in torn
+    with Image.open(done["animation"]) as film:
+        assert film.format == kind.upper() and film.n_frames == 4 and film.size == (768, 31)
+    assert (read_image(done["repaired"]) == read_image(source) // 4).all()  # lossless, the picture's own size
+    expected = {"steps": 3, "denoise_every": 2, "step_size": 0.01, "timestep": 30, "method": "paper"}
+    assert toy.calls[0] | expected == toy.calls[0]
+
+
+def test_frames_are_kept_no_larger_than_they_are_shown():
+    assert cli._frame(np.zeros((20, 4000, 3), np.uint8)).shape == (4, 768, 3)
+    assert cli._frame(np.zeros((16, 40_000, 3), np.uint8)).shape == (1, 768, 3)
+
+
+def labelled(root: Path) -> Path:
+    for i in range(2):
+        picture(root / "nut" / "test" / "good" / f"{i}.png", size=(32, 32))
+        picture(root / "nut" / "test" / "cut" / f"{i}.png", red=50, size=(32, 32))
+        mask = np.zeros((32, 32), np.uint8)
+        mask[5:20, 5:20] = 255
+        (root / "nut" / "ground_truth" / "cut").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(root / "nut" / "ground_truth" / "cut" / f"{i}_mask.png")
+        picture(root / "nut" / "train" / "good" / f"{i}.png")
+    return root
+
+
+def test_evaluate_gives_an_object_per_category(toy, tmp_path, capsys):
+    assert main(["evaluate", str(labelled(tmp_path)), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["nut"]
+    assert {"image_auroc", "pixel_auroc", "aupro", "seconds_per_image", "images"} <= set(result["nut"])
+    assert result["nut"]["image_auroc"] == 1.0
+    assert result["nut"]["images"] == 4  # without the training pictures
+    repair = ["--repair", "--limit", "1", "--steps", "2"]
+    assert main(["evaluate", str(tmp_path / "nut"), *repair]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| nut |") == 2 and "AUPRO" in out and "PSNR" in out
+    assert main(["evaluate", str(tmp_path / "nut"), *repair, "--json"]) == 0
+    repair = json.loads(capsys.readouterr().out)["nut"]["repair"]
+    assert (repair["good"], repair["defective"], repair["steps"]) == (1, 1, 2)
+
+
+def test_evaluate_refuses_what_it_cannot_measure(toy, tmp_path, capsys):
+    picture(tmp_path / "plain" / "a.png")
+    assert main(["evaluate", str(tmp_path / "plain")]) == 2
+    assert "labelled" in only_error(capsys)
+    root = labelled(tmp_path / "set")
+    (root / "nut" / "test" / "good" / "1.png").write_bytes(b"torn")
+    assert main(["evaluate", str(root), "--json"]) == 1  # never a number over fewer pictures than given
+    assert "1.png" in only_error(capsys)
+
+
+def test_samples_writes_a_set_once(tmp_path, capsys):
+    options = "--category leather --train 1 --good 0 --defective 1 --size 64 --json".split()
+    argv = ["samples", str(tmp_path / "set"), *options]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 2
+    assert len(list((tmp_path / "set").rglob("*.png"))) == 3  # and a mask
+    assert main(argv) == 2
+    assert "not empty" in only_error(capsys)
+    assert main(["samples", str(tmp_path / "new"), "--category", "cheese"]) == 2
+    assert "leather" in only_error(capsys) and not (tmp_path / "new").exists()
+
+
+def test_serve_hands_over_host_and_port(toy, monkeypatch, capsys):
+    seen = {}
+    page = ModuleType("diffad.ui")
+    page.serve = lambda inspectors, host, port: seen.update(models=list(inspectors), host=host, port=port)
+    page.bundled_checkpoints = lambda: [Path("parts.safetensors"), Path("bottle.safetensors")]
+    monkeypatch.setitem(sys.modules, "diffad.ui", page)
+    assert main(["serve"]) == 0
+    assert seen == {"models": ["parts", "bottle"], "host": None, "port": None}
+    assert main(["serve", "--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", "7999"]) == 0
+    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": 7999}
+    assert main(["serve", "--port", "99999"]) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A real, tiny, hardly trained model
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A set of two categories and a checkpoint, both made by the command line."""
+    root = tmp_path_factory.mktemp("workshop")
+    parts = "--category leather --category carbon_fibre --train 10 --good 2 --defective 2 --size 64".split()
+    assert main(["samples", str(root / "set"), *parts]) == 0
+    recipe = "--steps 2 --batch 2 --size 64 --channels 64,64".split()
+    assert main(["train", str(root / "set"), "--out", str(root / "tiny.safetensors"), *recipe]) == 0
+    return root
+
+
+def test_train_refuses(workshop, tmp_path, capsys):
+    data, out = str(workshop / "set"), ["--out", str(tmp_path / "x.safetensors")]
+    tiny = ["--from", str(workshop / "tiny.safetensors")]
+    for argv, hint in (
+        ([data, *out], "--minutes"),
+        ([data, *out, "--steps", "1", "--minutes", "1"], "not allowed"),
+        ([data, *out, "--minutes", "0"], "--minutes"),
+        ([data, "--out", "x.pt", "--steps", "1"], ".safetensors"),
+        ([data, *out, "--steps", "1", "--size", "50"], "50"),
+        ([data, *out, "--steps", "1", "--channels", "64,x"], "--channels"),
+        ([data, *out, "--steps", "1", "--device", "warp"], "warp"),
+        ([data, *out, "--steps", "1", "--size", "64", *tiny], "--from"),
+        ([data, *out, "--steps", "1", "--from", str(tmp_path / "absent")], "absent"),
+        ([data, *out, "--steps", "1", "--resume", "--size", "64", "--channels", "64,64"], "resume"),
+    ):
+        assert main(["train", *argv]) == 2, argv
+        assert hint in only_error(capsys), argv
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_leaves_a_log_and_a_model_that_says_where_it_comes_from(workshop):
+    rows = [json.loads(line) for line in (workshop / "tiny.log.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 1 and rows[0]["loss"] > 0
+    assert (workshop / "tiny.loss.png").stat().st_size > 1000
+    inspector = Inspector.load(workshop / "tiny.safetensors", device="cpu")
+    assert inspector.categories == ("carbon_fibre", "leather") and inspector.size == 64
+    assert inspector.provenance["steps"] == 2
+
+
+def test_inspect_in_a_process_of_its_own(workshop, tmp_path):
+    cut = workshop / "set" / "leather" / "test" / "cut" / "000.png"
+    good = workshop / "set" / "leather" / "test" / "good"
+    (tmp_path / "torn.png").write_bytes(cut.read_bytes()[:500])
+    sources = [str(good), str(tmp_path / "torn.png"), str(cut)]
+    options = ["--checkpoint", str(workshop / "tiny.safetensors"), "--device", "cpu", "--json"]
+    argv = [sys.executable, "-m", "diffad", "inspect", *sources, *options, "--out", str(tmp_path / "out")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and "torn.png" in done.stderr
+    records = json.loads(done.stdout)
+    assert [("error" in record) for record in records] == [False, False, True, False]
+    assert records[0]["category"] == "leather" and records[0]["timesteps"] == [20, 200, 400]
+    own = Inspector.load(workshop / "tiny.safetensors", device="cpu").inspect(cut)
+    assert records[3]["score"] == pytest.approx(own.score, abs=1e-4)
+    assert np.allclose(np.load(tmp_path / "out" / "cut_000_map.npy"), own.anomaly_map, atol=1e-4)
+
+
+def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):
+    model = ["--checkpoint", str(workshop / "tiny.safetensors"), "--json"]
+    assert main(["evaluate", str(workshop / "set"), "--repair", "--limit", "1", "--steps", "2", *model]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["carbon_fibre", "leather"]
+    for values in result.values():
+        assert 0 <= values["aupro"] <= 1 and values["images"] == 4
+        assert values["repair"]["psnr_good_median"] > 20
+    cut = str(workshop / "set" / "leather" / "test" / "cut" / "000.png")
+    paper = ["--steps", "3", "--method", "paper"]
+    assert main(["reconstruct", cut, "--out", str(tmp_path), *paper, *model]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["steps"] == 3 and Image.open(record["animation"]).n_frames >= 2
+    assert main(["benchmark", "--runs", "2", "--steps", "2", *model]) == 0
+    speed = json.loads(capsys.readouterr().out)
+    assert speed["inspection_seconds"] >= speed["network_seconds"] + speed["features_seconds"] > 0
+    assert min(speed[key] for key in speed if key.endswith("seconds") and key != "rest_seconds") > 0

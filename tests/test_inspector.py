@@ -1,0 +1,206 @@
+"""The public object, with the bundled model on its own kind of pictures."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffad.checkpoint import CheckpointError
+from diffad.data import DataError
+from diffad.inspector import Inspector
+from diffad.scoring import image_score
+from diffad.synthetic import CATEGORIES, DEFECTS, make_part
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
+DEFECTIVE = make_part(CATEGORIES[0], seed=90_001, defect=DEFECTS[CATEGORIES[0]][0])
+GOOD = make_part(CATEGORIES[0], seed=90_001)
+
+
+@pytest.fixture(scope="module")
+def inspector():
+    return Inspector.load(CHECKPOINT, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def defective(inspector):
+    return inspector.inspect(DEFECTIVE.image)
+
+
+def test_a_defect_is_found_where_it_is_and_a_good_part_is_good(inspector, defective):
+    assert defective.is_anomalous
+    assert defective.score > defective.threshold
+    y, x = np.unravel_index(defective.anomaly_map.argmax(), defective.anomaly_map.shape)
+    rows, columns = np.nonzero(DEFECTIVE.mask)
+    assert rows.min() - 8 <= y <= rows.max() + 8
+    assert columns.min() - 8 <= x <= columns.max() + 8
+    good = inspector.inspect(GOOD.image)
+    assert not good.is_anomalous
+    assert good.score < 0.5 * defective.score
+    assert not good.regions
+
+
+def test_every_category_is_recognised(inspector):
+    for category in CATEGORIES:
+        for seed in (90_100, 90_101):
+            inspection = inspector.inspect(make_part(category, seed).image, timesteps=(200,))
+            assert (inspection.category, inspection.recognised) == (category, True)
+            assert inspection.category_fits
+    assert not inspector.inspect(GOOD.image, CATEGORIES[1], timesteps=(200,)).recognised
+
+
+def test_a_picture_of_something_else_does_not_fit(inspector):
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    assert not inspector.inspect(noise, timesteps=(200,)).category_fits
+
+
+def test_maps_have_the_pictures_own_geometry_and_regions_lie_in_it(inspector):
+    wide = np.asarray(Image.fromarray(DEFECTIVE.image).resize((640, 480)))
+    inspection = inspector.inspect(wide)
+    for maps in (inspection.pixel_maps, inspection.feature_maps):
+        assert set(maps) == {20, 200, 400}
+        assert all(m.shape == (480, 640) and m.dtype == np.float32 for m in maps.values())
+    assert inspection.anomaly_map.shape == (480, 640)
+    assert inspection.image.shape == (480, 640, 3)
+    for region in inspection.regions:
+        x, y, width, height = region.box
+        assert 0 <= x and x + width <= 640 and 0 <= y and y + height <= 480
+        inside = inspection.anomaly_map[y : y + height, x : x + width]
+        assert region.peak == inside.max() > inspection.threshold
+
+
+def test_the_same_seed_gives_the_same_maps_whatever_else_is_in_the_batch(inspector, defective):
+    again = inspector.inspect(DEFECTIVE.image)
+    assert np.array_equal(again.anomaly_map, defective.anomaly_map)
+    more = inspector.inspect(DEFECTIVE.image, timesteps=(5, 20, 100, 200, 300, 400, 600))
+    for t in (20, 200, 400):
+        np.testing.assert_allclose(more.pixel_maps[t], defective.pixel_maps[t], rtol=0.05, atol=0.1)
+        np.testing.assert_allclose(more.feature_maps[t], defective.feature_maps[t], rtol=0.05, atol=0.1)
+    other = inspector.inspect(DEFECTIVE.image, seed=1)
+    assert not np.array_equal(other.anomaly_map, defective.anomaly_map)
+
+
+def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
+    monkeypatch.setattr(inspector, "_network", None)
+    monkeypatch.setattr(inspector, "_extractor", None)
+    pixels = defective.fused(alpha=1, timesteps=(20,))
+    np.testing.assert_allclose(pixels.anomaly_map, defective.pixel_maps[20], rtol=1e-6)
+    meaning = defective.fused(alpha=0)
+    expected = np.mean(list(defective.feature_maps.values()), axis=0)
+    np.testing.assert_allclose(meaning.anomaly_map, expected, rtol=1e-5, atol=1e-5)
+    assert meaning.score == pytest.approx(image_score(expected), rel=1e-5)
+    assert meaning.threshold == pytest.approx(inspector.threshold(defective.category, alpha=0))
+    assert not defective.fused(threshold=1e6).is_anomalous
+    assert defective.fused(threshold=1e6).regions == ()
+    back = meaning.fused(alpha=0.5)
+    assert back.score == defective.score
+    assert back.threshold == defective.threshold
+    with pytest.raises(ValueError, match="was not computed"):
+        defective.fused(timesteps=(77,))
+
+
+def test_an_inspection_does_not_change(defective):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        defective.score = 0.0
+
+
+def test_threshold_and_rate_are_inverse_and_hold_for_good_parts(inspector):
+    category = CATEGORIES[0]
+    scores = inspector.good_scores(category)
+    assert len(scores) >= 4
+    assert scores.mean() < inspector.threshold(category)
+    for rate in (0.2, 0.05, 0.001):
+        assert inspector.rate(category, inspector.threshold(category, rate=rate)) == pytest.approx(
+            rate, rel=1e-3
+        )
+    assert inspector.threshold(category, rate=0.001) > inspector.threshold(category, rate=0.1)
+
+
+def test_one_network_call_for_all_timesteps_and_draws(inspector, monkeypatch):
+    calls = []
+    forward = type(inspector._network).forward
+
+    def counted(self, x_t, t):
+        calls.append(len(t))
+        return forward(self, x_t, t)
+
+    monkeypatch.setattr(type(inspector._network), "forward", counted)
+    inspector.inspect(GOOD.image, timesteps=(20, 100, 200, 400), draws=2)
+    assert calls == [8]
+
+
+def test_paths_pictures_and_arrays_are_the_same_picture(inspector, defective, tmp_path):
+    file = tmp_path / "part.png"
+    Image.fromarray(DEFECTIVE.image).save(file)
+    for source in (file, str(file), Image.open(file)):
+        assert inspector.inspect(source).score == defective.score
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"category": "spoon"}, "no category 'spoon'"),
+        ({"timesteps": ()}, "1 to 12 timesteps"),
+        ({"timesteps": (20, 1000)}, "between 0 and 999"),
+        ({"alpha": 1.5}, "alpha lies between"),
+        ({"draws": 0}, "draws"),
+    ],
+)
+def test_settings_out_of_range_are_refused(inspector, settings, message):
+    with pytest.raises(ValueError, match=message):
+        inspector.inspect(GOOD.image, **settings)
+
+
+def test_a_broken_picture_or_model_is_refused(inspector, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(DataError):
+        inspector.inspect(tmp_path / "broken.png")
+    with pytest.raises(CheckpointError):
+        Inspector.load(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="no device"):
+        Inspector.load(CHECKPOINT, device="cuda:77")
+
+
+def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defective):
+    steps = list(inspector.reconstruct(DEFECTIVE.image, steps=30))
+    assert [step.index for step in steps] == list(range(31))
+    assert [step.done for step in steps] == [False] * 30 + [True]
+    assert np.array_equal(steps[0].image, DEFECTIVE.image)
+    assert steps[0].score == defective.score
+    assert steps[-1].score < 0.6 * defective.score
+    away = defective.anomaly_map < 0.25 * defective.threshold
+    for step in (steps[1], steps[-1]):
+        difference = step.image.astype(int) - DEFECTIVE.image
+        assert np.abs(difference[away]).mean() < 0.5
+    changed = np.abs(steps[-1].image.astype(int) - DEFECTIVE.image).max(axis=-1) > 8
+    assert changed[DEFECTIVE.mask].any()
+
+
+def test_a_good_part_comes_out_as_it_went_in(inspector):
+    steps = list(inspector.reconstruct(GOOD.image, steps=10))
+    assert steps[-1].done
+    mse = np.mean((steps[-1].image.astype(float) - GOOD.image) ** 2)
+    assert mse == 0 or 10 * np.log10(255**2 / mse) > 40
+
+
+def test_a_repair_may_stop_at_the_threshold(inspector):
+    steps = list(inspector.reconstruct(DEFECTIVE.image, steps=100, stop_at_threshold=True))
+    assert steps[-1].done
+    if steps[-1].index < 100:
+        assert steps[-1].score <= inspector.inspect(DEFECTIVE.image).threshold
+
+
+def test_the_printed_algorithm_moves_the_whole_picture(inspector):
+    steps = list(inspector.reconstruct(DEFECTIVE.image, steps=5, method="paper", step_size=0.02, timestep=32))
+    assert len(steps) == 6
+    assert (steps[-1].image != DEFECTIVE.image).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 0}, {"step_size": 2}, {"timestep": 1000}, {"method": "magic"}, {"denoise_every": 0}],
+)
+def test_repair_settings_are_checked_before_the_first_step(inspector, settings):
+    with pytest.raises(ValueError, match=r"steps|method"):
+        inspector.reconstruct(DEFECTIVE.image, **settings)

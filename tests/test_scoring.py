@@ -1,0 +1,573 @@
+"""Scores against formulas in the Gaussian world, the whitening and calibration against their definitions."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from gaussian_world import GaussianWorld, alpha_bar, smooth_mean
+
+from diffad.diffusion import Prediction, Schedule
+from diffad.scoring import (
+    TIMESTEPS,
+    Calibration,
+    RawMaps,
+    denoise_all,
+    evidence,
+    feature_maps,
+    feature_score,
+    find_regions,
+    fuse,
+    image_score,
+    noise_for,
+    pixel_score,
+    rate_for,
+    residual_whitening,
+    smooth,
+    threshold_for,
+)
+
+LINEAR = Schedule.linear()
+SIZE = 16
+PATCH = (slice(4, 8), slice(9, 13))  # y, x of the planted anomaly
+
+
+@pytest.fixture(scope="module")
+def world() -> GaussianWorld:
+    """Deviation 0.05 at the left, 0.2 at the right: nothing reaches ±1, places are unequally uncertain."""
+    return GaussianWorld.correlated(smooth_mean(SIZE), torch.linspace(0.05, 0.2, SIZE))
+
+
+@pytest.fixture(scope="module")
+def normal(world) -> torch.Tensor:
+    return world.sample(24).float()
+
+
+class Recorded:
+    """A denoiser that remembers what it was asked."""
+
+    def __init__(self, denoise) -> None:
+        self.denoise, self.calls = denoise, []
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
+        self.calls.append((x_t, t))
+        return self.denoise(x_t, t)
+
+
+def stub(x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
+    """Elementwise, so that a picture's prediction cannot depend on its neighbours in the batch."""
+    level = t.view(-1, 1, 1, 1) / 1000
+    return Prediction(
+        x_t * level.sqrt(), torch.sigmoid(x_t), level - 3 + 0.1 * x_t, (x_t + level)[:, :, ::4, ::4].tanh()
+    )
+
+
+def pictures(count: int = 3, size: int = SIZE, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# -- the one network call ------------------------------------------------------------------------------------
+
+
+def test_noise_depends_on_seed_t_and_draw_only():
+    noise = noise_for(3, 200, 1, (3, 8, 8))
+    torch.manual_seed(5)
+    assert torch.equal(noise_for(3, 200, 1, torch.Size((3, 8, 8))), noise)
+    others = [noise_for(*key, (3, 8, 8)) for key in ((4, 200, 1), (3, 201, 1), (3, 200, 2))]
+    assert all(abs(float((noise * other).mean())) < 0.25 for other in others)  # 3.5 σ of independent noise
+    before = torch.get_rng_state()
+    noise_for(0, 0, 0, (3,))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_is_standard_normal():
+    noise = torch.stack([noise_for(seed, t, 0, (3, 32, 32)) for seed in range(4) for t in TIMESTEPS])
+    assert abs(float(noise.mean())) < 0.02 and float(noise.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_no_two_noises_of_a_session_are_the_same():
+    keys = [
+        (seed, t, draw)
+        for seed in range(8)
+        for t in (0, 1, 20, 200, 400, 991, 992, 999)
+        for draw in range(16)
+    ]
+    assert len({noise_for(*key, (4,)).numpy().tobytes() for key in keys}) == len(keys)
+
+
+def test_every_timestep_and_draw_is_in_one_call_in_the_stated_order():
+    denoise, x = Recorded(stub), pictures(2)
+    x_t, t, prediction = denoise_all(LINEAR, denoise, x, (20, 400), seed=7, draws=3)
+    assert len(denoise.calls) == 1 and denoise.calls[0][0] is x_t
+    assert t.tolist() == [20, 20, 20, 400, 400, 400] * 2
+    for row, (picture, time, draw) in enumerate(
+        (p, t, d) for p in range(2) for t in (20, 400) for d in range(3)
+    ):
+        expected = LINEAR.q_sample(
+            x[picture, None], torch.tensor([time]), noise_for(7, time, draw, x.shape[1:])
+        )
+        torch.testing.assert_close(x_t[row], expected[0])
+    torch.testing.assert_close(prediction.noise, stub(x_t, t).noise)
+
+
+def test_evidence_is_one_call_and_has_the_stated_shapes():
+    denoise, x = Recorded(stub), pictures(2)
+    pixel, residual = evidence(LINEAR, denoise, x, torch.zeros(2, 3, 4, 4), (20, 200, 400), draws=2)
+    assert len(denoise.calls) == 1 and len(denoise.calls[0][0]) == 12
+    assert pixel.shape == (2, 3, SIZE, SIZE) and residual.shape == (2, 3, 2, 3, 4, 4)
+    assert pixel.dtype == residual.dtype == torch.float32
+
+
+def test_a_map_depends_neither_on_the_batch_nor_on_the_other_timesteps():
+    x, features = pictures(3), torch.rand(3, 3, 4, 4)
+    pixel, residual = evidence(LINEAR, stub, x, features, (20, 200, 400), seed=2, draws=2)
+    alone = evidence(LINEAR, stub, x[1:2], features[1:2], (200,), seed=2, draws=2)
+    torch.testing.assert_close(alone[0], pixel[1:2, 1:2])
+    torch.testing.assert_close(alone[1], residual[1:2, 1:2])
+
+
+def test_draws_are_averaged_as_scores_not_as_predictions():
+    x, features, whitening = pictures(1), torch.rand(1, 3, 4, 4), torch.eye(3)
+    pixel, residual = evidence(LINEAR, stub, x, features, (50,), draws=3)
+    maps = []
+    for draw in range(3):
+        t = torch.tensor([50])
+        x_t = LINEAR.q_sample(x, t, noise_for(0, 50, draw, x.shape[1:])[None])
+        prediction = stub(x_t, t)
+        error = (features - prediction.features).square().mean(1)
+        maps.append((pixel_score(LINEAR, prediction, x, x_t, t), error))
+    mean_pixel, mean_error = (torch.stack(both).mean(0) for both in zip(*maps))
+    torch.testing.assert_close(pixel[:, 0], smooth(mean_pixel))
+    size_four = feature_maps(residual, whitening, 4)
+    torch.testing.assert_close(size_four[:, 0], smooth(mean_error))
+
+
+def test_arithmetic_after_the_network_stays_float32_under_autocast():
+    """Inspector and training call `evidence` inside bf16 autocast, for the network's sake alone."""
+    x, features, whitening = pictures(2, 64), torch.rand(2, 3, 16, 16), torch.eye(3) + 0.1
+    pixel, residual = evidence(LINEAR, stub, x, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        pixel_cast, residual_cast = evidence(LINEAR, stub, x, features)
+        feature_cast = feature_maps(residual, whitening, 64)
+    assert pixel_cast.dtype == residual_cast.dtype == feature_cast.dtype == torch.float32
+    torch.testing.assert_close(pixel_cast, pixel)
+    torch.testing.assert_close(feature_cast, feature_maps(residual, whitening, 64))
+
+
+# -- pixel scores --------------------------------------------------------------------------------------------
+
+
+def scored(world, x, t_value, kind, stride=4):
+    """x_t, t and the score of every picture at one t in the Gaussian world."""
+    t = torch.full((len(x),), t_value)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(t_value))
+    x_t = LINEAR.q_sample(x, t, noise)
+    return x_t, t, pixel_score(LINEAR, world(x_t, t), x, x_t, t, kind, stride)
+
+
+@pytest.mark.parametrize("t", TIMESTEPS)
+def test_uncertainty_score_of_normal_pictures_has_mean_one_everywhere(world, t):
+    """At the left the world varies four times less than at the right: the score must not tell."""
+    score = scored(world, world.sample(200, seed=1).float(), t, "uncertainty")[2]
+    assert float(score.mean()) == pytest.approx(1, abs=0.05)
+    columns = score.mean(dim=(0, 1))
+    assert float(columns.min()) > 0.85 and float(columns.max()) < 1.15
+
+
+@pytest.mark.parametrize("t", TIMESTEPS)
+def test_scores_are_their_formulas(world, normal, t):
+    x_t, times, score = scored(world, normal, t, "uncertainty")
+    mean, variance = world.posterior(x_t, times)
+    error = (normal - mean) ** 2
+    torch.testing.assert_close(score.double(), (error / variance).mean(1), rtol=1e-3, atol=1e-4)
+    rgb = scored(world, normal, t, "rgb")[2]
+    torch.testing.assert_close(rgb.double(), error.mean(1), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 4, 20])
+def test_kl_score_is_the_schedules_kl_at_its_stride(world, normal, stride):
+    for t in (2, 20, 400):
+        x_t, times, score = scored(world, normal, t, "kl", stride)
+        previous = torch.full_like(times, max(t - stride, -1))
+        expected = LINEAR.kl(world(x_t, times), normal, x_t, times, previous)
+        torch.testing.assert_close(score, expected.mean(1))
+
+
+def test_an_unknown_score_is_refused(world, normal):
+    with pytest.raises(ValueError, match="uncertainty, kl, rgb"):
+        scored(world, normal, 20, "ssim")
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "kl", "rgb"])
+def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
+    world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
+    broken = world.mean.float()[None].clone()
+    broken[..., PATCH[0], PATCH[1]] += 0.6
+    pixel, _ = evidence(LINEAR, world, broken, world.features(broken), kind=kind)
+    good, _ = evidence(LINEAR, world, world.mean.float()[None], world.features(broken), kind=kind)
+    for i in range(len(TIMESTEPS)):
+        inside, away = pixel[0, i][PATCH], pixel[0, i][:, :7]
+        assert inside.mean() > 4 * good[0, i][PATCH].mean() and inside.min() > away.mean(), TIMESTEPS[i]
+        torch.testing.assert_close(away, good[0, i][:, :7])  # pixels of this world know nothing of each other
+
+
+# -- feature scores ------------------------------------------------------------------------------------------
+
+
+def test_feature_score_with_identity_whitening_is_the_papers():
+    residual = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(feature_score(residual, torch.eye(5)), (residual**2).mean(1))
+
+
+def test_feature_score_is_the_squared_mahalanobis_distance_per_channel():
+    residuals = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    covariance = residuals.T @ residuals / 300
+    field = torch.randn(2, 5, 4, 4)
+    precision = torch.linalg.inv(covariance)
+    expected = torch.einsum("bcyx,cd,bdyx->byx", field.double(), precision, field.double()) / 5
+    score = feature_score(field, residual_whitening(residuals, 0.0))
+    torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_residuals_are_the_feature_maps_of_the_prediction_error(world, normal):
+    _, residual = evidence(LINEAR, world, normal[:2], world.features(normal[:2]), (200,))
+    t = torch.tensor([200, 200])
+    x_t = LINEAR.q_sample(normal[:2], t, noise_for(0, 200, 0, normal.shape[1:]).expand(2, -1, -1, -1))
+    error = world.features(normal[:2].double() - world.posterior(x_t, t)[0])
+    torch.testing.assert_close(residual[:, 0, 0].double(), error, rtol=1e-3, atol=1e-4)
+
+
+def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
+    world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
+    x = world.sample(24).float()
+    _, residual = evidence(LINEAR, world, x, world.features(x))
+    whitening = residual_whitening(residual.movedim(3, -1).flatten(0, -2), shrinkage=0.0)
+    good = feature_maps(residual, whitening, SIZE)
+    assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
+    broken = x[:1].clone()
+    broken[..., PATCH[0], PATCH[1]] += 0.6
+    _, residual = evidence(LINEAR, world, broken, world.features(broken))
+    maps = feature_maps(residual, whitening, SIZE)[0]
+    assert all(maps[i][PATCH].mean() > 10 and maps[i][:, :7].mean() < 2 for i in range(3))
+
+
+@pytest.fixture
+def residuals() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator, dtype=torch.float64) + torch.eye(6)
+    return torch.randn(500, 6, generator=generator, dtype=torch.float64) @ mix + 0.5
+
+
+def scatter(rows: torch.Tensor) -> torch.Tensor:
+    """Second moment about zero: a bias is part of what good pictures look like."""
+    return rows.double().T @ rows.double() / len(rows)
+
+
+def test_whitened_residuals_have_identity_covariance(residuals):
+    white = residuals.float() @ residual_whitening(residuals, 0.0).T
+    torch.testing.assert_close(scatter(white), torch.eye(6, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_full_shrinkage_standardises_each_channel_alone(residuals):
+    expected = torch.diag(scatter(residuals).diagonal().rsqrt()).float()
+    torch.testing.assert_close(residual_whitening(residuals, 1.0), expected)
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.5])
+def test_shrinkage_mixes_scatter_and_diagonal(residuals, shrinkage):
+    factor = residual_whitening(residuals, shrinkage).double()
+    full = scatter(residuals)
+    mixed = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
+    torch.testing.assert_close(factor @ mixed @ factor.T, torch.eye(6).double(), atol=1e-5, rtol=0)
+    assert factor.dtype == torch.float64 and bool((factor.triu(1) == 0).all())
+
+
+def test_a_channel_that_never_moves_does_not_break_the_whitening(residuals):
+    still = residuals.clone()
+    still[:, 2] = 0
+    assert bool(torch.isfinite(residual_whitening(still)).all())
+
+
+# -- smoothing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [4, 16, 64, 256])
+def test_smoothing_keeps_constants(size):
+    torch.testing.assert_close(
+        smooth(torch.full((2, 3, size, size), 0.7)), torch.full((2, 3, size, size), 0.7)
+    )
+
+
+def test_smoothing_keeps_the_total_and_has_the_stated_width():
+    spot = torch.zeros(1, 128, 128)
+    spot[0, 60, 70] = 5
+    for sigma in (4.0, 8.0):  # px of a 256 px picture: half as many here
+        spread = smooth(spot, sigma)[0].double()
+        assert float(spread.sum()) == pytest.approx(5, rel=1e-5) and spread.min() >= 0
+        for axis, centre in ((1, 60), (0, 70)):
+            profile, place = spread.sum(axis) / 5, torch.arange(128)
+            assert float((profile * place).sum()) == pytest.approx(centre, abs=1e-3)
+            width = float((profile * (place - centre) ** 2).sum()) ** 0.5
+            assert width == pytest.approx(sigma / 2, rel=0.02)  # the filter ends at 3 σ
+
+
+def test_smoothing_is_linear_and_turns_with_the_picture():
+    maps = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(smooth(3 * maps), 3 * smooth(maps))
+    torch.testing.assert_close(smooth(maps.transpose(-1, -2)), smooth(maps).transpose(-1, -2))
+    torch.testing.assert_close(smooth(maps.flip(-1)), smooth(maps).flip(-1))
+
+
+# -- calibration ---------------------------------------------------------------------------------------------
+
+NODES = (20, 100, 200, 400)
+
+
+def raw_maps(count: int = 16, size: int = 256, seed: int = 0) -> RawMaps:
+    """Good pictures' maps: uneven places common to all, grain of each its own, another scale at every t."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def branch(level: float) -> torch.Tensor:
+        grain = torch.rand(count, len(NODES), size, size, generator=generator) ** 2
+        coarse = torch.rand(count, 1, size // 16, size // 16, generator=generator)
+        own = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+        y = torch.linspace(-2, 2, size)
+        uneven = 1 + 3 * torch.exp(-4 * ((y[:, None] ** 2 + y**2).sqrt() - 1).abs())
+        scale = level * torch.tensor([1.0, 3.0, 0.2, 7.0]).view(-1, 1, 1)
+        return scale * (smooth(grain) + own) * uneven + scale
+
+    return RawMaps(branch(1.0), branch(0.1), NODES)
+
+
+@pytest.fixture(scope="module")
+def good() -> RawMaps:
+    return raw_maps()
+
+
+@pytest.fixture(scope="module")
+def calibration(good) -> Calibration:
+    return Calibration.fit(good)
+
+
+def test_standardised_good_maps_have_mean_zero_and_deviation_one(good, calibration):
+    standard = calibration.standardise(good)
+    assert standard.timesteps == NODES
+    for maps in (standard.pixel, standard.feature):
+        assert maps.shape == good.pixel.shape
+        for i in range(len(NODES)):
+            assert float(maps[:, i].double().mean()) == pytest.approx(0, abs=1e-4)
+            assert float(maps[:, i].double().std()) == pytest.approx(1, abs=1e-4)
+
+
+def test_moments_are_by_branch_and_timestep(good, calibration):
+    assert calibration.moments.shape == (2, 2, 4) and calibration.moments.dtype == torch.float32
+    for branch, maps in enumerate((good.pixel, good.feature)):
+        torch.testing.assert_close(
+            calibration.moments[branch, 0], maps.mean(dim=(0, 2, 3)), rtol=1e-4, atol=0
+        )
+        torch.testing.assert_close(calibration.moments[branch, 1], maps.std(dim=(0, 2, 3)), rtol=1e-4, atol=0)
+
+
+def test_the_size_of_the_raw_scores_does_not_matter(good, calibration):
+    louder = Calibration.fit(RawMaps(1000 * good.pixel + 50, 0.01 * good.feature, NODES))
+    for alpha in (0, 0.4, 1):
+        np.testing.assert_allclose(
+            louder.good_scores(alpha, (20, 200)), calibration.good_scores(alpha, (20, 200)), rtol=1e-3
+        )
+
+
+def standardised_at(calibration: Calibration, t: int) -> np.ndarray:
+    """mean and std that are applied at t, [2 branches, 2], read off what becomes of 0 and 1."""
+    zero, one = (
+        calibration.standardise(RawMaps(torch.full((1, 1, 2, 2), v), torch.full((1, 1, 2, 2), v), (t,)))
+        for v in (0.0, 1.0)
+    )
+    rows = []
+    for a, b in ((zero.pixel, one.pixel), (zero.feature, one.feature)):
+        std = 1 / (float(b[0, 0, 0, 0]) - float(a[0, 0, 0, 0]))
+        rows.append((-float(a[0, 0, 0, 0]) * std, std))
+    return np.array(rows)
+
+
+def test_interpolation_is_exact_at_the_nodes_linear_between_and_constant_beyond(calibration):
+    moments = calibration.moments.double().numpy()  # [branch, (mean, std), n]
+    for i, t in enumerate(NODES):
+        np.testing.assert_allclose(standardised_at(calibration, t), moments[:, :, i], rtol=1e-4)
+    np.testing.assert_allclose(
+        standardised_at(calibration, 250), 0.75 * moments[:, :, 2] + 0.25 * moments[:, :, 3], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        standardised_at(calibration, 36), 0.8 * moments[:, :, 0] + 0.2 * moments[:, :, 1], rtol=1e-4
+    )
+    np.testing.assert_allclose(standardised_at(calibration, 0), moments[:, :, 0], rtol=1e-4)
+    np.testing.assert_allclose(standardised_at(calibration, 999), moments[:, :, 3], rtol=1e-4)
+
+
+def test_several_timesteps_are_standardised_each_by_its_own_moments(calibration):
+    maps = torch.rand(2, 3, 8, 8)
+    chosen = (400, 20, 250)  # in the caller's order
+    together = calibration.standardise(RawMaps(maps, maps, chosen))
+    for i, t in enumerate(chosen):
+        alone = calibration.standardise(RawMaps(maps[:, i : i + 1], maps[:, i : i + 1], (t,)))
+        torch.testing.assert_close(together.pixel[:, i : i + 1], alone.pixel)
+        torch.testing.assert_close(together.feature[:, i : i + 1], alone.feature)
+
+
+def test_one_calibrated_timestep_serves_every_t(good):
+    only = Calibration.fit(RawMaps(good.pixel[:, :1], good.feature[:, :1], (20,)))
+    for t in (0, 20, 700):
+        np.testing.assert_allclose(standardised_at(only, t), only.moments[:, :, 0], rtol=1e-4)
+    assert only.good_scores(0.5, (300,)).shape == (16,)
+
+
+def real_scores(
+    calibration: Calibration, maps: RawMaps, alpha: float, timesteps: tuple[int, ...]
+) -> np.ndarray:
+    """What an inspection would say of the same pictures."""
+    standard, chosen = calibration.standardise(maps), [NODES.index(t) for t in timesteps]
+    return np.array(
+        [
+            image_score(fuse(pixel[chosen].numpy(), feature[chosen].numpy(), alpha))
+            for pixel, feature in zip(standard.pixel, standard.feature)
+        ]
+    )
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])
+@pytest.mark.parametrize("timesteps", [(20,), (20, 200, 400), (100, 400)])
+def test_good_scores_are_those_of_the_real_maps(good, calibration, alpha, timesteps):
+    """Remembered are averages over cells of 4 px at few places: a few per cent below the highest pixels."""
+    remembered = calibration.good_scores(alpha, timesteps)
+    real = real_scores(calibration, good, alpha, timesteps)
+    assert remembered.dtype == np.float32 and remembered.shape == (16,)
+    np.testing.assert_allclose(remembered, real, rtol=0.1)
+    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("size, count", [(64, 12), (128, 8), (512, 2)])
+def test_good_scores_are_those_of_the_real_maps_at_other_sizes(size, count):
+    """The image score and its memory must speak of the same share of the picture at every size."""
+    maps = raw_maps(count, size)
+    calibration = Calibration.fit(maps)
+    remembered = calibration.good_scores(0.5, (20, 200))
+    real = real_scores(calibration, maps, 0.5, (20, 200))
+    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.06)
+
+
+def test_good_scores_between_two_nodes_are_those_of_the_mean_of_their_maps(calibration):
+    np.testing.assert_allclose(
+        calibration.good_scores(0.5, (300,)), calibration.good_scores(0.5, (200, 400)), rtol=1e-5
+    )
+
+
+# -- fusion and image score ----------------------------------------------------------------------------------
+
+
+def test_fusion_is_the_mean_over_timesteps_and_linear_in_alpha():
+    rng = np.random.default_rng(0)
+    pixel, feature = rng.normal(size=(2, 3, 5, 5))
+    np.testing.assert_allclose(fuse(pixel, feature, 1), pixel.mean(0))
+    np.testing.assert_allclose(fuse(pixel, feature, 0), feature.mean(0))
+    for alpha in (0.25, 0.8):
+        expected = sum(alpha * p + (1 - alpha) * f for p, f in zip(pixel, feature)) / 3  # (11), term by term
+        np.testing.assert_allclose(fuse(pixel, feature, alpha), expected)
+
+
+def test_image_score_is_the_mean_of_the_highest():
+    flat = np.arange(400, dtype=np.float32)
+    np.random.default_rng(0).shuffle(flat)
+    assert image_score(flat.reshape(20, 20)) == pytest.approx(np.arange(336, 400).mean())
+    assert image_score(flat.reshape(20, 20), top=1) == 399
+    assert image_score(np.array([[1.0, 2.0], [3.0, 6.0]])) == 3  # fewer than 64
+
+
+# -- threshold -----------------------------------------------------------------------------------------------
+
+
+def gumbel_scores(location: float, scale: float, count: int = 100_000) -> np.ndarray:
+    """Gumbel's quantiles at even probabilities."""
+    return location - scale * np.log(-np.log((np.arange(count) + 0.5) / count))
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.05, 0.01, 0.001])
+def test_threshold_is_gumbels_quantile(rate):
+    expected = 2 - 0.3 * math.log(-math.log(1 - rate))
+    assert threshold_for(gumbel_scores(2, 0.3), rate) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rate_is_gumbels_tail():
+    scores = gumbel_scores(2, 0.3)
+    for score in (1.5, 2.0, 3.0, 4.0):
+        assert rate_for(scores, score) == pytest.approx(1 - math.exp(-math.exp(-(score - 2) / 0.3)), rel=5e-3)
+
+
+@pytest.mark.parametrize("scores", [[1.0, 1.4, 0.9, 1.1], [2.0], [0.0, 0.0, 0.0], [-1.0, 0.5]])
+def test_rate_and_threshold_are_inverses(scores):
+    scores = np.array(scores, dtype=np.float32)
+    for rate in (0.9, 0.5, 0.1, 0.01, 1e-4, 1e-9):
+        assert rate_for(scores, threshold_for(scores, rate)) == pytest.approx(rate, rel=1e-4)
+
+
+def test_rate_falls_and_threshold_rises():
+    scores = np.array([1.0, 1.4, 0.9, 1.1])
+    rates = [rate_for(scores, score) for score in np.linspace(-200, 200, 401)]
+    assert all(later <= earlier for earlier, later in pairwise(rates))
+    assert rates[0] == 1 and 0 <= rates[-1] < 1e-12
+    thresholds = [threshold_for(scores, rate) for rate in (0.9, 0.5, 0.1, 0.01, 1e-4)]
+    assert thresholds == sorted(thresholds) and thresholds[0] < scores.max() < thresholds[-1]
+
+
+def test_threshold_follows_the_scores():
+    scores = np.array([1.0, 1.4, 0.9, 1.1])
+    wide = threshold_for(3 * scores)
+    assert wide == pytest.approx(3 * threshold_for(scores))
+    assert threshold_for(np.array([1.0])) > 1  # one good picture: some margin all the same
+    few, many = threshold_for(scores), threshold_for(np.tile(scores, 50))
+    assert few > many  # few pictures are less certain
+
+
+def test_a_threshold_needs_a_good_score():
+    for ask in (lambda: threshold_for(np.array([])), lambda: rate_for(np.array([]), 1.0)):
+        with pytest.raises(ValueError, match="at least one good score"):
+            ask()
+
+
+# -- regions -------------------------------------------------------------------------------------------------
+
+
+def marked() -> np.ndarray:
+    """Three regions: a bar of 5, a diagonal of 3 that touches by corners, a single pixel; background 0.5."""
+    field = np.full((12, 20), 0.5, dtype=np.float32)
+    field[2, 3:8] = [2, 3, 4, 3, 2]
+    field[6, 10] = field[7, 11] = 1.5
+    field[8, 12] = 9
+    field[11, 19] = 5
+    return field
+
+
+def test_regions_have_the_known_boxes_areas_peaks_and_means():
+    regions = find_regions(marked(), 1.0)
+    assert [region.box for region in regions] == [(10, 6, 3, 3), (19, 11, 1, 1), (3, 2, 5, 1)]
+    assert [region.area for region in regions] == [3, 1, 5]
+    assert [region.peak for region in regions] == [9, 5, 4]
+    assert [region.mean for region in regions] == pytest.approx([4, 5, 2.8])
+
+
+def test_regions_lie_above_the_threshold_and_are_large_enough():
+    assert [region.peak for region in find_regions(marked(), 4.0)] == [9, 5]  # above, not at
+    assert [region.area for region in find_regions(marked(), 1.0, min_area=3)] == [3, 5]
+    assert find_regions(marked(), 9.0) == ()
+    assert find_regions(np.zeros((4, 4), np.float32), -1.0)[0].area == 16
+
+
+def test_a_ring_does_not_own_what_lies_in_its_hole():
+    field = np.zeros((9, 9), dtype=np.float32)
+    field[1:8, 1:8], field[2:7, 2:7], field[4, 4] = 2, 0, 8
+    regions = find_regions(field, 1.0)
+    assert [(region.peak, region.area) for region in regions] == [(8, 1), (2, 24)]
+    assert regions[1].mean == 2
+
+
+def test_alpha_bar_of_the_default_timesteps_is_the_papers():
+    assert [round(float(v), 2) for v in alpha_bar(torch.tensor(TIMESTEPS)).flatten()] == [0.99, 0.66, 0.19]

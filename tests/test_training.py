@@ -1,0 +1,185 @@
+"""Training on small synthetic parts with a small network: it learns, resumes, starts from another model, and
+runs in two processes.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffad import checkpoint as checkpoints
+from diffad.checkpoint import CheckpointError
+from diffad.data import DataError
+from diffad.inspector import Inspector
+from diffad.synthetic import CATEGORIES, write_set
+from diffad.training import TrainConfig, load_normal, split_held_out, train
+from diffad.unet import UNetConfig
+
+SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
+
+
+def config(**changes):
+    return TrainConfig(**{"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, **changes})
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return write_set(
+        tmp_path_factory.mktemp("parts"), CATEGORIES[:2], train=12, good=2, defective=4, size=64, seed=3
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(parts, tmp_path_factory):
+    return train(config(steps=30, licence="free"), [parts], tmp_path_factory.mktemp("run") / "m.safetensors")
+
+
+def test_the_loss_falls_and_the_run_leaves_what_it_promises(trained):
+    rows = [json.loads(line) for line in trained.with_suffix(".log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert {"step", "seconds", "loss", "noise", "features", "vlb", "uncertainty"} <= rows[0].keys()
+    assert trained.with_suffix(".loss.png").stat().st_size > 1000
+    assert not trained.with_suffix(".resume.safetensors").exists()
+    model = checkpoints.load(trained)
+    assert tuple(model.profiles) == tuple(sorted(CATEGORIES[:2]))
+    assert model.provenance["licence"] == "free"
+    assert model.provenance["steps"] == 30
+    assert model.provenance["data"] == dict.fromkeys(sorted(CATEGORIES[:2]), 12)
+
+
+def test_held_out_pictures_are_not_trained_on():
+    pictures = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1)
+    used, held = split_held_out(pictures, 0.15, seed=0)
+    assert len(held) == 6
+    assert sorted(torch.cat([used, held]).flatten().tolist()) == list(range(40))
+    assert torch.equal(split_held_out(pictures, 0.15, seed=0)[1], held)
+
+
+def test_only_normal_training_pictures_are_read(parts):
+    read = load_normal([parts], 64)
+    assert {name: len(images) for name, images in read.items()} == dict.fromkeys(sorted(CATEGORIES[:2]), 12)
+
+
+def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):
+    whole = train(config(), [parts], tmp_path / "whole.safetensors")
+
+    class Killed(Exception):
+        pass
+
+    def kill(row):
+        if row["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config(), [parts], tmp_path / "part.safetensors", progress=kill)
+    steps = []
+    part = train(
+        config(),
+        [parts],
+        tmp_path / "part.safetensors",
+        resume=True,
+        progress=lambda row: steps.append(row["step"]),
+    )
+    assert steps == [4, 5, 6]
+    first, second = (checkpoints.load(path) for path in (whole, part))
+    for name, value in first.network.items():
+        torch.testing.assert_close(second.network[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_process_killed_by_signal_leaves_a_state_to_resume(parts, tmp_path):
+    out = tmp_path / "m.safetensors"
+    code = (
+        "import sys; from pathlib import Path; from diffad.training import *;"
+        "from diffad.unet import UNetConfig;"
+        "c = TrainConfig(steps=100000, unet=UNetConfig(size=64, channels=(64, 64)), batch=4);"
+        f"train(c, [{str(parts)!r}], {str(out)!r}, save_every=0.5)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    state = out.with_suffix(".resume.safetensors")
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    tensors, metadata = checkpoints.load_tensors(state)
+    assert json.loads(metadata["diffad.resume"])["step"] >= 1
+    assert any(name.startswith("exp_avg.") for name in tensors)
+
+
+def test_resuming_another_run_or_none_is_refused(parts, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no"):
+        train(config(), [parts], tmp_path / "m.safetensors", resume=True)
+
+
+def test_profiles_alone_take_over_the_network(trained, parts, tmp_path):
+    out = train(config(steps=0), [parts / CATEGORIES[0]], tmp_path / "p.safetensors", start_from=trained)
+    before, after = checkpoints.load(trained), checkpoints.load(out)
+    assert all(torch.equal(after.network[name], value) for name, value in before.network.items())
+    assert set(after.profiles) == set(CATEGORIES[:2])  # the untouched network keeps its other profiles
+    assert after.provenance["started_from"]["licence"] == "free"
+
+
+def test_training_on_changes_the_network_and_drops_profiles_that_no_longer_belong(trained, parts, tmp_path):
+    out = train(config(steps=2), [parts / CATEGORIES[0]], tmp_path / "p.safetensors", start_from=trained)
+    assert set(checkpoints.load(out).profiles) == {CATEGORIES[0]}
+
+
+def test_what_was_trained_inspects(trained, parts):
+    inspector = Inspector.load(trained, device="cpu")
+    good = sorted((parts / CATEGORIES[0] / "test" / "good").iterdir())[0]
+    assert inspector.inspect(good).anomaly_map.shape == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"), [("empty", "no normal|no pictures"), ("few", "at least 8"), ("absent", "no file")]
+)
+def test_unusable_data_is_refused_before_anything_is_written(source, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_set(tmp_path / "few", CATEGORIES[:1], train=3, good=1, defective=1, size=64)
+    with pytest.raises(DataError, match=message):
+        train(config(), [tmp_path / source], tmp_path / "out" / "m.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_contradict_are_refused(tmp_path, parts):
+    with pytest.raises(ValueError, match="either steps or minutes"):
+        TrainConfig()
+    with pytest.raises(ValueError, match="either steps or minutes"):
+        TrainConfig(steps=1, minutes=1)
+    with pytest.raises(CheckpointError, match=r"\.safetensors"):
+        train(config(), [parts], tmp_path / "model.pt")
+
+
+def test_two_processes_train_one_model(parts, tmp_path):
+    out = tmp_path / "ddp.safetensors"
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from diffad.training import *\n"
+        f"config = TrainConfig(steps=3, unet=UNetConfig(size=64, channels=(64, 64)), batch=2)\n"
+        f"train(config, [{str(parts)!r}], {str(out)!r}, device='cpu')\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert checkpoints.load(out).provenance["pictures_seen"] == 3 * 2 * 2
+
+
+def test_an_unfinished_run_is_pointed_out(parts, tmp_path, caplog):
+    out = tmp_path / "m.safetensors"
+    out.with_suffix(".resume.safetensors").touch()
+    with caplog.at_level(logging.WARNING, logger="diffad.training"):
+        train(config(steps=1), [parts], out)
+    assert "unfinished run" in caplog.text
