@@ -79,6 +79,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.mean": gaussian.mean.half(),
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
             f"profile.{index}.residual.whitening": _pack(profile.whitening),
+            f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
             f"profile.{index}.calibration.good_places": calibration.good_places.half(),
         }
@@ -121,6 +122,7 @@ def load(path: str | Path) -> Checkpoint:
                     "gaussian.mean",
                     "gaussian.whitening",
                     "residual.whitening",
+                    "calibration.level",
                     "calibration.moments",
                     "calibration.good_places",
                 )
@@ -131,7 +133,10 @@ def load(path: str | Path) -> Checkpoint:
                 _unpack(part["gaussian.whitening"], len(part["gaussian.projection"])),
             )
             calibration = Calibration(
-                tuple(category["timesteps"]), part["calibration.moments"], part["calibration.good_places"]
+                tuple(category["timesteps"]),
+                part["calibration.level"],
+                part["calibration.moments"],
+                part["calibration.good_places"],
             )
             profiles[category["name"]] = Profile(
                 gaussian, _unpack(part["residual.whitening"], config.feature_channels), calibration

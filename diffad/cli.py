@@ -38,7 +38,6 @@ exit codes:
   3    inspect --fail-on-anomaly found an anomalous picture
   130  interrupted
 """
-SCALE_TOP = 8.0  # σ; upper end of the colours, as on the page, so that pictures can be compared
 FRAME_SIDE = 768  # px; longest side of an animation's frames
 _Item = TypeVar("_Item")
 _Option = tuple[str, dict[str, Any]]
@@ -317,10 +316,10 @@ def samples(arguments: argparse.Namespace) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    from diffad.ui import bundled_checkpoints, serve
+    from diffad.checkpoint import bundled
+    from diffad.ui import serve
 
-    bundled = [] if arguments.checkpoint else bundled_checkpoints()
-    paths = bundled or [arguments.checkpoint or default_checkpoint()]
+    paths = [arguments.checkpoint] if arguments.checkpoint else bundled() or [default_checkpoint()]
     inspectors = {path.stem: _load_inspector(arguments, path) for path in paths}
     serve(inspectors, arguments.host, arguments.port)
     return FINISHED

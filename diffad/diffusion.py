@@ -193,6 +193,8 @@ class Schedule:
         # ε that belongs to the clipped x̂_0, so that (x̂_0, ε) stay consistent with x_t
         epsilon = (x_t - bar_t.sqrt().to(x_t.dtype) * x_start) * (1 - bar_t).rsqrt().to(x_t.dtype)
         variance = eta**2 * (1 - bar_p) / (1 - bar_t) * (1 - bar_t / bar_p)
+        if eta and noise is None:
+            raise ValueError("a DDIM step with eta > 0 needs noise")
         x_previous = bar_p.sqrt().to(x_t.dtype) * x_start
         x_previous = x_previous + (1 - bar_p - variance).clamp(min=0).sqrt().to(x_t.dtype) * epsilon
         if noise is not None:
@@ -212,8 +214,8 @@ class Schedule:
         """Walk down `timesteps` (strictly falling, ending at the clean picture) and yield (previous,
         x_previous).
 
-        method: "ddim" (deterministic) or "ddpm" (ancestral; noise drawn on the CPU from `generator`). Raises
-        ValueError for another method or for timesteps that do not fall.
+        method: "ddim" (deterministic unless eta > 0) or "ddpm" (ancestral); noise is drawn on the CPU from
+        `generator`. Raises ValueError for another method or for timesteps that do not fall.
         """
         if method not in ("ddim", "ddpm"):
             raise ValueError(f"method is 'ddim' or 'ddpm', not {method!r}")
@@ -224,11 +226,11 @@ class Schedule:
             t = torch.full((len(x_t),), t_value)
             previous = torch.full_like(t, previous_value)
             prediction = denoise(x_t, t.to(x_t.device))
-            if method == "ddim":
-                x_t = self.ddim_step(prediction, x_t, t, previous, **options)
-            else:
+            step = self.ddim_step if method == "ddim" else self.ddpm_step
+            noise = None
+            if method == "ddpm" or options.get("eta"):
                 noise = torch.randn(x_t.shape, generator=generator).to(x_t)
-                x_t = self.ddpm_step(prediction, x_t, t, previous, noise, **options)
+            x_t = step(prediction, x_t, t, previous, noise=noise, **options)
             yield previous_value, x_t
 
     # -- divergences and loss --------------------------------------------------------------------------------

@@ -37,11 +37,15 @@ from diffad.unet import UNet, pick_device
 
 Picture = str | Path | Image.Image | np.ndarray
 METHODS = ("weighed", "paper")
+SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 _MAX_TIMESTEPS = 12
 _SMALLEST_REGION = 8  # px at 256 × 256
+# Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
+# things.
+_FITS = 2.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inspection:
     """One inspected picture; everything in σ of good pictures' maps, maps float32 [H, W] in the picture's own
     geometry.
@@ -66,6 +70,12 @@ class Inspection:
     _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature) at the model's resolution
     _geometry: Geometry
     _calibration: Calibration
+
+    def __repr__(self) -> str:
+        verdict = "anomalous" if self.is_anomalous else "good"
+        return (
+            f"<Inspection: {self.category} {verdict}, score {self.score:.3g}, threshold {self.threshold:.3g}>"
+        )
 
     @property
     def is_anomalous(self) -> bool:
@@ -131,7 +141,9 @@ class Inspection:
             same = alpha == self.alpha and chosen == self.timesteps
             threshold = self.threshold if same else threshold_for(good)
         changed = replace(self, alpha=alpha, timesteps=chosen, good_scores=good, threshold=float(threshold))
-        return replace(changed, score=image_score(changed.square_map[self._geometry.inner]))
+        return replace(
+            changed, score=image_score(changed.square_map[self._geometry.inner], self._geometry.size)
+        )
 
     def to_dict(self) -> dict:
         """JSON-able summary, without the maps."""
@@ -153,7 +165,7 @@ class Inspection:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RepairStep:
     """One step of a repair. index: 0 (the untouched picture) … total. image: uint8 [H, W, 3].
 
@@ -249,7 +261,7 @@ class Inspector:
         """Top of the colour scale in σ, the same for every picture of a category, so that two can be
         compared.
         """
-        return max(8.0, 2 * self.threshold(category))
+        return max(SCALE_TOP, 2 * self.threshold(category))
 
     # -- inspection ------------------------------------------------------------------------------------------
 
@@ -291,7 +303,7 @@ class Inspector:
             alpha=alpha,
             timesteps=timesteps,
             seed=seed,
-            score=image_score(fuse(pixel, feature, alpha)[geometry.inner]),
+            score=image_score(fuse(pixel, feature, alpha)[geometry.inner], self.size),
             threshold=float(threshold_for(good) if threshold is None else threshold),
             good_scores=good,
             _maps={t: (pixel[i], feature[i]) for i, t in enumerate(timesteps)},
@@ -312,7 +324,7 @@ class Inspector:
         return {
             name: (
                 float(gaussian.log_likelihood(features).mean()),
-                float(gaussian.squared_mahalanobis(features).median()) < 4,
+                float(gaussian.squared_mahalanobis(features).median()) < _FITS,
             )
             for name, gaussian in self._gaussians.items()
         }
@@ -425,7 +437,10 @@ class Inspector:
                     repair.x, self._features(repair.x), first.category, first.timesteps, first.seed, 1
                 )
                 square_map = fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha)
-                score, anomaly_map = image_score(square_map[geometry.inner]), geometry.to_picture(square_map)
+                score, anomaly_map = (
+                    image_score(square_map[geometry.inner], self.size),
+                    geometry.to_picture(square_map),
+                )
             done = last or (stop and score <= first.threshold)
             change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0) * 127.5
             image = np.clip(np.rint(first.image + change), 0, 255).astype(np.uint8)

@@ -65,14 +65,15 @@ def gradient_denoising(
     places = None if weight is None else F.adaptive_avg_pool2d(weight, gaussian.mean.shape[-1])[:, 0]
     for index in range(1, steps + 1):
         gradient, distance = _gradient(extract, gaussian, x, places)  # [1, 3, size, size]
-        denoising = index % denoise_every == 0
+        # weighed, the last step denoises too: the gradient's grain must not stay
+        denoising = index % denoise_every == 0 or (weight is not None and index == steps)
         if weight is None:
             g = gradient / gradient.std().clamp(min=1e-12)
-            x = (1 - step_size**2) ** 0.5 * x - step_size * g
+            x = ((1 - step_size**2) ** 0.5 * x - step_size * g).clamp(-1, 1)
             if denoising:
                 t = torch.tensor([timestep])
                 with torch.no_grad():
-                    x = schedule.ddpm_step(denoise(x, t), x, t, t - 1)
+                    x = schedule.ddpm_step(denoise(x, t), x, t, t - 1).clamp(-1, 1)
         else:
             # unit deviation where it acts: the size of the defect must not change the size of the step
             power = (gradient**2 * weight).sum() / (3 * weight.sum()).clamp(min=1e-6)

@@ -25,13 +25,14 @@ from torch import Tensor
 from diffad.diffusion import Denoiser, Prediction, Schedule
 from diffad.gaussian import inverse_cholesky
 
-TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.654, 0.192: the paper's indices 5, 50, 100 of 250
+TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
 CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
 SMOOTHING = 4.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 64  # pixels whose mean is the image score
 PIXEL_SCORES = ("uncertainty", "kl", "rgb")
 _CELL = 4  # px; scale at which good pictures' places are remembered
 _PLACES = 64  # places remembered per good picture
+_LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,19 @@ def pixel_score(
     """s_t per pixel, mean over the colour channels, float32 [b, h, w].
 
     "uncertainty": (x_0 − x̂_0)² / Var[x_0 | x_t], the KL's error term for a stride so long that the model's
-    own uncertainty is all of its variance. "kl": the paper's KL (nats) of a step of `stride` with the
-    learned-range variance. "rgb": (x_0 − x̂_0)² alone, as reconstruction methods score. Raises ValueError for
-    another kind.
+    own uncertainty is all of its variance; the standardised error is averaged over some 3 px before it is
+    squared, since a defect shifts neighbours together and noise does not. "kl": the paper's KL (nats) of a
+    step of `stride` with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as reconstruction methods
+    score. Raises ValueError for another kind.
     """
     if kind == "kl":
         return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
-    error = (x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)) ** 2
+    error = x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)
     if kind == "rgb":
-        return error.mean(dim=1)
+        return error.square().mean(dim=1)
     if kind == "uncertainty":
-        return (error * torch.exp(-prediction.x_start_log_variance.float())).mean(dim=1)
+        standard = error * torch.exp(-0.5 * prediction.x_start_log_variance.float())
+        return smooth(standard, sigma=1).square().mean(dim=1)
     raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
 
 
@@ -160,13 +163,15 @@ def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
 class Calibration:
     """What good pictures look like to the scores; from normal pictures held out of training. All float32.
 
-    timesteps: the n calibrated t, rising; other t are interpolated between them. moments: [2 (pixel,
-    feature), 2 (mean, std), n] of the raw smoothed maps. good_places: standardised values [pictures, 2, n,
-    places] at the places of each good picture that come out highest in some map: enough to know its image
-    score at any α and any timesteps without the network.
+    timesteps: the n calibrated t, rising; other t are interpolated between them. level: [2 (pixel, feature),
+    g, g], how high good maps lie at each place, relative to their mean; raw maps are divided by it (see
+    `place_level`). moments: [2, 2 (mean, std), n] of the raw smoothed maps so divided. good_places:
+    standardised values [pictures, 2, n, places] at the places of each good picture that come out highest in
+    some map: enough to know its image score at any α and any timesteps without the network.
     """
 
     timesteps: tuple[int, ...]
+    level: Tensor
     moments: Tensor
     good_places: Tensor
 
@@ -174,15 +179,22 @@ class Calibration:
     def fit(maps: RawMaps) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate."""
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
+        level, without = place_level(both)
+        both = both / _to_size(without, both.shape[-1])[:, :, None]
         mean = both.double().mean(dim=(0, 3, 4))
         std = both.double().var(dim=(0, 3, 4), unbiased=False).sqrt().clamp(min=1e-8)
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
         standard = (both - moments[None, :, 0, :, None, None]) / moments[None, :, 1, :, None, None]
         cell = max(1, both.shape[-1] * _CELL // 256)
         cells = F.avg_pool2d(standard.flatten(1, 2), cell).flatten(2)  # [b, 2·n, cells]
-        places = cells.amax(dim=1).topk(min(_PLACES, cells.shape[-1]), dim=1).indices  # [b, places]
+        # the highest of the maps' mean, then the highest of any single map among the rest
+        many = min(_PLACES, cells.shape[-1]) // 2
+        first = cells.mean(dim=1).topk(many, dim=1).indices
+        second = cells.amax(dim=1).scatter(1, first, -torch.inf).topk(many, dim=1).indices
+        places = torch.cat([first, second], dim=1)  # [b, places]
         values = torch.gather(cells, 2, places[:, None].expand(-1, cells.shape[1], -1))
-        return Calibration(maps.timesteps, moments.cpu(), values.reshape(*both.shape[:3], -1).cpu())
+        values = values.reshape(*both.shape[:3], -1)
+        return Calibration(maps.timesteps, level.cpu(), moments.cpu(), values.cpu())
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
         """Weights [len(timesteps), n] of linear interpolation in t, constant beyond the calibrated range."""
@@ -198,11 +210,13 @@ class Calibration:
         return weights
 
     def standardise(self, maps: RawMaps) -> RawMaps:
-        """(s − mean) / std per t and branch: the same shapes in σ of good pictures."""
+        """(s / level − mean) / std per t and branch: the same shapes in σ of good pictures."""
         weights = self._interpolation(maps.timesteps)
         mean, std = (self.moments @ weights.T).unbind(dim=1)  # [2, n_t] each
         mean, std = (value.to(maps.pixel.device)[:, :, None, None] for value in (mean, std))
-        return RawMaps((maps.pixel - mean[0]) / std[0], (maps.feature - mean[1]) / std[1], maps.timesteps)
+        level = _to_size(self.level.to(maps.pixel.device), maps.pixel.shape[-1])  # [2, size, size]
+        pixel, feature = maps.pixel / level[0], maps.feature / level[1]
+        return RawMaps((pixel - mean[0]) / std[0], (feature - mean[1]) / std[1], maps.timesteps)
 
     def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
         """Image scores of the held-out good pictures at this α and these timesteps, float32 [pictures]."""
@@ -213,15 +227,55 @@ class Calibration:
         return fused.topk(top, dim=1).values.mean(dim=1).numpy()
 
 
+def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
+    """How high the maps of good pictures lie at each place, relative to their mean: [2, g, g], and for each
+    picture the same from the other pictures [b, 2, g, g], so that calibration does not flatter the pictures
+    it is made of.
+
+    Edges and lettering of a part that lies still are hard in every good picture, and a defect elsewhere
+    drowns in them; a part that turns has no such places. So the relative mean is raised to the power √ICC,
+    where ICC, the intraclass correlation of log maps, is the share of their variance that the place explains:
+    1 if all good pictures light up at the same places, 0 (no correction) if each does elsewhere. both: raw
+    maps [b, 2, n, size, size].
+    """
+    relative = (both / both.mean(dim=(0, 3, 4), keepdim=True).clamp(min=1e-12)).mean(
+        dim=2
+    )  # [b, 2, size, size]
+    maps = F.adaptive_avg_pool2d(relative, min(_LEVEL_GRID, both.shape[-1]))  # [b, 2, g, g]
+    count = len(maps)
+    if count < 2:
+        return torch.ones_like(maps[0]), torch.ones_like(maps)
+    logs = maps.clamp(min=1e-6).log()
+    within = logs.var(dim=0).mean(dim=(1, 2))  # [2]
+    between = (logs.mean(dim=0).var(dim=(1, 2)) - within / count).clamp(min=0)
+    power = (between / (between + within).clamp(min=1e-12)).sqrt()[:, None, None]
+    wide = smooth(maps, sigma=8)
+
+    def level(
+        mean: Tensor,
+    ) -> Tensor:  # never below a tenth: a calm place must not turn rounding into evidence
+        return (mean / mean.mean(dim=(-2, -1), keepdim=True)).clamp(min=0.5) ** power
+
+    return level(wide.mean(dim=0)), level((wide.sum(dim=0) - wide) / (count - 1))
+
+
+def _to_size(grid: Tensor, size: int) -> Tensor:
+    """Maps [..., 2, g, g] → [..., 2, size, size], bilinear."""
+    flat = F.interpolate(
+        grid.reshape(-1, 1, *grid.shape[-2:]), (size, size), mode="bilinear", align_corners=False
+    )
+    return flat.reshape(*grid.shape[:-2], size, size)
+
+
 def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
     """(11): mean over t of α ŝ_t + (1 − α) ŝ^f_t; standardised maps [n_t, h, w] → [h, w]."""
     return alpha * pixel.mean(axis=0) + (1 - alpha) * feature.mean(axis=0)
 
 
-def image_score(anomaly_map: np.ndarray, top: int = TOP) -> float:
-    """Mean of the `top` highest values of a map; of all if it has fewer."""
+def image_score(anomaly_map: np.ndarray, size: int = 256) -> float:
+    """Mean of the highest values of a map: 64 pixels at a model size of 256, the same area at others."""
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
-    top = min(top, flat.size)
+    top = min(max(1, round(TOP * (size / 256) ** 2)), flat.size)
     return float(np.partition(flat, flat.size - top)[flat.size - top :].mean())
 
 
@@ -250,7 +304,7 @@ def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
     scores = np.asarray(good_scores, dtype=np.float64)
     if scores.size == 0:
         raise ValueError("a threshold needs at least one good score")
-    # a spread from few pictures is uncertain: never below a tenth of the level, wider for small samples
+    # a spread from few pictures is uncertain: wider for small samples, never below a twentieth of the level
     spread = scores.std(ddof=1) * (1 + 1 / scores.size) if scores.size > 1 else 0.0
     return float(scores.mean()), max(float(spread), 0.05 * abs(float(scores.mean())), 1e-6) * math.sqrt(
         6

@@ -45,6 +45,10 @@ class UNetConfig:
             )
         if any(width % 32 for width in self.channels):
             raise ValueError("channels must be multiples of 32")
+        if self.heads < 1 or self.channels[-1] % self.heads:
+            raise ValueError(f"{self.channels[-1]} channels do not divide among {self.heads} heads")
+        if not 0 <= self.feature_level < len(self.channels):
+            raise ValueError(f"feature_level must be a level, 0 to {len(self.channels) - 1}")
 
     @property
     def feature_grid(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad import __version__, cli
+from diffad import __version__, checkpoint, cli
 from diffad.cli import main
 from diffad.data import Geometry, read_image
 from diffad.inspector import Inspector
@@ -39,8 +39,8 @@ class Toy:
     def __init__(self):
         self.calls: list[dict] = []
 
-    def threshold(self, category):
-        return 1.0
+    def scale_top(self, category):
+        return 8.0
 
     def inspect(self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None):
         settings = {"category": category, "timesteps": timesteps, "alpha": alpha, "seed": seed}
@@ -149,7 +149,7 @@ def test_bad_checkpoint_device_and_missing_model(monkeypatch, tmp_path, capsys):
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     assert main(["inspect", source, "--checkpoint", str(tmp_path / "junk.safetensors")]) == 2
     assert "junk.safetensors" in only_error(capsys)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "diffad" / "cli.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "diffad" / "checkpoint.py"))
     assert main(["inspect", source]) == 2
     assert "--checkpoint" in only_error(capsys)
 
@@ -162,7 +162,7 @@ def test_bad_checkpoint_device_and_missing_model(monkeypatch, tmp_path, capsys):
 
 
 def test_default_checkpoint_beside_the_package_or_inside(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "diffad" / "cli.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "diffad" / "checkpoint.py"))
     inside, beside = (tmp_path / folder / "checkpoints" / "parts.safetensors" for folder in ("diffad", "."))
     for file in (inside, beside):
         file.parent.mkdir(parents=True)
@@ -369,8 +369,9 @@ def test_serve_hands_over_host_and_port(toy, monkeypatch, capsys):
     seen = {}
     page = ModuleType("diffad.ui")
     page.serve = lambda inspectors, host, port: seen.update(models=list(inspectors), host=host, port=port)
-    page.bundled_checkpoints = lambda: [Path("parts.safetensors"), Path("bottle.safetensors")]
     monkeypatch.setitem(sys.modules, "diffad.ui", page)
+    found = [Path("parts.safetensors"), Path("bottle.safetensors")]
+    monkeypatch.setattr("diffad.checkpoint.bundled", lambda: found)
     assert main(["serve"]) == 0
     assert seen == {"models": ["parts", "bottle"], "host": None, "port": None}
     assert main(["serve", "--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", "7999"]) == 0

@@ -9,7 +9,7 @@ from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import PlaceGaussian
-from diffad.reconstruction import POLISH, Repair, expected, gradient_denoising, repair_weight
+from diffad.reconstruction import FINEST, Repair, expected, gradient_denoising, repair_weight
 from diffad.scoring import noise_for
 
 LINEAR = Schedule.linear()
@@ -75,7 +75,7 @@ def test_the_gradient_alone_removes_it_too(gaussian, broken, weight):
     """Without the diffusion model's pulls, so that a wrong sign could not hide behind them."""
     walk = repairs(gaussian, broken, steps=30, denoise_every=1000, weight=weight)
     losses = [repair.mahalanobis for repair in walk]
-    assert off(walk[-2].x) < 0.3 and losses[-1] < 0.3 * losses[0]  # the last one ends with pulls
+    assert off(walk[-1].x) < 0.3 and losses[-1] < 0.3 * losses[0]
     assert all(later < earlier for earlier, later in pairwise(losses[:12]))
 
 
@@ -93,26 +93,39 @@ def test_a_normal_picture_of_weight_zero_stays_to_the_last_bit(gaussian):
     assert len(walk) == 6 and all(torch.equal(repair.x, NORMAL) for repair in walk)
 
 
-def test_steps_have_the_stated_size_and_fall_to_a_third(gaussian, weight):
+def test_steps_have_the_stated_size_and_fall_to_a_tenth(gaussian, weight):
     """Root mean square of a move where it acts, the defect large or small."""
     x = WORLD.sample(1, seed=4).float() * 0.5
     for where in (weight.round(), torch.ones_like(weight)):  # round(½) = 0
         walk = repairs(gaussian, x, steps=9, denoise_every=1000, step_size=0.03, weight=where)
-        xs = [x, *(repair.x for repair in walk[:-1])]
-        for index, (before, after) in enumerate(pairwise(xs)):
+        moving = [x, *(repair.x for repair in walk[:-1])]  # the last one denoises
+        for index, (before, after) in enumerate(pairwise(moving)):
             size = float(((after - before) ** 2 * where).sum() / (3 * where.sum())) ** 0.5
-            assert size == pytest.approx(0.03 * (1 - 2 / 3 * index / 9), rel=1e-3)
+            assert size == pytest.approx(0.03 * (1 - 0.9 * index / 9), rel=1e-3)
 
 
 def test_a_pull_goes_half_way_to_what_the_model_expects(gaussian, broken, weight):
-    """One step of almost no size: what is left are the closing pulls at falling t."""
-    end = repairs(gaussian, broken, steps=1, step_size=1e-6, weight=weight, seed=3)[0].x
+    """Steps of almost no size leave the pulls alone; a rim of weight ½ keeps half of the original."""
+    options = {"steps": 2, "denoise_every": 1, "step_size": 1e-6, "timestep": 80}
     x = broken
-    for t in POLISH:
+    for repair, t in zip(repairs(gaussian, broken, weight=weight, seed=3, **options), (80, 40)):
         t_ = torch.tensor([t])
-        x_t = LINEAR.q_sample(x, t_, noise_for(4, t, 0, x.shape[1:])[None])  # seed + index
-        x = (1 - weight) * broken + weight * (x + WORLD.posterior(x_t, t_)[0].float()) / 2
-    torch.testing.assert_close(end, x, atol=1e-5, rtol=0)
+        noise = noise_for(3 + repair.index, t, 0, broken.shape[1:])[None]
+        expectation = WORLD.posterior(LINEAR.q_sample(x, t_, noise), t_)[0].float()
+        x = (1 - weight) * broken + weight * (x + expectation) / 2
+        torch.testing.assert_close(repair.x, x, atol=1e-5, rtol=0)
+
+
+def test_the_pulls_timesteps_fall_geometrically_to_the_finest(gaussian, broken, weight):
+    denoise = Recorded()
+    repairs(gaussian, broken, denoise, steps=100, denoise_every=1, timestep=600, weight=weight)
+    asked = torch.tensor(denoise.timesteps, dtype=torch.float64)
+    assert asked[0] == 600 and FINEST == 20 and 20 <= asked[-1] <= 21
+    even = 600 * (20 / 600) ** (torch.arange(100) / 100)
+    torch.testing.assert_close(asked, even.double(), atol=0.51, rtol=0)
+    denoise = Recorded()
+    repairs(gaussian, broken, denoise, steps=4, denoise_every=2, timestep=7, weight=weight)
+    assert denoise.timesteps == [7, 7]  # already finer
 
 
 def test_expected_is_the_posterior_mean_of_the_noised_picture():
@@ -125,12 +138,9 @@ def test_expected_is_the_posterior_mean_of_the_noised_picture():
 
 def test_model_calls_and_flags_of_the_weighed_variant(gaussian, broken, weight):
     denoise = Recorded()
-    walk = repairs(gaussian, broken, denoise, steps=12, denoise_every=5, timestep=70, weight=weight)
-    assert [repair.denoised for repair in walk] == [False] * 4 + [True] + [False] * 4 + [True, False, True]
-    assert denoise.timesteps == [70, 70, *POLISH]
-    denoise = Recorded()
-    repairs(gaussian, broken, denoise, steps=10, denoise_every=5, timestep=70, weight=weight)
-    assert denoise.timesteps == [70, *POLISH]  # the end replaces the pull that would fall on it
+    walk = repairs(gaussian, broken, denoise, steps=12, denoise_every=5, weight=weight)
+    assert [repair.denoised for repair in walk] == [index in (5, 10, 12) for index in range(1, 13)]
+    assert len(denoise.timesteps) == 3
 
 
 def test_a_seed_decides_the_weighed_walk(gaussian, broken, weight):
@@ -278,6 +288,7 @@ def test_weight_is_zero_away_from_anomalies_and_one_at_a_strong_one(anomaly_map)
     away[10:54, 10:54] = away[70:114, 70:114] = False
     assert bool((w[away] == 0).all())
     assert float(w.min()) == 0 and float(w.max()) <= 1 + 1e-6
+    assert float(w[w > 0].min()) >= 0.01  # no tail so faint that it would change good places for nothing
 
 
 def test_weight_of_a_good_map_is_exactly_zero(anomaly_map):

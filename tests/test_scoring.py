@@ -1,11 +1,13 @@
 """Scores against formulas in the Gaussian world, the whitening and calibration against their definitions."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gaussian_world import GaussianWorld, alpha_bar, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
@@ -22,6 +24,7 @@ from diffad.scoring import (
     image_score,
     noise_for,
     pixel_score,
+    place_level,
     rate_for,
     residual_whitening,
     smooth,
@@ -143,18 +146,6 @@ def test_draws_are_averaged_as_scores_not_as_predictions():
     torch.testing.assert_close(size_four[:, 0], smooth(mean_error))
 
 
-def test_arithmetic_after_the_network_stays_float32_under_autocast():
-    """Inspector and training call `evidence` inside bf16 autocast, for the network's sake alone."""
-    x, features, whitening = pictures(2, 64), torch.rand(2, 3, 16, 16), torch.eye(3) + 0.1
-    pixel, residual = evidence(LINEAR, stub, x, features)
-    with torch.autocast("cpu", torch.bfloat16):
-        pixel_cast, residual_cast = evidence(LINEAR, stub, x, features)
-        feature_cast = feature_maps(residual, whitening, 64)
-    assert pixel_cast.dtype == residual_cast.dtype == feature_cast.dtype == torch.float32
-    torch.testing.assert_close(pixel_cast, pixel)
-    torch.testing.assert_close(feature_cast, feature_maps(residual, whitening, 64))
-
-
 # -- pixel scores --------------------------------------------------------------------------------------------
 
 
@@ -252,6 +243,17 @@ def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
     assert all(maps[i][PATCH].mean() > 10 and maps[i][:, :7].mean() < 2 for i in range(3))
 
 
+def test_a_feature_map_lies_where_its_cells_lie():
+    """Cell (2, 5) of 8 px covers 16 … 23 and 40 … 47."""
+    residual = torch.zeros(1, 1, 1, 3, 8, 8)
+    residual[..., 2, 5] = 1
+    spot = feature_maps(residual, torch.eye(3), 64)[0, 0]
+    share = spot / spot.sum()
+    place = torch.arange(64)
+    assert float((share.sum(1) * place).sum()) == pytest.approx(19.5, abs=1e-3)
+    assert float((share.sum(0) * place).sum()) == pytest.approx(43.5, abs=1e-3)
+
+
 @pytest.fixture
 def residuals() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
@@ -287,6 +289,7 @@ def test_a_channel_that_never_moves_does_not_break_the_whitening(residuals):
     still = residuals.clone()
     still[:, 2] = 0
     assert bool(torch.isfinite(residual_whitening(still)).all())
+    assert bool(torch.isfinite(residual_whitening(torch.zeros(4, 6))).all())
 
 
 # -- smoothing -----------------------------------------------------------------------------------------------
@@ -324,18 +327,18 @@ def test_smoothing_is_linear_and_turns_with_the_picture():
 NODES = (20, 100, 200, 400)
 
 
-def raw_maps(count: int = 16, size: int = 256, seed: int = 0) -> RawMaps:
-    """Good pictures' maps: uneven places common to all, grain of each its own, another scale at every t."""
+def raw_maps(count: int = 16, size: int = 256, seed: int = 0, uneven: bool = True) -> RawMaps:
+    """Good maps: a bright ring common to all pictures, blots and grain of each its own, a scale by t."""
     generator = torch.Generator().manual_seed(seed)
 
     def branch(level: float) -> torch.Tensor:
         grain = torch.rand(count, len(NODES), size, size, generator=generator) ** 2
         coarse = torch.rand(count, 1, size // 16, size // 16, generator=generator)
-        own = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+        own = F.interpolate(coarse, size=(size, size), mode="bilinear")
         y = torch.linspace(-2, 2, size)
-        uneven = 1 + 3 * torch.exp(-4 * ((y[:, None] ** 2 + y**2).sqrt() - 1).abs())
+        ring = 1 + 3 * uneven * torch.exp(-4 * ((y[:, None] ** 2 + y**2).sqrt() - 1).abs())
         scale = level * torch.tensor([1.0, 3.0, 0.2, 7.0]).view(-1, 1, 1)
-        return scale * (smooth(grain) + own) * uneven + scale
+        return scale * (smooth(grain) + own) * ring + scale
 
     return RawMaps(branch(1.0), branch(0.1), NODES)
 
@@ -350,37 +353,133 @@ def calibration(good) -> Calibration:
     return Calibration.fit(good)
 
 
+def both_branches(maps: RawMaps) -> torch.Tensor:
+    return torch.stack([maps.pixel, maps.feature], dim=1)  # [b, 2, n, size, size]
+
+
+def over_the_others_level(maps: RawMaps) -> torch.Tensor:
+    """Every picture's maps over the level of the other pictures, [b, 2, n, size, size]."""
+    level = place_level(both_branches(maps))[1]
+    size = maps.pixel.shape[-1]
+    return both_branches(maps) / F.interpolate(level, (size, size), mode="bilinear")[:, :, None]
+
+
+def test_moments_are_those_of_maps_over_the_level_of_the_other_pictures(good, calibration):
+    even = over_the_others_level(good)
+    assert calibration.moments.shape == (2, 2, 4) and calibration.moments.dtype == torch.float32
+    torch.testing.assert_close(calibration.moments[:, 0], even.mean(dim=(0, 3, 4)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(calibration.moments[:, 1], even.std(dim=(0, 3, 4)), rtol=1e-4, atol=0)
+
+
 def test_standardised_good_maps_have_mean_zero_and_deviation_one(good, calibration):
+    """Nearly: these pictures are part of the level, which flatters them a little."""
     standard = calibration.standardise(good)
     assert standard.timesteps == NODES
     for maps in (standard.pixel, standard.feature):
         assert maps.shape == good.pixel.shape
         for i in range(len(NODES)):
-            assert float(maps[:, i].double().mean()) == pytest.approx(0, abs=1e-4)
-            assert float(maps[:, i].double().std()) == pytest.approx(1, abs=1e-4)
+            assert float(maps[:, i].double().mean()) == pytest.approx(0, abs=0.05)
+            assert float(maps[:, i].double().std()) == pytest.approx(1, abs=0.05)
 
 
-def test_moments_are_by_branch_and_timestep(good, calibration):
-    assert calibration.moments.shape == (2, 2, 4) and calibration.moments.dtype == torch.float32
-    for branch, maps in enumerate((good.pixel, good.feature)):
-        torch.testing.assert_close(
-            calibration.moments[branch, 0], maps.mean(dim=(0, 2, 3)), rtol=1e-4, atol=0
-        )
-        torch.testing.assert_close(calibration.moments[branch, 1], maps.std(dim=(0, 2, 3)), rtol=1e-4, atol=0)
+def test_without_a_common_place_they_have_it_exactly():
+    maps = raw_maps(6, 64, uneven=False)
+    calibration = Calibration.fit(maps)
+    torch.testing.assert_close(calibration.level, torch.ones_like(calibration.level), atol=0.02, rtol=0)
+    standard = both_branches(replace(calibration, level=torch.ones(2, 32, 32)).standardise(maps)).double()
+    torch.testing.assert_close(standard.mean(dim=(0, 3, 4)), torch.zeros(2, 4).double(), atol=0.02, rtol=0)
+    torch.testing.assert_close(standard.std(dim=(0, 3, 4)), torch.ones(2, 4).double(), atol=0.02, rtol=0)
 
 
-def test_the_size_of_the_raw_scores_does_not_matter(good, calibration):
-    louder = Calibration.fit(RawMaps(1000 * good.pixel + 50, 0.01 * good.feature, NODES))
+def test_a_new_picture_is_standardised_by_level_mean_and_deviation(calibration):
+    new = raw_maps(1, 256, seed=5)
+    standard = calibration.standardise(new)
+    level = F.interpolate(calibration.level[:, None], (256, 256), mode="bilinear")[:, 0]
+    mean, std = calibration.moments.unbind(1)  # [2, n] each
+    for branch, (raw, made) in enumerate(((new.pixel, standard.pixel), (new.feature, standard.feature))):
+        expected = (raw[0] / level[branch] - mean[branch, :, None, None]) / std[branch, :, None, None]
+        torch.testing.assert_close(made[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_unit_of_the_raw_scores_does_not_matter(good, calibration):
+    """Of no branch and no timestep: none has a louder say in the level."""
+    by_t = torch.tensor([1, 1000, 0.01, 7]).view(-1, 1, 1)
+    louder = Calibration.fit(RawMaps(by_t * good.pixel, 0.01 * good.feature, NODES))
+    torch.testing.assert_close(louder.level, calibration.level, rtol=1e-4, atol=0)
     for alpha in (0, 0.4, 1):
         np.testing.assert_allclose(
             louder.good_scores(alpha, (20, 200)), calibration.good_scores(alpha, (20, 200)), rtol=1e-3
         )
 
 
+# the level of good maps by place
+
+
+def uneven_maps(place: float, own: float, count: int = 60) -> torch.Tensor:
+    """exp(place + own), normal on a grid of 32: their deviations decide the intraclass correlation."""
+    generator = torch.Generator().manual_seed(0)
+    common = place * torch.randn(2, 1, 32, 32, generator=generator)
+    return (common + own * torch.randn(count, 2, 1, 32, 32, generator=generator)).exp()
+
+
+def relative_level(maps: torch.Tensor) -> torch.Tensor:
+    """The level at power 1 of places that are not very calm, [2, 32, 32]: smoothed mean over its own mean."""
+    wide = smooth(maps[:, :, 0], sigma=8).mean(0)
+    return wide / wide.mean(dim=(-2, -1), keepdim=True)
+
+
+def test_places_alike_in_every_good_picture_are_divided_out():
+    maps = uneven_maps(place=0.3, own=0.0, count=3)
+    level, without = place_level(maps)
+    torch.testing.assert_close(level, relative_level(maps))
+    torch.testing.assert_close(without, level.expand_as(without))
+
+
+def test_places_unlike_in_every_good_picture_are_left_alone():
+    level, _ = place_level(uneven_maps(place=0.0, own=0.5))
+    torch.testing.assert_close(level, torch.ones_like(level), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("place, own", [(0.2, 0.4), (0.4, 0.4), (0.3, 0.1), (0.3, 0.9)])
+def test_between_the_two_the_intraclass_correlation_decides(place, own):
+    maps = uneven_maps(place, own)
+    level, _ = place_level(maps)
+    base = relative_level(maps).log()
+    power = (level.log() * base).sum() / base.square().sum()
+    assert float(power) == pytest.approx((place**2 / (place**2 + own**2)) ** 0.5, rel=0.05)
+    torch.testing.assert_close(level.log(), power * base, atol=0.01, rtol=0)
+
+
+def test_no_picture_is_part_of_its_own_level():
+    maps = uneven_maps(0.3, 0.15, count=5)
+    level, without = place_level(maps)
+    power = float(level[0].log().abs().sum() / relative_level(maps)[0].log().abs().sum())
+    for index in range(5):
+        others = torch.cat([maps[:index], maps[index + 1 :]])
+        torch.testing.assert_close(without[index, 0], relative_level(others)[0] ** power, rtol=1e-3, atol=0)
+
+
+def test_one_good_picture_says_nothing_of_places():
+    level, without = place_level(uneven_maps(0.5, 0.5, count=1))
+    assert bool((level == 1).all()) and bool((without == 1).all())
+
+
+def test_the_level_stays_well_above_zero_where_good_maps_vanish():
+    maps = torch.ones(4, 2, 1, 64, 64)
+    maps[..., :32] = 0
+    maps[..., :8, :8] = -1e-3  # a KL may be slightly negative
+    level, without = place_level(maps)
+    assert float(level.min()) >= 0.1 - 1e-6 and float(without.min()) >= 0.1 - 1e-6
+
+
+# interpolation in t
+
+
 def standardised_at(calibration: Calibration, t: int) -> np.ndarray:
-    """mean and std that are applied at t, [2 branches, 2], read off what becomes of 0 and 1."""
+    """mean and std that are applied at t, [2 branches, 2], read off what becomes of 0 and 1 at level 1."""
+    even = replace(calibration, level=torch.ones(2, 2, 2))
     zero, one = (
-        calibration.standardise(RawMaps(torch.full((1, 1, 2, 2), v), torch.full((1, 1, 2, 2), v), (t,)))
+        even.standardise(RawMaps(torch.full((1, 1, 2, 2), v), torch.full((1, 1, 2, 2), v), (t,)))
         for v in (0.0, 1.0)
     )
     rows = []
@@ -424,14 +523,12 @@ def test_one_calibrated_timestep_serves_every_t(good):
 def real_scores(
     calibration: Calibration, maps: RawMaps, alpha: float, timesteps: tuple[int, ...]
 ) -> np.ndarray:
-    """What an inspection would say of the same pictures."""
-    standard, chosen = calibration.standardise(maps), [NODES.index(t) for t in timesteps]
-    return np.array(
-        [
-            image_score(fuse(pixel[chosen].numpy(), feature[chosen].numpy(), alpha))
-            for pixel, feature in zip(standard.pixel, standard.feature)
-        ]
-    )
+    """What an inspection would say of pictures that the level does not know."""
+    mean, std = calibration.moments.unbind(1)
+    standard = (over_the_others_level(maps) - mean[..., None, None]) / std[..., None, None]
+    chosen = [NODES.index(t) for t in timesteps]
+    size = standard.shape[-1]
+    return np.array([image_score(fuse(*picture[:, chosen].numpy(), alpha), size) for picture in standard])
 
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])
@@ -441,8 +538,8 @@ def test_good_scores_are_those_of_the_real_maps(good, calibration, alpha, timest
     remembered = calibration.good_scores(alpha, timesteps)
     real = real_scores(calibration, good, alpha, timesteps)
     assert remembered.dtype == np.float32 and remembered.shape == (16,)
-    np.testing.assert_allclose(remembered, real, rtol=0.1)
-    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(remembered, real, rtol=0.12)
+    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.07)
 
 
 @pytest.mark.parametrize("size, count", [(64, 12), (128, 8), (512, 2)])
@@ -452,7 +549,7 @@ def test_good_scores_are_those_of_the_real_maps_at_other_sizes(size, count):
     calibration = Calibration.fit(maps)
     remembered = calibration.good_scores(0.5, (20, 200))
     real = real_scores(calibration, maps, 0.5, (20, 200))
-    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.06)
+    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_good_scores_between_two_nodes_are_those_of_the_mean_of_their_maps(calibration):
@@ -478,7 +575,7 @@ def test_image_score_is_the_mean_of_the_highest():
     flat = np.arange(400, dtype=np.float32)
     np.random.default_rng(0).shuffle(flat)
     assert image_score(flat.reshape(20, 20)) == pytest.approx(np.arange(336, 400).mean())
-    assert image_score(flat.reshape(20, 20), top=1) == 399
+    assert image_score(flat.reshape(20, 20), size=32) == 399
     assert image_score(np.array([[1.0, 2.0], [3.0, 6.0]])) == 3  # fewer than 64
 
 
@@ -523,8 +620,11 @@ def test_threshold_follows_the_scores():
     wide = threshold_for(3 * scores)
     assert wide == pytest.approx(3 * threshold_for(scores))
     assert threshold_for(np.array([1.0])) > 1  # one good picture: some margin all the same
-    few, many = threshold_for(scores), threshold_for(np.tile(scores, 50))
-    assert few > many  # few pictures are less certain
+    assert threshold_for(scores) > threshold_for(np.tile(scores, 50))  # few pictures are less certain
+    plain = scores.mean() + scores.std(ddof=1) * 6**0.5 / math.pi * (
+        -math.log(-math.log(0.99)) - np.euler_gamma
+    )
+    assert plain < threshold_for(scores) < 1.5 * plain
 
 
 def test_a_threshold_needs_a_good_score():

@@ -111,6 +111,18 @@ def test_training_and_inspector_do_not_know_each_other():
     assert "inspector" not in siblings("training") and "training" not in siblings("inspector")
 
 
+def test_only_the_networks_use_bf16():
+    """Whoever calls them stays outside autocast, so that scores and divergences are float32."""
+    users = {
+        name
+        for name in MODULES
+        for path in files()[name]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if "autocast" in (getattr(node, "id", None), getattr(node, "attr", None))
+    }
+    assert users == FLOORS[1]
+
+
 def test_importing_the_package_imports_nothing_heavy():
     heavy = ("torch", "numpy", "cv2", "gradio", "timm", "PIL", "matplotlib")
     code = f"import sys, diffad, diffad.cli; print([name for name in {heavy} if name in sys.modules])"

@@ -43,7 +43,7 @@ def trained(parts, tmp_path_factory):
 
 def test_the_loss_falls_and_the_run_leaves_what_it_promises(trained):
     rows = [json.loads(line) for line in trained.with_suffix(".log.jsonl").read_text().splitlines()]
-    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     assert {"step", "seconds", "loss", "noise", "features", "vlb", "uncertainty"} <= rows[0].keys()
     assert trained.with_suffix(".loss.png").stat().st_size > 1000
     assert not trained.with_suffix(".resume.safetensors").exists()

@@ -6,6 +6,6 @@ page.css, page.js: its looks and its four live parts
 """
 
 from diffad.ui.page import build_app
-from diffad.ui.server import bundled_checkpoints, serve
+from diffad.ui.server import serve
 
-__all__ = ["build_app", "bundled_checkpoints", "serve"]
+__all__ = ["build_app", "serve"]

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 VIEW_PIXELS = 512  # longest side of the picture in the viewer
 CELL_PIXELS = 176  # longest side of a map in the evidence sheet
 REGIONS_SHOWN = 6
-SCALE_TOP = 8.0  # σ; where the colours of every map end
 
 
 def reduced(picture: np.ndarray, longest: int) -> np.ndarray:
@@ -42,14 +41,6 @@ def png_uri(picture: np.ndarray) -> str:
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
     _, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
-
-
-def scale_top(inspector: Inspector, category: str) -> float:
-    """The colours' upper end in σ: one constant, or twice the category's own threshold where that is higher.
-
-    It does not move with α, the chosen threshold or the picture, so that two parts may be compared by eye.
-    """
-    return max(SCALE_TOP, 2 * inspector.threshold(category))
 
 
 def number(value: float) -> str:
@@ -107,7 +98,8 @@ def histogram(good_scores: np.ndarray, threshold: float, score: float) -> str:
     """SVG: the good parts' scores as bars, the threshold as a line, this part as a dot."""
     width, base, tall = 460, 66, 44
     good_scores = np.asarray(good_scores, dtype=np.float64)
-    top = max(2.5 * float(good_scores.max(initial=0.0)), 1.1 * threshold, 1e-6)  # rests while the line is moved
+    # From the good parts alone, so that the axis rests while the threshold is moved.
+    top = max(2.5 * float(good_scores.max(initial=0.0)), 1.1 * threshold, 1e-6)
     low = min(0.0, float(good_scores.min(initial=0.0)), score)
 
     def at(value: float) -> float:
@@ -208,7 +200,7 @@ def evidence(
     parts = ["<span></span>"]
     parts += [
         f'<button class="t-head" data-t="{t}" aria-pressed="{"true" if t in chosen else "false"}" '
-        f'title="Take t = {t} in, or leave it out">t = {t}</button>'
+        f'title="Take t = {t} in, or leave it out">{"t = " if len(computed) < 7 else ""}{t}</button>'
         for t in computed
     ]
     parts.append('<span class="t-head mean">mean</span>')

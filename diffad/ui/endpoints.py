@@ -43,7 +43,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             )
         except ValueError as error:  # DataError, or a setting out of range
             raise gr.Error(str(error), print_exception=False) from error
-        vmax = cards.scale_top(inspector, inspection.category)
+        vmax = inspector.scale_top(inspection.category)
         heat = render.overlay(inspection.image, inspection.anomaly_map, vmax, inspection.threshold)
         return inspection.to_dict(), heat
 

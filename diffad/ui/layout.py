@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from diffad.inspector import SCALE_TOP
 from diffad.render import COLORMAPS
 from diffad.ui import cards, downloads
 from diffad.ui.files import picture_upload
@@ -78,7 +79,7 @@ def _scoring(p: SimpleNamespace, timesteps: Sequence[int]) -> None:
             0, 1, 0.5, step=0.01, label="α, pixel against feature", elem_id="alpha",
             info="0 trusts what it means, 1 trusts how it looks",
         )
-        p.threshold = number(0, cards.SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold")
+        p.threshold = number(0, SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold")
         with gr.Row(elem_classes="hint-row"):
             p.meaning = html("", elem_id="meaning")
             p.usual = gr.Button("back to usual", size="sm", visible="hidden", elem_id="usual", min_width=40)
@@ -104,7 +105,7 @@ def _repair_settings(p: SimpleNamespace) -> None:
             p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every")
         with gr.Row(elem_classes="pair"):
             p.step_size = number(0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size")
-            p.level = number(5, 200, 60, step=5, label="Denoise at t", elem_id="level")
+            p.level = number(20, 900, 600, step=10, label="Denoise from t", elem_id="level")
         with gr.Row(elem_classes="buttons"):
             p.repair = gr.Button(
                 "Repair", variant="primary", elem_id="repair", interactive=False, min_width=60

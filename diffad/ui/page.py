@@ -18,6 +18,7 @@ import gradio as gr
 import numpy as np
 
 from diffad.data import DataError
+from diffad.inspector import SCALE_TOP
 from diffad.ui import cards, downloads, endpoints
 from diffad.ui.files import keep
 from diffad.ui.layout import AUTO, WAITING, categories, lay_out
@@ -102,7 +103,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
     # What a result looks like
 
     def top(now: Shown) -> float:
-        return cards.scale_top(inspectors[now.model], now.inspection.category)
+        return inspectors[now.model].scale_top(now.inspection.category)
 
     def live(now: Shown, opacity: float, colormap: str) -> dict:
         """All that changes with α, threshold or the chosen t."""
@@ -131,7 +132,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
             return {}
         value = now.inspection.threshold
         return {p.threshold: gr.Slider(
-            value=round(value, 2), maximum=max(cards.SCALE_TOP, round(3 * value))
+            value=round(value, 2), maximum=max(SCALE_TOP, round(3 * value))
         )}
 
     def whole(now: Shown, opacity: float, colormap: str) -> dict:

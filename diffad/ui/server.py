@@ -68,13 +68,3 @@ def has_display() -> bool:
     if sys.platform in ("darwin", "win32"):
         return not os.environ.get("SSH_CONNECTION")
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def bundled_checkpoints() -> list[Path]:
-    """The models that come with diffad, `parts` first: beside the package in a clone, in it in a wheel."""
-    package = HERE.parent
-    for folder in (package.parent / "checkpoints", package / "checkpoints"):
-        found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != "parts", path.stem))
-        if found:
-            return found
-    return []
