@@ -104,7 +104,8 @@ def train(arguments: argparse.Namespace) -> int:
         raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
     for source in arguments.data:
         _must_exist(source)
-    names = ("steps", "minutes", "batch", "learning_rate", "flips", "seed", "licence")
+    names = ("steps", "minutes", "batch", "learning_rate", "flips", "by_place", "shrinkage", "seed",
+             "licence")
     recipe = {name: getattr(arguments, name) for name in names}
     try:
         pick_device(arguments.device)
@@ -431,7 +432,12 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
         ("--from", {"dest": "start", "metavar": "CHECKPOINT", "type": _path, "help": "start from this one"}),
         option("--batch", "N", whole(1, 4096), "pictures a step", 16),
         option("--learning-rate", "X", real(1e-9, 1), "the highest", 8e-4),
-        flag("--flips", "also mirror and turn pictures: for textures and parts that may lie anyhow"), seed,
+        flag("--flips", "also mirror and turn pictures: for textures and parts that may lie anyhow"),
+        flag("--by-place", "for parts that always lie alike, with places that are hard in every good picture "
+             "(lettering, leads, teeth): weigh each place by how hard it is"),
+        option("--shrinkage", "X", _number(float, 0, 1), "1 treats feature channels as independent, as "
+               "published; less accounts for their correlation", 1.0),
+        seed,
         option("--licence", "TEXT", str, "the pictures' licence, kept in the checkpoint", ""),
         option("--size", "PX", whole(32, 2048), "side of the model's square (default: 256)"),
         option("--channels", "C,C,…", _whole_numbers, "width of each level (default: 64,128,192,192)"),

@@ -176,11 +176,16 @@ class Calibration:
     good_places: Tensor
 
     @staticmethod
-    def fit(maps: RawMaps) -> Calibration:
-        """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate."""
+    def fit(maps: RawMaps, by_place: bool = False) -> Calibration:
+        """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
+
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere.
+        """
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
-        level, without = place_level(both)
-        both = both / _to_size(without, both.shape[-1])[:, :, None]
+        level = torch.ones(2, 1, 1)
+        if by_place:
+            level, without = place_level(both)
+            both = both / _to_size(without, both.shape[-1])[:, :, None]
         mean = both.double().mean(dim=(0, 3, 4))
         std = both.double().var(dim=(0, 3, 4), unbiased=False).sqrt().clamp(min=1e-8)
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
@@ -338,7 +343,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -
     return tuple(sorted(regions, key=lambda region: -region.peak))
 
 
-def residual_whitening(residuals: Tensor, shrinkage: float = 0.5) -> Tensor:
+def residual_whitening(residuals: Tensor, shrinkage: float = 1.0) -> Tensor:
     """L⁻¹ of the residuals' covariance Σ_r = (1 − λ) S + λ diag(S), S about zero; [n, c] → float32 [c, c].
 
     About zero, not the mean: a bias of the network on good pictures is part of what good pictures look like.

@@ -51,7 +51,8 @@ class TrainConfig:
     quarter turns, for textures and parts that may lie anyhow. low_t: t = T·u^low_t, so 2 favours the
     timesteps that are scored, 1 is uniform. held_out: share of each category's normal pictures kept from
     training to calibrate on (4 to 48 pictures). shrinkage: of the feature residual's covariance towards its
-    diagonal, see scoring.residual_whitening.
+    diagonal, see scoring.residual_whitening; 1 is the paper's (10). by_place: divide maps by how hard each
+    place is in good pictures, see scoring.place_level.
     """
 
     steps: int | None = None
@@ -70,7 +71,8 @@ class TrainConfig:
     held_out: float = 0.15
     pixel_score: str = "uncertainty"
     stride: int = 4
-    shrinkage: float = 0.5
+    shrinkage: float = 1.0
+    by_place: bool = False
     seed: int = 0
     licence: str = ""
 
@@ -152,6 +154,8 @@ def train(
             "minutes": round(run.seconds / 60, 1),
             "seed": config.seed,
             "learning_rate": config.learning_rate,
+            "shrinkage": config.shrinkage,
+            "by_place": config.by_place,
             "started_from": {"name": Path(start_from).stem, **base.provenance} if base else None,
         }
         checkpoints.save(
@@ -457,5 +461,5 @@ def fit_profile(
         factor = whitening(residual[other])
         for index in range(*own.indices(len(residual))):
             feature[index] = feature_maps(residual[index : index + 1].float(), factor, pixel.shape[-1])[0]
-    calibration = Calibration.fit(RawMaps(pixel, feature, CALIBRATION_TIMESTEPS))
+    calibration = Calibration.fit(RawMaps(pixel, feature, CALIBRATION_TIMESTEPS), config.by_place)
     return Profile(gaussian.to(torch.device("cpu")), whitening(residual), calibration)

@@ -77,7 +77,7 @@ def test_a_category_of_the_default_model_costs_less_than_a_megabyte(tmp_path, mo
     profile = Profile(
         PlaceGaussian.fit([features]),
         residual_whitening(features[:4].movedim(1, -1).flatten(0, -2)),
-        Calibration.fit(RawMaps(maps, maps, tuple(range(10)))),
+        Calibration.fit(RawMaps(maps, maps, tuple(range(10))), by_place=True),
     )
     config = UNetConfig(size=64, channels=(64, 96), feature_channels=192)
     sizes = [

@@ -350,7 +350,7 @@ def good() -> RawMaps:
 
 @pytest.fixture(scope="module")
 def calibration(good) -> Calibration:
-    return Calibration.fit(good)
+    return Calibration.fit(good, by_place=True)
 
 
 def both_branches(maps: RawMaps) -> torch.Tensor:
@@ -384,7 +384,7 @@ def test_standardised_good_maps_have_mean_zero_and_deviation_one(good, calibrati
 
 def test_without_a_common_place_they_have_it_exactly():
     maps = raw_maps(6, 64, uneven=False)
-    calibration = Calibration.fit(maps)
+    calibration = Calibration.fit(maps, by_place=True)
     torch.testing.assert_close(calibration.level, torch.ones_like(calibration.level), atol=0.02, rtol=0)
     standard = both_branches(replace(calibration, level=torch.ones(2, 32, 32)).standardise(maps)).double()
     torch.testing.assert_close(standard.mean(dim=(0, 3, 4)), torch.zeros(2, 4).double(), atol=0.02, rtol=0)
@@ -404,7 +404,7 @@ def test_a_new_picture_is_standardised_by_level_mean_and_deviation(calibration):
 def test_the_unit_of_the_raw_scores_does_not_matter(good, calibration):
     """Of no branch and no timestep: none has a louder say in the level."""
     by_t = torch.tensor([1, 1000, 0.01, 7]).view(-1, 1, 1)
-    louder = Calibration.fit(RawMaps(by_t * good.pixel, 0.01 * good.feature, NODES))
+    louder = Calibration.fit(RawMaps(by_t * good.pixel, 0.01 * good.feature, NODES), by_place=True)
     torch.testing.assert_close(louder.level, calibration.level, rtol=1e-4, atol=0)
     for alpha in (0, 0.4, 1):
         np.testing.assert_allclose(
@@ -514,7 +514,7 @@ def test_several_timesteps_are_standardised_each_by_its_own_moments(calibration)
 
 
 def test_one_calibrated_timestep_serves_every_t(good):
-    only = Calibration.fit(RawMaps(good.pixel[:, :1], good.feature[:, :1], (20,)))
+    only = Calibration.fit(RawMaps(good.pixel[:, :1], good.feature[:, :1], (20,)), by_place=True)
     for t in (0, 20, 700):
         np.testing.assert_allclose(standardised_at(only, t), only.moments[:, :, 0], rtol=1e-4)
     assert only.good_scores(0.5, (300,)).shape == (16,)
@@ -546,7 +546,7 @@ def test_good_scores_are_those_of_the_real_maps(good, calibration, alpha, timest
 def test_good_scores_are_those_of_the_real_maps_at_other_sizes(size, count):
     """The image score and its memory must speak of the same share of the picture at every size."""
     maps = raw_maps(count, size)
-    calibration = Calibration.fit(maps)
+    calibration = Calibration.fit(maps, by_place=True)
     remembered = calibration.good_scores(0.5, (20, 200))
     real = real_scores(calibration, maps, 0.5, (20, 200))
     assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.1)
@@ -671,3 +671,12 @@ def test_a_ring_does_not_own_what_lies_in_its_hole():
 
 def test_alpha_bar_of_the_default_timesteps_is_the_papers():
     assert [round(float(v), 2) for v in alpha_bar(torch.tensor(TIMESTEPS)).flatten()] == [0.99, 0.66, 0.19]
+
+
+def test_places_weigh_alike_unless_asked_otherwise(good):
+    plain = Calibration.fit(good)
+    assert torch.equal(plain.level, torch.ones(2, 1, 1))
+    standard = plain.standardise(good)
+    mean, std = plain.moments[0].unbind(0)
+    expected = (good.pixel - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(standard.pixel, expected)
