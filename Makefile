@@ -1,5 +1,6 @@
 # make app   installs into .venv and opens the page on http://127.0.0.1:7860
 # make test  installs the test extra and a browser, then checks the style and runs every test
+# make screenshots  takes the README's pictures of the page
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ SHELL := bash
 INSTALL := $(PY) -m pip --disable-pip-version-check install
 BRIEFLY := awk '/^Collecting/ { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'
 
-.PHONY: app test lint browser clean
+.PHONY: app test lint browser screenshots clean
 
 app: $(VENV)/.installed
 	@$(PY) app.py
@@ -53,6 +54,9 @@ browser: $(VENV)/.installed-test
 	fi; \
 	echo "diffad: letting Playwright fetch chromium"; \
 	$(PY) -m playwright install chromium
+
+screenshots: $(VENV)/.installed-test browser
+	@$(PY) tests/screenshots.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

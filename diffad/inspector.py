@@ -36,7 +36,7 @@ from diffad.scoring import (
 from diffad.unet import UNet, pick_device
 
 Picture = str | Path | Image.Image | np.ndarray
-METHODS = ("weighed", "paper")
+METHODS = {"weighed": (0.03, 600), "paper": (0.02, 32)}  # repair method → its usual step size s and t
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 _MAX_TIMESTEPS = 12
 _SMALLEST_REGION = 8  # px at 256 × 256
@@ -361,8 +361,8 @@ class Inspector:
         category: str | None = None,
         steps: int = 100,
         denoise_every: int = 5,
-        step_size: float = 0.03,
-        timestep: int = 600,
+        step_size: float | None = None,
+        timestep: int | None = None,
         method: str = "weighed",
         stop_at_threshold: bool = False,
         seed: int = 0,
@@ -372,14 +372,16 @@ class Inspector:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
         steps: N. denoise_every: N_d. step_size: s. timestep: t of the reverse steps. method: "weighed" by the
-        anomaly map (s and t are the first ones, they fall), or "paper" as printed (the authors: N = 500,
-        N_d = 5, s = 0.02, t = 32).
+        anomaly map (s and t are the first ones, they fall; 0.03 and 600 if not given), or "paper" as printed
+        (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
         details outside the repair keep the picture's own resolution. Raises DataError, ValueError before the
         first step.
         """
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+        step_size = METHODS[method][0] if step_size is None else step_size
+        timestep = METHODS[method][1] if timestep is None else timestep
         if (
             not 1 <= steps <= 5000
             or denoise_every < 1

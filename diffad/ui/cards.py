@@ -267,9 +267,9 @@ def probe(raw: Inspection, limit: float, x: int, y: int) -> str:
     features = [float(raw.feature_maps[t][y, x]) for t in computed]
     seen_pixels, seen_features = np.mean(pixels) > limit, np.mean(features) > limit
     reading = {
-        (True, True): "Appearance and meaning both see it.",
-        (True, False): "Appearance sees it, meaning hardly does: a matter of surface or colour.",
-        (False, True): "Meaning sees it, appearance hardly does: the colours are the good part’s own.",
+        (True, True): "Pixels and features both see it.",
+        (True, False): "Pixels see it, features hardly do: a matter of surface or colour.",
+        (False, True): "Features see it, pixels hardly do: the model can paint it, but not here.",
         (False, False): "Both are calm, as on a good part.",
     }[bool(seen_pixels), bool(seen_features)]
     return f"""

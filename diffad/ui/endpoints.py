@@ -53,7 +53,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         frames, scores, losses = [], [], []
         try:
             for step in find(model).reconstruct(
-                required(image), category=category or None, steps=int(steps), step_size=step_size,
+                required(image), category=category or None, steps=int(steps), step_size=step_size or None,
                 denoise_every=int(denoise_every), method=method, seed=int(seed),
             ):
                 scores.append(float(step.score))
@@ -87,7 +87,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         threshold = gr.Number(0, label="threshold")
         steps = gr.Number(100, label="steps", precision=0, minimum=1, maximum=2000)
         denoise_every = gr.Number(5, label="denoise_every", precision=0, minimum=1)
-        step_size = gr.Number(0.03, label="step_size")
+        step_size = gr.Number(0, label="step_size")
         method = gr.Textbox("weighed", label="method")
         model = gr.Textbox(default, label="model")
         answer = gr.JSON(label="result")

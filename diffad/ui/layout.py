@@ -112,7 +112,7 @@ def _repair_settings(p: SimpleNamespace) -> None:
             )
             p.stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=50)
             p.method = choice(
-                [("only defects", "weighed"), ("everywhere", "paper")], value="weighed", label="Where",
+                [("the defect", "weighed"), ("everything", "paper")], value="weighed", label="Where",
                 elem_id="method", container=False, min_width=110,
             )
 

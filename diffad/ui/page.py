@@ -18,7 +18,7 @@ import gradio as gr
 import numpy as np
 
 from diffad.data import DataError
-from diffad.inspector import SCALE_TOP
+from diffad.inspector import METHODS, SCALE_TOP
 from diffad.ui import cards, downloads, endpoints
 from diffad.ui.files import keep
 from diffad.ui.layout import AUTO, WAITING, categories, lay_out
@@ -285,6 +285,8 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
         concurrency_id="repair", concurrency_limit=2, trigger_mode="once", **QUIET,
     ).then(lambda now: gr.Button(interactive=now is not None), p.shown, p.repair, **LIVE)
     p.stop.click(partial(end_repair, how="stopped"), p.film, None, **LIVE)
+    # each method has its own usual step and noise level; the other's would spoil the picture
+    p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
 
     another, same = [p.film, p.picture, *settings], [p.film, p.shown, *settings]
     p.picture.input(inspect_picture, another, everything, **network)
