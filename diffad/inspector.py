@@ -104,9 +104,11 @@ class Inspection:
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """Connected parts of the map above the threshold, highest peak first; none below 8 px of a 256 px
-        picture.
+        """Connected parts of the map above the threshold, highest peak first; none in a good picture, none
+        below 8 px of a 256 px picture.
         """
+        if not self.is_anomalous:
+            return ()
         scale = (
             self._geometry.height
             * self._geometry.width
