@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -145,18 +146,24 @@ def feature_maps(residual: Tensor, whitening: Tensor, size: int) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
-    """Gaussian filter of the last two dimensions; sigma in px of a 256 px picture; borders mirrored. [..., s,
-    s].
+    """Gaussian filter of the last two dimensions; sigma in px of a 256 px picture; borders mirrored. [..., h,
+    w].
     """
-    sigma = sigma * maps.shape[-1] / 256
-    radius = min(math.ceil(3 * sigma), maps.shape[-1] - 1)
+    height, width = (_filter(side, sigma * side / 256).to(maps) for side in maps.shape[-2:])
+    return height @ maps @ width.T
+
+
+@lru_cache(maxsize=32)
+def _filter(side: int, sigma: float) -> Tensor:
+    """The filter along one side as a matrix [side, side]: a product is several times faster than a thin
+    convolution.
+    """
+    radius = min(math.ceil(3 * sigma), side - 1)
     if radius < 1:
-        return maps
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(maps.dtype)
-    flat = F.pad(maps.reshape(-1, 1, *maps.shape[-2:]), (radius,) * 4, mode="reflect")
-    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return flat.reshape(maps.shape)
+        return torch.eye(side)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    impulses = F.pad(torch.eye(side)[:, None], (radius, radius), mode="reflect")
+    return F.conv1d(impulses, (kernel / kernel.sum()).view(1, 1, -1))[:, 0].T.contiguous()
 
 
 @dataclass(frozen=True)
