@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad import __version__, checkpoint, cli
+from diffad import __version__, checkpoint, commands
 from diffad.cli import main
 from diffad.data import Geometry, read_image
 from diffad.inspector import Inspector
@@ -71,7 +71,7 @@ class Toy:
 def toy(monkeypatch):
     inspector = Toy()
     monkeypatch.setattr(Inspector, "load", classmethod(lambda cls, path, device="auto": inspector))
-    monkeypatch.setattr(cli, "default_checkpoint", lambda: Path("toy.safetensors"))
+    monkeypatch.setattr(commands, "default_checkpoint", lambda: Path("toy.safetensors"))
     return inspector
 
 
@@ -167,7 +167,7 @@ def test_default_checkpoint_beside_the_package_or_inside(monkeypatch, tmp_path):
     for file in (inside, beside):
         file.parent.mkdir(parents=True)
         file.touch()
-        assert cli.default_checkpoint().samefile(file)
+        assert commands.default_checkpoint().samefile(file)
 
 
 def test_interruption_and_system_errors_leave_no_trace(toy, tmp_path, capsys, monkeypatch):
@@ -230,7 +230,7 @@ def test_nan_never_reaches_json(toy, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["score"] is None
     assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
     numbers = {1: (np.float32("inf"), np.int64(3), np.bool_(True))}
-    assert json.loads(cli._json(numbers)) == {"1": [None, 3, True]}
+    assert json.loads(commands._json(numbers)) == {"1": [None, 3, True]}
 
 
 def test_what_libraries_print_does_not_reach_the_document(toy, tmp_path, capsys, monkeypatch):
@@ -311,8 +311,8 @@ def test_reconstruct_writes_the_animation(kind, toy, tmp_path, capsys):
 
 
 def test_frames_are_kept_no_larger_than_they_are_shown():
-    assert cli._frame(np.zeros((20, 4000, 3), np.uint8)).shape == (4, 768, 3)
-    assert cli._frame(np.zeros((16, 40_000, 3), np.uint8)).shape == (1, 768, 3)
+    assert commands._frame(np.zeros((20, 4000, 3), np.uint8)).shape == (4, 768, 3)
+    assert commands._frame(np.zeros((16, 40_000, 3), np.uint8)).shape == (1, 768, 3)
 
 
 def labelled(root: Path) -> Path:

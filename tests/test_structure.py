@@ -16,7 +16,7 @@ FLOORS = {
     1: {"unet", "features"},
     2: {"reconstruction", "data", "synthetic", "checkpoint", "render"},
     3: {"training", "inspector", "evaluation"},
-    4: {"cli", "ui"},
+    4: {"cli", "commands", "ui"},
 }
 SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor
 GROUND = {"torch", "numpy", "cv2"}  # all that floor 0 may know besides the standard library
