@@ -250,9 +250,8 @@ def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
     1 if all good pictures light up at the same places, 0 (no correction) if each does elsewhere. both: raw
     maps [b, 2, n, size, size].
     """
-    relative = (both / both.mean(dim=(0, 3, 4), keepdim=True).clamp(min=1e-12)).mean(
-        dim=2
-    )  # [b, 2, size, size]
+    overall = both.mean(dim=(0, 3, 4), keepdim=True).clamp(min=1e-12)
+    relative = (both / overall).mean(dim=2)  # [b, 2, size, size]
     maps = F.adaptive_avg_pool2d(relative, min(_LEVEL_GRID, both.shape[-1]))  # [b, 2, g, g]
     count = len(maps)
     if count < 2:
@@ -263,9 +262,7 @@ def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
     power = (between / (between + within).clamp(min=1e-12)).sqrt()[:, None, None]
     wide = smooth(maps, sigma=8)
 
-    def level(
-        mean: Tensor,
-    ) -> Tensor:  # never below a tenth: a calm place must not turn rounding into evidence
+    def level(mean: Tensor) -> Tensor:  # never below a half: a calm place must not turn noise into evidence
         return (mean / mean.mean(dim=(-2, -1), keepdim=True)).clamp(min=0.5) ** power
 
     return level(wide.mean(dim=0)), level((wide.sum(dim=0) - wide) / (count - 1))

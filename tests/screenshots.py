@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
-from conftest import BROWSER_FLAGS, BROWSER_NAMES, ROOT
+from conftest import BROWSER_FLAGS, BROWSER_NAMES, ROOT, serving
 from playwright.sync_api import expect, sync_playwright
 
 VIEWS = {
@@ -22,36 +17,20 @@ VIEWS = {
 
 
 def main(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(480):
-            try:
-                urllib.request.urlopen(address, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        found = next((path for name in BROWSER_NAMES if (path := shutil.which(name))), None)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=found, args=BROWSER_FLAGS)
-            for name, view in VIEWS.items():
-                page = browser.new_context(**view).new_page()
-                page.goto(address)
-                page.locator("#samples button[data-sample='gear_corrosion.png']").click(timeout=30_000)
-                expect(page.locator(".verdict h2")).to_be_visible(timeout=30_000)
-                page.locator("#repair").click()
-                expect(page.locator("#film-downloads button").first).to_be_enabled(timeout=120_000)
-                page.wait_for_timeout(1500)
-                page.screenshot(path=folder / f"{name}.png", full_page=True)
-                print(folder / f"{name}.png")
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(20)
+    found = next((path for name in BROWSER_NAMES if (path := shutil.which(name))), None)
+    with serving() as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=BROWSER_FLAGS)
+        for name, view in VIEWS.items():
+            page = browser.new_context(**view).new_page()
+            page.goto(address)
+            page.locator("#samples button[data-sample='gear_corrosion.png']").click(timeout=30_000)
+            expect(page.locator(".verdict h2")).to_be_visible(timeout=30_000)
+            page.locator("#repair").click()
+            expect(page.locator("#film-downloads button").first).to_be_enabled(timeout=120_000)
+            page.wait_for_timeout(1500)  # the slider's glide to the last frame
+            page.screenshot(path=folder / f"{name}.png", full_page=True)
+            print(folder / f"{name}.png")
+        browser.close()
 
 
 if __name__ == "__main__":

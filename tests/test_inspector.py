@@ -93,6 +93,9 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     assert meaning.threshold == pytest.approx(inspector.threshold(defective.category, alpha=0))
     assert not defective.fused(threshold=1e6).is_anomalous
     assert defective.fused(threshold=1e6).regions == ()
+    between = (defective.score + float(defective.anomaly_map.max())) / 2  # some pixels are above it
+    assert not defective.fused(threshold=between).is_anomalous
+    assert defective.fused(threshold=between).regions == ()
     back = meaning.fused(alpha=0.5)
     assert back.score == defective.score
     assert back.threshold == defective.threshold
@@ -194,6 +197,8 @@ def test_a_repair_may_stop_at_the_threshold(inspector):
 def test_the_printed_algorithm_moves_the_whole_picture(inspector):
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=5, method="paper", step_size=0.02, timestep=32))
     assert len(steps) == 6
+    usual = list(inspector.reconstruct(DEFECTIVE.image, steps=5, method="paper"))  # the authors' s and t
+    assert np.array_equal(usual[-1].image, steps[-1].image)
     assert (steps[-1].image != DEFECTIVE.image).mean() > 0.5
 
 

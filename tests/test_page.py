@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import serving
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -26,27 +22,9 @@ RESULT = 20_000  # ms within which an inspection must have appeared, on a busy m
 
 @pytest.fixture(scope="module")
 def url(bundled_model: Path) -> Iterator[str]:
-    """The page as `python app.py` serves it, on a free port given by Gradio's own variable."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(480):
-            assert server.poll() is None, "app.py ended instead of serving"
-            try:
-                urllib.request.urlopen(address, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.fail("app.py did not serve within two minutes")
+    """The page as `python app.py` serves it."""
+    with serving() as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(scope="module")
