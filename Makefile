@@ -1,6 +1,7 @@
 # make app   installs into .venv and opens the page on http://127.0.0.1:7860
 # make test  installs the test extra and a browser, then checks the style and runs every test
 # make screenshots  takes the README's pictures of the page
+# make timing       prints how quick the page is in a browser
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ SHELL := bash
 INSTALL := $(PY) -m pip --disable-pip-version-check install
 BRIEFLY := awk '/^Collecting/ { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'
 
-.PHONY: app test lint browser screenshots clean
+.PHONY: app test lint browser screenshots timing clean
 
 app: $(VENV)/.installed
 	@$(PY) app.py
@@ -57,6 +58,9 @@ browser: $(VENV)/.installed-test
 
 screenshots: $(VENV)/.installed-test browser
 	@$(PY) tests/screenshots.py
+
+timing: $(VENV)/.installed-test browser
+	@$(PY) tests/timing.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

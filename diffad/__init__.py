@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "CheckpointError": "checkpoint",
     "DataError": "data",
-    "Inspection": "inspector",
+    "Inspection": "inspection",
     "Inspector": "inspector",
     "Region": "scoring",
-    "RepairStep": "inspector",
+    "RepairStep": "inspection",
     "TrainConfig": "training",
     "evaluate": "evaluation",
     "find_samples": "data",
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from diffad.data import DataError as DataError
     from diffad.data import find_samples as find_samples
     from diffad.evaluation import evaluate as evaluate
-    from diffad.inspector import Inspection as Inspection
+    from diffad.inspection import Inspection as Inspection
+    from diffad.inspection import RepairStep as RepairStep
     from diffad.inspector import Inspector as Inspector
-    from diffad.inspector import RepairStep as RepairStep
     from diffad.scoring import Region as Region
     from diffad.training import TrainConfig as TrainConfig
     from diffad.training import train as train

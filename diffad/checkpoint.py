@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,7 @@ from diffad.gaussian import PlaceGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -34,13 +35,15 @@ class CheckpointError(ValueError):
 class Profile:
     """What one category adds to the shared network.
 
-    gaussian: PaDiM's Gaussian of its normal features. whitening: L⁻¹ [c, c] of the feature residual's
-    covariance. calibration: score statistics of held-out normal pictures.
+    gaussian: PaDiM's Gaussian of its normal features. whitening: L⁻¹ [B, B, c, c] of the feature residual's
+    covariance, by block of places. calibration: score statistics of held-out normal pictures. rehearsal: how
+    well artificial defects on those pictures were found, and the choices made by that (`profiles.rehearse`).
     """
 
     gaussian: PlaceGaussian
     whitening: Tensor
     calibration: Calibration
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.projection": gaussian.projection.half(),
             f"profile.{index}.gaussian.mean": gaussian.mean.half(),
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
-            f"profile.{index}.residual.whitening": _pack(profile.whitening),
+            f"profile.{index}.residual.whitening": _pack(profile.whitening).half(),
             f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
             f"profile.{index}.calibration.good_places": calibration.good_places.half(),
@@ -91,7 +94,11 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
         "pixel_score": checkpoint.pixel_score,
         "stride": checkpoint.stride,
         "categories": [
-            {"name": name, "timesteps": profile.calibration.timesteps}
+            {
+                "name": name,
+                "timesteps": profile.calibration.timesteps,
+                "rehearsal": dict(profile.rehearsal),
+            }
             for name, profile in checkpoint.profiles.items()
         ],
         "provenance": dict(checkpoint.provenance),
@@ -139,7 +146,10 @@ def load(path: str | Path) -> Checkpoint:
                 part["calibration.good_places"],
             )
             profiles[category["name"]] = Profile(
-                gaussian, _unpack(part["residual.whitening"], config.feature_channels), calibration
+                gaussian,
+                _blocks(_unpack(part["residual.whitening"], config.feature_channels)),
+                calibration,
+                category.get("rehearsal", {}),
             )
         return Checkpoint(
             config=config,
@@ -208,3 +218,7 @@ def _unpack(packed: Tensor, size: int) -> Tensor:
     rows, columns = torch.tril_indices(size, size)
     full[..., rows, columns] = packed
     return full
+
+
+def _blocks(whitening: Tensor) -> Tensor:
+    return whitening if whitening.ndim == 4 else whitening[None, None]

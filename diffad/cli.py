@@ -1,4 +1,4 @@
-"""The command line: `diffad train · inspect · reconstruct · evaluate · benchmark · samples · serve`.
+"""The command line: `diffad train · inspect · reconstruct · evaluate · ablate · benchmark · samples · serve`.
 
 The options and their help; what the commands do is in `commands.py`.
 """
@@ -22,7 +22,9 @@ from diffad.commands import (
     INTERRUPTED,
     REFUSED,
     Refused,
+    ablate,
     benchmark,
+    compare,
     evaluate,
     inspect,
     reconstruct,
@@ -104,11 +106,28 @@ def _whole_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_whole_numbers(text)))
+
+
 def _timesteps(text: str) -> tuple[int, ...]:
     values = sorted(set(_whole_numbers(text)))
     if values[-1] > 999 or len(values) > 12:
         raise argparse.ArgumentTypeError(f"give 1 to 12 timesteps from 0 to 999, not {text}")
     return tuple(values)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(part.strip() for part in text.split(","))
+
+
+def _tile(text: str) -> int | str | None:
+    if text in ("auto", "whole"):
+        return text if text == "auto" else None
+    try:
+        return _number(int, 16, 10**6)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, whole or a side of at least 16 px") from None
 
 
 def _path(text: str) -> Path:
@@ -157,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     alpha = option("--alpha", "A", real(0, 1), "weight of the pixel score; the rest is the features'", 0.5)
     threshold = option("--threshold", "X", real(-1e9, 1e9),
                        "a picture is anomalous above this score (default: what 1%% of good parts exceed)")
+    tile = option("--tile", "PX", _tile, "cut pictures into overlapping squares of that side, or inspect "
+                  "them whole; auto: tiles if large pictures look like good parts only in pieces", "auto")
     repair = (
         option("--steps", "N", whole(1, 5000), "gradient steps", 100),
         option("--denoise-every", "N", whole(1, 5000), "gradient steps between two denoising steps", 5),
@@ -180,11 +201,6 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
         ("--from", {"dest": "start", "metavar": "CHECKPOINT", "type": _path, "help": "start from this one"}),
         option("--batch", "N", whole(1, 4096), "pictures a step", 16),
         option("--learning-rate", "X", real(1e-9, 1), "the highest", 8e-4),
-        flag("--flips", "also mirror and turn pictures: for textures and parts that may lie anyhow"),
-        flag("--by-place", "for parts that always lie alike, with places that are hard in every good picture "
-             "(lettering, leads, teeth): weigh each place by how hard it is"),
-        option("--shrinkage", "X", _number(float, 0, 1), "1 treats feature channels as independent, as "
-               "published; less accounts for their correlation", 1.0),
         seed,
         option("--licence", "TEXT", str, "the pictures' licence, kept in the checkpoint", ""),
         option("--size", "PX", whole(32, 2048), "side of the model's square (default: 256)"),
@@ -196,23 +212,49 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
 A folder is taken whole: a plain folder's pictures, or all pictures of an MVTec tree.""")
     add(own, sources, *model, category, alpha, timesteps, seed,
         threshold, option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
+        tile,
         option("--out", "DIR", _path, "write <name>_overlay.png, <name>_map.npy (float32), "
                                       "<name>_evidence.png, results.json and results.csv there"),
+        flag("--report", "with --out: also <name>_report.html, a page to hand on, which prints on one A4"),
         flag("--fail-on-anomaly", "exit with 3 if any picture is anomalous"), as_json)
 
     own = command(reconstruct, "repair pictures step by step and write the animations")
-    add(own, sources, *model, category, alpha, seed, threshold, *repair,
+    add(own, sources, *model, category, alpha, seed, threshold, tile, *repair,
         flag("--stop-at-threshold", "stop as soon as the picture counts as good"),
-        choice("--format", ("gif", "webp"), "kind of animation"),
+        choice("--format", ("gif", "webp", "mp4"), "kind of animation"),
         option("--out", "DIR", _path, "write <name>_repair.gif and _repaired.png there", Path(".")), as_json)
 
     own = command(evaluate, "measure a model on labelled pictures", """
 DATA: an MVTec category folder (test/good, test/<defect>, ground_truth) or a folder of them. Each picture is
 judged as its folder's category if the model knows it, else as the recognised one.""")
     add(own, data, *model, option("--category", "NAME", str, "judge all of them as this"), alpha, timesteps,
-        seed, flag("--repair", "also measure the repair, which is slow; the options below are its own"),
+        option("--seeds", "N,N,…", _seeds, "noise seeds; of several, means and standard deviations", (0,)),
+        option("--out", "DIR", _path, "write results.json, results.md and report.html there"),
+        flag("--repair", "also measure the repair, which is slow; the options below are its own"),
         option("--limit", "N", whole(1, 10**6), "repair at most N good and N defective pictures a category"),
+        flag("--sheet", "with --out: draw ten repairs a category, <category>_repairs.png"),
         *repair, as_json)
+
+    own = command(ablate, "measure what each choice of the method is worth", """
+Tables of image AUROC, pixel AUROC and AUPRO over the weight of the branches, timesteps, noise draws,
+normalisation, one model against one per category, and pixel scores. DATA: as for evaluate; its train/good
+serves to standardise the pixel scores that the checkpoint does not use.""")
+    add(own, data, *model,
+        ("--single", {"metavar": "CHECKPOINT", "help": "models of one category each, to compare with",
+                      "default": [], **several}),
+        option("--limit", "N", whole(1, 10**6), "take at most N good and N defective pictures a category"),
+        option("--out", "DIR", _path, "write ablation.md, ablation.json and a plot of each table there"),
+        seed, as_json)
+
+    own = command(compare, "measure what people would pick instead, on the same pictures", """
+DATA: MVTec category folders with train/good and test, or folders of them, of categories that the model knows.
+The peers are anomalib's models on the same backbone with the same weights (pip install "diffad[peers]").""")
+    add(own, data, *model,
+        option("--peers", "NAME,…", _names, "of padim, patchcore, fre, ganomaly (which wants a GPU), or none",
+               ("padim", "patchcore", "fre")),
+        option("--minutes-each", "M", real(0.001, 10_000), "longest training of a peer that is trained", 5.0),
+        option("--limit", "N", whole(1, 10**6), "take at most N good and N defective pictures a category"),
+        seed, option("--out", "DIR", _path, "write comparison.md and comparison.json there"), as_json)
 
     own = command(benchmark, "measure how fast a model is on this machine")
     add(own, *model, option("--picture", "FILE", _path, "the picture to use (default: a synthetic part)"),
@@ -229,8 +271,15 @@ The layout is MVTec's, so that DIR serves train and evaluate. Numbers are for ea
         option("--defective", "N", whole(0, 10**5), "defective parts to test on", 60),
         option("--size", "PX", whole(64, 1024), "side of the pictures", 256), seed, as_json)
 
-    own = command(serve, "open the inspection page in the browser")
-    add(own, option("--checkpoint", "FILE", _path, "the model (default: all bundled ones)"), device,
+    own = command(serve, "open the inspection page in the browser", """
+The same address answers programs: named endpoints (see the README) and, without login, GET /health.
+A login is asked for where --auth or the environment variable DIFFAD_AUTH names who may enter.""")
+    add(own, ("--checkpoint", {"metavar": "FILE", "help": "one or several models (default: the bundled ones)",
+                               **several}), device,
         option("--host", "NAME", str, "address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)"),
-        option("--port", "N", whole(1, 65535), "default: GRADIO_SERVER_PORT, else a free one from 7860"))
+        option("--port", "N", whole(1, 65535), "default: GRADIO_SERVER_PORT, else a free one from 7860"),
+        option("--auth", "FILE", _path, "lines user:password, of those who may log in"),
+        option("--data-root", "DIR", _path, "folder below which a batch may read this machine's files"),
+        option("--max-upload", "MB", whole(1, 100_000), "largest file that is taken", 200),
+        flag("--mcp", "offer the endpoints as tools to language models (pip install \"diffad[mcp]\")"))
     return parser

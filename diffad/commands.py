@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import json
 import math
 import os
 import statistics
@@ -47,8 +45,9 @@ def default_checkpoint() -> Path:
 def train(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from diffad import training
+    from diffad import checkpoint, training
     from diffad.features import FeatureExtractor
+    from diffad.profiles import in_words
     from diffad.unet import UNetConfig, pick_device
 
     given = {"size": arguments.size, "channels": arguments.channels and tuple(arguments.channels)}
@@ -59,8 +58,7 @@ def train(arguments: argparse.Namespace) -> int:
         raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
     for source in arguments.data:
         _must_exist(source)
-    names = ("steps", "minutes", "batch", "learning_rate", "flips", "by_place", "shrinkage", "seed",
-             "licence")
+    names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence")
     recipe = {name: getattr(arguments, name) for name in names}
     try:
         pick_device(arguments.device)
@@ -94,42 +92,52 @@ def train(arguments: argparse.Namespace) -> int:
             say("to go on from here, give the same options and --resume")
             raise
         if int(os.environ.get("RANK", "0")) == 0:  # under torchrun one process speaks
-            put({"checkpoint": str(path), "seconds": round(time.perf_counter() - started, 1)},
-                f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`")
+            profiles = checkpoint.load(path).profiles
+            rehearsals = {name: profile.rehearsal for name, profile in profiles.items()}
+            put({"checkpoint": str(path), "seconds": round(time.perf_counter() - started, 1),
+                 "rehearsal": rehearsals},
+                "\n".join([f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
+                           *(in_words(name, values) for name, values in rehearsals.items() if values)]))
     return FINISHED
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    from diffad.data import DataError
+    from diffad import batch
+    from diffad.data import Sample
 
     paths = _pictures(arguments.sources)
     inspector = _load_inspector(arguments)
-    endings = ("_overlay.png", "_map.npy", "_evidence.png")
+    endings = ["_overlay.png", "_map.npy", "_evidence.png", *(["_report.html"] if arguments.report else [])]
+    if arguments.report and not arguments.out:
+        raise Refused("--report writes into a folder: give --out DIR too")
     names = _output_names(paths, arguments.out, endings) if arguments.out else [""] * len(paths)
     records: list[dict[str, Any]] = []
     with _document(arguments) as put:
-        for path, name in _progress(list(zip(paths, names, strict=True)), "inspecting"):
-            try:
-                inspection = inspector.inspect(
-                    path, category=arguments.category, timesteps=arguments.timesteps, alpha=arguments.alpha,
-                    seed=arguments.seed, draws=arguments.draws, threshold=arguments.threshold)
-            except DataError as error:
-                records.append(_unreadable(path, error))
+        options = ("timesteps", "alpha", "seed", "draws", "threshold", "tile")
+        rows = batch.run(
+            inspector, {str(path): Sample(path, "") for path in paths}, arguments.category,
+            **{option: getattr(arguments, option) for option in options})
+        for name, (row, inspection) in _progress(zip(names, rows, strict=True), "inspecting", len(paths)):
+            record = row.to_dict()
+            if row.error:
+                say(row.error)
+                records.append(record)
                 continue
-            record = {"path": str(path), **inspection.to_dict()}
             if arguments.out:
-                top = inspector.scale_top(inspection.category)
-                _write_evidence([arguments.out / f"{name}{ending}" for ending in endings], inspection, top)
+                files = [arguments.out / f"{name}{ending}" for ending in endings]
+                _write_evidence(files, inspection, inspector)
                 record["files"] = [f"{name}{ending}" for ending in endings]
             records.append(record)
             if not arguments.json:
                 verdict = "ANOMALOUS" if record["is_anomalous"] else "good"
                 count = len(record["regions"])
+                regions = f"{count} region{'' if count == 1 else 's'}"
                 _print(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
-                       f"{count} region{'' if count == 1 else 's'}  {record['category']}  {path}", sys.stdout)
+                       f"{regions}  {record['category']}  {row.name}", sys.stdout)
         if arguments.out:
             (arguments.out / "results.json").write_text(_json(records) + "\n", encoding="utf-8")
-            _write_csv(arguments.out / "results.csv", records)
+            (arguments.out / "results.csv").write_text(
+                batch.csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")
         put(records, f"wrote results to {arguments.out}" if arguments.out else None)
     if any("error" in record for record in records):
         return UNREADABLE
@@ -153,7 +161,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 repair = inspector.reconstruct(
                     path, category=arguments.category, stop_at_threshold=arguments.stop_at_threshold,
                     seed=arguments.seed, alpha=arguments.alpha, threshold=arguments.threshold,
-                    **_repair_options(arguments))
+                    tile=arguments.tile, **_repair_options(arguments))
             except DataError as error:
                 records.append(_unreadable(path, error))
                 continue
@@ -179,6 +187,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from diffad.data import DataError, find_samples
     from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, repair_table
 
+    out = arguments.out
+    if arguments.sheet and not (arguments.repair and out):
+        raise Refused("--sheet draws repairs into a folder: give --repair and --out DIR too")
+    if out and out.exists() and not out.is_dir():
+        raise Refused(f"{out} is a file: --out names a folder")
     samples = []
     for source in arguments.data:
         _must_exist(source)
@@ -188,15 +201,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     inspector = _load_inspector(arguments)
     with _document(arguments) as put:
         try:
-            settings = {name: getattr(arguments, name) for name in ("category", "alpha", "seed")}
+            settings = {"category": arguments.category, "alpha": arguments.alpha}
             with _counter("inspecting") as progress:
-                result = evaluate(
-                    inspector, samples, timesteps=arguments.timesteps, progress=progress, **settings)
+                result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
+                                  progress=progress, **settings)
             tables = [evaluation_table(result)]
+            shown: dict[str, Any] = {}
             if arguments.repair:
                 with _counter("repairing") as progress:
                     repaired = evaluate_repair(
-                        inspector, samples, limit=arguments.limit, progress=progress, **settings,
+                        inspector, samples, limit=arguments.limit, progress=progress, seed=arguments.seeds[0],
+                        show=shown.__setitem__ if arguments.sheet else None, **settings,
                         **_repair_options(arguments))
                 tables.append(repair_table(repaired))
                 for name, values in repaired.items():
@@ -208,6 +223,66 @@ def evaluate(arguments: argparse.Namespace) -> int:
             for note in values["notes"] + values.get("repair", {}).get("notes", []):
                 say(f"{name}: {note}")
         put(result, "\n\n".join(tables))
+        if out:
+            _write_evaluation(out, result, inspector, shown)
+    return FINISHED
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    from diffad.ablation import METRICS, ablate, ablation_report
+    from diffad.data import find_samples
+    from diffad.render import ablation_plot
+
+    out = arguments.out
+    if out and out.exists() and not out.is_dir():
+        raise Refused(f"{out} is a file: --out names a folder")
+    samples = []
+    for source in arguments.data:
+        _must_exist(source)
+        samples += find_samples(source)
+    inspector = _load_inspector(arguments)
+    singles = [_load_inspector(arguments, path) for path in arguments.single]
+    with _document(arguments) as put:
+        with _counter("ablating") as progress:
+            result = ablate(inspector, samples, singles, arguments.limit, arguments.seed, progress)
+        plots = {}
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            for table in result["tables"]:
+                plots[table["name"]] = f"{table['name']}.png"
+                ablation_plot(table, METRICS, out / plots[table["name"]])
+            (out / "ablation.json").write_text(_json(result) + "\n", encoding="utf-8")
+            (out / "ablation.md").write_text(ablation_report(result, plots) + "\n", encoding="utf-8")
+        put(result, ablation_report(result))
+    return FINISHED
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from diffad.data import find_samples
+    from diffad.peers import checked, compare, comparison_report
+
+    try:
+        peers = checked(arguments.peers)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    out = arguments.out
+    if out and out.exists() and not out.is_dir():
+        raise Refused(f"{out} is a file: --out names a folder")
+    samples = []
+    for source in arguments.data:
+        _must_exist(source)
+        samples += find_samples(source)
+    inspector = _load_inspector(arguments)
+    with _document(arguments) as put:
+        with _counter("comparing") as progress:
+            result = compare(inspector, samples, peers, arguments.limit, arguments.minutes_each,
+                             arguments.seed, progress)
+        report = comparison_report(result)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "comparison.json").write_text(_json(result) + "\n", encoding="utf-8")
+            (out / "comparison.md").write_text(report + "\n", encoding="utf-8")
+        put(result, report)
     return FINISHED
 
 
@@ -273,11 +348,29 @@ def samples(arguments: argparse.Namespace) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     from diffad.checkpoint import bundled
-    from diffad.ui import serve
+    from diffad.ui.server import logins, serve
 
-    paths = [arguments.checkpoint] if arguments.checkpoint else bundled() or [default_checkpoint()]
-    inspectors = {path.stem: _load_inspector(arguments, path) for path in paths}
-    serve(inspectors, arguments.host, arguments.port)
+    paths = arguments.checkpoint or bundled() or [default_checkpoint()]
+    if twice := [name for name, count in Counter(path.stem for path in paths).items() if count > 1]:
+        raise Refused(f"two models are called {twice[0]}: rename one")
+    root = arguments.data_root
+    if root and not root.is_dir():
+        raise Refused(f"there is no folder {root}: --data-root names a folder")
+    auth = None
+    try:
+        if arguments.auth:
+            auth = logins(arguments.auth.read_text(encoding="utf-8"), str(arguments.auth))
+            if not auth:
+                raise ValueError(f"{arguments.auth} is empty: give lines user:password")
+            if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
+                say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
+        inspectors = {path.stem: _load_inspector(arguments, path) for path in paths}
+        if arguments.host in ("0.0.0.0", "::") and not auth and "DIFFAD_AUTH" not in os.environ:
+            say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
+        serve(inspectors, arguments.host, arguments.port, auth=auth, data_root=root,
+              max_upload=arguments.max_upload, mcp=arguments.mcp)
+    except ValueError as error:  # malformed logins, or no MCP here
+        raise Refused(str(error)) from error
     return FINISHED
 
 
@@ -342,25 +435,36 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
     return names
 
 
-def _write_evidence(files: Sequence[Path], inspection: Any, top: float) -> None:
+def _write_evidence(files: Sequence[Path], inspection: Any, inspector: Inspector) -> None:
     import numpy as np
 
     from diffad.render import evidence_sheet, overlay, png_bytes
+    from diffad.report import report
 
-    overlay_file, map_file, sheet_file = files
-    shown = overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold)
+    top, bad = inspector.scale_top(inspection.category), inspection.is_anomalous
+    overlay_file, map_file, sheet_file, *report_file = files
+    shown = overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold, contour=bad)
     overlay_file.write_bytes(png_bytes(shown))
     np.save(map_file, inspection.anomaly_map.astype(np.float32))
     sheet_file.write_bytes(png_bytes(evidence_sheet(inspection, top)))
+    for path in report_file:
+        path.write_text(report(inspection, inspector, path.name[: -len("_report.html")]), encoding="utf-8")
 
 
-def _write_csv(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    columns = ("path", "category", "score", "threshold", "is_anomalous", "regions", "seconds", "error")
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for record in records:
-            writer.writerow({**record, "regions": len(record["regions"]) if "regions" in record else ""})
+def _write_evaluation(
+    out: Path, result: dict[str, Any], inspector: Inspector, repairs: dict[str, Any]
+) -> None:
+    from diffad.evaluation_report import html_report, markdown_report, repair_sheet
+    from diffad.render import png_bytes
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(_json(result) + "\n", encoding="utf-8")
+    (out / "results.md").write_text(markdown_report(result), encoding="utf-8")
+    sheets = {name: repair_sheet(shown) for name, shown in repairs.items()}
+    for name, sheet in sheets.items():
+        (out / f"{name}_repairs.png").write_bytes(png_bytes(sheet))
+    (out / "report.html").write_text(html_report(result, inspector, sheets), encoding="utf-8")
+    say(f"wrote results.json, results.md and report.html to {out}")
 
 
 def _unreadable(path: Path, error: ValueError) -> dict[str, str]:
@@ -422,17 +526,9 @@ def _document(arguments: argparse.Namespace) -> Iterator[Callable[..., None]]:
 
 
 def _json(value: Any) -> str:
-    """JSON that every parser reads: NaN and infinity become null."""
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {str(key): plain(entry) for key, entry in item.items()}
-        if isinstance(item, (list, tuple)):
-            return [plain(entry) for entry in item]
-        if hasattr(item, "item"):  # a numpy scalar
-            item = item.item()
-        return None if isinstance(item, float) and not math.isfinite(item) else item
+    from diffad.batch import json_text
 
-    return json.dumps(plain(value), indent=2, allow_nan=False)
+    return json_text(value)
 
 
 def _progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:

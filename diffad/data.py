@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -113,7 +113,8 @@ def _load(picture: Image.Image, name: str) -> None:
 
 def _upright(picture: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture  # the former copies in any case
     except Exception:  # broken metadata does not spoil the pixels
         return picture.copy()
 
@@ -137,7 +138,7 @@ def _picture_to_rgb(picture: Image.Image, name: str) -> np.ndarray:
             return _over_white(np.asarray(upright.convert("RGBA")))
         if mode == "LAB":
             upright = _lab_to_rgb(upright)
-        return np.array(upright.convert("RGB"))
+        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except Exception as error:  # colour management has errors of its own
         raise DataError(
             f"{name} has colours of kind {mode} that cannot be converted: save it as RGB"
@@ -256,14 +257,21 @@ class Geometry:
         if tuple(maps.shape[-2:]) != (self.size, self.size):
             shape = tuple(maps.shape)
             raise DataError(f"maps of shape {shape} do not fit: give [..., {self.size}, {self.size}]")
-        is_array = isinstance(maps, np.ndarray)
-        tensor = torch.from_numpy(np.array(maps, dtype=np.float32)) if is_array else maps.float()
-        inner = tensor[(..., *self.inner)]  # [..., inner_height, inner_width]
-        if (self.inner_height, self.inner_width) != (self.height, self.width):
-            flat = inner.reshape(-1, 1, self.inner_height, self.inner_width)
-            flat = F.interpolate(flat, (self.height, self.width), mode="bilinear", antialias=True)
-            inner = flat.reshape(*inner.shape[:-2], self.height, self.width)
-        return inner.contiguous().numpy() if is_array else inner.contiguous()
+        return resize_maps(maps[(..., *self.inner)], (self.height, self.width))
+
+
+def resize_maps(maps: torch.Tensor | np.ndarray, shape: tuple[int, int]) -> torch.Tensor | np.ndarray:
+    """Maps [..., h, w] → float32 [..., *shape], of the same kind (tensor or array) as given.
+
+    Bilinear with half-pixel centres, antialiased where it shrinks.
+    """
+    is_array = isinstance(maps, np.ndarray)
+    resized = torch.from_numpy(np.array(maps, dtype=np.float32)) if is_array else maps.float()
+    if tuple(maps.shape[-2:]) != tuple(shape):
+        flat = resized.reshape(-1, 1, *maps.shape[-2:])
+        flat = F.interpolate(flat, tuple(shape), mode="bilinear", antialias=True)
+        resized = flat.reshape(*maps.shape[:-2], *shape)
+    return resized.contiguous().numpy() if is_array else resized.contiguous()
 
 
 def to_square(image: np.ndarray, size: int) -> tuple[torch.Tensor, Geometry]:
@@ -360,19 +368,19 @@ def _samples(root: Path) -> Iterator[Sample]:
     elif _is_category(root):
         yield from _category_samples(root)
     elif root.is_dir():
-        categories = [folder for folder in _folders(root) if _is_category(folder)]
+        categories = [folder for folder in subfolders(root) if _is_category(folder)]
         for folder in categories:
             yield from _category_samples(folder)
         if not categories:
-            yield from (Sample(path, _folder_name(root)) for path in _pictures(root))
+            yield from (Sample(path, _folder_name(root)) for path in picture_files(root))
 
 
 def _category_samples(folder: Path) -> Iterator[Sample]:
     category = _folder_name(folder)
-    for path in _pictures(folder / "train" / "good"):
+    for path in picture_files(folder / "train" / "good"):
         yield Sample(path, category, "train", "good")
-    for defect in _folders(folder / "test"):
-        for path in _pictures(defect):
+    for defect in subfolders(folder / "test"):
+        for path in picture_files(defect):
             yield Sample(path, category, "test", defect.name, _mask_of(path, folder))
 
 
@@ -393,11 +401,11 @@ def _folder_name(folder: Path) -> str:
     return folder.name or folder.resolve().name  # "." has no name of its own
 
 
-def _folders(parent: Path) -> list[Path]:
+def subfolders(parent: Path) -> list[Path]:
     return [path for path in _children(parent) if path.is_dir()]
 
 
-def _pictures(parent: Path) -> list[Path]:
+def picture_files(parent: Path) -> list[Path]:
     return [path for path in _children(parent) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
 
 

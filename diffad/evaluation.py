@@ -1,11 +1,11 @@
-"""How good is a model? Metrics of detection and localisation, then `evaluate` and `evaluate_repair`.
-
-The metrics are exact: every distinct score is a threshold, ties are handled as ties, nothing is binned and
-no score is transformed. They return None where they are undefined (nothing normal or nothing anomalous).
+"""How good is a model? `evaluate` measures detection and localisation, `evaluate_repair` the repairs.
 
 Maps are measured at the model's resolution, in the rectangle that the picture fills in the model's square:
-masks go there by nearest neighbour, nothing is cropped and the letterbox padding is not counted. Colours
-(PSNR, SSIM) are compared in the picture's own pixels.
+masks go there by nearest neighbour, nothing is cropped and the letterbox padding is not counted; regions of
+masks are 8-connected there. Colours (PSNR, SSIM) are compared in the picture's own pixels.
+
+Nothing here is fitted: thresholds, calibration and normalisation come from the checkpoint, and each test
+picture is judged alone. `measure` is the same for every source of scores and maps.
 """
 
 from __future__ import annotations
@@ -13,128 +13,76 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
 from diffad.data import DataError, Geometry, Sample, mask_to_square, read_image, read_mask
+from diffad.metrics import (
+    aupro,
+    auroc,
+    average_precision,
+    f1_max,
+    interval,
+    pixel_auroc,
+    pixels,
+    pro_curve,
+    psnr,
+    rate_interval,
+    resampled_image_metrics,
+    resampled_pixel_metrics,
+    resamples,
+    roc_curve,
+    ssim,
+)
 from diffad.scoring import image_score
 
 REPAIR_MARGIN = 8  # pixels at the model's resolution around a defect that a repair may touch
+SHOWN_REPAIRS = 10  # a category
 _COUNT = "{:d}"  # counts are summed in a table's last row, everything else is averaged
 
 Progress = Callable[[int, int], None]
 
 
-def auroc(scores: Any, labels: Any) -> float | None:
-    """Area under the ROC curve in [0, 1]: how often an anomalous score exceeds a normal one, ties half.
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One labelled picture and what a method said of it.
 
-    scores: any shape, finite. labels: the same shape, true = anomalous. None if one of the two kinds is
-    absent; ValueError if a score is not finite or the shapes differ.
-    """
-    positive, negative = _split(scores, labels)
-    if not positive.size or not negative.size:
-        return None
-    below = np.searchsorted(negative, positive, "left").sum(dtype=np.int64)
-    not_above = np.searchsorted(negative, positive, "right").sum(dtype=np.int64)
-    return float((below + not_above) / (2 * positive.size * negative.size))
-
-
-def average_precision(scores: Any, labels: Any) -> float | None:
-    """Σ (recall_k − recall_{k−1}) · precision_k over distinct scores, in [0, 1]; arguments as in `auroc`."""
-    curve = _precision_counts(scores, labels)
-    if curve is None:
-        return None
-    new, found, false_alarms, total = curve
-    return float((new * (found / (found + false_alarms))).sum() / total)
-
-
-def f1_max(scores: Any, labels: Any) -> float | None:
-    """The best F1 = 2 TP / (2 TP + FP + FN) of any threshold, in [0, 1]; arguments as in `auroc`."""
-    curve = _precision_counts(scores, labels)
-    if curve is None:
-        return None
-    _, found, false_alarms, total = curve
-    return float((2 * found / (found + false_alarms + total)).max())
-
-
-def pixel_auroc(maps: Sequence[Any], masks: Sequence[Any]) -> float | None:
-    """`auroc` over the pixels of all pictures. maps: n arrays [h, w], masks: n bool arrays likewise."""
-    return auroc(*_pixels(maps, masks))
-
-
-def aupro(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> float | None:
-    """Area under the per-region overlap (PRO) over false positive rates up to `max_fpr`, divided by it.
-
-    PRO is the mean, over the 8-connected regions of all masks, of the share of a region that lies at or
-    above the threshold; the rate is over the normal pixels of all pictures. Every distinct value is a
-    threshold, the curve starts at (0, 0), is linear between its points and is cut exactly at `max_fpr`.
-
-    maps: n arrays [h, w], finite. masks: n bool arrays of the same shapes. Returns a value in [0, 1], or
-    None without regions or without normal pixels. Raises ValueError unless 0 < max_fpr <= 1.
-    """
-    if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr must lie in (0, 1], not {max_fpr}")
-    scores, labels = _pixels(maps, masks)
-    weights, regions = [], 0
-    for mask in masks:
-        count, names = cv2.connectedComponents(np.asarray(mask, np.uint8), connectivity=8, ltype=cv2.CV_32S)
-        areas = np.bincount(names.ravel(), minlength=count)
-        weights.append((1.0 / areas[names])[np.asarray(mask, bool)])
-        regions += count - 1
-    positive, negative = scores[labels], np.sort(scores[~labels])
-    if not regions or not negative.size:
-        return None
-
-    order = np.argsort(-positive, kind="stable")
-    overlap = np.concatenate([[0.0], np.cumsum(np.concatenate(weights)[order])]) / regions
-    ascending = np.sort(positive)
-    # Thresholds below the first one past max_fpr cannot matter, so most normal pixels never enter the curve.
-    needed = min(negative.size, int(max_fpr * negative.size) + 1)
-    cut = negative[-needed]
-    thresholds = np.unique(np.concatenate([negative[-needed:], ascending[ascending >= cut]]))[::-1]
-    rate = (negative.size - np.searchsorted(negative, thresholds, "left")) / negative.size
-    pro = overlap[ascending.size - np.searchsorted(ascending, thresholds, "left")]
-    return _area_until(np.concatenate([[0.0], rate]), np.concatenate([[0.0], pro]), max_fpr) / max_fpr
-
-
-def psnr(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3] over the pixels `where` (bool [H, W]).
-
-    Equal pictures count as 100 dB, which keeps medians and JSON finite. None if `where` is empty.
-    """
-    difference = image.astype(np.float32) - other.astype(np.float32)
-    if where is not None:
-        difference = difference[where]
-    if not difference.size:
-        return None
-    error = float(np.mean(np.square(difference), dtype=np.float64))
-    return 100.0 if error == 0 else min(100.0, 10.0 * float(np.log10(255.0**2 / error)))
-
-
-def ssim(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
-    """Structural similarity (Wang et al. 2004) of two uint8 pictures [H, W, 3], in [−1, 1], 1 for equal ones.
-
-    Gaussian windows of 11×11 with σ = 1.5, the mean over channels; only windows wholly inside the picture and
-    inside `where` (bool [H, W]) count. None if there is no such window.
+    label: it is defective. anomaly_map: float32 [h, w], high where anomalous, over the picture alone (no
+    padding). mask: bool [h, w], empty for good pictures; both are None if a defective picture has no mask.
+    verdict: judged defective, against `threshold`. category_right: recognised without being told. What a
+    method does not say is None.
     """
 
-    def blur(values: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT_101)
+    path: Path
+    label: bool
+    score: float
+    anomaly_map: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    verdict: bool | None = None
+    threshold: float | None = None
+    category_right: bool | None = None
+    defect: str = ""
+    seconds: float | None = None
 
-    inside = np.ones(image.shape[:2], np.uint8) if where is None else where.astype(np.uint8)
-    inside = cv2.erode(inside, np.ones((11, 11), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    if not inside.any():
-        return None
-    x, y = image.astype(np.float64), other.astype(np.float64)
-    mean_x, mean_y = blur(x), blur(y)
-    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-                  / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)))
-    return float(similarity[inside].mean())
+
+def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
+    """All metrics of one category's pictures, ready for JSON; None where undefined.
+
+    draws: resamples for the intervals; 0 leaves `intervals` empty. Keys:
+    image_auroc, image_ap, image_f1, pixel_auroc, pixel_ap, pixel_f1, aupro and aupro_05 (up to a false
+    positive rate of 0.3 and of 0.05): in [0, 1]; false_alarm_rate, miss_rate: shares of the good pictures
+    judged defective and of the defective ones judged good; good_accuracy, defect_recall: the rest to 1;
+    category_accuracy; threshold, seconds_per_image: medians; images, defective: counts; intervals: 95 %
+    [low, high] of the metrics by resampling pictures (see `diffad.metrics`), of the two rates Wilson's;
+    by_defect: per kind of defect, its pictures against all good ones: images, image_auroc, pixel_auroc,
+    aupro, miss_rate; curves: points [x, y] of image_roc, pixel_roc and pro (to 0.3).
+    """
+    values, drawn = _measured(scored, draws)
+    return {**values, "intervals": _intervals(values, drawn)}
 
 
 def evaluate(
@@ -142,69 +90,61 @@ def evaluate(
     samples: Iterable[Sample],
     alpha: float = 0.5,
     timesteps: Sequence[int] = (20, 200, 400),
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     category: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Inspect labelled samples and measure, per category of the samples. The result is ready for JSON.
 
     Each picture is judged with the profile `category`, else with its own category's if the inspector has
-    one, else with the recognised one. Samples without a label are left out. Keys:
-    image_auroc, pixel_auroc, aupro (up to a false positive rate of 0.3), image_ap, pixel_ap, image_f1,
-    pixel_f1: in [0, 1]; good_accuracy, defect_recall: shares of the good pictures judged good and of the
-    defective ones judged defective; category_accuracy: share recognised without being told; threshold;
-    seconds_per_image: median; images, defective: counts; notes: sentences, among them why a value is None.
-    progress(done, total) is called after every picture.
+    one, else with the recognised one. Samples without a label are left out. Keys are those of `measure`, and
+    std: standard deviation of each metric over the noise `seeds` (n − 1 in the denominator; empty for one
+    seed), while the metrics, their intervals and the rates are means over them, and by_defect, curves and
+    pictures come from the first; pictures: path, defect, score, anomalous (the verdict) of each; setting;
+    notes: sentences, among them why a value is None.
+    progress(done, total) is called after every picture and seed.
     Raises DataError if no sample has a label or a file cannot be read.
     """
-    groups, total = _labelled(samples)
-    result, done = {}, 0
+    groups = _labelled(samples)
+    total, done = len(seeds) * sum(map(len, groups.values())), 0
+    result = {}
     for name, group in groups.items():
         profile = _profile(inspector, name, category)
-        scores, verdicts, thresholds, seconds, right = [], [], [], [], []
-        maps, masks, unmasked = [], [], 0
-        for sample in group:
-            image = read_image(sample.image)
-            settings = {"alpha": alpha, "timesteps": tuple(timesteps), "seed": seed}
-            inspection = inspector.inspect(image, **settings)
-            right.append(inspection.category == name)
-            if profile not in (None, inspection.category):  # recognised as something else than it is
-                inspection = inspector.inspect(image, category=profile, **settings)
-            scores.append(inspection.score)
-            verdicts.append(inspection.is_anomalous)
-            thresholds.append(inspection.threshold)
-            seconds.append(inspection.seconds)
-            if sample.is_anomalous and sample.mask is None:
-                unmasked += 1
-            else:
-                geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
-                maps.append(inspection.square_map[geometry.inner])
-                masks.append(mask_to_square(_mask(sample, image), geometry)[geometry.inner])
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        labels = np.array([bool(sample.is_anomalous) for sample in group])
-        verdicts = np.array(verdicts, bool)
-        pixels = _pixels(maps, masks) if maps else (np.zeros(0), np.zeros(0, bool))
-        known = name in inspector.categories
-        result[name] = {
-            "image_auroc": auroc(scores, labels),
-            "pixel_auroc": auroc(*pixels),
-            "aupro": aupro(maps, masks) if maps else None,
-            "image_ap": average_precision(scores, labels),
-            "pixel_ap": average_precision(*pixels),
-            "image_f1": f1_max(scores, labels),
-            "pixel_f1": f1_max(*pixels),
-            "good_accuracy": _mean(~verdicts[~labels]),
-            "defect_recall": _mean(verdicts[labels]),
-            "category_accuracy": _mean(right) if known else None,
-            "threshold": _median(thresholds),
-            "seconds_per_image": _median(seconds),
-            "images": len(group),
-            "defective": int(labels.sum()),
-            "notes": _notes(inspector, name, profile, labels, unmasked, pixels[1]),
+        runs = []
+        for seed in seeds:
+            scored = []
+            for sample in group:
+                settings = {"alpha": alpha, "timesteps": tuple(timesteps), "seed": seed}
+                scored.append(_score(inspector, sample, profile, settings))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            runs.append(_measured(scored))
+            if len(runs) == 1:
+                pictures = [{"path": str(one.path), "defect": one.defect, "score": float(one.score),
+                             "anomalous": bool(one.verdict)} for one in scored]
+                notes = _notes(inspector, name, profile, scored)
+            del scored  # the maps
+        result[name] = _over_seeds(runs) | {
+            "setting": {"model": getattr(inspector, "name", ""), "profile": profile or "recognised",
+                        "alpha": alpha, "timesteps": list(timesteps), "seeds": list(seeds),
+                        "size": inspector.size},
+            "pictures": pictures,
+            "notes": notes,
         }
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """A defective picture before and after its repair, uint8 [H, W, 3], and the image scores."""
+
+    sample: Sample
+    before: np.ndarray
+    after: np.ndarray
+    score_before: float
+    score_after: float
+    threshold: float
 
 
 def evaluate_repair(
@@ -213,24 +153,29 @@ def evaluate_repair(
     limit: int | None = None,
     category: str | None = None,
     progress: Progress | None = None,
+    show: Callable[[str, list[Repaired]], None] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Repair labelled samples and measure what that does to the defect and to all the rest, per category.
 
-    limit: at most so many good and so many defective pictures a category, evenly spread. options go to
-    `inspector.reconstruct` (steps, denoise_every, step_size, timestep, method, alpha, seed, threshold, ...).
+    limit: at most so many good and so many defective pictures a category, evenly over the kinds of defect.
+    show: called per category with ten of its defective pictures, chosen likewise before anything is known
+    of them. options go to `inspector.reconstruct` (steps, denoise_every, step_size, timestep, method, alpha,
+    seed, threshold, ...).
 
     The score inside a defect is the mean of the 64 highest values of the anomaly map within the mask. Keys:
     fall_median, fall_worst_tenth: its relative fall 1 − after/before, at most 1; half of the pictures and
     nine in ten of them reach these values; a defect that did not score above 0 counts as no fall.
     psnr_outside_median, psnr_outside_worst_tenth (dB), ssim_outside_median: outside the mask, grown by
-    `margin` pixels at the model's resolution. judged_good_before, judged_good_after: shares of the
-    defective pictures. psnr_good_median, psnr_good_worst: good pictures, whole. seconds_per_step, steps:
+    `margin` pixels at the model's resolution; feature_distance_outside_median, _worst_tenth: there, mean
+    squared difference of the backbone's features in units of their variance (0 unchanged, 2 unrelated).
+    judged_good_before, judged_good_after: shares of the defective pictures. psnr_good_median,
+    psnr_good_worst, feature_distance_good_median: good pictures, whole. seconds_per_step, steps:
     medians over the pictures that had anything to repair. good, defective: counts; notes: sentences.
     None where a kind of picture is missing.
     Raises DataError if no sample has a label or a file cannot be read.
     """
-    groups, _ = _labelled(samples)
+    groups = _labelled(samples)
     chosen = {name: _spread([s for s in group if not s.is_anomalous], limit)
               + _spread([s for s in group if s.is_anomalous and s.mask is not None], limit)
               for name, group in groups.items()}
@@ -239,7 +184,10 @@ def evaluate_repair(
     result, done = {}, 0
     for name, group in chosen.items():
         profile = _profile(inspector, name, category)
-        falls, outside, similar, before_good, after_good, good, per_step, steps = ([] for _ in range(8))
+        falls, outside, similar, distant, before_good, after_good = ([] for _ in range(6))
+        good, good_distant, per_step, steps = ([] for _ in range(4))
+        shown = _spread([s for s in group if s.is_anomalous], SHOWN_REPAIRS) if show else []
+        repairs = []
         for sample in group:
             image = read_image(sample.image)
             before = inspector.inspect(image, category=profile, **shared)
@@ -248,22 +196,30 @@ def evaluate_repair(
             if last.index:  # 0: there was nothing to repair
                 per_step.append((time.perf_counter() - started) / last.index)
                 steps.append(last.index)
+            moved = np.square(inspector.features(image) - inspector.features(last.image)).mean(axis=0)
+            geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
             if not sample.is_anomalous:
                 good.append(psnr(image, last.image))
+                good_distant.append(_mean_at(moved, geometry, np.zeros(image.shape[:2], bool)))
             else:
                 after = inspector.inspect(last.image, category=before.category, **shared)
                 mask = _mask(sample, image)
-                geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
-                inside = mask_to_square(mask, geometry)
-                falls.append(_fall(before.square_map[inside], after.square_map[inside]))
-                untouched = ~_grown(mask, REPAIR_MARGIN * max(image.shape[:2]) / inspector.size)
-                outside.append(psnr(image, last.image, untouched))
-                similar.append(ssim(image, last.image, untouched))
+                inside = mask_to_square(mask, geometry)[geometry.inner]
+                falls.append(_fall(_inner_map(before, geometry)[inside], _inner_map(after, geometry)[inside]))
+                grown = _grown(mask, REPAIR_MARGIN * max(image.shape[:2]) / inspector.size)
+                outside.append(psnr(image, last.image, ~grown))
+                similar.append(ssim(image, last.image, ~grown))
+                distant.append(_mean_at(moved, geometry, grown))
                 before_good.append(not before.is_anomalous)
                 after_good.append(not after.is_anomalous)
+                if sample in shown:
+                    repairs.append(Repaired(sample, image, last.image, before.score, after.score,
+                                            before.threshold))
             done += 1
             if progress is not None:
                 progress(done, total)
+        if repairs:
+            show(name, repairs)
         notes = []
         unmasked = sum(bool(s.is_anomalous) and s.mask is None for s in groups[name])
         if unmasked:
@@ -278,10 +234,13 @@ def evaluate_repair(
             "psnr_outside_median": _median(outside),
             "psnr_outside_worst_tenth": _quantile(outside, 0.1),
             "ssim_outside_median": _median(similar),
+            "feature_distance_outside_median": _median(distant),
+            "feature_distance_outside_worst_tenth": _quantile(distant, 0.9),
             "judged_good_before": _mean(before_good),
             "judged_good_after": _mean(after_good),
             "psnr_good_median": _median(good),
             "psnr_good_worst": _quantile(good, 0.0),
+            "feature_distance_good_median": _median(good_distant),
             "seconds_per_step": _median(per_step),
             "steps": int(np.median(steps)) if steps else None,
             "good": len(good),
@@ -292,92 +251,220 @@ def evaluate_repair(
     return result
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+
+EVALUATION_COLUMNS = (  # title, key, form
+    ("image AUROC", "image_auroc", "{:.3f}"), ("image AP", "image_ap", "{:.3f}"),
+    ("image F1", "image_f1", "{:.3f}"), ("pixel AUROC", "pixel_auroc", "{:.3f}"),
+    ("pixel AP", "pixel_ap", "{:.3f}"), ("pixel F1", "pixel_f1", "{:.3f}"),
+    ("AUPRO", "aupro", "{:.3f}"), ("AUPRO 0.05", "aupro_05", "{:.3f}"),
+    ("false alarms", "false_alarm_rate", "{:.1%}"), ("missed", "miss_rate", "{:.1%}"),
+    ("category recognised", "category_accuracy", "{:.1%}"), ("s / picture", "seconds_per_image", "{:.3f}"),
+    ("pictures", "images", _COUNT),
+)
+REPAIR_COLUMNS = (
+    ("score falls by (median)", "fall_median", "{:.0%}"), ("worst tenth", "fall_worst_tenth", "{:.0%}"),
+    ("PSNR outside, dB", "psnr_outside_median", "{:.1f}"),
+    ("worst tenth, dB", "psnr_outside_worst_tenth", "{:.1f}"),
+    ("SSIM outside", "ssim_outside_median", "{:.3f}"),
+    ("feature distance outside", "feature_distance_outside_median", "{:.4f}"),
+    ("judged good before", "judged_good_before", "{:.0%}"), ("after", "judged_good_after", "{:.0%}"),
+    ("PSNR good, dB", "psnr_good_median", "{:.1f}"), ("worst good, dB", "psnr_good_worst", "{:.1f}"),
+    ("s / step", "seconds_per_step", "{:.3f}"), ("defective", "defective", _COUNT), ("good", "good", _COUNT),
+)
+
+
 def evaluation_table(results: dict[str, dict[str, Any]]) -> str:
     """The results of `evaluate` as a Markdown table; several categories get a last row of means."""
-    return _table(results, (
-        ("image AUROC", "image_auroc", "{:.3f}"), ("pixel AUROC", "pixel_auroc", "{:.3f}"),
-        ("AUPRO", "aupro", "{:.3f}"), ("image AP", "image_ap", "{:.3f}"), ("pixel AP", "pixel_ap", "{:.3f}"),
-        ("image F1", "image_f1", "{:.3f}"), ("good judged good", "good_accuracy", "{:.1%}"),
-        ("defects found", "defect_recall", "{:.1%}"), ("category recognised", "category_accuracy", "{:.1%}"),
-        ("s / picture", "seconds_per_image", "{:.3f}"), ("pictures", "images", _COUNT),
-    ))
+    return markdown(table_rows(results, EVALUATION_COLUMNS))
 
 
 def repair_table(results: dict[str, dict[str, Any]]) -> str:
     """The results of `evaluate_repair` as a Markdown table; several categories get a last row of means."""
-    return _table(results, (
-        ("score falls by (median)", "fall_median", "{:.0%}"),
-        ("worst tenth", "fall_worst_tenth", "{:.0%}"),
-        ("PSNR outside, dB", "psnr_outside_median", "{:.1f}"),
-        ("worst tenth, dB", "psnr_outside_worst_tenth", "{:.1f}"),
-        ("SSIM outside", "ssim_outside_median", "{:.3f}"),
-        ("judged good before", "judged_good_before", "{:.0%}"),
-        ("after", "judged_good_after", "{:.0%}"),
-        ("PSNR good, dB", "psnr_good_median", "{:.1f}"),
-        ("worst good, dB", "psnr_good_worst", "{:.1f}"),
-        ("s / step", "seconds_per_step", "{:.3f}"),
-        ("defective", "defective", _COUNT),
-        ("good", "good", _COUNT),
-    ))
+    return markdown(table_rows(results, REPAIR_COLUMNS))
 
 
-def _split(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted anomalous and sorted normal scores; all that threshold metrics need."""
-    scores, labels = np.asarray(scores), np.asarray(labels, bool)
-    if scores.shape != labels.shape:
-        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must have the same shape")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite: look for NaN or infinity in the maps")
-    return np.sort(scores[labels]), np.sort(scores[~labels])
+def table_rows(
+    results: dict[str, dict[str, Any]],
+    columns: Sequence[tuple[str, str, str]],
+    head: str = "category",
+    mean: bool = True,
+) -> list[list[str]]:
+    """The head, a row per entry with ± its deviation over seeds, and for several a last row "mean".
 
-
-def _precision_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
-    """Per distinct anomalous score, highest first: new and all true positives, false positives; the total.
-
-    Only those thresholds matter: between them recall stands still while precision can only fall.
+    columns: title, key, format.
     """
-    positive, negative = _split(scores, labels)
-    if not positive.size or not negative.size:
+    rows = [[head, *(title for title, _, _ in columns)]]
+    for name, values in results.items():
+        std = values.get("std", {})
+        rows.append([name, *(_cell(values[key], form, std.get(key)) for _, key, form in columns)])
+    if mean and len(results) > 1:
+        rows.append(["mean", *(_cell(mean_over_categories(results, key, form == _COUNT), form)
+                               for _, key, form in columns)])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the head first, as a Markdown table with the row "mean" in bold."""
+    lines = [list(row) for row in rows]
+    lines.insert(1, ["---", *("---:" for _ in rows[0][1:])])
+    lines = [["**mean**", *row[1:]] if row[0] == "mean" else row for row in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def mean_over_categories(results: dict[str, dict[str, Any]], key: str, summed: bool = False) -> Any:
+    """The mean (or the sum) of one value over the categories that have it; None if none does."""
+    known = [values[key] for values in results.values() if values.get(key) is not None]
+    return sum(known) if summed and known else _mean(known)
+
+
+def mean_interval(results: dict[str, dict[str, Any]], key: str) -> list[float] | None:
+    """A 95 % interval of the mean over categories, from each one's own interval.
+
+    The categories' pictures are independent, so the squared distances from value to limit add (Zou and
+    Donner's MOVER, 2008). None if a category with this value has no interval.
+    """
+    known = [values for values in results.values() if values.get(key) is not None]
+    if not known or any(key not in values["intervals"] for values in known):
         return None
-    values, new = np.unique(positive, return_counts=True)
-    new = new[::-1]
-    false_alarms = negative.size - np.searchsorted(negative, values[::-1], "left")
-    return new, np.cumsum(new), false_alarms, positive.size
+    centre = _mean([values[key] for values in known])
+    limits = np.array([values["intervals"][key] for values in known]) - [[values[key]] for values in known]
+    half = np.sqrt(np.square(limits).sum(axis=0)) / len(known)
+    return [float(centre - half[0]), float(centre + half[1])]
 
 
-def _pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """All pixels of all pictures in one row: scores and labels."""
-    if len(maps) != len(masks) or len(maps) == 0:
-        raise ValueError(f"give a mask for each map, at least one: {len(maps)} maps, {len(masks)} masks")
-    maps, masks = [np.asarray(m) for m in maps], [np.asarray(m, bool) for m in masks]
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        if anomaly_map.shape != mask.shape or anomaly_map.ndim != 2:
-            raise ValueError(f"a map {anomaly_map.shape} and its mask {mask.shape} must both be [h, w]")
-        if not np.isfinite(anomaly_map).all():
-            raise ValueError("scores must be finite: look for NaN or infinity in the maps")
-    return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
+def _cell(value: float | None, form: str, std: float | None = None) -> str:
+    return "–" if value is None else form.format(value) + ("" if std is None else f" ± {form.format(std)}")
 
 
-def _area_until(x: np.ndarray, y: np.ndarray, end: float) -> float:
-    """∫ y dx from 0 to `end` under a polyline with non-decreasing x; vertical pieces add nothing."""
-    inside = int(np.searchsorted(x, end, "right"))  # points with x <= end
-    area = float((np.diff(x[:inside]) * (y[1:inside] + y[: inside - 1]) / 2).sum())
-    if inside < x.size:
-        x0, y0, x1, y1 = x[inside - 1], y[inside - 1], x[inside], y[inside]
-        at_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
-        area += float((end - x0) * (y0 + at_end) / 2)
-    return area
+# ---------------------------------------------------------------------------------------------------------
 
 
-def _labelled(samples: Iterable[Sample]) -> tuple[dict[str, list[Sample]], int]:
-    """Samples with a known label by category, in order of appearance, and how many there are."""
+def _measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The values of `measure` but its intervals, and of each metric its resampled values [draws]."""
+    labels = np.array([one.label for one in scored], bool)
+    scores = np.array([one.score for one in scored], np.float64)
+    seen = np.array([one.mask is not None for one in scored], bool)
+    maps, masks = _maps(scored)
+    values: dict[str, Any] = {
+        "image_auroc": auroc(scores, labels),
+        "image_ap": average_precision(scores, labels),
+        "image_f1": f1_max(scores, labels),
+        **dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupro_05")),
+    }
+    curves = {"image_roc": roc_curve(scores, labels), "pixel_roc": None, "pro": None}
+    if maps:
+        every = pixels(maps, masks)
+        values |= {"pixel_auroc": auroc(*every), "pixel_ap": average_precision(*every),
+                   "pixel_f1": f1_max(*every), "aupro": aupro(maps, masks),
+                   "aupro_05": aupro(maps, masks, 0.05)}
+        curves |= {"pixel_roc": roc_curve(*every), "pro": pro_curve(maps, masks)}
+        del every
+    drawn: dict[str, np.ndarray] = {}
+    if draws:
+        weights = resamples(labels, draws)
+        drawn = {f"image_{name}": drawn_values
+                 for name, drawn_values in resampled_image_metrics(scores, labels, weights).items()}
+        if maps:
+            of_pixels = resampled_pixel_metrics(maps, masks, weights[:, seen])
+            drawn["aupro"], drawn["aupro_05"] = of_pixels.pop("aupro")
+            drawn |= {f"pixel_{name}": drawn_values for name, drawn_values in of_pixels.items()}
+    good_accuracy = _mean([not one.verdict for one in scored if not one.label and one.verdict is not None])
+    defect_recall = _mean([one.verdict for one in scored if one.label and one.verdict is not None])
+    values |= {
+        "false_alarm_rate": None if good_accuracy is None else 1 - good_accuracy,
+        "miss_rate": None if defect_recall is None else 1 - defect_recall,
+        "good_accuracy": good_accuracy,
+        "defect_recall": defect_recall,
+        "category_accuracy": _mean([one.category_right for one in scored if one.category_right is not None]),
+        "threshold": _median([one.threshold for one in scored]),
+        "seconds_per_image": _median([one.seconds for one in scored]),
+        "images": len(scored),
+        "defective": int(labels.sum()),
+        "by_defect": _by_defect(scored),
+        "curves": {name: None if points is None else points.round(6).tolist()
+                   for name, points in curves.items()},
+    }
+    return values, drawn
+
+
+def _maps(scored: Iterable[Scored]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Maps and masks of the pictures that have them."""
+    seen = [one for one in scored if one.mask is not None]
+    return [one.anomaly_map for one in seen], [one.mask for one in seen]
+
+
+def _by_defect(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    good = [one for one in scored if not one.label]
+    result = {}
+    for defect in dict.fromkeys(one.defect for one in scored if one.label):
+        bad = [one for one in scored if one.label and one.defect == defect]
+        maps, masks = _maps(good + bad)
+        result[defect] = {
+            "images": len(bad),
+            "image_auroc": auroc([one.score for one in good + bad], [one.label for one in good + bad]),
+            "pixel_auroc": pixel_auroc(maps, masks) if maps else None,
+            "aupro": aupro(maps, masks) if maps else None,
+            "miss_rate": _mean([not one.verdict for one in bad if one.verdict is not None]),
+        }
+    return result
+
+
+def _intervals(values: dict[str, Any], drawn: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    if not drawn:
+        return {}
+    found = {key: interval(drawn[key]) for key in drawn if values[key] is not None}
+    counts = {"false_alarm_rate": values["images"] - values["defective"], "miss_rate": values["defective"]}
+    return found | {key: rate_interval(values[key], count) for key, count in counts.items()
+                    if values[key] is not None}
+
+
+def _over_seeds(runs: Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]) -> dict[str, Any]:
+    """Means of the runs' metrics with their intervals, and standard deviations; the rest from the first."""
+    values, drawn = runs[0]
+    numbers = [key for key, value in values.items() if isinstance(value, float)]
+    every = {key: [run[key] for run, _ in runs] for key in numbers}
+    values = values | {key: _mean(every[key]) for key in numbers}
+    # Every seed sees the same draws of pictures, so the mean over seeds has draws of its own.
+    drawn = {key: np.mean([of_run[key] for _, of_run in runs], axis=0) for key in drawn}
+    intervals = _intervals(values, drawn)
+    spread = {key: float(np.std(every[key], ddof=1)) for key in intervals} if len(runs) > 1 else {}
+    return {**values, "intervals": intervals, "std": spread}
+
+
+def _score(inspector: Any, sample: Sample, profile: str | None, settings: dict[str, Any]) -> Scored:
+    image = read_image(sample.image)
+    inspection = inspector.inspect(image, **settings)
+    recognised = inspection.category
+    if profile not in (None, recognised):  # recognised as something else than it is
+        inspection = inspector.inspect(image, category=profile, **settings)
+    anomaly_map = mask = None
+    if not sample.is_anomalous or sample.mask is not None:
+        geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
+        anomaly_map = _inner_map(inspection, geometry)
+        mask = mask_to_square(_mask(sample, image), geometry)[geometry.inner]
+    return Scored(
+        path=sample.image, label=bool(sample.is_anomalous), score=inspection.score, anomaly_map=anomaly_map,
+        mask=mask, verdict=inspection.is_anomalous, threshold=inspection.threshold, defect=sample.defect,
+        category_right=recognised == sample.category if sample.category in inspector.categories else None,
+        seconds=inspection.seconds)
+
+
+def _inner_map(inspection: Any, geometry: Geometry) -> np.ndarray:
+    """The fused map in the rectangle that the picture fills at the model's resolution, float32 [h, w]."""
+    return np.ascontiguousarray(inspection.square_map[geometry.inner], np.float32)
+
+
+def _labelled(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Samples with a known label by category, in order of appearance."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.is_anomalous is not None:
             groups.setdefault(sample.category, []).append(sample)
     if not groups:
         raise DataError("no picture has a label: measuring needs test/good and test/<defect> folders (MVTec)")
-    return groups, sum(len(group) for group in groups.values())
+    return groups
 
 
 def _profile(inspector: Any, name: str, category: str | None) -> str | None:
@@ -404,11 +491,28 @@ def _grown(mask: np.ndarray, margin: float) -> np.ndarray:
     return cv2.dilate(mask.astype(np.uint8), disc) > 0
 
 
+def _mean_at(grid: np.ndarray, geometry: Geometry, hidden: np.ndarray) -> float | None:
+    """The mean of a grid [g, g] over the square: its cells in the picture, clear of `hidden` [H, W]."""
+    visible = np.zeros((geometry.size, geometry.size), np.float32)
+    visible[geometry.inner] = 1
+    visible[mask_to_square(hidden, geometry)] = 0
+    whole = cv2.resize(visible, grid.shape[::-1], interpolation=cv2.INTER_AREA) > 1 - 1e-6
+    return float(grid[whole].mean()) if whole.any() else None
+
+
 def _spread(samples: list[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` samples, evenly spaced, so that every kind of defect has its turn."""
+    """At most `limit` samples: the same number of every kind of defect as far as there are, evenly spaced."""
     if limit is None or len(samples) <= limit:
         return samples
-    return [samples[int((i + 0.5) * len(samples) / limit)] for i in range(limit)]
+    kinds: dict[str, list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.defect, []).append(sample)
+    chosen, left = [], limit
+    for number, kind in enumerate(sorted(kinds.values(), key=len)):  # what the rare ones lack the others give
+        share = min(len(kind), left // (len(kinds) - number))
+        chosen += [kind[int((i + 0.5) * len(kind) / share)] for i in range(share)]
+        left -= share
+    return [sample for sample in samples if sample in chosen]
 
 
 def _mean(values: Any) -> float | None:
@@ -424,39 +528,21 @@ def _quantile(values: Sequence[float | None], q: float) -> float | None:
     return float(np.quantile(known, q)) if known else None
 
 
-def _notes(inspector: Any, name: str, profile: str | None, labels: np.ndarray, unmasked: int,
-           pixel_labels: np.ndarray) -> list[str]:
+def _notes(inspector: Any, name: str, profile: str | None, scored: Sequence[Scored]) -> list[str]:
     notes = []
-    if labels.all():
-        notes.append("No good picture: the image metrics and good_accuracy are undefined.")
-    elif not labels.any():
-        notes.append("No defective picture: the image and pixel metrics and defect_recall are undefined.")
-    elif not pixel_labels.any():
+    labels = [one.label for one in scored]
+    masked = any(one.label and one.mask is not None and one.mask.any() for one in scored)
+    unmasked = sum(one.mask is None for one in scored)
+    if all(labels):
+        notes.append("No good picture: the image metrics and the false alarm rate are undefined.")
+    elif not any(labels):
+        notes.append("No defective picture: the image and pixel metrics and the miss rate are undefined.")
+    elif not masked:
         notes.append("No defective picture has a mask: the pixel metrics are undefined.")
-    if unmasked and pixel_labels.any():
+    if unmasked and masked:
         notes.append(f"{unmasked} defective pictures without a mask are left out of the pixel metrics.")
     if profile is None:
         notes.append(f"The model has no category {name!r}: each picture was judged as what it resembles.")
     elif profile != name:
         notes.append(f"Judged with the profile {profile!r}.")
     return notes
-
-
-def _table(results: dict[str, dict[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:
-    def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    def cell(value: float | None, form: str) -> str:
-        return "–" if value is None else form.format(value)
-
-    lines = [row(["category", *(title for title, _, _ in columns)]),
-             row(["---", *("---:" for _ in columns)])]
-    for name, values in results.items():
-        lines.append(row([name, *(cell(values[key], form) for _, key, form in columns)]))
-    if len(results) > 1:
-        last = []
-        for _, key, form in columns:
-            known = [values[key] for values in results.values() if values[key] is not None]
-            last.append(cell(sum(known) if form == _COUNT else _mean(known), form))
-        lines.append(row(["**mean**", *last]))
-    return "\n".join(lines)

@@ -4,11 +4,12 @@ library users call.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,172 +18,33 @@ from torch import Tensor
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import Geometry, read_image, to_square
+from diffad.data import MIN_SIDE, Geometry, read_image, resize_maps, to_square
 from diffad.features import FeatureExtractor
+from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps, letterboxed
 from diffad.reconstruction import gradient_denoising, repair_weight
 from diffad.scoring import (
     TIMESTEPS,
-    Calibration,
     RawMaps,
-    Region,
     evidence,
     feature_maps,
-    find_regions,
     fuse,
     image_score,
     rate_for,
     threshold_for,
 )
+from diffad.tiling import Tile, Tiling, smallest_side
 from diffad.unet import UNet, pick_device
 
 Picture = str | Path | Image.Image | np.ndarray
 METHODS = {"weighed": (0.03, 600), "paper": (0.02, 32)}  # repair method → its usual step size s and t
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
-_MAX_TIMESTEPS = 12
-_SMALLEST_REGION = 8  # px at 256 × 256
 # Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
-# things.
+# things and for parts at another scale.
 _FITS = 2.0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Inspection:
-    """One inspected picture; everything in σ of good pictures' maps, maps float32 [H, W] in the picture's own
-    geometry.
-
-    image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
-    category at all. score: mean of the 64 highest values of the fused map at the model's resolution.
-    good_scores: the same for held-out good pictures at this α and these timesteps. seconds: what the
-    inspection took, network included.
-    """
-
-    image: np.ndarray
-    category: str
-    recognised: bool
-    category_fits: bool
-    alpha: float
-    timesteps: tuple[int, ...]
-    seed: int
-    seconds: float
-    score: float
-    threshold: float
-    good_scores: np.ndarray
-    _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature) at the model's resolution
-    _geometry: Geometry
-    _calibration: Calibration
-
-    def __repr__(self) -> str:
-        verdict = "anomalous" if self.is_anomalous else "good"
-        return (
-            f"<Inspection: {self.category} {verdict}, score {self.score:.3g}, threshold {self.threshold:.3g}>"
-        )
-
-    @property
-    def is_anomalous(self) -> bool:
-        return self.score > self.threshold
-
-    @cached_property
-    def square_map(self) -> np.ndarray:
-        """The fused map at the model's resolution, float32 [size, size], letterbox included."""
-        pixel, feature = (np.stack([self._maps[t][branch] for t in self.timesteps]) for branch in (0, 1))
-        return fuse(pixel, feature, self.alpha)
-
-    @cached_property
-    def anomaly_map(self) -> np.ndarray:
-        """The fused map (11)."""
-        return self._geometry.to_picture(self.square_map)
-
-    @cached_property
-    def pixel_maps(self) -> dict[int, np.ndarray]:
-        """ŝ_t by t."""
-        return {t: self._geometry.to_picture(self._maps[t][0]) for t in self.timesteps}
-
-    @cached_property
-    def feature_maps(self) -> dict[int, np.ndarray]:
-        """ŝ^f_t by t."""
-        return {t: self._geometry.to_picture(self._maps[t][1]) for t in self.timesteps}
-
-    @cached_property
-    def regions(self) -> tuple[Region, ...]:
-        """Connected parts of the map above the threshold, highest peak first; none in a good picture, none
-        below 8 px of a 256 px picture.
-        """
-        if not self.is_anomalous:
-            return ()
-        scale = (
-            self._geometry.height
-            * self._geometry.width
-            / (self._geometry.inner_height * self._geometry.inner_width)
-        )
-        smallest = _SMALLEST_REGION * scale * (self._geometry.size / 256) ** 2
-        return find_regions(self.anomaly_map, self.threshold, max(1, round(smallest)))
-
-    @property
-    def computed_timesteps(self) -> tuple[int, ...]:
-        """The timesteps that `fused` can choose among."""
-        return tuple(sorted(self._maps))
-
-    def fused(
-        self,
-        alpha: float | None = None,
-        timesteps: Sequence[int] | None = None,
-        threshold: float | None = None,
-    ) -> Inspection:
-        """The same evidence weighed otherwise, without the network. What is not given stays; a new α or new
-        timesteps bring their own threshold unless one is given. Raises ValueError for timesteps that were not
-        computed or α outside [0, 1].
-        """
-        alpha = self.alpha if alpha is None else _checked_alpha(alpha)
-        chosen = self.timesteps if timesteps is None else _checked_timesteps(timesteps)
-        if missing := [t for t in chosen if t not in self._maps]:
-            raise ValueError(
-                f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect anew"
-            )
-        good = self._calibration.good_scores(alpha, chosen)
-        if threshold is None:
-            same = alpha == self.alpha and chosen == self.timesteps
-            threshold = self.threshold if same else threshold_for(good)
-        changed = replace(self, alpha=alpha, timesteps=chosen, good_scores=good, threshold=float(threshold))
-        return replace(
-            changed, score=image_score(changed.square_map[self._geometry.inner], self._geometry.size)
-        )
-
-    def to_dict(self) -> dict:
-        """JSON-able summary, without the maps."""
-        return {
-            "category": self.category,
-            "recognised": self.recognised,
-            "category_fits": self.category_fits,
-            "score": self.score,
-            "threshold": self.threshold,
-            "is_anomalous": self.is_anomalous,
-            "regions": [
-                {"box": list(region.box), "area": region.area, "peak": region.peak, "mean": region.mean}
-                for region in self.regions
-            ],
-            "alpha": self.alpha,
-            "timesteps": list(self.timesteps),
-            "seed": self.seed,
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RepairStep:
-    """One step of a repair. index: 0 (the untouched picture) … total. image: uint8 [H, W, 3].
-
-    score: anomaly score, measured at step 0, after every denoising step and at the end, carried over in
-    between. mahalanobis: mean squared Mahalanobis distance per dimension (12), where the repair acts.
-    anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one.
-    """
-
-    index: int
-    total: int
-    image: np.ndarray
-    score: float
-    mahalanobis: float
-    anomaly_map: np.ndarray | None
-    done: bool
+_FITS_WELL = 1.0  # what good pictures have on average
+_WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles must beat the whole picture
+_ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
+_REPAIRED_TILES = 4  # of a tiled picture, at most
 
 
 class Inspector:
@@ -235,21 +97,23 @@ class Inspector:
     def good_scores(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
     ) -> np.ndarray:
-        """Scores of held-out good pictures of a category at that setting, float32 [pictures]; no network."""
+        """Scores of held-out good pictures of a category, inspected whole, float32 [pictures]; no network."""
         return self._calibrations[self._known(category)].good_scores(
-            _checked_alpha(alpha), _checked_timesteps(timesteps)
+            checked_alpha(alpha), checked_timesteps(timesteps)
         )
 
     def threshold(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS, rate: float = 0.01
     ) -> float:
-        """Score that a share `rate` of good parts would exceed; no network."""
+        """Score that a share `rate` of good parts would exceed, inspected whole (`Inspection.threshold_at`
+        knows about tiles); no network.
+        """
         return threshold_for(self.good_scores(category, alpha, timesteps), rate)
 
     def rate(
         self, category: str, score: float, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
     ) -> float:
-        """Share of good parts expected above `score`, in [0, 1]; no network."""
+        """Share of good parts expected above `score`, in [0, 1], inspected whole; no network."""
         return rate_for(self.good_scores(category, alpha, timesteps), score)
 
     def _known(self, category: str) -> str:
@@ -276,60 +140,116 @@ class Inspector:
         seed: int = 0,
         draws: int = 1,
         threshold: float | None = None,
+        tile: int | Literal["auto"] | None = "auto",
+        progress: Callable[[int, int], None] | None = None,
     ) -> Inspection:
         """Inspect one picture: a path, Pillow picture or array of any size.
 
         category: None recognises it. timesteps: 1 to 12 of 0 … 999. draws: noise draws a timestep, 1 to 16,
-        averaged. threshold: None takes the score that 1 good part in 100 would exceed. Same arguments, same
-        result. Raises DataError for a picture that cannot be read, ValueError for settings out of range.
+        averaged. threshold: None takes the score that 1 good picture in 100 would exceed.
+
+        tile: None shows the model the whole picture, scaled to its size. A number cuts the picture into
+        squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole
+        picture shows. "auto" decides for pictures at least twice the model's size, and for those longer than
+        twice their width: it cuts where the features of tiles, of the model's own size or larger, are those
+        of good parts and the whole picture's are not. progress: called with the tiles done and their number;
+        what it raises ends the inspection.
+
+        Same arguments, same result. Raises DataError for a picture that cannot be read or is too large for
+        such small tiles, ValueError for settings out of range.
         """
-        timesteps, alpha = _checked_timesteps(timesteps), _checked_alpha(alpha)
+        timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
         if not 1 <= draws <= 16:
             raise ValueError(f"draws must lie in 1 … 16, not {draws}")
+        if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
+            raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
         begun = time.perf_counter()
         pixels = read_image(image)
-        square, geometry = to_square(pixels, self.size)
-        x_start = square[None].to(self.device)
-        features = self._features(x_start)
-        fits = self._fit(features)
-        chosen = self._known(category) if category is not None else max(fits, key=lambda name: fits[name][0])
-        maps = self._standard_maps(x_start, features, chosen, timesteps, seed, draws)
-        pixel, feature = maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy()
-        calibration = self._calibrations[chosen]
-        good = calibration.good_scores(alpha, timesteps)
-        return Inspection(
+        look = self._look(pixels, category if category is None else self._known(category), tile)
+        maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress)
+        inspection = Inspection(
             image=pixels,
-            category=chosen,
+            category=look.category,
             recognised=category is None,
-            category_fits=fits[chosen][1],
+            category_fits=look.distance < _FITS,
             alpha=alpha,
             timesteps=timesteps,
             seed=seed,
-            score=image_score(fuse(pixel, feature, alpha)[geometry.inner], self.size),
-            threshold=float(threshold_for(good) if threshold is None else threshold),
-            good_scores=good,
-            _maps={t: (pixel[i], feature[i]) for i, t in enumerate(timesteps)},
-            _geometry=geometry,
-            _calibration=calibration,
-            seconds=time.perf_counter() - begun,
+            threshold=math.nan,
+            _maps={t: (maps[0, i], maps[1, i]) for i, t in enumerate(timesteps)},
+            _tiling=look.tiling,
+            _calibration=self._calibrations[look.category],
+            seconds=0.0,
         )
+        threshold = inspection.threshold_at() if threshold is None else float(threshold)
+        return replace(inspection, threshold=threshold, seconds=time.perf_counter() - begun)
 
     @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
-        return self._extractor(x)
-
-    @torch.no_grad()
-    def _fit(self, features: Tensor) -> dict[str, tuple[float, bool]]:
-        """By category: mean log-likelihood of the features, and whether most places are near that category's
-        Gaussian.
+    def features(self, image: Picture) -> np.ndarray:
+        """The backbone's features of a whole picture in its letterbox, standardised over good parts: float32
+        [channels, grid, grid]. Raises DataError.
         """
-        return {
-            name: (
-                float(gaussian.log_likelihood(features).mean()),
-                float(gaussian.squared_mahalanobis(features).median()) < _FITS,
-            )
+        square, _ = to_square(read_image(image), self.size)
+        return self._extractor(square[None].to(self.device))[0].cpu().numpy()
+
+    def _look(self, image: np.ndarray, category: str | None, tile: int | Literal["auto"] | None) -> _Look:
+        """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
+        height, width = image.shape[:2]
+        if isinstance(tile, int):
+            return self._look_at(image, category, Tiling.squares(height, width, self.size, tile))
+        whole = self._look_at(image, category, Tiling.whole(height, width, self.size))
+        if tile is None or whole.distance < _FITS_WELL:
+            return whole
+        best = whole
+        for side in _sides(height, width, self.size):
+            tiled = self._look_at(image, category, Tiling.squares(height, width, self.size, side))
+            ahead = _WORTH_TILING if best is whole else 0.0
+            if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
+                best = tiled
+        return best
+
+    @torch.no_grad()
+    def _look_at(self, image: np.ndarray, category: str | None, tiling: Tiling) -> _Look:
+        squares = torch.stack([tiling.square(image, tile)[0] for tile in tiling.sample()]).to(self.device)
+        features = self._extractor(squares)
+        likelihoods = {
+            name: float(gaussian.log_likelihood(features).mean(dim=(1, 2)).median())
             for name, gaussian in self._gaussians.items()
+            if category in (None, name)
         }
+        name = max(likelihoods, key=likelihoods.__getitem__)
+        distances = self._gaussians[name].squared_mahalanobis(features).flatten(1).median(dim=1).values
+        return _Look(tiling, name, likelihoods[name], float(distances.median()), squares, features)
+
+    @torch.no_grad()
+    def _blended_maps(
+        self,
+        image: np.ndarray,
+        look: _Look,
+        timesteps: tuple[int, ...],
+        seed: int,
+        draws: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> np.ndarray:
+        """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w]."""
+        tiling, tiles = look.tiling, look.tiling.tiles
+        blended = np.zeros((2, len(timesteps), *tiling.shape), dtype=np.float32)
+        rows = _ROWS_ON_CPU if self.device.type == "cpu" else _ROWS
+        many = max(1, rows // (len(timesteps) * draws))
+        for first in range(0, len(tiles), many):
+            batch = tiles[first : first + many]
+            if len(tiles) == 1:
+                x_start, features = look.squares, look.features
+            else:
+                x_start = torch.stack([tiling.square(image, tile)[0] for tile in batch]).to(self.device)
+                features = self._extractor(x_start)
+            maps = self._standard_maps(x_start, features, look.category, timesteps, seed, draws)
+            for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
+                both = tiling.to_cells(torch.stack([pixel, feature]), tile).numpy()
+                blended[(..., *tile.cells)] += tile.weight * both
+            if progress is not None:
+                progress(first + len(batch), len(tiles))
+        return blended
 
     @torch.no_grad()
     def _standard_maps(
@@ -370,6 +290,7 @@ class Inspector:
         seed: int = 0,
         alpha: float = 0.5,
         threshold: float | None = None,
+        tile: int | Literal["auto"] | None = "auto",
     ) -> Iterator[RepairStep]:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
@@ -377,8 +298,11 @@ class Inspector:
         anomaly map (s and t are the first ones, they fall; 0.03 and 600 if not given), or "paper" as printed
         (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
-        details outside the repair keep the picture's own resolution. Raises DataError, ValueError before the
-        first step.
+        details outside the repair keep the picture's own resolution.
+
+        tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
+        repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
+        highest at most ("paper": the highest alone). Raises DataError, ValueError before the first step.
         """
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
@@ -393,7 +317,7 @@ class Inspector:
             raise ValueError(
                 "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
             )
-        first = self.inspect(image, category, alpha=alpha, seed=seed, threshold=threshold)
+        first = self.inspect(image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile)
         return self._repair(first, steps, denoise_every, step_size, timestep, method, stop_at_threshold)
 
     def _repair(
@@ -406,61 +330,108 @@ class Inspector:
         method: str,
         stop: bool,
     ) -> Iterator[RepairStep]:
-        geometry, gaussian = first._geometry, self._gaussians[first.category]
-        x_start = to_square(first.image, self.size)[0][None].to(self.device)
-        weight = None
-        if method == "weighed":
-            square = torch.from_numpy(first.square_map)
-            high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
-            weight = repair_weight(square, 0.5 * high, high).to(self.device)
-        before = float(gaussian.squared_mahalanobis(self._features(x_start)).mean())
-        score, done = (
-            first.score,
-            (stop and first.score <= first.threshold) or (weight is not None and not bool(weight.any())),
+        tiling, gaussian = first._tiling, self._gaussians[first.category]
+        places = _places_to_repair(first, method == "weighed")
+        index, total = 0, steps * max(1, len(places))
+        picture, fused, score = first.image, first._fused_map, first.score
+        done = (stop and score <= first.threshold) or not places
+        for tile, weight in places or [(tiling.tiles[0], None)]:
+            x_start, geometry = tiling.square(picture, tile)
+            x_start = x_start[None].to(self.device)
+            if index == 0:
+                with torch.no_grad():
+                    before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
+                yield RepairStep(0, total, picture, score, before, first.anomaly_map, done)
+                if done:  # nothing to repair
+                    return
+            there, untouched = picture[tile.box], fused[tile.cells]
+            share = resize_maps(tile.weight, there.shape[:2])[..., None]
+            for repair in gradient_denoising(
+                self._schedule,
+                self._network,
+                self._extractor,
+                gaussian,
+                x_start,
+                steps=steps,
+                denoise_every=denoise_every,
+                step_size=step_size,
+                timestep=timestep,
+                weight=None if weight is None else weight.to(self.device),
+                seed=first.seed,
+            ):
+                index += 1
+                anomaly_map, last = None, repair.index == steps
+                if repair.denoised or last:
+                    here = self._fused(repair.x, first)
+                    fused = fused.copy()
+                    fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
+                    score, anomaly_map = (
+                        image_score(fused, tiling.cells),
+                        resize_maps(fused, picture.shape[:2]),
+                    )
+                done = index == total or (stop and score <= first.threshold)
+                change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0)
+                image = picture.copy()
+                image[tile.box] = np.clip(np.rint(there + 127.5 * share * change), 0, 255).astype(np.uint8)
+                yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)
+                if done:
+                    return
+            picture = image
+
+    @torch.no_grad()
+    def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
+        """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
+        maps = self._standard_maps(
+            x, self._extractor(x), first.category, first.timesteps, first.seed, draws=1
         )
-        yield RepairStep(0, steps, first.image, score, before, first.anomaly_map, done)
-        if done:  # nothing to repair
-            return
-
-        for repair in gradient_denoising(
-            self._schedule,
-            self._network,
-            self._extractor,
-            gaussian,
-            x_start,
-            steps=steps,
-            denoise_every=denoise_every,
-            step_size=step_size,
-            timestep=timestep,
-            weight=weight,
-            seed=first.seed,
-        ):
-            anomaly_map, last = None, repair.index == steps
-            if repair.denoised or last:
-                maps = self._standard_maps(
-                    repair.x, self._features(repair.x), first.category, first.timesteps, first.seed, 1
-                )
-                square_map = fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha)
-                score, anomaly_map = (
-                    image_score(square_map[geometry.inner], self.size),
-                    geometry.to_picture(square_map),
-                )
-            done = last or (stop and score <= first.threshold)
-            change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0) * 127.5
-            image = np.clip(np.rint(first.image + change), 0, 255).astype(np.uint8)
-            yield RepairStep(repair.index, steps, image, score, repair.mahalanobis, anomaly_map, done)
-            if done:
-                return
+        return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha)
 
 
-def _checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(dict.fromkeys(int(t) for t in timesteps))
-    if not 1 <= len(chosen) <= _MAX_TIMESTEPS or not all(0 <= t <= 999 for t in chosen):
-        raise ValueError(f"give 1 to {_MAX_TIMESTEPS} timesteps between 0 and 999, not {list(timesteps)}")
-    return chosen
+@dataclass(frozen=True)
+class _Look:
+    """What a handful of tiles say about a tiling: the category that fits best, the median log-likelihood and
+    squared Mahalanobis distance under it; the tiles [b, 3, size, size] and their features.
+    """
+
+    tiling: Tiling
+    category: str
+    likelihood: float
+    distance: float
+    squares: Tensor
+    features: Tensor
 
 
-def _checked_alpha(alpha: float) -> float:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha lies between 0 and 1, not {alpha}")
-    return float(alpha)
+def _sides(height: int, width: int, size: int) -> list[int]:
+    """Of tiles, in px, worth a look: the model's size and its doubles in large pictures, the width of long
+    ones.
+    """
+    short, longest = sorted((height, width))
+    sides = [size << k for k in range(16) if 2 * (size << k) <= short]
+    if longest > 2 * short:
+        sides.append(short)
+    smallest = smallest_side(height, width)
+    return sorted({max(side, smallest) for side in sides if 2 * side >= smallest})
+
+
+def _places_to_repair(first: Inspection, weighed: bool) -> list[tuple[Tile, Tensor | None]]:
+    """Tiles, highest peak first, each with the weight [1, 1, size, size] of its own anomalous places; the
+    whole picture if it was not tiled. Empty if there is nothing to repair.
+    """
+    tiling = first._tiling
+    left = first._fused_map.copy()
+    high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
+    places: list[tuple[Tile, Tensor | None]] = []
+    many = 1 if first.tile is None or not weighed else _REPAIRED_TILES
+    while len(places) < many and (not places or left.max() > high):
+        row, column = np.unravel_index(left.argmax(), left.shape)
+        tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
+        weight = None
+        if weighed:
+            height, width = first.image[tile.box].shape[:2]
+            square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))
+            weight = repair_weight(torch.from_numpy(square), 0.5 * high, high)
+            if not weight.any():
+                break
+        places.append((tile, weight))
+        left[tile.cells][tile.weight > 0.5] = -math.inf  # each place is repaired in one tile
+    return places

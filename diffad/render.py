@@ -10,6 +10,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffad.data import DataError
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 
 INK, MUTED, LINE, ALARM, CALM = "#1b2230", "#667085", "#d5dae2", "#c0311e", "#1f56d8"
+_LINES = ("#1f56d8", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # apart for colour-blind eyes
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -46,18 +48,20 @@ def overlay(
     threshold: float | None = None,
     opacity: float = 0.6,
     colormap: str = "inferno",
+    contour: bool = True,
 ) -> np.ndarray:
     """Lay the heat map over the picture: uint8 [H, W, 3].
 
     The heat fades in with the value, from nothing at half the threshold to `opacity` (0..1) at the threshold
     (without one: from vmax / 8 to vmax / 2), so that good places stay the photograph, bit by bit. With a
-    threshold its contour is drawn. Raises DataError if picture and map differ in size.
+    threshold its contour is drawn; `contour=False` leaves it out, as in a good part. Raises DataError if
+    picture and map differ in size.
     """
     values = _fitting(image, anomaly_map)
     start, full = (vmax / 8, vmax / 2) if threshold is None else (threshold / 2, threshold)
     rise = np.clip((values - start) / max(full - start, 1e-6 * vmax), 0, 1)
     blended = _paint(image, heatmap(values, vmax, colormap), opacity * rise * rise * (3 - 2 * rise))
-    return blended if threshold is None else contours(blended, values, threshold)
+    return blended if threshold is None or not contour else contours(blended, values, threshold)
 
 
 def contours(
@@ -273,7 +277,7 @@ def animation(frames: Sequence[np.ndarray], path: str | Path, seconds: float = 4
     It lasts about `seconds`; the first and the last frame are held longer. At most 25 frames a second are
     kept (evenly chosen, ends included), and a longest side above 768 pixels is scaled down to 768.
     Raises DataError for no frames, different sizes, another suffix or a missing folder, and for .mp4 where
-    OpenCV has no encoder.
+    there is no encoder (`has_mp4`).
     """
     path = Path(path)
     if len(frames) == 0:
@@ -338,25 +342,32 @@ def _write_webp(frames: list[np.ndarray], path: Path, durations: list[int]) -> N
     )
 
 
-def _write_mp4(frames: list[np.ndarray], path: Path, durations: list[int]) -> None:
-    height, width = frames[0].shape[:2]
-    pad = ((0, height % 2), (0, width % 2), (0, 0))  # encoders want even sides
-    for codec in ("vp09", "avc1", "mp4v"):  # the first two play in browsers; wheels have the first
-        writer = cv2.VideoWriter(
-            str(path), cv2.VideoWriter.fourcc(*codec), 25, (width + width % 2, height + height % 2)
-        )
-        if writer.isOpened():
-            break
-    else:
-        raise DataError("this machine's OpenCV cannot write MP4: choose .gif or .webp")
+@cache
+def has_mp4() -> bool:
+    """Whether this machine can write MP4: PyAV's wheels bring H.264, which every browser and player knows."""
     try:
-        clock = np.rint(np.cumsum([0, *durations]) / 40).astype(int)
-        for frame, ticks in zip(frames, np.diff(clock), strict=True):
-            picture = cv2.cvtColor(np.pad(frame, pad, mode="edge"), cv2.COLOR_RGB2BGR)
+        import av
+    except ImportError:
+        return False
+    return "libx264" in av.codecs_available
+
+
+def _write_mp4(frames: list[np.ndarray], path: Path, durations: list[int]) -> None:
+    if not has_mp4():
+        raise DataError("MP4 needs PyAV with H.264: choose .gif or .webp, or `pip install av`")
+    import av
+
+    height, width = frames[0].shape[:2]
+    pad = ((0, height % 2), (0, width % 2), (0, 0))  # H.264 halves the colour's resolution: even sides
+    clock = np.rint(np.cumsum([0, *durations]) / 40).astype(int)
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        for picture, ticks in zip(frames, np.diff(clock), strict=True):
+            padded = np.ascontiguousarray(np.pad(picture, pad, mode="edge"))
             for _ in range(max(ticks, 1)):
-                writer.write(picture)
-    finally:
-        writer.release()
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
+        file.mux(stream.encode())
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -402,3 +413,69 @@ def _series(log: list[dict], name: str) -> np.ndarray:  # [n, 2]: step, value
     ]
     values = np.array(rows, dtype=np.float64).reshape(-1, 2)
     return values[np.isfinite(values).all(axis=1)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ablations
+
+
+def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Path) -> None:
+    """Draw one table of `ablation.ablate`: a panel per metric, its settings side by side; the suffix of the
+    path picks the format.
+
+    A line per series of the table (means over the categories), else one per category and a strong one for
+    their mean. Settings that are numbers are joined, others are dots; the shaded one is the default. metrics:
+    name in the rows → title.
+    """
+    from matplotlib.figure import Figure
+
+    rows = table["rows"]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    ticks = [textwrap.fill(label, 9, break_long_words=False) for label in labels]
+    figure = Figure(figsize=(12, 3.9), dpi=110, layout="constrained")
+    for number, (metric, title) in enumerate(metrics.items(), start=1):
+        axes = figure.add_subplot(1, len(metrics), number)
+        for x in (labels.index(row["label"]) for row in rows if row["default"]):
+            axes.axvspan(x - 0.5, x + 0.5, color="#eef1f6", linewidth=0)
+        lines = _ablation_lines(rows, metric)
+        for index, ((name, points), colour) in enumerate(zip(lines.items(), cycle(_LINES))):
+            strong = name == "mean" or "mean" not in lines
+            width, dot = (2.2, 7.5) if strong else (1.1, 5.5)
+            style = {"color": INK if name == "mean" else colour, "linewidth": width, "markersize": dot}
+            style |= {"marker": "o", "markeredgecolor": "white", "label": name}
+            style["zorder"] = (3 if strong else 2) - index / 100  # where lines meet, the first is seen
+            for joined in (True, False):
+                some = [(labels.index(label), y) for label, x, y in points if (x is not None) is joined]
+                if some:
+                    axes.plot(*zip(*some), linestyle="-" if joined else "", **style)
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+        axes.set_xlabel(table["axis"], fontsize=9, color=MUTED)
+        axes.set_xticks(range(len(labels)), ticks)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+        top = min(1.0, axes.get_ylim()[1])
+        bottom = min(axes.get_ylim()[0], top - 0.1)  # small differences must look small
+        axes.set_ylim(bottom, top + 0.03 * (top - bottom))
+        axes.tick_params(colors=MUTED, labelsize=8)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(LINE)
+    named: dict[str, Any] = {}
+    for handle, name in zip(*axes.get_legend_handles_labels()):
+        named.setdefault(name, handle)  # of a line's two pieces the first
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9,
+        labelcolor=INK,
+    )  # fmt: skip
+    figure.suptitle(table["title"], x=0.01, ha="left", fontsize=13, color=INK)
+    figure.savefig(path)
+
+
+def _ablation_lines(rows: list[dict[str, Any]], metric: str) -> dict[str, list[tuple]]:
+    """Points (label, the setting as a number or None, metric) of each line, by its name."""
+    lines: dict[str, list[tuple]] = {}
+    for row in rows:
+        values = row["categories"] | ({"mean": row["mean"]} if len(row["categories"]) > 1 else {})
+        for name, numbers in {row["series"]: row["mean"]}.items() if row["series"] else values.items():
+            if numbers[metric] is not None:
+                lines.setdefault(name, []).append((row["label"], row["value"], numbers[metric]))
+    return lines

@@ -32,7 +32,9 @@ SMOOTHING = 4.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 64  # pixels whose mean is the image score
 PIXEL_SCORES = ("uncertainty", "kl", "rgb")
 _CELL = 4  # px; scale at which good pictures' places are remembered
+GOOD_TOP = TOP // _CELL**2  # of those places make a good picture's score
 _PLACES = 64  # places remembered per good picture
+_TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
 
@@ -107,9 +109,13 @@ def pixel_score(
 
 def feature_score(residual: Tensor, whitening: Tensor) -> Tensor:
     """rᵀ Σ_r⁻¹ r / channels: residual f(x_0) − f_θ [b, c, g, g] → [b, g, g]; the paper's (10) if Σ_r is the
-    identity.
+    identity. whitening: [B, B, c, c], one L⁻¹ for each of B × B blocks of places, see `residual_whitening`.
     """
-    return torch.einsum("dc,bchw->bdhw", whitening, residual.float()).square().mean(dim=1)
+    b, c, grid, _ = residual.shape
+    blocks = len(whitening)
+    cells = residual.float().reshape(b, c, blocks, grid // blocks, blocks, grid // blocks)
+    white = torch.einsum("ijdc,bciyjx->bdiyjx", whitening, cells)
+    return white.square().mean(dim=1).reshape(b, grid, grid)
 
 
 def evidence(
@@ -172,7 +178,9 @@ class Calibration:
 
     timesteps: the n calibrated t, rising; other t are interpolated between them. level: [2 (pixel, feature),
     g, g], how high good maps lie at each place, relative to their mean; raw maps are divided by it (see
-    `place_level`). moments: [2, 2 (mean, std), n] of the raw smoothed maps so divided. good_places:
+    `place_level`). moments: [2, 2 (mean, σ), n] of the raw smoothed maps so divided; σ is measured at the
+    tail, so that one place in a thousand of good pictures lies above 3.09 σ, as a normal law has it: the
+    branch whose good maps have the heavier tail must not drown the other. good_places:
     standardised values [pictures, 2, n, places] at the places of each good picture that come out highest in
     some map: enough to know its image score at any α and any timesteps without the network.
     """
@@ -194,7 +202,10 @@ class Calibration:
             level, without = place_level(both)
             both = both / _to_size(without, both.shape[-1])[:, :, None]
         mean = both.double().mean(dim=(0, 3, 4))
-        std = both.double().var(dim=(0, 3, 4), unbiased=False).sqrt().clamp(min=1e-8)
+        rows = both.permute(1, 2, 0, 3, 4).flatten(2)  # [2, n, pixels]
+        above = max(1, rows.shape[-1] // 1000)
+        tail = rows.topk(above, dim=-1).values[..., -1].double()
+        std = ((tail - mean) / _TAIL).clamp(min=1e-8)
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
         standard = (both - moments[None, :, 0, :, None, None]) / moments[None, :, 1, :, None, None]
         cell = max(1, both.shape[-1] * _CELL // 256)
@@ -235,8 +246,12 @@ class Calibration:
         weights = self._interpolation(timesteps).mean(dim=0)  # [n]
         pixel, feature = (self.good_places * weights[:, None]).sum(dim=2).unbind(dim=1)  # [pictures, places]
         fused = alpha * pixel + (1 - alpha) * feature
-        top = max(1, min(TOP // _CELL**2, fused.shape[1]))
-        return fused.topk(top, dim=1).values.mean(dim=1).numpy()
+        return fused.topk(min(GOOD_TOP, fused.shape[1]), dim=1).values.mean(dim=1).numpy()
+
+    def good_evidence(self, timesteps: Sequence[int]) -> np.ndarray:
+        """`good_places` at these timesteps, float32 [pictures, 2, n_t, places]."""
+        weights = self._interpolation(timesteps)  # [n_t, n]
+        return torch.einsum("tn,bkns->bkts", weights, self.good_places).numpy()
 
 
 def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,8 +299,13 @@ def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
 def image_score(anomaly_map: np.ndarray, size: int = 256) -> float:
     """Mean of the highest values of a map: 64 pixels at a model size of 256, the same area at others."""
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
-    top = min(max(1, round(TOP * (size / 256) ** 2)), flat.size)
+    top = top_count(flat.size, size)
     return float(np.partition(flat, flat.size - top)[flat.size - top :].mean())
+
+
+def top_count(pixels: int, size: int = 256) -> int:
+    """How many of a map's pixels `image_score` averages."""
+    return min(max(1, round(TOP * (size / 256) ** 2)), pixels)
 
 
 _EULER = 0.5772156649015329
@@ -347,13 +367,24 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -
     return tuple(sorted(regions, key=lambda region: -region.peak))
 
 
-def residual_whitening(residuals: Tensor, shrinkage: float = 1.0) -> Tensor:
-    """L⁻¹ of the residuals' covariance Σ_r = (1 − λ) S + λ diag(S), S about zero; [n, c] → float32 [c, c].
+def residual_whitening(residuals: Tensor, shrinkage: float = 1.0, blocks: int = 1) -> Tensor:
+    """L⁻¹ of the residuals' covariance Σ_r = (1 − λ) S + λ diag(S) in each of blocks × blocks parts of the
+    grid: [n, c, g, g] → float32 [blocks, blocks, c, c].
 
-    About zero, not the mean: a bias of the network on good pictures is part of what good pictures look like.
-    shrinkage λ in [0, 1]: 1 gives the paper's (10) per standardised channel, 0 the full Mahalanobis distance.
+    S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures look
+    like. A block's S is mixed with 30 % of the whole grid's, since it has seen few pictures. shrinkage λ in
+    [0, 1]: 1 gives the paper's (10) per standardised channel, 0 the full Mahalanobis distance.
     """
-    residuals = residuals.double()
-    scatter = residuals.T @ residuals / len(residuals)
-    diagonal = torch.diag(scatter.diagonal().clamp(min=1e-6 * float(scatter.diagonal().mean()) + 1e-12))
+    n, c, grid, _ = residuals.shape
+    cell = grid // blocks
+    scatter = residuals.new_zeros(blocks, blocks, c, c, dtype=torch.float64)
+    for part in residuals.split(16):  # in float32 and little by little: half a gigabyte in double otherwise
+        cells = part.float().reshape(len(part), c, blocks, cell, blocks, cell).permute(2, 4, 1, 0, 3, 5)
+        cells = cells.flatten(3)  # [B, B, c, places]
+        scatter += cells @ cells.transpose(-1, -2)
+    scatter /= n * cell**2
+    scatter = 0.7 * scatter + 0.3 * scatter.mean(dim=(0, 1))
+    variance = scatter.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-6 * variance.mean(dim=-1, keepdim=True) + 1e-12
+    diagonal = torch.diag_embed(variance.maximum(floor))
     return inverse_cholesky((1 - shrinkage) * scatter + shrinkage * diagonal).float()

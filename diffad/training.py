@@ -23,20 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import diffad
 from diffad import checkpoint as checkpoints
-from diffad.checkpoint import Checkpoint, CheckpointError, Profile
+from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.data import DataError, find_samples, read_image, to_square
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
-from diffad.scoring import (
-    CALIBRATION_TIMESTEPS,
-    TIMESTEPS,
-    Calibration,
-    RawMaps,
-    evidence,
-    feature_maps,
-    residual_whitening,
-)
+from diffad.profiles import fit_profile, to_float, to_uint8
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
@@ -47,12 +39,10 @@ class TrainConfig:
     """Recipe of one run. Exactly one of steps and minutes rules the learning rate and the end; 0 steps fit
     profiles only.
 
-    batch: pictures a step and process. shift: largest random translation, px. flips: random mirroring and
-    quarter turns, for textures and parts that may lie anyhow. low_t: t = T·u^low_t, so 2 favours the
-    timesteps that are scored, 1 is uniform. held_out: share of each category's normal pictures kept from
-    training to calibrate on (4 to 48 pictures). shrinkage: of the feature residual's covariance towards its
-    diagonal, see scoring.residual_whitening; 1 is the paper's (10). by_place: divide maps by how hard each
-    place is in good pictures, see scoring.place_level.
+    batch: pictures a step and process; every category has the same share of them. shift: largest random
+    translation, px. variants: different shifts (and turns, see `symmetries`) of each picture. low_t: t =
+    T·u^low_t, so 2 favours the timesteps that are scored, 1 is uniform. held_out: share of each category's
+    normal pictures kept from training to calibrate on (4 to 48 pictures).
     """
 
     steps: int | None = None
@@ -67,12 +57,10 @@ class TrainConfig:
     clip: float = 1.0
     low_t: float = 2.0
     shift: int = 4
-    flips: bool = False
+    variants: int = 6
     held_out: float = 0.15
     pixel_score: str = "uncertainty"
     stride: int = 4
-    shrinkage: float = 1.0
-    by_place: bool = False
     seed: int = 0
     licence: str = ""
 
@@ -131,11 +119,11 @@ def train(
         )  # fmt: skip
     pictures = load_normal(sources, config.unet.size)
     split = {name: split_held_out(images, config.held_out, config.seed) for name, images in pictures.items()}
-    training_set = torch.cat([used for used, _ in split.values()])
-    run = _prepare(config, base, training_set, *_join(device))
+    run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
 
     if config.steps != 0:
-        _fit_network(run, training_set, pictures, out, resume, progress, save_every)
+        pool = _Pool(run, [used for used, _ in split.values()])
+        _fit_network(run, pool, pictures, out, resume, progress, save_every)
     if run.rank == 0:
         run.network.load_state_dict(run.average)
         # the profiles must belong to the weights that are stored, which are rounded to fp16
@@ -143,8 +131,9 @@ def train(
         profiles = dict(base.profiles) if base and config.steps == 0 else {}
         for name, (used, held) in split.items():
             profiles[name] = fit_profile(
-                run.network, run.extractor, run.schedule, used, held, config, run.device
-            )
+                run.network, run.extractor, run.schedule, used, held,
+                kind=config.pixel_score, stride=config.stride, seed=config.seed,
+            )  # fmt: skip
         provenance = {
             "version": diffad.__version__,
             "data": {name: len(images) for name, images in pictures.items()},
@@ -154,8 +143,6 @@ def train(
             "minutes": round(run.seconds / 60, 1),
             "seed": config.seed,
             "learning_rate": config.learning_rate,
-            "shrinkage": config.shrinkage,
-            "by_place": config.by_place,
             "started_from": {"name": Path(start_from).stem, **base.provenance} if base else None,
         }
         checkpoints.save(
@@ -175,7 +162,7 @@ def train(
 def _prepare(
     config: TrainConfig,
     base: Checkpoint | None,
-    pictures: Tensor,
+    categories: list[Tensor],
     world: int,
     rank: int,
     device: torch.device,
@@ -189,11 +176,15 @@ def _prepare(
         network.load_state_dict(base.network)
         extractor.mean.copy_(base.feature_mean)
         extractor.std.copy_(base.feature_std)
-    else:
-        some = pictures[
-            torch.randperm(len(pictures), generator=torch.Generator().manual_seed(config.seed))[:512]
-        ]
+    if not base or config.steps != 0:
+        some = torch.cat([pictures[: 512 // len(categories) + 1] for pictures in categories])
+        old_mean, old_std = extractor.mean.clone(), extractor.std.clone()
         extractor.fit_standardisation(to_float(batch, device) for batch in some.split(16))
+        if base:  # the head goes on predicting the same features in their new units
+            head = network.feature_head[-1]
+            with torch.no_grad():
+                head.weight.mul_((old_std / extractor.std).view(-1, 1, 1, 1))
+                head.bias.mul_(old_std).add_(old_mean - extractor.mean).div_(extractor.std)
     return _Run(
         config,
         Schedule.linear() if config.schedule == "linear" else Schedule.cosine(),
@@ -206,7 +197,7 @@ def _prepare(
 
 
 def _fit_network(
-    run: _Run, training_set: Tensor, pictures: dict[str, Tensor], out: Path, resume: bool,
+    run: _Run, pool: _Pool, pictures: dict[str, Tensor], out: Path, resume: bool,
     progress: Callable[[dict], None] | None, save_every: float,
 ) -> None:  # fmt: skip
     """The loop with its files: log, state to resume from, loss picture."""
@@ -223,7 +214,7 @@ def _fit_network(
     out.parent.mkdir(parents=True, exist_ok=True)
     saved = time.monotonic()
     try:
-        for row in _loop(run, training_set):
+        for row in _loop(run, pool):
             if run.rank:
                 continue
             if row["step"] % 10 == 1:
@@ -278,37 +269,90 @@ def split_held_out(pictures: Tensor, share: float, seed: int) -> tuple[Tensor, T
     return pictures[order[held:]], pictures[order[:held]]
 
 
-def to_uint8(square: Tensor) -> Tensor:
-    return ((square + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def turned(pictures: Tensor, symmetry: int) -> Tensor:
+    """One of the square's eight symmetries: 0 … 3 quarter turns, from 4 on after mirroring; [..., s, s]."""
+    return torch.rot90(pictures.flip(-1) if symmetry >= 4 else pictures, symmetry % 4, (-2, -1))
 
 
-def to_float(pictures: Tensor, device: torch.device) -> Tensor:
-    """uint8 [b, 3, s, s] → float32 in [−1, 1] on the device."""
-    return pictures.to(device).float() / 127.5 - 1
+@torch.no_grad()
+def symmetries(extractor: FeatureExtractor, pictures: Tensor, device: torch.device) -> tuple[int, ...]:
+    """The symmetries that a category allows: turned (see `turned`), its pictures look as before.
+
+    A Gaussian per place of three quarters of the pictures measures the others, as they are and turned; a
+    symmetry is allowed that moves their mean distance by less than 30 %. pictures: uint8 [n, 3, s, s].
+    """
+    few = pictures[:256]
+    held = max(2, min(24, len(few) // 4))
+    gaussian = PlaceGaussian.fit(extractor(to_float(batch, device)) for batch in few[held:].split(16))
+
+    def distance(symmetry: int) -> float:
+        batches = turned(few[:held], symmetry).split(16)
+        maps = [gaussian.squared_mahalanobis(extractor(to_float(batch, device))) for batch in batches]
+        return float(torch.cat(maps).mean())
+
+    usual = distance(0)
+    return (0, *(symmetry for symmetry in range(1, 8) if distance(symmetry) < 1.3 * usual))
 
 
-def augment(pictures: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Random shifts (edges repeated) and, if allowed, mirror images and quarter turns; uint8 [b, 3, s, s]."""
-    size, shift = pictures.shape[-1], config.shift
-    if shift:
-        padded = F.pad(pictures.float(), (shift,) * 4, mode="replicate").to(torch.uint8)
-        offsets = torch.randint(0, 2 * shift + 1, (len(pictures), 2), generator=generator).tolist()
-        pictures = torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, offsets)])
-    if config.flips:
-        turns = torch.randint(0, 8, (len(pictures),), generator=generator).tolist()
-        pictures = torch.stack(
-            [
-                torch.rot90(p.flip(-1) if turn >= 4 else p, turn % 4, (-2, -1))
-                for p, turn in zip(pictures, turns)
-            ]
-        )
-    return pictures
+class _Pool:
+    """Training pictures with their features: `variants` seeded variants of each, shifted and turned.
+
+    The backbone is frozen, so on the CPU the features of a variant are computed once and kept in fp16, as
+    long as they fit into a quarter of the memory.
+    """
+
+    def __init__(self, run: _Run, categories: list[Tensor]) -> None:
+        self.run, self.categories = run, categories
+        self.allowed = [symmetries(run.extractor, pictures, run.device) for pictures in categories]
+        self.kept: dict[tuple[int, int, int], Tensor] = {}
+        cell = run.config.unet.feature_channels * run.config.unet.feature_grid**2 * 2
+        self.room = _memory() // 4 // cell if run.device.type == "cpu" else 0
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x_start [count, 3, s, s] in [−1, 1] and its features, every category equally often."""
+        keys = []
+        for number in torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist():
+            category = int(number[0] * len(self.categories))
+            picture = int(number[1] * len(self.categories[category]))
+            keys.append((category, picture, int(number[2] * self.run.config.variants)))
+        x_start = to_float(torch.stack([self._variant(*key) for key in keys]), self.run.device)
+        missing = [index for index, key in enumerate(keys) if key not in self.kept]
+        found = {}
+        if missing:
+            with torch.no_grad():
+                features = self.run.extractor(x_start[missing])
+            found = dict(zip(missing, features))
+        for index, values in found.items():
+            if len(self.kept) < self.room:
+                self.kept[keys[index]] = values.half()
+        rows = [found[i] if i in found else self.kept[key].float() for i, key in enumerate(keys)]
+        return x_start, torch.stack(rows)
+
+    def _variant(self, category: int, picture: int, variant: int) -> Tensor:
+        """uint8 [3, s, s], shifted (edges repeated) and turned as (category, picture, variant) seed it."""
+        image, shift = self.categories[category][picture], self.run.config.shift
+        seed = (category * 1_000_003 + picture) * 1_009 + variant
+        generator = torch.Generator().manual_seed(seed)
+        size = image.shape[-1]
+        y, x = torch.randint(0, 2 * shift + 1, (2,), generator=generator).tolist()
+        padded = F.pad(image[None].float(), (shift,) * 4, mode="replicate")[0].to(torch.uint8)
+        allowed = self.allowed[category]
+        which = int(torch.randint(0, len(allowed), (1,), generator=generator))
+        return turned(padded[:, y : y + size, x : x + size], allowed[which])
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; 8 GB where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 << 30
 
 
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-def _loop(run: _Run, pictures: Tensor) -> Iterator[dict]:
+def _loop(run: _Run, pool: _Pool) -> Iterator[dict]:
     """Train until the budget is spent; yields a row after every step."""
     config, schedule = run.config, run.schedule
     model = DistributedDataParallel(run.network) if run.world > 1 else run.network
@@ -317,15 +361,12 @@ def _loop(run: _Run, pictures: Tensor) -> Iterator[dict]:
     running: dict[str, float] = {}
     while (done := _budget_spent(run, time.monotonic() - begun)) < 1:
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + run.step) * 1_009 + run.rank)
-        chosen = pictures[torch.randint(0, len(pictures), (config.batch,), generator=generator)]
-        x_start = to_float(augment(chosen, config, generator), run.device)
+        x_start, features = pool.draw(config.batch, generator)
         t = (schedule.steps * torch.rand(config.batch, generator=generator) ** config.low_t).long()
         noise = torch.randn(x_start.shape, generator=generator).to(run.device)
         warm = min(1.0, (run.step + 1) / config.warm_up)
         for group in run.optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
-        with torch.no_grad():
-            features = run.extractor(x_start)
         terms = hybrid_loss(schedule, model, x_start, features, t, noise, stride=config.stride)
         run.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -408,58 +449,3 @@ def _read_state(run: _Run, file: Path, fingerprint: str) -> None:
     run.extractor.std.copy_(tensors["features.std"])
     progress = json.loads(metadata["diffad.resume"])
     run.step, run.seconds = progress["step"], progress["seconds"]
-
-
-# -- profiles ------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def fit_profile(
-    network: UNet,
-    extractor: FeatureExtractor,
-    schedule: Schedule,
-    used: Tensor,
-    held: Tensor,
-    config: TrainConfig,
-    device: torch.device,
-) -> Profile:
-    """Gaussian of all normal pictures; residual covariance and calibration of the held-out ones, uint8 [n, 3,
-    s, s].
-
-    The calibration scores each half of the held-out pictures with the covariance of the other half: scored
-    with their own, good pictures would look better than the next good picture will.
-    """
-    network.eval()
-    gaussian = PlaceGaussian.fit(
-        extractor(to_float(batch, device)) for batch in torch.cat([used, held]).split(16)
-    )
-    pixel, residual = [], []
-    for picture in held.split(1):
-        x_start = to_float(picture, device)
-        maps, rest = evidence(
-            schedule,
-            network,
-            x_start,
-            extractor(x_start),
-            CALIBRATION_TIMESTEPS,
-            seed=config.seed,
-            kind=config.pixel_score,
-            stride=config.stride,
-        )
-        pixel.append(maps.cpu())
-        residual.append(rest.half().cpu())
-    pixel, residual = torch.cat(pixel), torch.cat(residual)  # [n, t, s, s], [n, t, 1, c, g, g]
-
-    usual = [index for index, t in enumerate(CALIBRATION_TIMESTEPS) if t <= max(TIMESTEPS)]
-
-    def whitening(rest: Tensor) -> Tensor:
-        return residual_whitening(rest[:, usual].float().movedim(3, -1).flatten(0, -2), config.shrinkage)
-
-    halves = (slice(0, None, 2), slice(1, None, 2))
-    feature = torch.zeros_like(pixel)
-    for own, other in (halves, halves[::-1]):
-        factor = whitening(residual[other])
-        for index in range(*own.indices(len(residual))):
-            feature[index] = feature_maps(residual[index : index + 1].float(), factor, pixel.shape[-1])[0]
-    calibration = Calibration.fit(RawMaps(pixel, feature, CALIBRATION_TIMESTEPS), config.by_place)
-    return Profile(gaussian.to(torch.device("cpu")), whitening(residual), calibration)

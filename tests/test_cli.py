@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +18,9 @@ from diffad.cli import main
 from diffad.data import Geometry, read_image
 from diffad.inspector import Inspector
 
-COMMANDS = ("train", "inspect", "reconstruct", "evaluate", "benchmark", "samples", "serve")
+COMMANDS = (
+    "train", "inspect", "reconstruct", "evaluate", "ablate", "compare", "benchmark", "samples", "serve",
+)  # fmt: skip
 
 
 def only_error(capsys) -> str:
@@ -33,7 +35,7 @@ def only_error(capsys) -> str:
 
 
 class Toy:
-    name, categories, size = "toy", ("nut", "ring"), 32
+    name, categories, size, parameters, provenance = "toy", ("nut", "ring"), 32, 1, {"licence": "none"}
     score_override: float | None = None
 
     def __init__(self):
@@ -42,9 +44,14 @@ class Toy:
     def scale_top(self, category):
         return 8.0
 
-    def inspect(self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None):
+    def features(self, image):
+        return np.zeros((1, 8, 8), np.float32)
+
+    def inspect(
+        self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None, tile="auto"
+    ):
         settings = {"category": category, "timesteps": timesteps, "alpha": alpha, "seed": seed}
-        self.calls.append({**settings, "draws": draws})
+        self.calls.append({**settings, "draws": draws, "tile": tile})
         pixels = read_image(image)
         heat = (pixels[..., 0].astype(np.float32) - pixels[..., 1]) / 10
         square = np.zeros((self.size, self.size), np.float32)
@@ -123,6 +130,8 @@ def test_help_and_refusals_answer_without_the_heavy_libraries():
     (["--alpha", "half"], "0 to 1"),
     (["--seed", "-1"], "from 0"),
     (["--draws", "0"], "1 to 16"),
+    (["--tile", "8"], "at least 16 px"),
+    (["--tile", "half"], "auto, whole"),
     (["--threshold", "inf"], "threshold"),
     (["--category", "bolt"], "nut, ring"),
     (["--colour", "red"], "--colour"),
@@ -194,7 +203,7 @@ def test_inspect_json_is_one_document(toy, tmp_path, capsys):
     picture(tmp_path / "parts" / "b.png")
     (tmp_path / "parts" / "c.png").write_bytes(b"not a picture")
     again = str(tmp_path / "parts" / "a.png")
-    options = "--timesteps 400,20,20 --alpha 0.25 --seed 7 --draws 2 --category ring".split()
+    options = "--timesteps 400,20,20 --alpha 0.25 --seed 7 --draws 2 --category ring --tile whole".split()
     assert main(["inspect", str(tmp_path / "parts"), again, "--json", *options]) == 1
     out, err = capsys.readouterr()
     records = json.loads(out)
@@ -204,7 +213,8 @@ def test_inspect_json_is_one_document(toy, tmp_path, capsys):
     assert [r["is_anomalous"] for r in records[:2]] == [True, False]
     assert records[0]["regions"][0]["area"] == 12
     assert set(records[2]) == {"path", "error"} and "c.png" in err and err.startswith("diffad: ")
-    assert toy.calls[0] == {"category": "ring", "timesteps": (20, 400), "alpha": 0.25, "seed": 7, "draws": 2}
+    assert toy.calls[0] == {
+        "category": "ring", "timesteps": (20, 400), "alpha": 0.25, "seed": 7, "draws": 2, "tile": None}
 
 
 def test_inspect_for_people(toy, tmp_path, capsys):
@@ -343,6 +353,25 @@ def test_evaluate_gives_an_object_per_category(toy, tmp_path, capsys):
     assert (repair["good"], repair["defective"], repair["steps"]) == (1, 1, 2)
 
 
+def test_evaluate_writes_json_markdown_and_a_page(toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--seeds", "4,1,4", "--repair", "--sheet", "--steps", "1", "--json"]
+    assert main(["evaluate", str(labelled(tmp_path)), *options]) == 0
+    printed, said = capsys.readouterr()
+    assert str(out) in said and json.loads(printed) == json.loads((out / "results.json").read_text())
+    assert json.loads(printed)["nut"]["setting"]["seeds"] == [4, 1]
+    assert {call["seed"] for call in toy.calls if "seed" in call} == {4, 1}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "nut_repairs.png", "report.html", "results.json", "results.md"]
+    assert "| nut |" in (out / "results.md").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and page.count("<svg") == 3
+    for argv, hint in ((["--sheet"], "--out"), (["--sheet", "--repair"], "--out"),
+                       (["--out", str(out / "results.md")], "is a file"), (["--seeds", "1,x"], "--seeds")):
+        assert main(["evaluate", str(tmp_path / "nut"), *argv]) == 2
+        assert hint in only_error(capsys)
+
+
 def test_evaluate_refuses_what_it_cannot_measure(toy, tmp_path, capsys):
     picture(tmp_path / "plain" / "a.png")
     assert main(["evaluate", str(tmp_path / "plain")]) == 2
@@ -367,15 +396,20 @@ def test_samples_writes_a_set_once(tmp_path, capsys):
 
 def test_serve_hands_over_host_and_port(toy, monkeypatch, capsys):
     seen = {}
-    page = ModuleType("diffad.ui")
-    page.serve = lambda inspectors, host, port: seen.update(models=list(inspectors), host=host, port=port)
-    monkeypatch.setitem(sys.modules, "diffad.ui", page)
+
+    def serve(inspectors, host, port, **doors):
+        seen.update(models=list(inspectors), host=host, port=port, **doors)
+
+    monkeypatch.delenv("DIFFAD_AUTH", raising=False)
+    monkeypatch.setattr("diffad.ui.server.serve", serve)
     found = [Path("parts.safetensors"), Path("bottle.safetensors")]
     monkeypatch.setattr("diffad.checkpoint.bundled", lambda: found)
     assert main(["serve"]) == 0
-    assert seen == {"models": ["parts", "bottle"], "host": None, "port": None}
+    usual = {"auth": None, "data_root": None, "max_upload": 200, "mcp": False}
+    assert seen == {"models": ["parts", "bottle"], "host": None, "port": None, **usual}
     assert main(["serve", "--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", "7999"]) == 0
-    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": 7999}
+    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": 7999, **usual}
+    assert "--auth" in capsys.readouterr().err  # open to everybody: said, not forbidden
     assert main(["serve", "--port", "99999"]) == 2
 
 

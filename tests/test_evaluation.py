@@ -1,275 +1,57 @@
-"""Metrics against hand-computed cases, slow obvious versions and other libraries; evaluate against a toy."""
+"""evaluate, evaluate_repair, measure and the report against a toy inspector; no leakage with a real one."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as sklearn_metrics
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from diffad.data import DataError, Geometry, Sample
+from diffad.data import DataError, Geometry, Sample, find_samples, read_image, read_mask
 from diffad.evaluation import (
-    aupro,
-    auroc,
-    average_precision,
+    Repaired,
+    Scored,
     evaluate,
     evaluate_repair,
     evaluation_table,
-    f1_max,
-    pixel_auroc,
-    psnr,
+    mean_interval,
+    measure,
     repair_table,
-    ssim,
 )
+from diffad.evaluation_report import html_report, markdown_report, repair_sheet
+from diffad.metrics import aupro, auroc, pixel_auroc
+from diffad.synthetic import make_part
 
 # ---------------------------------------------------------------------------------------------------------
-# Slow and obvious
-
-
-def slow_auroc(scores, labels):
-    pairs = [(p > n) + (p == n) / 2 for p in scores[labels] for n in scores[~labels]]
-    return sum(pairs) / len(pairs)
-
-
-def flood_regions(mask):
-    """8-connected regions as lists of (row, column), by flood fill."""
-    left, regions = {(y, x) for y, x in zip(*np.nonzero(mask), strict=True)}, []
-    while left:
-        todo, region = [left.pop()], []
-        while todo:
-            y, x = todo.pop()
-            region.append((y, x))
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= near
-            todo += near
-        regions.append(region)
-    return regions
-
-
-def slow_aupro(maps, masks, max_fpr):
-    """One threshold after another, region by region, as the definition reads."""
-    regions = [(m, region) for m, mask in zip(maps, masks, strict=True) for region in flood_regions(mask)]
-    normal = np.concatenate([m[~mask] for m, mask in zip(maps, masks, strict=True)])
-    points = [(0.0, 0.0)]
-    for threshold in sorted({float(v) for m in maps for v in m.ravel()}, reverse=True):
-        overlaps = [np.mean([m[place] >= threshold for place in region]) for m, region in regions]
-        points.append((np.mean(normal >= threshold), np.mean(overlaps)))
-    area = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 >= max_fpr or x1 == x0:
-            continue
-        end = min(x1, max_fpr)
-        area += (end - x0) * (y0 + y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
-    return area / max_fpr
-
-
-def blobs(seed, n=4, size=20, levels=None):
-    """Maps that partly follow random masks; few levels make many ties."""
-    rng = np.random.default_rng(seed)
-    masks = [cv2.GaussianBlur(rng.normal(size=(size, size)), (5, 5), 1.2) > 0.45 for _ in range(n - 1)]
-    masks.append(np.zeros((size, size), bool))
-    maps = [rng.normal(size=mask.shape) + 1.3 * mask for mask in masks]
-    if levels:
-        maps = [np.round(m * levels) / levels for m in maps]
-    return [m.astype(np.float32) for m in maps], masks
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Ranks
-
-
-def test_auroc_by_hand():
-    assert auroc([1, 2, 3, 4], [0, 0, 1, 1]) == 1.0
-    assert auroc([4, 3, 2, 1], [0, 0, 1, 1]) == 0.0
-    assert auroc([1, 3, 2, 4], [0, 0, 1, 1]) == 0.75  # 3 of 4 pairs in order
-    assert auroc([5, 5, 5, 5], [0, 0, 1, 1]) == 0.5
-    assert auroc([1, 2, 2, 3], [0, 0, 1, 1]) == 0.875  # one tie of four pairs
-
-
-def test_average_precision_and_f1_by_hand():
-    scores, labels = [4, 3, 2, 1], [1, 0, 1, 0]
-    assert average_precision(scores, labels) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    assert f1_max(scores, labels) == pytest.approx(0.8)  # threshold 2: precision 2/3, recall 1
-    assert average_precision([1, 1, 1, 1], labels) == 0.5  # all tied: one threshold
-
-
-@pytest.mark.parametrize("levels", [None, 2])
-def test_ranks_agree_with_pairs_scikit_learn_and_torchmetrics(levels):
-    rng = np.random.default_rng(3)
-    labels = rng.random(300) < 0.3
-    scores = 40 * (rng.normal(size=300) + labels)  # far outside [0, 1]
-    scores = np.round(scores / 40 * levels) * 40 / levels if levels else scores
-    assert auroc(scores, labels) == pytest.approx(slow_auroc(scores, labels), abs=1e-12)
-    assert auroc(scores, labels) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
-    assert average_precision(scores, labels) == pytest.approx(
-        sklearn_metrics.average_precision_score(labels, scores), abs=1e-12)
-    precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
-    best = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()
-    assert f1_max(scores, labels) == pytest.approx(best, abs=1e-9)
-
-    # torchmetrics squashes what lies outside [0, 1] with a sigmoid, so it gets the ranks instead.
-    ranks = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / scores.size)
-    target = torch.from_numpy(labels.astype(np.int64))
-    assert auroc(scores, labels) == pytest.approx(float(binary_auroc(ranks, target)), abs=1e-5)
-    assert average_precision(scores, labels) == pytest.approx(
-        float(binary_average_precision(ranks, target)), abs=1e-5)
-
-
-def test_only_the_order_of_scores_counts():
-    rng = np.random.default_rng(0)
-    labels = rng.random(200) < 0.5
-    scores = rng.normal(size=200) + labels
-    for metric in (auroc, average_precision, f1_max):
-        assert metric(np.exp(5 * scores), labels) == metric(scores, labels)
-
-
-def test_undefined_is_none_and_not_finite_is_refused():
-    for metric in (auroc, average_precision, f1_max):
-        assert metric([1.0, 2.0], [0, 0]) is None
-        assert metric([1.0, 2.0], [1, 1]) is None
-        with pytest.raises(ValueError, match="finite"):
-            metric([1.0, np.nan], [0, 1])
-        with pytest.raises(ValueError, match="shape"):
-            metric([1.0, 2.0, 3.0], [0, 1])
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Pixels
-
-
-def test_pixel_auroc_is_auroc_of_all_pixels_of_all_pictures():
-    maps, masks = blobs(1, levels=3)
-    maps[0], masks[0] = maps[0][:11], masks[0][:11]  # pictures need not share a shape
-    scores = np.concatenate([m.ravel() for m in maps])
-    labels = np.concatenate([m.ravel() for m in masks])
-    assert pixel_auroc(maps, masks) == pytest.approx(
-        sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
-    with pytest.raises(ValueError, match="mask"):
-        pixel_auroc(maps, masks[1:])
-    with pytest.raises(ValueError, match=r"\[h, w\]"):
-        pixel_auroc([maps[1]], [masks[0]])
-
-
-def test_aupro_by_hand():
-    mask = np.zeros((4, 5), bool)
-    mask[0, 0], mask[2:, 3:] = True, True  # regions of one and of four pixels; 15 normal pixels
-    anomaly_map = np.zeros((4, 5), np.float32)
-    anomaly_map[0, 0] = 9  # the small region is found at once
-    anomaly_map[1, :3] = 8  # then three false alarms: rate 0.2
-    anomaly_map[2, 3:] = 7  # then half of the large one
-    # PRO: ½ up to the rate 0.2, then ¾ there; afterwards a straight line to (1, 1), the tie of all zeros.
-    up_to_03 = 0.2 * 0.5 + 0.1 * (0.75 + 0.5 * 0.25 * 0.1 / 0.8)
-    assert aupro([anomaly_map], [mask], 0.3) == pytest.approx(up_to_03 / 0.3, abs=1e-12)
-    assert aupro([anomaly_map], [mask], 0.2) == pytest.approx(0.5, abs=1e-12)
-    assert aupro([anomaly_map], [mask], 0.1) == pytest.approx(0.5, abs=1e-12)
-    assert aupro([mask * 1.0], [mask], 0.3) == pytest.approx(1.0)
-    assert aupro([anomaly_map * 0], [mask], 0.3) == pytest.approx(0.15)  # the diagonal
-
-
-def test_aupro_regions_are_8_connected_and_weigh_the_same():
-    mask = np.zeros((6, 6), bool)
-    mask[0, 0] = mask[1, 1] = True  # one region: they touch at a corner
-    mask[4:, 3:] = True
-    anomaly_map = np.zeros((6, 6), np.float32)
-    anomaly_map[0, 0] = 1
-    # Without false alarms PRO is (½ + 0) / 2; were the corner two regions, it would be (1 + 0 + 0) / 3.
-    assert aupro([anomaly_map], [mask], 1e-6) == pytest.approx(0.25, abs=1e-4)
-
-
-@pytest.mark.parametrize("levels", [None, 1, 3])
-@pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
-def test_aupro_agrees_with_the_slow_version(levels, max_fpr):
-    maps, masks = blobs(7, levels=levels)
-    assert aupro(maps, masks, max_fpr) == pytest.approx(slow_aupro(maps, masks, max_fpr), abs=1e-9)
-
-
-@pytest.mark.parametrize("max_fpr", [0.1, 0.3, 1.0])
-def test_aupro_of_one_region_is_the_partial_auroc(max_fpr):
-    maps, _ = blobs(5, n=2, levels=4)
-    mask = np.zeros(maps[0].shape, bool)
-    mask[3:9, 4:15] = True
-    maps = [maps[0] + mask, maps[1]]
-    masks = [mask, np.zeros_like(mask)]
-    fpr, tpr, _ = sklearn_metrics.roc_curve(
-        np.concatenate(masks).ravel(), np.concatenate(maps).ravel(), drop_intermediate=False)
-    grid = np.linspace(0, max_fpr, 200_001)
-    expected = np.interp(grid, fpr, tpr).mean()  # ties of rate differ only on a null set
-    assert aupro(maps, masks, max_fpr) == pytest.approx(expected, abs=1e-4)
-    if max_fpr == 1.0:
-        assert aupro(maps, masks, 1.0) == pytest.approx(pixel_auroc(maps, masks), abs=1e-12)
-
-
-def test_aupro_undefined_or_out_of_range():
-    ones = np.ones((4, 4), bool)
-    assert aupro([ones * 1.0], [~ones]) is None
-    assert aupro([ones * 1.0], [ones]) is None
-    for wrong in (0.0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="max_fpr"):
-            aupro([ones * 1.0], [~ones], wrong)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Colours
-
-
-def noisy_pair():
-    rng = np.random.default_rng(2)
-    image = cv2.GaussianBlur(rng.integers(0, 256, (48, 60, 3), np.uint8), (7, 7), 2)
-    return image, np.clip(image + rng.normal(0, 9, image.shape), 0, 255).astype(np.uint8)
-
-
-def test_psnr():
-    image, other = noisy_pair()
-    tensors = [torch.from_numpy(x).float() for x in (image, other)]
-    expected = peak_signal_noise_ratio(*tensors, data_range=255.0)
-    assert psnr(image, other) == pytest.approx(float(expected), abs=1e-4)
-    assert psnr(image, image) == 100.0
-    assert psnr(np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)) == 0.0
-    where = np.zeros(image.shape[:2], bool)
-    assert psnr(image, other, where) is None
-    where[5:9] = True
-    changed = other.copy()
-    changed[~where] = 0
-    assert psnr(image, changed, where) == psnr(image[5:9], other[5:9])
-
-
-def test_ssim():
-    image, other = noisy_pair()
-    tensors = [torch.from_numpy(x).permute(2, 0, 1)[None].double() for x in (image, other)]
-    _, everywhere = structural_similarity_index_measure(
-        *tensors, sigma=1.5, data_range=255.0, return_full_image=True)
-    whole_windows = everywhere[..., 5:-5, 5:-5]  # torchmetrics averages over reflected borders too
-    assert ssim(image, other) == pytest.approx(float(whole_windows.mean()), abs=1e-5)
-    assert ssim(image, image) == pytest.approx(1.0)
-    where = np.zeros(image.shape[:2], bool)
-    where[:, :30] = True
-    changed = other.copy()
-    changed[~where] = 0
-    assert ssim(image, changed, where) == pytest.approx(ssim(image[:, :30], other[:, :30]), abs=1e-9)
-    assert ssim(image, other, np.zeros_like(where)) is None
-
-
-# ---------------------------------------------------------------------------------------------------------
-# evaluate and evaluate_repair with a toy inspector: the anomaly is how much redder than grey a pixel is.
+# A toy inspector: the anomaly is how much redder than grey a pixel is.
 
 
 class ToyInspector:
-    categories = ("nut", "ring")
-    size = 64
+    name, categories, size = "toy", ("nut", "ring"), 64
+    parameters, provenance = 7, {"licence": "<none>", "data": {"nut": 3}, "by_place": True}
 
     def __init__(self, touched: int = 0):
         self.touched = touched  # grey levels that a repair changes outside the defect
         self.asked: list[str | None] = []
 
+    def scale_top(self, category):
+        return 8.0
+
+    def features(self, image):
+        small = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA)
+        return small.transpose(2, 0, 1).astype(np.float32)
+
     def inspect(self, image, category=None, timesteps=(20,), alpha=0.5, seed=0, threshold=None):
         self.asked.append(category)
+        image = read_image(image)
         redness = (image[..., 0].astype(np.float32) - image[..., 1]) / 10
         geometry = Geometry.letterbox(*image.shape[:2], self.size)
         shape = (geometry.inner_width, geometry.inner_height)
@@ -281,7 +63,9 @@ class ToyInspector:
         limit = 3.0 if threshold is None else threshold
         return SimpleNamespace(
             image=image, category=category or self.recognise(image), recognised=category is None, score=score,
-            threshold=limit, is_anomalous=score > limit, square_map=padded, seconds=0.25)
+            threshold=limit, is_anomalous=score > limit, square_map=padded, seconds=0.25,
+            anomaly_map=redness, timesteps=timesteps, alpha=alpha,
+            pixel_maps=dict.fromkeys(timesteps, redness), feature_maps=dict.fromkeys(timesteps, redness))
 
     def recognise(self, image):
         return "nut" if image[..., 2].mean() < 128 else "ring"
@@ -333,14 +117,18 @@ def test_evaluate(parts):
     assert list(result) == ["nut", "ring"] and calls == [(i + 1, 6) for i in range(6)]
     nut = result["nut"]
     assert nut["images"] == 4 and nut["defective"] == 2 and nut["notes"] == []
-    for metric in ("image_auroc", "pixel_auroc", "aupro", "image_ap", "pixel_ap", "image_f1", "good_accuracy",
-                   "category_accuracy"):
+    for metric in ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro",
+                   "aupro_05", "good_accuracy", "category_accuracy"):
         assert nut[metric] == 1.0, metric
-    assert nut["defect_recall"] == 0.5  # the faint one scores 2, below the threshold of 3
+    assert nut["defect_recall"] == nut["miss_rate"] == 0.5  # the faint one scores 2, below the threshold of 3
+    assert nut["false_alarm_rate"] == 0.0 and nut["intervals"]["aupro"] == [1.0, 1.0] and nut["std"] == {}
+    assert [(p["defect"], p["anomalous"]) for p in nut["pictures"]] == [
+        ("good", False), ("good", False), ("scratch", True), ("scratch", False)]
+    assert nut["setting"]["seeds"] == [0] and nut["setting"]["profile"] == "nut"
     assert nut["threshold"] == 3.0 and nut["seconds_per_image"] == 0.25
     assert result["ring"]["pixel_auroc"] > 0.99  # letterboxed, shrunk twice
     table = evaluation_table(result)
-    assert table.count("\n") == 4 and "**mean**" in table and "75.0%" in table  # recall: 50 % and 100 %
+    assert table.count("\n") == 4 and "**mean**" in table and "25.0%" in table  # missed: 50 % and none
 
 
 def test_evaluate_judges_as_told(parts):
@@ -377,6 +165,82 @@ def test_evaluate_with_a_kind_missing_explains_each_none(parts):
         evaluate(ToyInspector(), parts[6:])
 
 
+class Jittery(ToyInspector):
+    """The seed decides how noisy the map is."""
+
+    def inspect(self, image, seed=0, **settings):
+        seen = super().inspect(image, **settings)
+        noise = np.random.default_rng(seed).normal(0, 2, seen.square_map.shape).astype(np.float32)
+        return SimpleNamespace(**vars(seen) | {"square_map": seen.square_map + noise, "score": float(seed)})
+
+
+def test_seeds_are_averaged_and_their_deviation_is_told(parts):
+    calls = []
+    progress = lambda done, total: calls.append((done, total))  # noqa: E731
+    result = evaluate(Jittery(), parts[:4], seeds=(3, 5, 8), progress=progress)["nut"]
+    alone = [evaluate(Jittery(), parts[:4], seeds=(seed,))["nut"] for seed in (3, 5, 8)]
+    for key in ("pixel_auroc", "aupro", "aupro_05", "pixel_ap"):
+        values = [one[key] for one in alone]
+        assert len(set(values)) == 3
+        assert result[key] == pytest.approx(np.mean(values), abs=1e-12)
+        assert result["std"][key] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+        low, high = result["intervals"][key]
+        assert low <= result[key] <= high
+    assert calls[-1] == (12, 12) and result["pictures"] == alone[0]["pictures"]
+    assert result["setting"]["seeds"] == [3, 5, 8] and alone[0]["std"] == {}
+    cell = f"{result['aupro']:.3f} ± {result['std']['aupro']:.3f}"
+    assert cell in evaluation_table({"nut": result})
+
+
+def scored(n=12, size=24):
+    """A method that says no more than scores and maps."""
+    rng = np.random.default_rng(5)
+    for i in range(n):
+        mask = np.zeros((size, size), bool)
+        if i >= n // 3:
+            mask[4 : 9 + i % 4, 6:14] = True
+        anomaly_map = (rng.normal(size=mask.shape) + mask).astype(np.float32)
+        yield Scored(Path(f"{i}.png"), bool(mask.any()), float(rng.normal() + mask.any()), anomaly_map, mask,
+                     defect=("cut", "dent")[i % 2] if mask.any() else "good")
+
+
+def test_measure_takes_any_method_and_says_none_for_what_it_does_not_say():
+    pictures = list(scored())
+    values = measure(pictures, draws=200)
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    for key in ("false_alarm_rate", "miss_rate", "good_accuracy", "defect_recall", "category_accuracy",
+                "threshold", "seconds_per_image"):
+        assert values[key] is None, key
+    assert values["image_auroc"] == auroc([p.score for p in pictures], [p.label for p in pictures])
+    assert values["aupro_05"] == aupro([p.anomaly_map for p in pictures], [p.mask for p in pictures], 0.05)
+    assert set(values["intervals"]) == {"image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap",
+                                        "pixel_f1", "aupro", "aupro_05"}
+    for key, (low, high) in values["intervals"].items():
+        assert low <= values[key] <= high and low < high, key
+    assert measure(pictures, draws=0)["intervals"] == {}
+    some = [p for p in pictures if p.defect in ("good", "dent")]
+    dent = values["by_defect"]["dent"]
+    assert dent["images"] == 4 and list(values["by_defect"]) == ["cut", "dent"]
+    assert dent["pixel_auroc"] == pixel_auroc([p.anomaly_map for p in some], [p.mask for p in some])
+    assert dent["aupro"] == measure(some, draws=0)["aupro"]
+    unmasked = [p if i < 8 else replace(p, mask=None, anomaly_map=None) for i, p in enumerate(pictures)]
+    fewer = measure(unmasked, draws=50)
+    assert fewer["image_auroc"] == values["image_auroc"]
+    assert fewer["aupro"] == measure(pictures[:8], draws=0)["aupro"]
+    assert fewer["intervals"]["aupro"][0] < fewer["aupro"] < fewer["intervals"]["aupro"][1]
+
+
+def test_mean_interval_adds_the_squares():
+    category = {"aupro": 0.9, "intervals": {"aupro": [0.87, 0.94]}}
+    assert mean_interval({"nut": category}, "aupro") == pytest.approx([0.87, 0.94])
+    two = mean_interval({"nut": category, "ring": {**category}}, "aupro")
+    assert two == pytest.approx([0.9 - 0.03 / 2**0.5, 0.9 + 0.04 / 2**0.5])
+    other = {"aupro": 0.5, "intervals": {"aupro": [0.46, 0.5]}}
+    both = mean_interval({"nut": category, "ring": other}, "aupro")
+    assert both == pytest.approx([0.7 - 0.05 / 2, 0.7 + 0.04 / 2])
+    assert mean_interval({"nut": {"aupro": None, "intervals": {}}}, "aupro") is None
+
+
 def test_masks_and_maps_meet_at_the_models_resolution(tmp_path, monkeypatch):
     """A defect in a wide, large picture lies on the same pixels of map and mask, and padding never counts."""
     seen = {}
@@ -384,8 +248,8 @@ def test_masks_and_maps_meet_at_the_models_resolution(tmp_path, monkeypatch):
     class Spy(ToyInspector):
         size = 32
 
-    monkeypatch.setattr(
-        "diffad.evaluation.aupro", lambda maps, masks: seen.update(map=maps[0], mask=masks[0]))
+    monkeypatch.setattr("diffad.evaluation.pro_curve",
+                        lambda maps, masks: seen.update(map=maps[0], mask=masks[0]))
     evaluate(Spy(), [write_part(tmp_path / "nut", "0", "scratch", shape=(96, 160))])
     assert seen["map"].shape == seen["mask"].shape == (19, 32)
     centre = [np.average(np.indices((19, 32))[axis], weights=seen["map"]) for axis in (0, 1)]
@@ -402,6 +266,7 @@ def test_evaluate_repair(parts):
     assert nut["psnr_outside_median"] == nut["psnr_good_worst"] == 100.0
     assert nut["ssim_outside_median"] == pytest.approx(1.0)
     assert nut["judged_good_before"] == 0.5 and nut["judged_good_after"] == 1.0
+    assert nut["feature_distance_outside_median"] == nut["feature_distance_good_median"] == 0.0
     assert nut["seconds_per_step"] > 0
     table = repair_table(result)
     assert "75%" in table and "100.0" in table and "**mean**" in table
@@ -413,6 +278,9 @@ def test_evaluate_repair_sees_what_is_spoiled_outside_the_mask(parts):
     assert result["psnr_outside_median"] == pytest.approx(expected, abs=1e-6)
     assert result["psnr_good_median"] == pytest.approx(expected, abs=1e-6)
     assert result["fall_worst_tenth"] < 0.75
+    distances = [result[f"feature_distance_{key}"]
+                 for key in ("outside_median", "outside_worst_tenth", "good_median")]
+    assert distances == [12**2 / 3] * 3  # the toy's features are the colours, block by block
 
 
 def test_evaluate_repair_limit_spreads_over_the_kinds(tmp_path):
@@ -433,3 +301,234 @@ def test_evaluate_repair_limit_spreads_over_the_kinds(tmp_path):
     assert result["psnr_good_median"] is None and "good" in result["notes"][0]
     assert result["judged_good_after"] == 0.0  # the threshold reached both the inspection and the repair
     assert all(options["threshold"] == 0.5 for options in seen)
+
+
+def test_what_the_sheet_shows_is_fixed_and_even_over_the_kinds(tmp_path):
+    folder = tmp_path / "nut"
+    counts = {"a": 30, "b": 2, "c": 7}
+    samples = [write_part(folder, str(i), kind) for kind in counts for i in range(counts[kind])]
+
+    def shown(inspector):
+        seen = {}
+        evaluate_repair(inspector, samples, show=seen.__setitem__, steps=1)
+        return seen["nut"]
+
+    repairs = shown(ToyInspector())
+    kinds = [repair.sample.defect for repair in repairs]
+    assert {kind: kinds.count(kind) for kind in counts} == {"a": 4, "b": 2, "c": 4}
+    assert [r.sample for r in repairs] == [r.sample for r in shown(ToyInspector(touched=40))]
+    assert repairs[0].score_before == 6.0 and repairs[0].score_after < 3.0 == repairs[0].threshold
+    assert (repairs[0].before != repairs[0].after).any()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The report
+
+
+class Page(HTMLParser):
+    """What a page asks for and says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.tags, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for key, value in attributes if key in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_report_is_one_file_that_asks_no_network(parts):
+    inspector = ToyInspector()
+    results, repairs = evaluate(inspector, parts), {}
+    for name, values in evaluate_repair(inspector, parts, show=repairs.__setitem__).items():
+        results[name]["repair"] = values
+    sheets = {name: repair_sheet(some) for name, some in repairs.items()}
+    text = html_report(results, inspector, sheets)
+    page = Page(text)
+    assert page.sources and all(re.match(r"#|data:image/webp;base64,", source) for source in page.sources)
+    assert not re.search(r"https?://|@import|url\(|<script", text)
+    assert page.tags.count("svg") == 6  # ROC, PRO and scores of two categories
+    # nut: two defective, two good (none twice), ring: one of each; two sheets of repairs
+    assert page.tags.count("details") == 6 and page.tags.count("img") == 2 * 6 + 2
+    said = " ".join(page.text)
+    assert "<none>" in said and "nut 3" in said and "8-connected" in said and "missed" in said
+    anchors = {source for source in page.sources if source.startswith("#")}
+    assert all(f'id="{anchor[1:]}"' in text for anchor in anchors)
+    written = markdown_report(results)
+    assert written.count("| nut |") == 3 and "### ring" in written and "| scratch | 2 |" in written
+
+
+def test_report_of_what_cannot_be_measured(parts):
+    for some in (parts[:2], parts[2:4], [replace(one, mask=None) for one in parts[:4]]):
+        inspector = ToyInspector()
+        results = evaluate(inspector, some)
+        assert "Notes" in markdown_report(results) and "undefined" in html_report(results, inspector)
+
+
+def test_repair_sheet_shows_every_repair():
+    before = np.full((40, 60, 3), 100, np.uint8)
+    after = before.copy()
+    after[10:30, 20:40] = 140
+    one = repair_sheet([Repaired(Sample(Path("0.png"), "nut", "test", "cut"), before, after, 9.0, 2.0, 3.0)])
+    assert one.dtype == np.uint8 and one.ndim == 3 and one.shape[2] == 3
+    values, counts = np.unique(one.reshape(-1, 3), axis=0, return_counts=True)
+    large = {tuple(value) for value, count in zip(values.tolist(), counts, strict=True) if count > 500}
+    assert {(100, 100, 100), (140, 140, 140), (160, 160, 160), (0, 0, 0)} <= large  # 160: 4 · 40
+
+
+# ---------------------------------------------------------------------------------------------------------
+# No leakage: with the bundled model, what is said of a picture depends on the picture and the model alone.
+
+
+@pytest.fixture
+def gears(tmp_path):
+    """Two good and two defective gears, and a training picture that nobody can read."""
+    root = tmp_path / "gear"
+    for stem, defect in (("a", "good"), ("b", "good"), ("c", "crack"), ("d", "corrosion")):
+        part = make_part("gear", seed=900 + ord(stem), defect=defect)
+        place(root, stem, defect, part.image, part.mask if defect != "good" else None)
+    (root / "train" / "good").mkdir(parents=True)
+    (root / "train" / "good" / "0.png").write_bytes(b"not a picture")
+    return root
+
+
+def place(root, stem, defect, image, mask=None):
+    files = {root / "test" / defect / f"{stem}.png": image[..., ::-1]}
+    if mask is not None:
+        files[root / "ground_truth" / defect / f"{stem}_mask.png"] = mask.astype(np.uint8) * 255
+    for path, values in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), values)
+
+
+def said_of(inspector, root, monkeypatch):
+    """Stem → all that evaluate was told of that picture: score, threshold, verdict, category, map."""
+    seen = {}
+
+    def spy(scored, *arguments):
+        seen.update({one.path.stem: (one.score, one.threshold, one.verdict, one.category_right,
+                                     one.anomaly_map.tobytes()) for one in scored})
+        return original(scored, *arguments)
+
+    from diffad import evaluation
+
+    with monkeypatch.context() as patch:
+        original = evaluation._measured
+        patch.setattr(evaluation, "_measured", spy)
+        evaluate(inspector, find_samples(root, "test"), timesteps=(200,))
+    return seen
+
+
+def with_labels_swapped(root, tmp_path):
+    """The same pictures: the good ones called defective with masks everywhere, the defective ones good."""
+    for sample in find_samples(root, "test"):
+        image = read_image(sample.image)
+        swapped = ("good", None) if sample.is_anomalous else ("crack", np.ones(image.shape[:2], bool))
+        place(tmp_path / "swapped" / "gear", sample.image.stem, swapped[0], image, swapped[1])
+    return tmp_path / "swapped" / "gear"
+
+
+def with_extremes_first(root, tmp_path):
+    """The same pictures and labels after a white, a black and a noise one, each called good."""
+    other = tmp_path / "extreme" / "gear"
+    for sample in find_samples(root, "test"):
+        mask = read_mask(sample.mask) if sample.mask else None
+        place(other, sample.image.stem, sample.defect, read_image(sample.image), mask)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    for number, image in enumerate((np.zeros_like(noise), np.full_like(noise, 255), noise)):
+        place(other, f"0{number}", "good", image)
+    return other
+
+
+class Leaky:
+    """Judges a picture by the good scores seen so far, as one must not."""
+
+    def __init__(self, inspector):
+        self._inspector, self._scores = inspector, []
+        self.categories, self.size, self.name = inspector.categories, inspector.size, "leaky"
+
+    def inspect(self, image, **settings):
+        inspection = self._inspector.inspect(image, **settings)
+        self._scores.append(inspection.score)
+        return self._inspector.inspect(image, **settings, threshold=float(np.mean(self._scores)))
+
+
+def test_nothing_said_of_a_picture_depends_on_labels_or_on_other_test_pictures(
+        inspector, gears, tmp_path, monkeypatch):
+    others = [with_labels_swapped(gears, tmp_path), with_extremes_first(gears, tmp_path)]
+    said = said_of(inspector, gears, monkeypatch)
+    assert sorted(said) == ["a", "b", "c", "d"] and len({values[0] for values in said.values()}) == 4
+    for other in others:
+        again = said_of(inspector, other, monkeypatch)
+        assert {stem: again[stem] for stem in said} == said
+    # and this comparison would see a leak
+    leaky = said_of(Leaky(inspector), gears, monkeypatch)
+    again = said_of(Leaky(inspector), others[1], monkeypatch)
+    assert {stem: again[stem] for stem in leaky} != leaky
+
+
+_opened: list[str] | None = None  # audit hooks cannot be taken away again, only told to rest
+
+
+def _note_what_is_opened(event, arguments):
+    if event == "open" and _opened is not None:
+        _opened.append(str(arguments[0]))
+
+
+def test_evaluate_opens_no_training_picture_and_fits_nothing(inspector, gears, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise AssertionError("evaluate must not fit anything")
+
+    for owner, name in fitting():
+        monkeypatch.setattr(owner, name, refuse)
+    before = fitted(inspector)
+    global _opened
+    sys.addaudithook(_note_what_is_opened)
+    _opened = []
+    try:
+        evaluate(inspector, find_samples(gears, "test"), timesteps=(200,))
+        opened = [path for path in _opened if str(gears) in path]
+    finally:
+        _opened = None
+    assert len(opened) >= 6  # four pictures, two masks
+    assert not [path for path in opened if "train" in path.removeprefix(str(gears))]
+    after = fitted(inspector)
+    assert before.keys() == after.keys() and len(before) > 10
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def fitting():
+    """Every function and method of the package that fits something, by its name."""
+    import diffad.training  # noqa: F401
+
+    found = []
+    for module in [module for name, module in sys.modules.items() if name.startswith("diffad.")]:
+        classes = [value for value in vars(module).values()
+                   if isinstance(value, type) and value.__module__ == module.__name__]
+        for owner in (module, *classes):
+            found += [(owner, name) for name in vars(owner) if re.match(r"_?(fit|residual_whitening)", name)]
+    assert len(found) >= 5
+    return found
+
+
+def fitted(inspector):
+    """Copies of all tensors that an inspector was given, by where they are."""
+    found = {}
+
+    def walk(value, where):
+        if isinstance(value, torch.Tensor):
+            found[where] = value.clone()
+        elif isinstance(value, torch.nn.Module):
+            walk(value.state_dict(), where)
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                walk(entry, f"{where}.{key}")
+        elif hasattr(value, "__dataclass_fields__"):
+            walk({key: getattr(value, key) for key in value.__dataclass_fields__}, where)
+
+    walk(vars(inspector), "inspector")
+    return found

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
 from diffad.inspector import Inspector
-from diffad.scoring import image_score
+from diffad.scoring import fuse, image_score
 from diffad.synthetic import CATEGORIES, make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
@@ -101,6 +102,32 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     assert back.threshold == defective.threshold
     with pytest.raises(ValueError, match="was not computed"):
         defective.fused(timesteps=(77,))
+
+
+def test_what_a_page_is_sent_gives_the_score_and_the_good_scores_without_us(inspector):
+    """The score from the reduced maps, and the good parts' scores from their evidence, at any α and t."""
+    inspection = inspector.inspect(DEFECTIVE.image[:200], timesteps=(20, 100, 400), tile=None)
+    maps, good = inspection.reduced_maps(), inspection.good_evidence()
+    assert all(branch.shape == (200, 256) and branch.dtype == np.float32 for t in maps for branch in maps[t])
+    assert (inspection.top_pixels, inspection.tile, inspection.chances) == (64, None, 1)
+    for alpha, chosen in ((0.5, (20, 100, 400)), (0.2, (100,)), (1, (20, 400))):
+        fused = inspection.fused(alpha, chosen)
+        heat = np.mean([alpha * maps[t][0] + (1 - alpha) * maps[t][1] for t in chosen], axis=0)
+        assert fused.score == pytest.approx(np.sort(heat.ravel())[-64:].mean(), rel=1e-5)
+        at = [inspection.computed_timesteps.index(t) for t in chosen]
+        places = alpha * good[:, 0, at].mean(axis=1) + (1 - alpha) * good[:, 1, at].mean(axis=1)
+        top = np.sort(places, axis=1)[:, -inspection.good_top :]
+        np.testing.assert_allclose(top.mean(axis=1), fused.good_scores, rtol=1e-4, atol=1e-4)
+        assert fused.threshold_at() == inspector.threshold(fused.category, alpha, chosen)
+        assert fused.rate == pytest.approx(0.01, rel=1e-3)
+
+
+def test_weighing_otherwise_fuses_the_maps_once(defective, monkeypatch):
+    calls = []
+    monkeypatch.setattr(inspection_module, "fuse", lambda *a: calls.append(a) or fuse(*a))
+    other = defective.fused(alpha=0.3)
+    _ = other.score, other.anomaly_map, other.square_map, other.regions, other.to_dict()
+    assert len(calls) == 1
 
 
 def test_an_inspection_does_not_change(defective):

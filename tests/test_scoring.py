@@ -1,20 +1,16 @@
-"""Scores against formulas in the Gaussian world, the whitening and calibration against their definitions."""
+"""Scores against formulas in the Gaussian world, the whitening, fusion and threshold against definitions."""
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from gaussian_world import GaussianWorld, alpha_bar, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
 from diffad.scoring import (
     TIMESTEPS,
-    Calibration,
-    RawMaps,
     denoise_all,
     evidence,
     feature_maps,
@@ -24,7 +20,6 @@ from diffad.scoring import (
     image_score,
     noise_for,
     pixel_score,
-    place_level,
     rate_for,
     residual_whitening,
     smooth,
@@ -131,7 +126,7 @@ def test_a_map_depends_neither_on_the_batch_nor_on_the_other_timesteps():
 
 
 def test_draws_are_averaged_as_scores_not_as_predictions():
-    x, features, whitening = pictures(1), torch.rand(1, 3, 4, 4), torch.eye(3)
+    x, features, whitening = pictures(1), torch.rand(1, 3, 4, 4), torch.eye(3)[None, None]
     pixel, residual = evidence(LINEAR, stub, x, features, (50,), draws=3)
     maps = []
     for draw in range(3):
@@ -208,16 +203,16 @@ def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
 
 def test_feature_score_with_identity_whitening_is_the_papers():
     residual = torch.randn(2, 5, 4, 4)
-    torch.testing.assert_close(feature_score(residual, torch.eye(5)), (residual**2).mean(1))
+    torch.testing.assert_close(feature_score(residual, torch.eye(5)[None, None]), (residual**2).mean(1))
 
 
 def test_feature_score_is_the_squared_mahalanobis_distance_per_channel():
-    residuals = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
-    covariance = residuals.T @ residuals / 300
+    rows = torch.randn(320, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    covariance = rows.T @ rows / 320
     field = torch.randn(2, 5, 4, 4)
     precision = torch.linalg.inv(covariance)
     expected = torch.einsum("bcyx,cd,bdyx->byx", field.double(), precision, field.double()) / 5
-    score = feature_score(field, residual_whitening(residuals, 0.0))
+    score = feature_score(field, residual_whitening(on_a_grid(rows), 0.0))
     torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -233,7 +228,7 @@ def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     x = world.sample(24).float()
     _, residual = evidence(LINEAR, world, x, world.features(x))
-    whitening = residual_whitening(residual.movedim(3, -1).flatten(0, -2), shrinkage=0.0)
+    whitening = residual_whitening(residual.flatten(0, 2), shrinkage=0.0)
     good = feature_maps(residual, whitening, SIZE)
     assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
     broken = x[:1].clone()
@@ -247,7 +242,7 @@ def test_a_feature_map_lies_where_its_cells_lie():
     """Cell (2, 5) of 8 px covers 16 … 23 and 40 … 47."""
     residual = torch.zeros(1, 1, 1, 3, 8, 8)
     residual[..., 2, 5] = 1
-    spot = feature_maps(residual, torch.eye(3), 64)[0, 0]
+    spot = feature_maps(residual, torch.eye(3)[None, None], 64)[0, 0]
     share = spot / spot.sum()
     place = torch.arange(64)
     assert float((share.sum(1) * place).sum()) == pytest.approx(19.5, abs=1e-3)
@@ -258,7 +253,12 @@ def test_a_feature_map_lies_where_its_cells_lie():
 def residuals() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(6, 6, generator=generator, dtype=torch.float64) + torch.eye(6)
-    return torch.randn(500, 6, generator=generator, dtype=torch.float64) @ mix + 0.5
+    return torch.randn(512, 6, generator=generator, dtype=torch.float64) @ mix + 0.5
+
+
+def on_a_grid(rows: torch.Tensor) -> torch.Tensor:
+    """[16 n, c] → [n, c, 4, 4]: every row a place of some picture."""
+    return rows.reshape(-1, 4, 4, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def scatter(rows: torch.Tensor) -> torch.Tensor:
@@ -267,29 +267,48 @@ def scatter(rows: torch.Tensor) -> torch.Tensor:
 
 
 def test_whitened_residuals_have_identity_covariance(residuals):
-    white = residuals.float() @ residual_whitening(residuals, 0.0).T
+    white = residuals.float() @ residual_whitening(on_a_grid(residuals), 0.0)[0, 0].T
     torch.testing.assert_close(scatter(white), torch.eye(6, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
 def test_full_shrinkage_standardises_each_channel_alone(residuals):
     expected = torch.diag(scatter(residuals).diagonal().rsqrt()).float()
-    torch.testing.assert_close(residual_whitening(residuals, 1.0), expected)
+    torch.testing.assert_close(residual_whitening(on_a_grid(residuals), 1.0)[0, 0], expected)
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5])
 def test_shrinkage_mixes_scatter_and_diagonal(residuals, shrinkage):
-    factor = residual_whitening(residuals, shrinkage).double()
+    factor = residual_whitening(on_a_grid(residuals), shrinkage)[0, 0].double()
     full = scatter(residuals)
     mixed = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
     torch.testing.assert_close(factor @ mixed @ factor.T, torch.eye(6).double(), atol=1e-5, rtol=0)
-    assert factor.dtype == torch.float64 and bool((factor.triu(1) == 0).all())
+    assert bool((factor.triu(1) == 0).all())
+
+
+def test_blocks_have_their_own_covariance_mixed_with_the_whole_grids(residuals):
+    field = on_a_grid(residuals)
+    field[:, :, 2:, :2] *= 3  # louder at the lower left
+    factors = residual_whitening(field, 0.0, blocks=2).double()
+    assert factors.shape == (2, 2, 6, 6)
+    halves = (slice(0, 2), slice(2, 4))
+    quarters = [[field[:, :, y, x].movedim(1, -1).reshape(-1, 6) for x in halves] for y in halves]
+    whole = sum(scatter(quarter) for row in quarters for quarter in row) / 4
+    for i in (0, 1):
+        for j in (0, 1):
+            mixed = 0.7 * scatter(quarters[i][j]) + 0.3 * whole
+            white = factors[i, j] @ mixed @ factors[i, j].T
+            torch.testing.assert_close(white, torch.eye(6).double(), atol=1e-4, rtol=0)
+    # and each block is scored with its own
+    score = feature_score(field.float(), factors.float())
+    row = factors[1, 0] @ field[0, :, 3, 1]
+    assert float(score[0, 3, 1]) == pytest.approx(float(row.square().mean()), rel=1e-4)
 
 
 def test_a_channel_that_never_moves_does_not_break_the_whitening(residuals):
-    still = residuals.clone()
+    still = on_a_grid(residuals).clone()
     still[:, 2] = 0
     assert bool(torch.isfinite(residual_whitening(still)).all())
-    assert bool(torch.isfinite(residual_whitening(torch.zeros(4, 6))).all())
+    assert bool(torch.isfinite(residual_whitening(torch.zeros(1, 6, 4, 4))).all())
 
 
 # -- smoothing -----------------------------------------------------------------------------------------------
@@ -320,242 +339,6 @@ def test_smoothing_is_linear_and_turns_with_the_picture():
     torch.testing.assert_close(smooth(3 * maps), 3 * smooth(maps))
     torch.testing.assert_close(smooth(maps.transpose(-1, -2)), smooth(maps).transpose(-1, -2))
     torch.testing.assert_close(smooth(maps.flip(-1)), smooth(maps).flip(-1))
-
-
-# -- calibration ---------------------------------------------------------------------------------------------
-
-NODES = (20, 100, 200, 400)
-
-
-def raw_maps(count: int = 16, size: int = 256, seed: int = 0, uneven: bool = True) -> RawMaps:
-    """Good maps: a bright ring common to all pictures, blots and grain of each its own, a scale by t."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def branch(level: float) -> torch.Tensor:
-        grain = torch.rand(count, len(NODES), size, size, generator=generator) ** 2
-        coarse = torch.rand(count, 1, size // 16, size // 16, generator=generator)
-        own = F.interpolate(coarse, size=(size, size), mode="bilinear")
-        y = torch.linspace(-2, 2, size)
-        ring = 1 + 3 * uneven * torch.exp(-4 * ((y[:, None] ** 2 + y**2).sqrt() - 1).abs())
-        scale = level * torch.tensor([1.0, 3.0, 0.2, 7.0]).view(-1, 1, 1)
-        return scale * (smooth(grain) + own) * ring + scale
-
-    return RawMaps(branch(1.0), branch(0.1), NODES)
-
-
-@pytest.fixture(scope="module")
-def good() -> RawMaps:
-    return raw_maps()
-
-
-@pytest.fixture(scope="module")
-def calibration(good) -> Calibration:
-    return Calibration.fit(good, by_place=True)
-
-
-def both_branches(maps: RawMaps) -> torch.Tensor:
-    return torch.stack([maps.pixel, maps.feature], dim=1)  # [b, 2, n, size, size]
-
-
-def over_the_others_level(maps: RawMaps) -> torch.Tensor:
-    """Every picture's maps over the level of the other pictures, [b, 2, n, size, size]."""
-    level = place_level(both_branches(maps))[1]
-    size = maps.pixel.shape[-1]
-    return both_branches(maps) / F.interpolate(level, (size, size), mode="bilinear")[:, :, None]
-
-
-def test_moments_are_those_of_maps_over_the_level_of_the_other_pictures(good, calibration):
-    even = over_the_others_level(good)
-    assert calibration.moments.shape == (2, 2, 4) and calibration.moments.dtype == torch.float32
-    torch.testing.assert_close(calibration.moments[:, 0], even.mean(dim=(0, 3, 4)), rtol=1e-4, atol=0)
-    torch.testing.assert_close(calibration.moments[:, 1], even.std(dim=(0, 3, 4)), rtol=1e-4, atol=0)
-
-
-def test_standardised_good_maps_have_mean_zero_and_deviation_one(good, calibration):
-    """Nearly: these pictures are part of the level, which flatters them a little."""
-    standard = calibration.standardise(good)
-    assert standard.timesteps == NODES
-    for maps in (standard.pixel, standard.feature):
-        assert maps.shape == good.pixel.shape
-        for i in range(len(NODES)):
-            assert float(maps[:, i].double().mean()) == pytest.approx(0, abs=0.05)
-            assert float(maps[:, i].double().std()) == pytest.approx(1, abs=0.05)
-
-
-def test_without_a_common_place_they_have_it_exactly():
-    maps = raw_maps(6, 64, uneven=False)
-    calibration = Calibration.fit(maps, by_place=True)
-    torch.testing.assert_close(calibration.level, torch.ones_like(calibration.level), atol=0.02, rtol=0)
-    standard = both_branches(replace(calibration, level=torch.ones(2, 32, 32)).standardise(maps)).double()
-    torch.testing.assert_close(standard.mean(dim=(0, 3, 4)), torch.zeros(2, 4).double(), atol=0.02, rtol=0)
-    torch.testing.assert_close(standard.std(dim=(0, 3, 4)), torch.ones(2, 4).double(), atol=0.02, rtol=0)
-
-
-def test_a_new_picture_is_standardised_by_level_mean_and_deviation(calibration):
-    new = raw_maps(1, 256, seed=5)
-    standard = calibration.standardise(new)
-    level = F.interpolate(calibration.level[:, None], (256, 256), mode="bilinear")[:, 0]
-    mean, std = calibration.moments.unbind(1)  # [2, n] each
-    for branch, (raw, made) in enumerate(((new.pixel, standard.pixel), (new.feature, standard.feature))):
-        expected = (raw[0] / level[branch] - mean[branch, :, None, None]) / std[branch, :, None, None]
-        torch.testing.assert_close(made[0], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_unit_of_the_raw_scores_does_not_matter(good, calibration):
-    """Of no branch and no timestep: none has a louder say in the level."""
-    by_t = torch.tensor([1, 1000, 0.01, 7]).view(-1, 1, 1)
-    louder = Calibration.fit(RawMaps(by_t * good.pixel, 0.01 * good.feature, NODES), by_place=True)
-    torch.testing.assert_close(louder.level, calibration.level, rtol=1e-4, atol=0)
-    for alpha in (0, 0.4, 1):
-        np.testing.assert_allclose(
-            louder.good_scores(alpha, (20, 200)), calibration.good_scores(alpha, (20, 200)), rtol=1e-3
-        )
-
-
-# the level of good maps by place
-
-
-def uneven_maps(place: float, own: float, count: int = 60) -> torch.Tensor:
-    """exp(place + own), normal on a grid of 32: their deviations decide the intraclass correlation."""
-    generator = torch.Generator().manual_seed(0)
-    common = place * torch.randn(2, 1, 32, 32, generator=generator)
-    return (common + own * torch.randn(count, 2, 1, 32, 32, generator=generator)).exp()
-
-
-def relative_level(maps: torch.Tensor) -> torch.Tensor:
-    """The level at power 1 of places that are not very calm, [2, 32, 32]: smoothed mean over its own mean."""
-    wide = smooth(maps[:, :, 0], sigma=8).mean(0)
-    return wide / wide.mean(dim=(-2, -1), keepdim=True)
-
-
-def test_places_alike_in_every_good_picture_are_divided_out():
-    maps = uneven_maps(place=0.3, own=0.0, count=3)
-    level, without = place_level(maps)
-    torch.testing.assert_close(level, relative_level(maps))
-    torch.testing.assert_close(without, level.expand_as(without))
-
-
-def test_places_unlike_in_every_good_picture_are_left_alone():
-    level, _ = place_level(uneven_maps(place=0.0, own=0.5))
-    torch.testing.assert_close(level, torch.ones_like(level), atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize("place, own", [(0.2, 0.4), (0.4, 0.4), (0.3, 0.1), (0.3, 0.9)])
-def test_between_the_two_the_intraclass_correlation_decides(place, own):
-    maps = uneven_maps(place, own)
-    level, _ = place_level(maps)
-    base = relative_level(maps).log()
-    power = (level.log() * base).sum() / base.square().sum()
-    assert float(power) == pytest.approx((place**2 / (place**2 + own**2)) ** 0.5, rel=0.05)
-    torch.testing.assert_close(level.log(), power * base, atol=0.01, rtol=0)
-
-
-def test_no_picture_is_part_of_its_own_level():
-    maps = uneven_maps(0.3, 0.15, count=5)
-    level, without = place_level(maps)
-    power = float(level[0].log().abs().sum() / relative_level(maps)[0].log().abs().sum())
-    for index in range(5):
-        others = torch.cat([maps[:index], maps[index + 1 :]])
-        torch.testing.assert_close(without[index, 0], relative_level(others)[0] ** power, rtol=1e-3, atol=0)
-
-
-def test_one_good_picture_says_nothing_of_places():
-    level, without = place_level(uneven_maps(0.5, 0.5, count=1))
-    assert bool((level == 1).all()) and bool((without == 1).all())
-
-
-def test_the_level_stays_well_above_zero_where_good_maps_vanish():
-    maps = torch.ones(4, 2, 1, 64, 64)
-    maps[..., :32] = 0
-    maps[..., :8, :8] = -1e-3  # a KL may be slightly negative
-    level, without = place_level(maps)
-    assert float(level.min()) >= 0.1 - 1e-6 and float(without.min()) >= 0.1 - 1e-6
-
-
-# interpolation in t
-
-
-def standardised_at(calibration: Calibration, t: int) -> np.ndarray:
-    """mean and std that are applied at t, [2 branches, 2], read off what becomes of 0 and 1 at level 1."""
-    even = replace(calibration, level=torch.ones(2, 2, 2))
-    zero, one = (
-        even.standardise(RawMaps(torch.full((1, 1, 2, 2), v), torch.full((1, 1, 2, 2), v), (t,)))
-        for v in (0.0, 1.0)
-    )
-    rows = []
-    for a, b in ((zero.pixel, one.pixel), (zero.feature, one.feature)):
-        std = 1 / (float(b[0, 0, 0, 0]) - float(a[0, 0, 0, 0]))
-        rows.append((-float(a[0, 0, 0, 0]) * std, std))
-    return np.array(rows)
-
-
-def test_interpolation_is_exact_at_the_nodes_linear_between_and_constant_beyond(calibration):
-    moments = calibration.moments.double().numpy()  # [branch, (mean, std), n]
-    for i, t in enumerate(NODES):
-        np.testing.assert_allclose(standardised_at(calibration, t), moments[:, :, i], rtol=1e-4)
-    np.testing.assert_allclose(
-        standardised_at(calibration, 250), 0.75 * moments[:, :, 2] + 0.25 * moments[:, :, 3], rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        standardised_at(calibration, 36), 0.8 * moments[:, :, 0] + 0.2 * moments[:, :, 1], rtol=1e-4
-    )
-    np.testing.assert_allclose(standardised_at(calibration, 0), moments[:, :, 0], rtol=1e-4)
-    np.testing.assert_allclose(standardised_at(calibration, 999), moments[:, :, 3], rtol=1e-4)
-
-
-def test_several_timesteps_are_standardised_each_by_its_own_moments(calibration):
-    maps = torch.rand(2, 3, 8, 8)
-    chosen = (400, 20, 250)  # in the caller's order
-    together = calibration.standardise(RawMaps(maps, maps, chosen))
-    for i, t in enumerate(chosen):
-        alone = calibration.standardise(RawMaps(maps[:, i : i + 1], maps[:, i : i + 1], (t,)))
-        torch.testing.assert_close(together.pixel[:, i : i + 1], alone.pixel)
-        torch.testing.assert_close(together.feature[:, i : i + 1], alone.feature)
-
-
-def test_one_calibrated_timestep_serves_every_t(good):
-    only = Calibration.fit(RawMaps(good.pixel[:, :1], good.feature[:, :1], (20,)), by_place=True)
-    for t in (0, 20, 700):
-        np.testing.assert_allclose(standardised_at(only, t), only.moments[:, :, 0], rtol=1e-4)
-    assert only.good_scores(0.5, (300,)).shape == (16,)
-
-
-def real_scores(
-    calibration: Calibration, maps: RawMaps, alpha: float, timesteps: tuple[int, ...]
-) -> np.ndarray:
-    """What an inspection would say of pictures that the level does not know."""
-    mean, std = calibration.moments.unbind(1)
-    standard = (over_the_others_level(maps) - mean[..., None, None]) / std[..., None, None]
-    chosen = [NODES.index(t) for t in timesteps]
-    size = standard.shape[-1]
-    return np.array([image_score(fuse(*picture[:, chosen].numpy(), alpha), size) for picture in standard])
-
-
-@pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])
-@pytest.mark.parametrize("timesteps", [(20,), (20, 200, 400), (100, 400)])
-def test_good_scores_are_those_of_the_real_maps(good, calibration, alpha, timesteps):
-    """Remembered are averages over cells of 4 px at few places: a few per cent below the highest pixels."""
-    remembered = calibration.good_scores(alpha, timesteps)
-    real = real_scores(calibration, good, alpha, timesteps)
-    assert remembered.dtype == np.float32 and remembered.shape == (16,)
-    np.testing.assert_allclose(remembered, real, rtol=0.12)
-    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.07)
-
-
-@pytest.mark.parametrize("size, count", [(64, 12), (128, 8), (512, 2)])
-def test_good_scores_are_those_of_the_real_maps_at_other_sizes(size, count):
-    """The image score and its memory must speak of the same share of the picture at every size."""
-    maps = raw_maps(count, size)
-    calibration = Calibration.fit(maps, by_place=True)
-    remembered = calibration.good_scores(0.5, (20, 200))
-    real = real_scores(calibration, maps, 0.5, (20, 200))
-    assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.1)
-
-
-def test_good_scores_between_two_nodes_are_those_of_the_mean_of_their_maps(calibration):
-    np.testing.assert_allclose(
-        calibration.good_scores(0.5, (300,)), calibration.good_scores(0.5, (200, 400)), rtol=1e-5
-    )
 
 
 # -- fusion and image score ----------------------------------------------------------------------------------
@@ -671,12 +454,3 @@ def test_a_ring_does_not_own_what_lies_in_its_hole():
 
 def test_alpha_bar_of_the_default_timesteps_is_the_papers():
     assert [round(float(v), 2) for v in alpha_bar(torch.tensor(TIMESTEPS)).flatten()] == [0.99, 0.66, 0.19]
-
-
-def test_places_weigh_alike_unless_asked_otherwise(good):
-    plain = Calibration.fit(good)
-    assert torch.equal(plain.level, torch.ones(2, 1, 1))
-    standard = plain.standardise(good)
-    mean, std = plain.moments[0].unbind(0)
-    expected = (good.pixel - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(standard.pixel, expected)

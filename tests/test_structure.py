@@ -12,10 +12,11 @@ import diffad
 
 PACKAGE = Path(diffad.__file__).parent
 FLOORS = {
-    0: {"diffusion", "gaussian", "scoring"},
+    0: {"diffusion", "gaussian", "scoring", "metrics"},
     1: {"unet", "features"},
-    2: {"reconstruction", "data", "synthetic", "checkpoint", "render"},
-    3: {"training", "inspector", "evaluation"},
+    2: {"reconstruction", "rehearsal", "data", "tiling", "inspection", "synthetic", "checkpoint", "render"},
+    3: {"training", "profiles", "inspector", "ablation", "evaluation", "evaluation_report", "report", "peers",
+        "batch"},
     4: {"cli", "commands", "ui"},
 }
 SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor

@@ -1,8 +1,10 @@
 """The page. The only room of the house that knows Gradio.
 
-layout: the components · page: what they do · server: how it is served · endpoints: the same work for programs
-cards: results as HTML, SVG and pictures · downloads: what a person takes away · files: uploads in, files out
-page.css, page.js: its looks and its four live parts
+layout: the components · page: what they do · batch: many pictures · server: how it is served
+cards: what is sent, and the HTML it fills · downloads: what a person takes away · files: in and out
+endpoints: the same work for programs
+In the browser: scores.js judges, page.js holds the choices, viewer.js, verdict.js, evidence.js, player.js and
+batch.js draw; page.css and batch.css are the looks.
 """
 
 from diffad.ui.page import build_app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tempfile
@@ -15,16 +16,23 @@ import cv2
 import numpy as np
 
 from diffad import __version__, render
+from diffad.report import number, report, share_in_words
 from diffad.ui import cards
 
 if TYPE_CHECKING:
-    from diffad.inspector import Inspection, Inspector, RepairStep
+    from diffad.inspection import Inspection, RepairStep
+    from diffad.inspector import Inspector
 
-OF_INSPECTION = {"overlay": "Overlay PNG", "map": "Map .npy", "evidence": "Evidence PNG", "json": "JSON"}
-OF_FILM = {"gif": "GIF", "webp": "WebP"}
+# What can be taken away, each with its button's label.
+OF_INSPECTION = {
+    "report": "Report", "overlay": "Overlay PNG", "map": "Map .npy", "evidence": "Evidence PNG",
+    "json": "JSON",
+}  # fmt: skip
+OF_FILM = {"gif": "GIF", "webp": "WebP"} | ({"mp4": "MP4"} if render.has_mp4() else {})
 FILM_PIXELS = 768  # longest side of a frame that is kept, as render.animation wants them
 PLAYED_PIXELS = 384  # longest side of a frame in the page's player
 FRAMES_PLAYED = 60
+FULL_PRECISION = 2**22  # px; of larger pictures the zip holds the full-size map as float16
 
 
 class Film:
@@ -38,6 +46,7 @@ class Film:
         self._threshold = threshold
         self._keep = keep
         self.frames: list[np.ndarray] = []
+        self.repaired: np.ndarray | None = None  # the newest picture, in its own size
         self.ending = ""  # "stopped" or "abandoned" on demand, "done" by itself
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
@@ -48,6 +57,7 @@ class Film:
         self._total = step.total
         self._scores.append(float(step.score))
         self._losses.append(float(step.mahalanobis))
+        self.repaired = step.image
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
             return
         frame = cards.reduced(step.image, FILM_PIXELS)
@@ -58,6 +68,11 @@ class Film:
             "meta": {"_type": "gradio.FileData"},
         }  # Gradio adds the address to serve it under
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
+
+    @property
+    def score(self) -> float | None:
+        """Of the newest picture; None before there is one."""
+        return self._scores[-1] if self._scores else None
 
     def value(self) -> dict[str, Any]:
         """What the player shows."""
@@ -70,7 +85,7 @@ class Film:
         elif self.ending:
             how = "stopped after" if self.ending == "stopped" else "after"
             message = (
-                f"score {cards.number(first)} → {cards.number(last)} {how} {cards.plural(done, 'step')} · "
+                f"score {number(first)} → {number(last)} {how} {cards.plural(done, 'step')} · "
                 f"outside the regions {self._unchanged()}"
             )
         return {
@@ -116,26 +131,27 @@ def contents(
 ) -> tuple[str, bytes]:
     """File name and bytes of one download: a key of OF_INSPECTION or OF_FILM, or "all" for a zip of all.
 
-    Pictures and the map have the size of the uploaded picture.
+    Pictures and the map have the size of the uploaded picture, but for the evidence sheet, the report and
+    the animation (at most 768 px). The zip also holds the picture, the repaired one, and under maps/ each
+    branch's map per noise level and the fused one at the resolution at which the model works (more cells
+    would be interpolation): float32 `.npy`, and 16-bit PNG whose scale is in the JSON.
     """
+    if kind == "report":
+        repaired, score = (film.repaired, film.score) if _repaired(film) else (None, None)
+        page = report(inspection, inspector, name, repaired, score, opacity, colormap)
+        return f"{name}-report.html", page.encode()
     if kind == "overlay":
         shown = render.overlay(
-            inspection.image, inspection.anomaly_map, vmax, inspection.threshold, opacity, colormap
-        )
+            inspection.image, inspection.anomaly_map, vmax, inspection.threshold, opacity, colormap,
+            contour=inspection.is_anomalous,
+        )  # fmt: skip
         return f"{name}-overlay.png", render.png_bytes(shown)
     if kind == "map":
-        data = io.BytesIO()
-        np.save(data, inspection.anomaly_map)
-        return f"{name}-map.npy", data.getvalue()
+        return f"{name}-map.npy", _npy(inspection.anomaly_map)
     if kind == "evidence":
         return f"{name}-evidence.png", render.png_bytes(render.evidence_sheet(inspection, vmax, colormap))
     if kind == "json":
-        report = inspection.to_dict() | {
-            "model": inspector.name,
-            "provenance": inspector.provenance,
-            "diffad": __version__,
-        }
-        return f"{name}.json", json.dumps(report, indent=2, default=str).encode()
+        return f"{name}.json", _json(summary(inspection, inspector, name))
     if kind in OF_FILM:
         assert film is not None and film.frames
         with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +161,75 @@ def contents(
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         archive.writestr(f"{name}.png", render.png_bytes(inspection.image))
-        kinds = [*OF_INSPECTION, *(OF_FILM if film is not None and film.frames else ())]
+        kinds = ["report", "overlay", "evidence", *(OF_FILM if film is not None and film.frames else ())]
         for each in kinds:
             archive.writestr(*contents(each, inspection, inspector, film, vmax, opacity, colormap, name))
+        if _repaired(film):
+            archive.writestr(f"{name}-repaired.png", render.png_bytes(film.repaired))
+        small = inspection.image.shape[0] * inspection.image.shape[1] <= FULL_PRECISION
+        values = inspection.anomaly_map if small else inspection.anomaly_map.astype(np.float16)
+        archive.writestr(f"{name}-map.npy", _npy(values), zipfile.ZIP_DEFLATED, 1)
+        scales = {}
+        for key, values in _maps(inspection).items():
+            archive.writestr(f"maps/{key}.npy", _npy(values), zipfile.ZIP_DEFLATED, 1)
+            png, scales[f"maps/{key}.png"] = _sixteen_bit(values)
+            archive.writestr(f"maps/{key}.png", png)
+        about = summary(inspection, inspector, name) | {"maps": {
+            "unit": "standard deviations of good parts' maps",
+            "png": "low + value / 65535 * (high - low)",
+            "scales": scales,
+        }}  # fmt: skip
+        archive.writestr(f"{name}.json", _json(about))
     return f"{name}-diffad.zip", data.getvalue()
+
+
+def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str, Any]:
+    """Everything about one verdict that is no picture: score, threshold and what it means, regions, settings,
+    the picture's size and fingerprint, the model and where it comes from."""
+    height, width = inspection.image.shape[:2]
+    pixels = np.ascontiguousarray(inspection.image)
+    rate = inspection.rate
+    return inspection.to_dict() | {
+        "threshold_rate": rate,
+        "threshold_meaning": f"{share_in_words(rate)} would score above the threshold",
+        "good_scores": [float(score) for score in inspection.good_scores],
+        "picture": {
+            "name": name, "width": width, "height": height,
+            "sha256_of_pixels": hashlib.sha256(pixels.tobytes()).hexdigest(),
+        },
+        "model": inspector.name,
+        "provenance": inspector.provenance,
+        "diffad": __version__,
+    }  # fmt: skip
+
+
+def _repaired(film: Film | None) -> bool:
+    """Whether a repair has come to an end of its own or on demand, and has changed the picture."""
+    return film is not None and film.ending in ("done", "stopped") and len(film.frames) > 1
+
+
+def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
+    """Name → map as small as the model made it, float32 [h, w]; fused last."""
+    maps = inspection.reduced_maps()
+    found = {}
+    for t in inspection.timesteps:
+        found[f"pixel-t{t:03d}"], found[f"feature-t{t:03d}"] = maps[t]
+    pixel, feature = (np.mean([maps[t][branch] for t in inspection.timesteps], axis=0) for branch in (0, 1))
+    return found | {"fused": inspection.alpha * pixel + (1 - inspection.alpha) * feature}
+
+
+def _npy(values: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    np.save(data, values)
+    return data.getvalue()
+
+
+def _sixteen_bit(values: np.ndarray) -> tuple[bytes, dict[str, float]]:
+    """A map as 16-bit grey PNG that uses the whole range, and the two values at its ends."""
+    low, high = float(values.min()), float(values.max())
+    steps = np.rint((values - low) / max(high - low, 1e-12) * 65535).astype(np.uint16)
+    return cv2.imencode(".png", steps)[1].tobytes(), {"low": low, "high": high}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, default=str).encode()

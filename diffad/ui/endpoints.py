@@ -1,19 +1,25 @@
-"""Named endpoints for `gradio_client` and plain HTTP: inspect, reconstruct, categories."""
+"""Named endpoints for `gradio_client`, plain HTTP and MCP: inspect, batch, reconstruct, categories.
+
+Their docstrings are what Gradio shows to people and to language models. A setting that is sent as null, or
+not at all, has its default. Whatever is wrong is answered with one sentence.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
 
+from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
 from diffad.ui import cards
-from diffad.ui.files import keep, picture_upload
+from diffad.ui.files import keep, picture_upload, sentence
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
@@ -24,34 +30,81 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
 
     def find(model: str) -> Inspector:
         if model not in inspectors:
-            raise gr.Error(
-                f"No model {model!r} here; there are: {', '.join(inspectors)}.", print_exception=False
-            )
+            raise ValueError(f"No model {model!r} here; there are: {', '.join(inspectors)}.")
         return inspectors[model]
 
-    def inspect(image: str | None, category: str, timesteps: list[int], alpha: float, seed: float,
-                draws: float, threshold: float, model: str) -> tuple[dict[str, Any], np.ndarray]:
-        """Judges one picture: score, threshold, verdict and regions as JSON, and the heat map over it.
+    def inspect(image: str | None, category: str, timesteps: Any, alpha: float, seed: float, draws: float,
+                threshold: float, model: str) -> tuple[dict[str, Any], np.ndarray]:
+        """Judges one picture of a part: score, threshold, verdict and regions as JSON, and the picture with
+        its anomaly map.
 
-        category "": recognised. timesteps []: the model's usual ones. threshold 0: the category's own.
+        Args:
+            image: the picture.
+            category: what the part is, one of `categories`; empty to have it recognised.
+            timesteps: noise levels, 1 to 12 whole numbers from 0 to 999; empty for the model's usual ones.
+            alpha: weight of the pixel score, 0 to 1; the rest is the features'.
+            seed: of the noise.
+            draws: noise draws a level, 1 to 16.
+            threshold: the part is anomalous above this score; 0 for the category's own.
+            model: one of the served models.
         """
-        inspector = find(model)
-        try:
+        with refusals(image):
+            inspector = find(model)
             inspection = inspector.inspect(
-                required(image), category=category or None, timesteps=tuple(timesteps or inspector.timesteps),
+                required(image), category=category or None, timesteps=levels(timesteps, inspector),
                 alpha=alpha, seed=int(seed), draws=int(draws), threshold=threshold or None,
             )
-        except ValueError as error:  # DataError, or a setting out of range
-            raise gr.Error(str(error), print_exception=False) from error
-        vmax = inspector.scale_top(inspection.category)
-        heat = render.overlay(inspection.image, inspection.anomaly_map, vmax, inspection.threshold)
+        heat = render.overlay(
+            inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
+            inspection.threshold, contour=inspection.is_anomalous,
+        )
         return inspection.to_dict(), heat
+
+    def batch(images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
+              draws: float, threshold: float, model: str) -> list[dict[str, Any]]:
+        """Judges several pictures: a list of results like those of `inspect`, each with its file's
+        `name`. A picture that cannot be read is an entry with `error`, its reason.
+
+        Args:
+            images: picture files, or zip archives of them.
+            category: what the parts are, one of `categories`; empty to have each recognised.
+            timesteps: noise levels, 1 to 12 whole numbers from 0 to 999; empty for the model's usual ones.
+            alpha: weight of the pixel score, 0 to 1; the rest is the features'.
+            seed: of the noise.
+            draws: noise draws a level, 1 to 16.
+            threshold: a part is anomalous above this score; 0 for the category's own.
+            model: one of the served models.
+        """
+        with refusals(*(images or ())), tempfile.TemporaryDirectory() as folder:
+            inspector = find(model)
+            if not images:
+                raise DataError("Send pictures.")
+            rows = batches.run(
+                inspector, batches.sources(map(Path, images), Path(folder)), category or None,
+                timesteps=levels(timesteps, inspector), alpha=alpha, seed=int(seed), draws=int(draws),
+                threshold=threshold or None,
+            )
+            # "path" would be a file to fetch for gradio_client
+            return [{"name": row.name} | row.result | ({"error": row.error} if row.error else {})
+                    for row, _ in rows]
 
     def reconstruct(image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
                     method: str, seed: float, model: str) -> tuple[dict[str, Any], np.ndarray, str]:
-        """Repairs one picture: score and loss per step, the repaired picture, and the film as a GIF."""
+        """Repairs one picture of a part: score and loss per step as JSON, the repaired picture, and the
+        animation as a GIF.
+
+        Args:
+            image: the picture.
+            category: what the part is, one of `categories`; empty to have it recognised.
+            steps: gradient steps, 1 to 5000.
+            denoise_every: gradient steps between two denoising steps.
+            step_size: length of a gradient step; 0 for the method's usual one.
+            method: "weighed" acts where the anomaly map is high, "paper" everywhere.
+            seed: of the noise.
+            model: one of the served models.
+        """
         frames, scores, losses = [], [], []
-        try:
+        with refusals(image):
             for step in find(model).reconstruct(
                 required(image), category=category or None, steps=int(steps), step_size=step_size or None,
                 denoise_every=int(denoise_every), method=method, seed=int(seed),
@@ -60,46 +113,90 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
                 losses.append(float(step.mahalanobis))
                 frames.append(cards.reduced(step.image, 768))
                 last = step.image
-        except ValueError as error:  # DataError, or a setting out of range
-            raise gr.Error(str(error), print_exception=False) from error
         with tempfile.TemporaryDirectory() as folder:
             data = render.animation(frames, Path(folder) / "repair.gif").read_bytes()
         return {"scores": scores, "mahalanobis": losses}, last, keep(film, data, "repair.gif")
 
     def categories(model: str) -> list[dict[str, Any]]:
-        """What the model knows: its categories, each with its threshold."""
-        inspector = find(model)
+        """What a model knows: its categories, each with its threshold.
+
+        Args:
+            model: one of the served models.
+        """
+        with refusals():
+            inspector = find(model)
         return [{"category": name, "threshold": inspector.threshold(name)} for name in inspector.categories]
 
-    def required(image: str | None) -> str:
-        if image is None:
-            raise DataError("Send a picture.")
-        return image
-
-    default = next(iter(inspectors))
     with gr.Row(visible=False):
         image = picture_upload(label="image")
+        images = gr.File(label="images", file_count="multiple")
         category = gr.Textbox("", label="category")
         timesteps = gr.JSON([], label="timesteps")
-        alpha = gr.Number(0.5, label="alpha", minimum=0, maximum=1)
-        seed = gr.Number(0, label="seed", precision=0)
-        draws = gr.Number(1, label="draws", precision=0, minimum=1, maximum=16)
-        threshold = gr.Number(0, label="threshold")
-        steps = gr.Number(100, label="steps", precision=0, minimum=1, maximum=2000)
-        denoise_every = gr.Number(5, label="denoise_every", precision=0, minimum=1)
-        step_size = gr.Number(0, label="step_size")
+        alpha = number("alpha", 0.5)
+        seed = number("seed", 0)
+        draws = number("draws", 1)
+        threshold = number("threshold", 0)
+        steps = number("steps", 100)
+        denoise_every = number("denoise_every", 5)
+        step_size = number("step_size", 0)
         method = gr.Textbox("weighed", label="method")
-        model = gr.Textbox(default, label="model")
+        model = gr.Textbox(next(iter(inspectors)), label="model")
         answer = gr.JSON(label="result")
         picture = gr.Image(format="png", label="picture")
         film = gr.File(label="film")
         call = gr.Button("call")
+    settings = [category, timesteps, alpha, seed, draws, threshold, model]
     call.click(
-        inspect, [image, category, timesteps, alpha, seed, draws, threshold, model], [answer, picture],
-        api_name="inspect", concurrency_id="network", concurrency_limit=1,
+        inspect, [image, *settings], [answer, picture], api_name="inspect", concurrency_id="network",
+        concurrency_limit=1,
+    )
+    call.click(  # beside the page's inspections, which need not wait for a long one
+        batch, [images, *settings], answer, api_name="batch", concurrency_id="batch", concurrency_limit=1,
     )
     call.click(
         reconstruct, [image, category, steps, denoise_every, step_size, method, seed, model],
         [answer, picture, film], api_name="reconstruct", concurrency_id="repair", concurrency_limit=2,
     )
     call.click(categories, model, answer, api_name="categories", queue=False)
+
+
+@contextmanager
+def refusals(*paths: str | None) -> Iterator[None]:
+    """What a caller has got wrong (DataError, or a setting out of range) is answered as a sentence."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for path in filter(None, paths):
+            said = sentence(said, path)
+        raise gr.Error(said, print_exception=False) from error
+
+
+def required(image: str | None) -> str:
+    if image is None:
+        raise DataError("Send a picture.")
+    return image
+
+
+def levels(timesteps: Any, inspector: Inspector) -> tuple[int, ...]:
+    """The noise levels that were asked for; `Inspector.inspect` says whether it can use them."""
+    if not timesteps:
+        return inspector.timesteps
+    if not isinstance(timesteps, list) or not all(type(t) is int for t in timesteps):
+        raise ValueError("timesteps is a list of whole numbers, such as [20, 200, 400]")
+    return tuple(timesteps)
+
+
+def number(name: str, default: float) -> gr.Number:
+    """A number that says what it is when it gets something else, where `gr.Number` would fail."""
+    component = gr.Number(default, label=name)
+
+    def checked(payload: Any) -> float:
+        if payload is None:
+            return default
+        if type(payload) not in (int, float) or not abs(payload) < 1e15:  # NaN is not, either
+            raise gr.Error(f"{name} is a number, not {payload!r}", print_exception=False)
+        return payload
+
+    component.preprocess = checked
+    return component

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,4 +26,11 @@ def picture_upload(**settings: Any) -> gr.Image:
 
 def keep(component: gr.blocks.Block, data: bytes, name: str) -> str:
     """Stores a file where the page may serve it, and `delete_cache` finds it; returns its path."""
-    return save_bytes_to_cache(data, name, component.GRADIO_CACHE)
+    path = save_bytes_to_cache(data, name, component.GRADIO_CACHE)
+    component.temp_files.add(path)
+    return path
+
+
+def sentence(message: str, path: str | Path) -> str:
+    """A message about a picture, which is called by its name and not by where the server keeps it."""
+    return message.replace(str(path), Path(path).name)

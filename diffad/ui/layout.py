@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 WAITING = "Choose a sample or drop a picture."
+RATES = [("1 in 20", 0.05), ("1 in 100", 0.01), ("1 in 1000", 0.001), ("my own score", 0)]
+TILES = [("as it suits", "auto"), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
 
 html = partial(gr.HTML, apply_default_css=False)
 button = partial(gr.Button, size="sm", interactive=False, min_width=60)
@@ -32,10 +34,13 @@ def categories(inspector: Inspector) -> list[tuple[str, str]]:
 
 
 def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> SimpleNamespace:
-    """Makes the components inside the current Blocks; returns them by name."""
+    """Makes the components inside the current Blocks; returns them by name.
+
+    choices and link are how the browser's own state travels with an event (`page.js` fills them in).
+    """
     first = next(iter(inspectors))
     p = SimpleNamespace(shown=gr.State(None), film=gr.State(None), download={})
-    p.header = html(cards.header(inspectors[first]), elem_id="header")
+    p.choices, p.link = gr.JSON(visible="hidden"), gr.JSON(visible="hidden")
     with gr.Row(elem_id="page", equal_height=False):
         with gr.Column(elem_id="controls", min_width=280):
             _picture(p, inspectors, samples)
@@ -43,12 +48,20 @@ def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> Sim
             _repair_settings(p)
         with gr.Column(elem_id="results"):
             with gr.Row(elem_classes="card", elem_id="verdict-card", equal_height=False):
-                p.verdict = html(cards.empty(WAITING), elem_id="verdict")
-                p.download["all"] = button("Download all", elem_id="download-all")
+                p.verdict = html(
+                    None, html_template=cards.verdict(WAITING), elem_id="verdict",
+                    js_on_load="diffad.verdict(element)",
+                )
+                with gr.Column(elem_id="take-away"):
+                    p.download["all"] = button("Download all", elem_id="download-all")
+                    p.download["report"] = button(
+                        downloads.OF_INSPECTION["report"], elem_id="download-report"
+                    )
             with gr.Row(elem_id="middle", equal_height=True):
                 _view(p)
-                _evidence(p)
+                _evidence()
             _repair(p)
+    html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
     p.file = gr.File(visible="hidden", elem_id="file", interactive=False)
     return p
 
@@ -79,10 +92,11 @@ def _scoring(p: SimpleNamespace, timesteps: Sequence[int]) -> None:
             0, 1, 0.5, step=0.01, label="α, pixel against feature", elem_id="alpha",
             info="0 trusts what it means, 1 trusts how it looks",
         )
-        p.threshold = number(0, SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold")
-        with gr.Row(elem_classes="hint-row"):
-            p.meaning = html("", elem_id="meaning")
-            p.usual = gr.Button("back to usual", size="sm", visible="hidden", elem_id="usual", min_width=40)
+        p.threshold = number(
+            0, SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold",
+            info="or drag its line among the good parts",
+        )
+        p.rate = choice(RATES, value=0.01, label="Good parts rejected", elem_id="rate")
         with gr.Row(elem_classes="pair"):
             p.lowest = number(
                 0, 999, timesteps[0], step=1, label="Lowest t", elem_id="lowest", info="fine texture"
@@ -95,6 +109,7 @@ def _scoring(p: SimpleNamespace, timesteps: Sequence[int]) -> None:
                 1, 12, len(timesteps), step=1, label="How many", elem_id="count", info="noise levels"
             )
             p.draws = number(1, 8, 1, step=1, label="Draws", elem_id="draws", info="averaged per level")
+        p.tile = choice(TILES, value=AUTO, label="Cut into tiles", elem_id="tile")
 
 
 def _repair_settings(p: SimpleNamespace) -> None:
@@ -121,32 +136,32 @@ def _view(p: SimpleNamespace) -> None:
     with gr.Column(elem_classes="card", elem_id="view-card"):
         with gr.Row(elem_classes="card-head"):
             html("<h3>Picture and map</h3>")
-            html('<span class="quiet">opacity</span>', elem_id="opacity-name")
+            html('<span class="quiet" aria-hidden="true">opacity</span>', elem_id="opacity-name")
             p.opacity = number(0, 1, 0.7, step=0.05, label="opacity", elem_id="opacity", container=False)
             p.colormap = choice(
                 list(COLORMAPS), value=COLORMAPS[0], label="colours", container=False, elem_id="colormap",
                 min_width=80,
             )
         p.view = html(
-            None, html_template=cards.VIEWER, elem_id="view",
-            js_on_load="diffad.viewer(element, props, watch)",
+            None, html_template=cards.VIEWER, elem_id="view", colormaps=cards.colormaps(),
+            js_on_load="diffad.viewer(element, props, watch, trigger)  // 'select'",
         )
-        p.regions = html("", elem_id="regions")
+        html(None, html_template=cards.REGIONS, elem_id="regions", js_on_load="diffad.regions(element)")
         with gr.Row(elem_classes="downloads"):
-            for kind, label in downloads.OF_INSPECTION.items():
-                p.download[kind] = button(label, elem_id=f"download-{kind}")
+            for kind in (kind for kind in downloads.OF_INSPECTION if kind not in p.download):
+                p.download[kind] = button(downloads.OF_INSPECTION[kind], elem_id=f"download-{kind}")
 
 
-def _evidence(p: SimpleNamespace) -> None:
-    clickable = partial(html, js_on_load="diffad.evidence(element, props, watch, trigger)  // 'select'")
+def _evidence() -> None:
     with gr.Column(elem_classes="card", elem_id="evidence-card"):
         html("<h3>Evidence: what the model cannot explain, by noise level</h3>")
         with gr.Row(elem_id="evidence-row", equal_height=False):
-            with gr.Column(elem_id="evidence-sheet", min_width=240):
-                p.evidence = clickable(cards.empty_sheet(), elem_id="evidence")
-                p.together = clickable("", elem_id="together")
-            p.scale = html("", elem_id="scale")
-        p.probe = html("", elem_id="probe")
+            html(
+                None, html_template=cards.empty_sheet(), elem_id="evidence",
+                js_on_load="diffad.evidence(element)",
+            )
+            html(None, html_template=cards.SCALE, elem_id="scale", js_on_load="diffad.scale(element)")
+        html(None, html_template=cards.PROBE, elem_id="probe", js_on_load="diffad.probe(element)")
 
 
 def _repair(p: SimpleNamespace) -> None:

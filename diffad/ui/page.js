@@ -1,176 +1,226 @@
-// The page's four live parts. Each is given Gradio's element, props, watch and trigger (see gr.HTML's js_on_load).
-window.diffad = (() => {
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+// The part on the page, the choices made about it, and what follows from both. The server sends an inspection once
+// (cards.part); α, threshold, colours and which t take part act here. viewer.js, verdict.js, evidence.js and player.js
+// draw; they register with `diffad.onResult`.
+(() => {
+  const diffad = (window.diffad ??= {});
+  const { mean, fuse, topMean, thresholdFor, rateFor, regions, reduced } = diffad.scores;
+  const CELL = 192; // longest side of a map in the evidence sheet
 
-  // Thumbnails: a click inspects the sample.
+  const choices = { alpha: 0.5, rate: 0.01, threshold: null, opacity: 0.7, colormap: "inferno", chosen: null, point: null };
+  const listeners = [];
+  let tell = () => {}; // tells Gradio that its threshold and rate should follow
+  let part = null;
+  let result = null;
+  let due = false;
+
+  function decode(base64, Type) {
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+    return new Type(bytes.buffer);
+  }
+
+  // The maps [2, n_t, height, width], sent as 16-bit steps above each map's lowest value.
+  function unpack(value) {
+    const { width, height, lowest, step, data } = value.maps;
+    const steps = decode(data, Uint16Array);
+    const size = width * height;
+    const maps = lowest.map((low, k) => Float32Array.from(steps.subarray(k * size, (k + 1) * size), (s) => low + step[k] * s));
+    const n = value.timesteps.length;
+    const [pictures, , , places] = value.good.shape;
+    const good = decode(value.good.data, Float32Array);
+    const row = (branch, picture, k) => good.subarray(...[0, 1].map((end) => ((picture * 2 + branch) * n + k) * places + end * places));
+    const small = maps.map((map) => reduced(map, width, height, CELL));
+    return { ...value, width, height, n, pixel: maps.slice(0, n), feature: maps.slice(n), pictures, row,
+      small: { pixel: small.slice(0, n).map((s) => s.values), feature: small.slice(n).map((s) => s.values), width: small[0].width, height: small[0].height } };
+  }
+
+  // The means over the chosen t change only with them.
+  let means = {};
+  function meansOf(chosen) {
+    const key = chosen.join();
+    if (means.part !== part || means.key !== key) {
+      const pick = (rows) => mean(chosen.map((k) => rows[k]));
+      const goodPicks = (branch) => Array.from({ length: part.pictures }, (_, i) => mean(chosen.map((k) => part.row(branch, i, k))));
+      means = { part, key, pixel: pick(part.pixel), feature: pick(part.feature), good: [goodPicks(0), goodPicks(1)] };
+    }
+    return means;
+  }
+
+  function threshold() {
+    return choices.threshold ?? thresholdFor(goodScores(), choices.rate, part.chances);
+  }
+
+  function goodScores() {
+    const { good } = meansOf(choices.chosen);
+    return good[0].map((pixel, i) => topMean(fuse(pixel, good[1][i], choices.alpha), part.good_top));
+  }
+
+  function judge() {
+    const { pixel, feature } = meansOf(choices.chosen);
+    const fused = fuse(pixel, feature, choices.alpha);
+    const [good, limit, score] = [goodScores(), threshold(), topMean(fused, part.top_pixels)];
+    const anomalous = score > limit;
+    // A good part has no regions, and none is smaller than an eighth of what makes a score.
+    const smallest = Math.max(1, Math.round(part.top_pixels / 8));
+    const found = anomalous ? regions(fused, part.width, part.height, limit, smallest) : [];
+    return {
+      pixel, feature, fused, score, anomalous, good, threshold: limit, rate: rateFor(good, limit, part.chances),
+      regions: found.map((r) => inPicture(r, part)),
+    };
+  }
+
+  function inPicture(region, { size, width, height }) {
+    const [across, down] = [size[0] / width, size[1] / height];
+    const box = [region.x * across, region.y * down, region.width * across, region.height * down].map(Math.round);
+    return { box, area: Math.round(region.area * across * down), peak: region.peak, mean: region.mean };
+  }
+
+  // Draws once per screen refresh, however often a slider moves in between.
+  function draw(fresh = false) {
+    draw.fresh ||= fresh;
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => {
+      due = false;
+      result = part?.maps ? judge() : null;
+      for (const listener of listeners) listener({ part, result, choices, fresh: draw.fresh });
+      draw.fresh = false;
+      remember();
+      document.dispatchEvent(new CustomEvent("diffad:drawn"));
+    });
+  }
+
+  // From a control: takes the choice and returns what the threshold's slider should say.
+  function choose(change) {
+    if ("threshold" in change && change.threshold !== null) change.rate = choices.rate;
+    Object.assign(choices, change);
+    if (!part?.maps) return remember(), null;
+    draw();
+    return rounded(threshold());
+  }
+
+  // The same from the page's own parts; Gradio's controls follow.
+  function decide(change) {
+    choose(change);
+    tell();
+  }
+
+  const rounded = (value) => Math.round(value * 100) / 100;
+  const limits = () => [part?.maps ? rounded(threshold()) : choices.threshold, choices.threshold === null ? choices.rate : 0];
+
+  function toggle(k) {
+    const chosen = choices.chosen.includes(k) ? choices.chosen.filter((other) => other !== k) : [...choices.chosen, k].sort((a, b) => a - b);
+    if (chosen.length) decide({ chosen });
+  }
+
+  // A new part, or a sentence in its place.
+  function receive(value) {
+    const before = part;
+    part = value?.maps ? unpack(value) : value || {};
+    if (part.maps) {
+      const same = before?.maps && before.model === part.model && before.category === part.category;
+      if (before?.maps && !same) choices.threshold = null;
+      if (!same || before.timesteps.join() !== part.timesteps.join() || !choices.chosen) choices.chosen = part.timesteps.map((_, k) => k);
+      if (linked.off) {
+        const kept = part.timesteps.map((_, k) => k).filter((k) => !linked.off.includes(part.timesteps[k]));
+        if (kept.length) choices.chosen = kept;
+        linked.off = null;
+      }
+      choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, choices.alpha), part);
+      tell();
+    }
+    draw(true);
+  }
+
+  // Fractions of the picture's width and height where a map is highest.
+  function strongest(map, { width, height }) {
+    let at = 0;
+    for (let i = 1; i < map.length; i++) if (map[i] > map[at]) at = i;
+    return [((at % width) + 0.5) / width, (Math.floor(at / width) + 0.5) / height];
+  }
+
+  // The address: what differs from the usual choices, so that a link opens the page as it is now.
+
+  const USUAL = { alpha: 0.5, rate: 0.01, opacity: 0.7, colormap: "inferno", draws: 1, tile: "auto", category: "auto" };
+  const linked = Object.fromEntries(new URLSearchParams(location.search));
+  linked.off = linked.off ? linked.off.split(",").map(Number) : null;
+  let later = null;
+
+  function remember() {
+    clearTimeout(later);
+    later = setTimeout(() => {
+      if (!part?.maps) return;
+      const link = new URLSearchParams(location.search);
+      const off = part.timesteps.filter((_, k) => !choices.chosen.includes(k));
+      const state = {
+        ...part.link, alpha: choices.alpha, rate: choices.threshold === null ? choices.rate : 0.01, opacity: choices.opacity,
+        colormap: choices.colormap, threshold: choices.threshold === null ? null : rounded(choices.threshold), off: off.join(",") || null,
+      };
+      for (const [name, value] of Object.entries(state)) {
+        if (value === null || value === undefined || String(value) === String(USUAL[name])) link.delete(name);
+        else link.set(name, value);
+      }
+      const text = link.toString();
+      history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
+    }, 300);
+  }
+
+  // On load: what the link asks for, for the server to check; null for a bare address.
+  const link = () => (location.search.length > 1 ? Object.fromEntries(new URLSearchParams(location.search)) : null);
+
+  // When the server has set the controls by the link.
+  function arrive(alpha, rate, opacity, colormap, limit) {
+    Object.assign(choices, { alpha, rate: rate || 0.01, opacity, colormap, threshold: rate === 0 ? limit : null });
+    const wanted = linked.sample && document.querySelector(`button[data-sample="${CSS.escape(linked.sample)}"]`);
+    if (wanted) wanted.click();
+  }
+
+  // Samples and keys.
+
   function samples(element, props, watch, trigger) {
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button[data-sample]");
       if (!button) return;
-      markSample(button.dataset.sample);
+      mark(button.dataset.sample);
       trigger("select", { sample: button.dataset.sample });
     });
   }
 
-  const markSample = (name) =>
-    document.querySelectorAll("button[data-sample]").forEach((b) => b.classList.toggle("on", b.dataset.sample === name));
-
-  // Before and after: the heat lies over the picture, cut at the divider.
-  function viewer(element, props, watch) {
-    const stage = element.querySelector(".stage");
-    const divider = element.querySelector("input");
-    const heat = element.querySelector(".heat");
-    const marks = element.querySelector(".marks");
-    let moved = false; // once the person has placed the divider, it stays
-    const cut = () => stage.style.setProperty("--cut", divider.value + "%");
-    const show = () => {
-      const value = props.value || {};
-      stage.classList.toggle("blank", !value.heat);
-      if (value.picture) {
-        element.querySelector(".plain").src = value.picture;
-        stage.style.setProperty("--aspect", value.size[0] / value.size[1]);
-        if (!moved) divider.value = value.cut;
-        cut();
-      }
-      if (value.picture || !value.heat) markSample(value.name + ".png");
-      if (value.heat) heat.src = value.heat;
-      marks.innerHTML = (value.marks || [])
-        .map((m, i) => `<span data-region="${i}" style="left:${100 * m.left}%;top:${100 * m.top}%;` +
-          `width:${100 * m.width}%;height:${100 * m.height}%"><b>${i + 1}</b></span>`)
-        .join("");
-    };
-    divider.addEventListener("input", () => { moved = true; cut(); });
-    // Pointing at a row of the regions' table shows its box.
-    document.addEventListener("pointerover", (event) => {
-      const row = event.target.closest?.("tr[data-region]");
-      marks.querySelectorAll("span").forEach((m) => m.classList.toggle("on", !!row && m.dataset.region === row.dataset.region));
+  const mark = (name) =>
+    document.querySelectorAll("button[data-sample]").forEach((b) => {
+      b.classList.toggle("on", b.dataset.sample === name);
+      b.setAttribute("aria-pressed", b.dataset.sample === name);
     });
-    watch("value", show);
-    show();
-    cut();
+
+  // Through the batch if one is being walked (batch.js takes the event), else through the samples.
+  function walk(by) {
+    const event = new CustomEvent("diffad:walk", { detail: { by }, cancelable: true });
+    if (!document.dispatchEvent(event)) return;
+    const buttons = [...document.querySelectorAll("#samples button[data-sample]")];
+    const now = buttons.findIndex((b) => b.classList.contains("on"));
+    buttons[now < 0 ? (by > 0 ? 0 : buttons.length - 1) : (now + by + buttons.length) % buttons.length]?.click();
   }
 
-  // Evidence: a click on a map asks for the values at that point; a column's head takes its t in or out.
-  function evidence(element, props, watch, trigger) {
-    const spot = (x, y) => {
-      const style = element.closest("#evidence-card").style;
-      style.setProperty("--x", x);
-      style.setProperty("--y", y);
-    };
-    watch("value", () => {
-      const sheet = element.querySelector(".sheet[data-x]");
-      if (sheet) spot(sheet.dataset.x, sheet.dataset.y);
-    });
-    element.addEventListener("click", (event) => {
-      const head = event.target.closest("button[data-t]");
-      if (head) return trigger("select", { t: Number(head.dataset.t) });
-      const cell = event.target.closest(".cell");
-      if (!cell) return;
-      const box = cell.getBoundingClientRect();
-      const x = clamp((event.clientX - box.left) / box.width, 0, 0.9999);
-      const y = clamp((event.clientY - box.top) / box.height, 0, 0.9999);
-      spot(x, y);
-      trigger("select", { x, y });
-    });
-  }
+  const press = (selector) => () => document.querySelector(`${selector}:not(:disabled)`)?.click();
+  const KEYS = {
+    ArrowRight: () => walk(1), ArrowLeft: () => walk(-1), " ": press(".player:not([data-state=empty]) .play"),
+    r: press("#repair"), d: press(".player .difference"), 0: () => diffad.zoomTo(null),
+    "?": () => document.querySelector("#shortcuts").showModal(),
+  };
 
-  // Repair: frames as they come, then a film with a slider, a curve and a look back at the original.
-  function player(element, props, watch) {
-    const find = (name) => element.querySelector(name);
-    const [slider, play, before] = [find("input"), find(".play"), find(".before-after")];
-    let timer = null;
-    let following = true; // the newest frame is shown until the person takes the slider
-    const value = () => props.value || { frames: [] };
-    const stop = () => { clearInterval(timer); timer = null; play.textContent = "▶ Play"; };
-
-    function curve(at) {
-      const { scores, losses, total, threshold } = value();
-      const [w, h] = [240, 96];
-      const top = Math.max(...scores, threshold) * 1.08;
-      const lossTop = Math.max(...losses) * 1.08;
-      const x = (i) => 2 + (w - 4) * (total ? i / total : 0);
-      const y = (s) => h - 14 - (h - 26) * clamp(s / top, 0, 1);
-      const line = (values, peak) => values.map((s, i) => `${x(i).toFixed(1)},${y((s * top) / peak).toFixed(1)}`).join(" ");
-      return `<svg class="curve" viewBox="0 0 ${w} ${h}" role="img" aria-label="Anomaly score per step">
-        <text class="quiet" x="2" y="9">score</text><text class="quiet loss" x="${w - 2}" y="9" text-anchor="end">Mahalanobis</text>
-        <line class="axis" x1="0" x2="${w}" y1="${h - 14}" y2="${h - 14}"/>
-        <line class="limit" x1="0" x2="${w}" y1="${y(threshold)}" y2="${y(threshold)}"/>
-        <polyline class="loss" points="${line(losses, lossTop)}"/>
-        <polyline class="score" points="${line(scores, top)}"/>
-        <circle class="part" cx="${x(at)}" cy="${y(scores[at])}" r="4"/>
-        <text class="quiet" x="0" y="${h - 2}">0</text><text class="quiet" x="${w}" y="${h - 2}" text-anchor="end">step ${total}</text>
-      </svg>`;
-    }
-
-    // A frame takes the screen once it is loaded, so that quick ones leave no gap.
-    function put(picture, url) {
-      picture.dataset.wanted = url;
-      const next = new Image();
-      next.onload = () => picture.dataset.wanted === url && (picture.src = url);
-      next.src = url;
-    }
-
-    function show(position) {
-      const { frames, threshold } = value();
-      const frame = frames[clamp(position, 0, frames.length - 1)];
-      if (!frame) return;
-      put(find(".now"), frame.file.url);
-      find(".first").src = frames[0].file.url;
-      const below = frame.score <= threshold ? " · below the threshold" : "";
-      find(".caption").textContent = `step ${frame.step} · score ${frame.score.toFixed(2)}${below}`;
-      find(".plot").innerHTML = curve(frame.step);
-      element.querySelectorAll(".strip button").forEach((b) => b.classList.toggle("on", Number(b.dataset.position) === position));
-    }
-
-    function strip() {
-      const { frames } = value();
-      const count = Math.min(5, frames.length);
-      const picks = [...new Set(Array.from({ length: count }, (_, i) => Math.round((i * (frames.length - 1)) / Math.max(1, count - 1))))];
-      find(".strip").innerHTML = picks
-        .map((p) => `<button data-position="${p}"><img alt="" src="${frames[p].file.url}"><span>${frames[p].step} · ${frames[p].score.toFixed(2)}</span></button>`)
-        .join("");
-    }
-
-    function update() {
-      const { frames, state, message } = value();
-      element.firstElementChild.dataset.state = state || "empty";
-      find(".message").textContent = message || "";
-      if (!frames || !frames.length) { stop(); following = true; return; }
-      if (frames.length === 1) following = true;
-      slider.max = frames.length - 1;
-      strip();
-      if (following) slider.value = frames.length - 1;
-      show(Number(slider.value));
-    }
-
-    slider.addEventListener("input", () => { following = Number(slider.value) === Number(slider.max); stop(); show(Number(slider.value)); });
-    find(".strip").addEventListener("click", (event) => {
-      const button = event.target.closest("button");
-      if (!button) return;
-      stop();
-      following = false;
-      slider.value = button.dataset.position;
-      show(Number(slider.value));
-    });
-    play.addEventListener("click", () => {
-      if (timer) return stop();
-      following = false;
-      if (Number(slider.value) >= Number(slider.max)) slider.value = 0;
-      play.textContent = "❚❚ Pause";
-      const pause = clamp(4000 / Math.max(1, Number(slider.max)), 30, 400);
-      timer = setInterval(() => {
-        if (Number(slider.value) >= Number(slider.max)) return stop();
-        slider.value = Number(slider.value) + 1;
-        show(Number(slider.value));
-      }, pause);
-    });
-    before.addEventListener("click", () => {
-      const on = element.firstElementChild.classList.toggle("showing-first");
-      before.setAttribute("aria-pressed", on);
-    });
-    watch("value", update);
-    update();
-  }
+  // Shortcuts hold on the Inspect tab, outside of whatever has keys of its own.
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (document.querySelector("dialog[open]")) return;
+    if (!document.querySelector("#page")?.offsetParent) return;
+    const busy = event.target.closest?.("input, textarea, select, [role=slider], [role=listbox], [role=tab], [contenteditable]");
+    if (busy || (event.key === " " && event.target.closest?.("button, a"))) return;
+    const act = /^[1-9]$/.test(event.key) ? () => diffad.zoomTo(Number(event.key) - 1) : KEYS[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  });
 
   // Gradio's sliders report their release to the pointer only; the arrow keys deserve it too.
   document.addEventListener("keyup", (event) => {
@@ -179,5 +229,40 @@ window.diffad = (() => {
       event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
 
-  return { samples, viewer, evidence, player };
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#keys-button")) document.querySelector("#shortcuts").showModal();
+  });
+
+  // Gradio tells of a cleared picture by two events, in no order that holds; the second one still carries the path.
+  let clearedAt = -Infinity;
+  const unlessCleared = (path) =>
+    new Promise((done) => setTimeout(() => done(performance.now() - clearedAt < 1000 ? null : path), 50));
+
+  // For people: a score in three digits.
+  const number = (value) => value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2).replace("-", "−");
+
+  Object.assign(diffad, {
+    choose, decide, limits, toggle, link, arrive, samples, mark, number, unlessCleared,
+    cleared: () => (clearedAt = performance.now()),
+    // What a download or a repair needs to know of the choices made here.
+    choices: () => ({
+      alpha: choices.alpha, opacity: choices.opacity, colormap: choices.colormap,
+      timesteps: part?.maps ? choices.chosen.map((k) => part.timesteps[k]) : [],
+      threshold: part?.maps ? threshold() : null, own: choices.threshold !== null, rate: choices.rate,
+    }),
+    // Values at a point (fractions of the picture), by branch and t.
+    valuesAt: ([x, y]) => {
+      const i = Math.min(part.height - 1, Math.floor(y * part.height)) * part.width + Math.min(part.width - 1, Math.floor(x * part.width));
+      return { pixel: part.pixel.map((map) => map[i]), feature: part.feature.map((map) => map[i]) };
+    },
+    onResult: (listener) => listeners.push(listener),
+    // The state, for tests.
+    state: () => ({ part, result, choices }),
+    // Gradio's HTML component that receives the parts.
+    receiver: (props, watch, trigger) => {
+      tell = () => trigger("select");
+      watch("value", () => receive(props.value));
+      receive(props.value);
+    },
+  });
 })();

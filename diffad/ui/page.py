@@ -2,16 +2,19 @@
 
 Two kinds of event. What needs the network (another picture, other timesteps, draws) waits for release and
 goes through the queue. What does not (α, threshold, opacity, colours, which of the computed t take part)
-re-enters at `Inspection.fused` while the slider moves. Results live in the session's `gr.State`, never in a
-global. A handler returns a dict of the components that change.
+never reaches the server: the evidence is sent once and judged in the browser (`page.js`), whose choices come
+along when a download or a repair needs them. Results live in the session's `gr.State`, never in a global. A
+handler returns a dict of the components that change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -19,12 +22,14 @@ import numpy as np
 
 from diffad.data import DataError
 from diffad.inspector import METHODS, SCALE_TOP
-from diffad.ui import cards, downloads, endpoints
-from diffad.ui.files import keep
-from diffad.ui.layout import AUTO, WAITING, categories, lay_out
+from diffad.render import COLORMAPS
+from diffad.ui import batch, cards, downloads, endpoints
+from diffad.ui.files import keep, sentence
+from diffad.ui.layout import AUTO, RATES, TILES, WAITING, categories, lay_out
 
 if TYPE_CHECKING:
-    from diffad.inspector import Inspection, Inspector
+    from diffad.inspection import Inspection
+    from diffad.inspector import Inspector
 
 HOUR = 3600
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -37,22 +42,17 @@ NETWORK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shown:
-    """What one session looks at: the network's result, and the choices made since."""
+    """What one session looks at: the network's result. The choices made since live in the browser."""
 
     raw: Inspection
-    inspection: Inspection  # raw under the choices
     model: str
     name: str  # of the picture's file, without its suffix
-    point: tuple[int, int]  # (x, y) that the evidence explains
-    chosen: tuple[int, ...]
-    moved_threshold: float | None = None
 
-    def fused(self, **choices: Any) -> Shown:
-        """With another α, threshold (None: the category's own) or choice among the computed t; no network."""
-        alpha = choices.pop("alpha", self.inspection.alpha)
-        shown = replace(self, **choices)
-        inspection = self.raw.fused(alpha=alpha, timesteps=shown.chosen, threshold=shown.moved_threshold)
-        return replace(shown, inspection=inspection)
+    def chosen(self, choices: Mapping[str, Any]) -> Inspection:
+        """As the browser shows it (`diffad.choices()` in page.js); no network."""
+        return self.raw.fused(
+            alpha=choices["alpha"], timesteps=choices["timesteps"], threshold=choices["threshold"]
+        )
 
 
 def spread(low: float, high: float, count: float, usual: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,82 +72,46 @@ def sample_pictures() -> list[Path]:
     return []
 
 
-def build_app(inspectors: Mapping[str, Inspector]) -> gr.Blocks:
+def build_app(inspectors: Mapping[str, Inspector], data_root: Path | None = None) -> gr.Blocks:
     """The page for these models (the first is the default), as Gradio blocks ready for `serve`.
 
-    The keys are the names that people choose from. Raises ValueError when there is no model.
+    The keys are the names that people choose from. data_root: the folder below which a batch may read the
+    server's own files; None for uploads only. Raises ValueError when there is no model.
     """
     if not inspectors:
         raise ValueError("The page needs at least one model.")
     with gr.Blocks(
         title="diffad", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 6 * HOUR)
     ) as app:
-        inspection_page(inspectors)
+        header = gr.HTML(
+            cards.header(next(iter(inspectors.values()))), elem_id="header", apply_default_css=False
+        )
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Inspect", id="inspect"):
+                p = inspection_page(inspectors)
+            with gr.Tab("Batch", id="batch", render_children=True):
+                batch.add(inspectors, p, tabs, data_root)
+        p.model.change(lambda name: cards.header(inspectors[name]), p.model, header, **LIVE)
+        open_link(app, inspectors, p)
         endpoints.add(inspectors)
     return app
 
 
-def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
+def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
+    """Lays the Inspect tab out and wires it; returns its components, and what the Batch tab builds on.
+
+    inspect_after(event): inspects `picture` when an event that sets it is through. settings: the controls,
+    the model's first; arguments(inspector, *others): what they mean to `Inspector.inspect`.
+    """
     samples = sample_pictures()
     p = lay_out(inspectors, samples)
     of_inspection = [p.download[kind] for kind in ("all", *downloads.OF_INSPECTION)]
     of_film = [p.download[kind] for kind in downloads.OF_FILM]
-    maps = [p.shown, p.verdict, p.view, p.regions, p.evidence, p.together, p.scale, p.probe]
-    limit = [p.threshold, p.meaning, p.usual]
     repairing = [p.film, p.player, p.repair, p.stop, *of_film]
-    everything = [*maps, *limit, *repairing, *of_inspection]
-    colours = [p.opacity, p.colormap]
+    everything = [p.shown, p.view, p.threshold, *repairing, *of_inspection]
     network = NETWORK | {"show_progress_on": p.verdict}
-    settings = [p.model, p.category, p.alpha, p.lowest, p.highest, p.count, p.draws, *colours]
-
-    # What a result looks like
-
-    def top(now: Shown) -> float:
-        return inspectors[now.model].scale_top(now.inspection.category)
-
-    def live(now: Shown, opacity: float, colormap: str) -> dict:
-        """All that changes with α, threshold or the chosen t."""
-        inspection, inspector, vmax = now.inspection, inspectors[now.model], top(now)
-        rate = inspector.rate(
-            inspection.category, inspection.threshold, inspection.alpha, inspection.timesteps
-        )
-        return {
-            p.shown: now,
-            p.verdict: cards.verdict(inspection, inspector.device.type.upper()),
-            p.view: cards.overlay(inspection, vmax, opacity, colormap),
-            p.regions: cards.regions(inspection),
-            p.together: cards.together(now.raw, inspection, vmax, colormap),
-            p.scale: cards.colour_bar(inspection, vmax, colormap),
-            p.probe: cards.probe(now.raw, inspection.threshold, *now.point),
-            p.meaning: f"<span>{cards.rate_in_words(rate)}</span>",
-            p.usual: gr.Button(visible="hidden" if now.moved_threshold is None else True),
-        }
-
-    def sheet(now: Shown, colormap: str) -> dict:
-        return {p.evidence: cards.evidence(now.raw, now.chosen, top(now), colormap, now.point)}
-
-    def slider(now: Shown) -> dict:
-        """The threshold's slider, unless the person holds it."""
-        if now.moved_threshold is not None:
-            return {}
-        value = now.inspection.threshold
-        return {p.threshold: gr.Slider(
-            value=round(value, 2), maximum=max(SCALE_TOP, round(3 * value))
-        )}
-
-    def whole(now: Shown, opacity: float, colormap: str) -> dict:
-        result = live(now, opacity, colormap) | sheet(now, colormap) | slider(now) | no_film(ready=True)
-        result[p.view] |= cards.plain(now.inspection, now.name)
-        return result | dict.fromkeys(of_inspection, gr.Button(interactive=True))
-
-    def nothing(sentence: str) -> dict:
-        """Every result emptied, with a sentence in the verdict's place."""
-        blank = dict.fromkeys([p.regions, p.together, p.scale, p.probe, p.meaning], "")
-        return blank | no_film(ready=False) | {
-            p.shown: None, p.verdict: cards.empty(sentence), p.view: {}, p.usual: gr.Button(visible="hidden"),
-            p.evidence: cards.empty_sheet(),
-            **dict.fromkeys(of_inspection, gr.Button(interactive=False)),
-        }
+    settings = [p.model, p.category, p.alpha, p.lowest, p.highest, p.count, p.draws, p.tile]
+    first_model = next(iter(inspectors))
 
     def no_film(ready: bool) -> dict:
         return {
@@ -155,16 +119,30 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
             p.stop: gr.Button(interactive=False), **dict.fromkeys(of_film, gr.Button(interactive=False)),
         }
 
+    def nothing(sentence: str) -> dict:
+        """Every result emptied, with a sentence in the verdict's place."""
+        return no_film(ready=False) | {
+            p.shown: None, p.view: {"sentence": sentence},
+            **dict.fromkeys(of_inspection, gr.Button(interactive=False)),
+        }
+
     # What needs the network
 
-    def look(image: Any, name: str, moved_threshold: float | None, model: str, category: str, alpha: float,
-             lowest: float, highest: float, count: float, draws: float, *colours: Any) -> dict:
-        raw = inspectors[model].inspect(
-            image, category=None if category == AUTO else category, alpha=alpha, draws=int(draws),
-            timesteps=spread(lowest, highest, count, inspectors[model].timesteps), threshold=moved_threshold,
-        )
-        point = cards.strongest_point(raw)
-        return whole(Shown(raw, raw, model, name, point, raw.timesteps, moved_threshold), *colours)
+    def look(image: Any, name: str, sample: str | None, model: str, *controls: Any) -> dict:
+        inspector = inspectors[model]
+        raw = inspector.inspect(image, **arguments(inspector, *controls))
+        category, _, lowest, highest, count, draws, tile = controls
+        link = {"category": category, "draws": int(draws), "tile": tile, "sample": sample}
+        link["model"] = model if model != first_model else None
+        usual = raw.timesteps == inspector.timesteps
+        for key, value in (("low", lowest), ("high", highest), ("count", count)):
+            link[key] = None if usual else int(value)
+        part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
+        return no_film(ready=True) | {
+            p.shown: Shown(raw, model, name), p.view: part | {"name": name, "model": model, "link": link},
+            p.threshold: gr.Slider(maximum=max(SCALE_TOP, round(3 * raw.threshold))),
+            **dict.fromkeys(of_inspection, gr.Button(interactive=True)),
+        }
 
     def inspect_picture(film: downloads.Film | None, path: str | None, *settings: Any) -> dict:
         """Another picture: what the last one left is replaced, or emptied when this one cannot be read."""
@@ -172,82 +150,42 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
         if path is None:
             return nothing(WAITING)
         try:
-            return look(path, Path(path).stem, None, *settings)
+            return look(path, Path(path).stem, sample_of(path, samples), *settings)
         except DataError as error:
-            gr.Warning(str(error))
-            return nothing(str(error))
+            message = sentence(str(error), path)
+            gr.Warning(message)
+            return nothing(message)
 
-    def inspect_again(film: downloads.Film | None, now: Shown | None, *settings: Any) -> Any:
-        """The same picture with another model, category, timesteps or draws."""
+    def inspect_again(
+        film: downloads.Film | None, now: Shown | None, path: str | None, *settings: Any
+    ) -> Any:
+        """The same picture with another model, category, timesteps, draws or tiles."""
         if now is None:
             return gr.skip()
         end_repair(film, "abandoned")
-        model, category, *_ = settings
-        same = model == now.model and category in (AUTO, now.raw.category)
-        return look(now.raw.image, now.name, now.moved_threshold if same else None, *settings)
+        return look(now.raw.image, now.name, path and sample_of(path, samples), *settings)
 
     def choose_sample(event: gr.EventData) -> str:
         path = next(path for path in samples if path.name == event.sample)
         return keep(p.picture, path.read_bytes(), path.name)
 
-    def change_model(name: str) -> dict:
-        return {
-            p.header: cards.header(inspectors[name]),
-            p.category: gr.Dropdown(choices=categories(inspectors[name]), value=AUTO),
-        }
-
-    # What does not
-
-    def move_alpha(now: Shown | None, alpha: float, *colours: Any) -> Any:
-        if now is None:
-            return gr.skip()
-        now = now.fused(alpha=alpha)
-        return live(now, *colours) | slider(now)
-
-    def move_threshold(now: Shown | None, threshold: float | None, *colours: Any) -> Any:
-        if now is None:
-            return gr.skip()
-        now = now.fused(moved_threshold=threshold)
-        return live(now, *colours) | slider(now)
-
-    def change_opacity(now: Shown | None, *colours: Any) -> Any:
-        return gr.skip() if now is None else {p.view: cards.overlay(now.inspection, top(now), *colours)}
-
-    def change_colours(now: Shown | None, opacity: float, colormap: str) -> Any:
-        return gr.skip() if now is None else live(now, opacity, colormap) | sheet(now, colormap)
-
-    def point_or_column(now: Shown | None, opacity: float, colormap: str, event: gr.EventData) -> Any:
-        """A click in the evidence: a place to explain (fractions of the picture), or a column in or out."""
-        if now is None:
-            return gr.skip()
-        t = event._data.get("t")
-        if t is None:
-            height, width = now.raw.image.shape[:2]
-            now = replace(now, point=(int(event.x * width), int(event.y * height)))
-            return {p.shown: now, p.probe: cards.probe(now.raw, now.inspection.threshold, *now.point)}
-        chosen = tuple(sorted({*now.chosen} ^ {t}))
-        if not chosen:
-            gr.Info("At least one noise level has to stay.")
-            return gr.skip()
-        now = now.fused(chosen=chosen)
-        return live(now, opacity, colormap) | sheet(now, colormap) | slider(now)
-
     # Repair
 
-    def repair(now: Shown | None, steps: float, every: float, step_size: float, level: float,
+    def repair(now: Shown | None, choices: dict, steps: float, every: float, step_size: float, level: float,
                method: str) -> Iterator[dict]:
         if now is None:
             return
-        inspection, inspector = now.inspection, inspectors[now.model]
+        inspection, inspector = now.chosen(choices), inspectors[now.model]
         # A repair is scored at the model's usual timesteps, so it wants their threshold.
-        threshold = now.moved_threshold
-        if threshold is None:
-            threshold = inspector.threshold(inspection.category, inspection.alpha)
+        threshold = choices["threshold"]
+        if not choices["own"]:
+            of_one = -math.expm1(math.log1p(-choices["rate"]) / inspection.chances)
+            threshold = inspector.threshold(inspection.category, inspection.alpha, rate=of_one)
         film = downloads.Film(inspection, threshold, partial(keep, p.player))
         for step in inspector.reconstruct(
             inspection.image, category=inspection.category, steps=int(steps), denoise_every=int(every),
             step_size=step_size, timestep=int(level), method=method, alpha=inspection.alpha,
-            threshold=threshold,
+            threshold=threshold, tile=inspection.tile,
         ):
             if film.ending == "abandoned":  # another picture has taken the page
                 yield {p.player: downloads.no_film()}
@@ -270,47 +208,126 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> None:
         if film is not None and not film.ending:
             film.ending = how
 
-    def download(kind: str, now: Shown | None, film: downloads.Film | None, *colours: Any) -> Any:
+    def download(kind: str, now: Shown | None, film: downloads.Film | None, choices: dict) -> Any:
         if now is None:
             return gr.skip()
+        inspector = inspectors[now.model]
         name, data = downloads.contents(
-            kind, now.inspection, inspectors[now.model], film, top(now), *colours, name=now.name
+            kind, now.chosen(choices), inspector, film, inspector.scale_top(now.raw.category),
+            choices["opacity"], choices["colormap"], name=now.name,
         )
         return keep(p.file, data, name)
 
     # What is touched, and what answers
 
     p.repair.click(
-        repair, [p.shown, p.steps, p.every, p.step_size, p.level, p.method], repairing,
+        repair, [p.shown, p.choices, p.steps, p.every, p.step_size, p.level, p.method], repairing,
+        js="(shown, choices, ...settings) => [shown, diffad.choices(), ...settings]",
         concurrency_id="repair", concurrency_limit=2, trigger_mode="once", **QUIET,
     ).then(lambda now: gr.Button(interactive=now is not None), p.shown, p.repair, **LIVE)
     p.stop.click(partial(end_repair, how="stopped"), p.film, None, **LIVE)
     # each method has its own usual step and noise level; the other's would spoil the picture
     p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
 
-    another, same = [p.film, p.picture, *settings], [p.film, p.shown, *settings]
-    p.picture.input(inspect_picture, another, everything, **network)
-    p.samples.select(choose_sample, None, p.picture, **LIVE).then(
-        inspect_picture, another, everything, **network
+    def inspect_after(event: gr.events.Dependency) -> gr.events.Dependency:
+        return event.then(inspect_picture, [p.film, p.picture, *settings], everything, **network)
+
+    same = [p.film, p.shown, p.picture, *settings]
+    p.inspect_after = inspect_after
+    p.settings, p.arguments = settings, arguments  # the batch is judged alike
+    # A cleared picture still sends its old path, so the browser says that it is gone.
+    p.picture.clear(None, None, None, js="() => { diffad.cleared(); }")
+    p.picture.input(
+        inspect_picture, [p.film, p.picture, *settings], everything, **network,
+        js="async (film, path, ...settings) => [film, await diffad.unlessCleared(path), ...settings]",
     )
+    inspect_after(p.samples.select(choose_sample, None, p.picture, **LIVE))
     for part in (p.lowest, p.highest, p.count, p.draws):
         part.release(inspect_again, same, everything, **network)
-    p.category.input(inspect_again, same, everything, **network)
-    p.model.input(change_model, p.model, [p.header, p.category], **LIVE).then(
-        inspect_again, same, everything, **network
-    )
+    for part in (p.category, p.tile):
+        part.input(inspect_again, same, everything, **network)
+    p.model.input(
+        lambda name: gr.Dropdown(choices=categories(inspectors[name]), value=AUTO), p.model, p.category,
+        **LIVE,
+    ).then(inspect_again, same, everything, **network)
 
-    p.alpha.input(move_alpha, [p.shown, p.alpha, *colours], maps + limit, **LIVE)
-    p.threshold.input(move_threshold, [p.shown, p.threshold, *colours], maps + limit, **LIVE)
-    p.usual.click(
-        lambda now, *colours: move_threshold(now, None, *colours), [p.shown, *colours], maps + limit, **LIVE
-    )
-    p.opacity.input(change_opacity, [p.shown, *colours], p.view, **LIVE)
-    p.colormap.input(change_colours, [p.shown, *colours], maps + limit, **LIVE)
-    for part in (p.evidence, p.together):
-        part.select(point_or_column, [p.shown, *colours], maps + limit, **LIVE)
+    # These act in the browser; the threshold's slider and its rate follow each other.
+    p.alpha.input(None, [p.alpha, p.threshold], p.threshold, js="""(alpha, threshold) =>
+        diffad.choose({ alpha }) ?? threshold""")
+    p.threshold.input(None, p.threshold, p.rate, js="""(threshold) => {
+        diffad.choose({ threshold });
+        return 0;
+    }""")
+    p.rate.input(None, [p.rate, p.threshold], p.threshold, js="""(rate, threshold) =>
+        diffad.choose(rate ? { rate, threshold: null } : { threshold }) ?? threshold""")
+    p.opacity.input(None, p.opacity, None, js="(opacity) => { diffad.choose({ opacity }); }")
+    p.colormap.input(None, p.colormap, None, js="(colormap) => { diffad.choose({ colormap }); }")
+    p.view.select(None, None, [p.threshold, p.rate], js="() => diffad.limits()")
 
     for kind, button in p.download.items():
-        button.click(partial(download, kind), [p.shown, p.film, *colours], p.file, **QUIET).then(
-            None, None, None, js="() => document.querySelector('#file a')?.click()"
-        )
+        button.click(
+            partial(download, kind), [p.shown, p.film, p.choices], p.file,
+            js="(shown, film) => [shown, film, diffad.choices()]", **QUIET,
+        ).then(None, None, None, js="() => document.querySelector('#file a')?.click()")
+    return p
+
+
+def arguments(inspector: Inspector, category: str, alpha: float, lowest: float, highest: float, count: float,
+              draws: float, tile: str) -> dict[str, Any]:
+    """The controls' values as arguments of `Inspector.inspect`."""
+    cut = {} if tile == AUTO else {"tile": None if tile == "whole" else int(tile)}
+    timesteps = spread(lowest, highest, count, inspector.timesteps)
+    known = None if category == AUTO else category
+    return {"category": known, "alpha": alpha, "draws": int(draws), "timesteps": timesteps, **cut}
+
+
+def sample_of(path: str, samples: Sequence[Path]) -> str | None:
+    """Which sample a picture is, for the page's address."""
+    found = next((sample for sample in samples if sample.name == Path(path).name), None)
+    return found.name if found and found.read_bytes() == Path(path).read_bytes() else None
+
+
+def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleNamespace) -> None:
+    """On load the controls are set as the address says, where it makes sense; then its sample is opened."""
+    live = [p.alpha, p.rate, p.opacity, p.colormap, p.threshold]
+
+    def arrive(link: dict[str, str] | None) -> Any:
+        if not link:
+            return gr.skip()
+        model = link.get("model") if link.get("model") in inspectors else next(iter(inspectors))
+        inspector = inspectors[model]
+
+        def within(name: str, low: float, high: float, usual: float) -> float:
+            try:
+                value = float(link[name])
+            except (KeyError, ValueError):
+                return usual
+            return min(max(value, low), high) if math.isfinite(value) else usual
+
+        def among(name: str, known: Sequence[Any], usual: Any) -> Any:
+            return next((value for value in known if str(value) == link.get(name)), usual)
+
+        own = "threshold" in link
+        limit = within("threshold", 0, 1000, 3)
+        return {
+            p.model: model,
+            p.category: gr.Dropdown(
+                choices=categories(inspector), value=among("category", inspector.categories, AUTO)
+            ),
+            p.alpha: within("alpha", 0, 1, 0.5),
+            p.rate: 0 if own else among("rate", [rate for _, rate in RATES], 0.01),
+            p.threshold: gr.Slider(value=limit, maximum=max(SCALE_TOP, round(2 * limit))),
+            p.opacity: within("opacity", 0, 1, 0.7),
+            p.colormap: among("colormap", COLORMAPS, COLORMAPS[0]),
+            p.lowest: int(within("low", 0, 999, inspector.timesteps[0])),
+            p.highest: int(within("high", 0, 999, inspector.timesteps[-1])),
+            p.count: int(within("count", 1, 12, len(inspector.timesteps))),
+            p.draws: int(within("draws", 1, 8, 1)),
+            p.tile: among("tile", [tile for _, tile in TILES], AUTO),
+        }
+
+    app.load(
+        arrive, p.link,
+        [p.model, p.category, *live, p.lowest, p.highest, p.count, p.draws, p.tile],
+        js="() => diffad.link()", **LIVE,
+    ).then(None, live, None, js="(...live) => { diffad.arrive(...live); }")

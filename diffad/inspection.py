@@ -1,0 +1,282 @@
+"""What an inspection finds: verdict, maps, regions, and the same evidence weighed otherwise. What a step of a
+repair is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from diffad.data import Geometry, resize_maps
+from diffad.scoring import (
+    GOOD_TOP,
+    Calibration,
+    Region,
+    find_regions,
+    fuse,
+    image_score,
+    rate_for,
+    threshold_for,
+    top_count,
+)
+from diffad.tiling import Tiling
+
+_MAX_TIMESTEPS = 12
+_SMALLEST_REGION = 8  # px at 256 × 256
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inspection:
+    """One inspected picture; everything in σ of good pictures' maps, maps float32 [H, W] in the picture's own
+    geometry.
+
+    image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
+    category at all. seconds: what the inspection took, network included.
+    """
+
+    image: np.ndarray
+    category: str
+    recognised: bool
+    category_fits: bool
+    alpha: float
+    timesteps: tuple[int, ...]
+    seed: int
+    seconds: float
+    threshold: float
+    _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature), on the tiling's grid
+    _tiling: Tiling
+    _calibration: Calibration
+
+    def __repr__(self) -> str:
+        verdict = "anomalous" if self.is_anomalous else "good"
+        return (
+            f"<Inspection: {self.category} {verdict}, score {self.score:.3g}, threshold {self.threshold:.3g}>"
+        )
+
+    @property
+    def is_anomalous(self) -> bool:
+        return self.score > self.threshold
+
+    @property
+    def tile(self) -> int | None:
+        """Side in px of the squares that the picture was cut into; None: it was inspected whole."""
+        return self._tiling.side
+
+    @property
+    def chances(self) -> float:
+        """How many tiles' worth of picture were inspected, 1 of a whole one. So many independent pictures
+        would give as many false alarms, and the threshold allows for it.
+        """
+        return self._tiling.chances
+
+    @cached_property
+    def score(self) -> float:
+        """Mean of the highest values of the fused map: as many as 64 px of a model's square of 256 px."""
+        return image_score(self._fused_map, self._tiling.cells)
+
+    @cached_property
+    def good_scores(self) -> np.ndarray:
+        """The score of held-out good pictures, inspected whole, at this α and these timesteps, float32
+        [pictures].
+        """
+        return self._calibration.good_scores(self.alpha, self.timesteps)
+
+    def threshold_at(self, rate: float = 0.01) -> float:
+        """Score that a share `rate` of good pictures of this size would exceed at this α and these timesteps:
+        of one tile a share 1 − (1 − rate)^(1 / chances).
+        """
+        return threshold_for(self.good_scores, -math.expm1(math.log1p(-rate) / self.chances))
+
+    @property
+    def rate(self) -> float:
+        """Share of good pictures of this size expected above the threshold, in [0, 1]."""
+        of_one = rate_for(self.good_scores, self.threshold)
+        return 1.0 if of_one >= 1 else -math.expm1(self.chances * math.log1p(-of_one))
+
+    @cached_property
+    def _fused_map(self) -> np.ndarray:
+        """On the grid of `_maps`."""
+        pixel, feature = (np.stack([self._maps[t][branch] for t in self.timesteps]) for branch in (0, 1))
+        return fuse(pixel, feature, self.alpha)
+
+    @property
+    def square_map(self) -> np.ndarray:
+        """The fused map in the model's letterbox, float32 [size, size]; the padding repeats the edge."""
+        return letterboxed(self._fused_map, Geometry.letterbox(*self.image.shape[:2], self._tiling.size))
+
+    @cached_property
+    def anomaly_map(self) -> np.ndarray:
+        """The fused map (11)."""
+        return resize_maps(self._fused_map, self.image.shape[:2])
+
+    @property
+    def pixel_maps(self) -> Mapping[int, np.ndarray]:
+        """ŝ_t by t, each brought to the picture's size when it is asked for and not kept."""
+        return _PictureMaps(self, 0)
+
+    @property
+    def feature_maps(self) -> Mapping[int, np.ndarray]:
+        """ŝ^f_t by t, likewise."""
+        return _PictureMaps(self, 1)
+
+    def reduced_maps(self, longest: int = 512) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """t → (ŝ_t, ŝ^f_t) for all `computed_timesteps`, float32 [h, w] in the picture's aspect, small enough
+        to be shown. Of a picture inspected whole: as the model saw it, whatever `longest`; the score is the
+        mean of the fused map's `top_pixels` highest values. Of a tiled one: at most `longest` cells a side,
+        which gives its score but nearly, where its own grid is finer.
+        """
+        shape = self._reduced(longest)
+        return {
+            t: (resize_maps(pixel, shape), resize_maps(feature, shape))
+            for t, (pixel, feature) in self._maps.items()
+        }
+
+    @property
+    def top_pixels(self) -> int:
+        """How many cells of `reduced_maps()` the image score averages."""
+        height, width = self._reduced()
+        return top_count(height * width, self._tiling.cells * height / self._tiling.shape[0])
+
+    def _reduced(self, longest: int = 512) -> tuple[int, int]:
+        shrink = 1.0 if self.tile is None else min(1.0, longest / max(self._tiling.shape))
+        height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
+        return height, width
+
+    def good_evidence(self) -> np.ndarray:
+        """Standardised values of the held-out good pictures' highest places at `computed_timesteps`, float32
+        [pictures, 2 (pixel, feature), n_t, places].
+
+        A good picture's score at α and some of the timesteps is the mean of the `good_top` highest places of
+        α · mean_t pixel + (1 − α) · mean_t feature.
+        """
+        return self._calibration.good_evidence(self.computed_timesteps)
+
+    @property
+    def good_top(self) -> int:
+        """How many places of `good_evidence` a good picture's score averages."""
+        return min(GOOD_TOP, self._calibration.good_places.shape[-1])
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Connected parts of the map above the threshold, highest peak first; none in a good picture, none
+        below 8 px of a picture or tile of 256 px.
+        """
+        if not self.is_anomalous:
+            return ()
+        smallest = smallest_region(self.tile or max(self.image.shape[:2]))
+        return find_regions(self.anomaly_map, self.threshold, max(1, round(smallest)))
+
+    @property
+    def computed_timesteps(self) -> tuple[int, ...]:
+        """The timesteps that `fused` can choose among."""
+        return tuple(sorted(self._maps))
+
+    def fused(
+        self,
+        alpha: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        threshold: float | None = None,
+    ) -> Inspection:
+        """The same evidence weighed otherwise, without the network. What is not given stays; a new α or new
+        timesteps bring their own threshold unless one is given. Raises ValueError for timesteps that were not
+        computed or α outside [0, 1].
+        """
+        alpha = self.alpha if alpha is None else checked_alpha(alpha)
+        chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
+        if missing := [t for t in chosen if t not in self._maps]:
+            raise ValueError(
+                f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect anew"
+            )
+        changed = replace(self, alpha=alpha, timesteps=chosen)
+        if threshold is None:
+            same = alpha == self.alpha and chosen == self.timesteps
+            threshold = self.threshold if same else changed.threshold_at()
+        return replace(changed, threshold=float(threshold))
+
+    def to_dict(self) -> dict:
+        """JSON-able summary, without the maps."""
+        return {
+            "category": self.category,
+            "recognised": self.recognised,
+            "category_fits": self.category_fits,
+            "score": self.score,
+            "threshold": self.threshold,
+            "is_anomalous": self.is_anomalous,
+            "regions": [
+                {"box": list(region.box), "area": region.area, "peak": region.peak, "mean": region.mean}
+                for region in self.regions
+            ],
+            "alpha": self.alpha,
+            "timesteps": list(self.timesteps),
+            "seed": self.seed,
+            "tile": self.tile,
+            "seconds": self.seconds,
+        }
+
+
+class _PictureMaps(Mapping[int, np.ndarray]):
+    """t → one branch's map at the picture's size. A picture of 12 MP has 48 MB a map: none is kept."""
+
+    def __init__(self, inspection: Inspection, branch: int) -> None:
+        self._inspection, self._branch = inspection, branch
+
+    def __getitem__(self, t: int) -> np.ndarray:
+        if t not in self._inspection.timesteps:
+            raise KeyError(t)
+        return resize_maps(self._inspection._maps[t][self._branch], self._inspection.image.shape[:2])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._inspection.timesteps)
+
+    def __len__(self) -> int:
+        return len(self._inspection.timesteps)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RepairStep:
+    """One step of a repair. index: 0 (the untouched picture) … total. image: uint8 [H, W, 3].
+
+    score: anomaly score, measured at step 0, after every denoising step and at the end, carried over in
+    between. mahalanobis: mean squared Mahalanobis distance per dimension (12), where the repair acts.
+    anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one.
+    """
+
+    index: int
+    total: int
+    image: np.ndarray
+    score: float
+    mahalanobis: float
+    anomaly_map: np.ndarray | None
+    done: bool
+
+
+def smallest_region(side: int) -> float:
+    """Area in px below which nothing is a region, of a picture or tile with this longest side."""
+    return _SMALLEST_REGION * (side / 256) ** 2
+
+
+def letterboxed(cells: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A map over the picture alone [h, w] in the model's square [size, size], its edge repeated around it."""
+    inner = resize_maps(cells, (geometry.inner_height, geometry.inner_width))
+    below = geometry.size - geometry.top - geometry.inner_height
+    right = geometry.size - geometry.left - geometry.inner_width
+    return np.pad(inner, ((geometry.top, below), (geometry.left, right)), mode="edge")
+
+
+def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
+    """Without repetitions; raises ValueError unless 1 to 12 of 0 … 999."""
+    chosen = tuple(dict.fromkeys(int(t) for t in timesteps))
+    if not 1 <= len(chosen) <= _MAX_TIMESTEPS or not all(0 <= t <= 999 for t in chosen):
+        raise ValueError(f"give 1 to {_MAX_TIMESTEPS} timesteps between 0 and 999, not {list(timesteps)}")
+    return chosen
+
+
+def checked_alpha(alpha: float) -> float:
+    """Raises ValueError outside [0, 1]."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha lies between 0 and 1, not {alpha}")
+    return float(alpha)

@@ -1,0 +1,355 @@
+"""Metrics of detection, localisation and repair, the curves behind them, and how sure they are.
+
+The metrics and curves are exact: every distinct score is a threshold, ties are handled as ties, nothing is
+binned and no score is transformed. They are None where they are undefined (nothing normal or nothing
+anomalous). Regions of masks are 8-connected, at whatever resolution maps and masks come.
+
+Intervals come from resampling pictures, good among good and defective among defective: `resamples` says how
+often each picture is drawn, `resampled_image_metrics` and `resampled_pixel_metrics` give every metric of
+every draw at once, `interval` its middle 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+_CURVE_POINTS = 120
+_THRESHOLDS = 2000  # of the resampled pixel metrics
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Scores
+
+
+def auroc(scores: Any, labels: Any) -> float | None:
+    """Area under the ROC curve in [0, 1]: how often an anomalous score exceeds a normal one, ties half.
+
+    scores: any shape, finite. labels: the same shape, true = anomalous. None if one of the two kinds is
+    absent; ValueError if a score is not finite or the shapes differ.
+    """
+    positive, negative = _split(scores, labels)
+    if not positive.size or not negative.size:
+        return None
+    below = np.searchsorted(negative, positive, "left").sum(dtype=np.int64)
+    not_above = np.searchsorted(negative, positive, "right").sum(dtype=np.int64)
+    return float((below + not_above) / (2 * positive.size * negative.size))
+
+
+def average_precision(scores: Any, labels: Any) -> float | None:
+    """Σ (recall_k − recall_{k−1}) · precision_k over distinct scores, in [0, 1]; arguments as in `auroc`."""
+    curve = _precision_counts(scores, labels)
+    if curve is None:
+        return None
+    new, found, false_alarms, total = curve
+    return float((new * (found / (found + false_alarms))).sum() / total)
+
+
+def f1_max(scores: Any, labels: Any) -> float | None:
+    """The best F1 = 2 TP / (2 TP + FP + FN) of any threshold, in [0, 1]; arguments as in `auroc`."""
+    curve = _precision_counts(scores, labels)
+    if curve is None:
+        return None
+    _, found, false_alarms, total = curve
+    return float((2 * found / (found + false_alarms + total)).max())
+
+
+def roc_curve(scores: Any, labels: Any) -> np.ndarray | None:
+    """Points of the ROC curve for drawing, float64 [k, 2]: false and true positive rate, (0, 0) to (1, 1).
+
+    Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `auroc`.
+    """
+    positive, negative = _split(scores, labels)
+    if not positive.size or not negative.size:
+        return None
+    thresholds = _thresholds(positive, negative, 20 * _CURVE_POINTS)[::-1]
+    rates = [(kind.size - np.searchsorted(kind, thresholds, "left")) / kind.size
+             for kind in (negative, positive)]
+    return _thinned(np.vstack([[0.0, 0.0], np.stack(rates, axis=1)]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Maps
+
+
+def pixel_auroc(maps: Sequence[Any], masks: Sequence[Any]) -> float | None:
+    """`auroc` over the pixels of all pictures. maps: n arrays [h, w], masks: n bool arrays likewise."""
+    return auroc(*pixels(maps, masks))
+
+
+def aupro(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> float | None:
+    """Area under the per-region overlap (PRO) over false positive rates up to `max_fpr`, divided by it.
+
+    PRO is the mean, over the 8-connected regions of all masks, of the share of a region that lies at or
+    above the threshold; the rate is over the normal pixels of all pictures. Every distinct value is a
+    threshold, the curve starts at (0, 0), is linear between its points and is cut exactly at `max_fpr`.
+
+    maps: n arrays [h, w], finite. masks: n bool arrays of the same shapes. Returns a value in [0, 1], or
+    None without regions or without normal pixels. Raises ValueError unless 0 < max_fpr <= 1.
+    """
+    points = _pro_points(maps, masks, max_fpr)
+    return None if points is None else _area_until(*points.T, max_fpr) / max_fpr
+
+
+def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> np.ndarray | None:
+    """Points of the PRO curve for drawing, float64 [k, 2]: false positive rate and PRO, (0, 0) to `max_fpr`.
+
+    Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `aupro`.
+    """
+    points = _pro_points(maps, masks, max_fpr)
+    if points is None:
+        return None
+    inside = points[points[:, 0] <= max_fpr]
+    at_end = np.interp(max_fpr, *points[len(inside) - 1 : len(inside) + 1].T)
+    return _thinned(np.vstack([inside, [max_fpr, at_end]]))
+
+
+def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """All pixels of all pictures in one row: scores and labels, for the metrics of scores.
+
+    Raises ValueError if a map and its mask differ in shape, are not [h, w], or a value is not finite.
+    """
+    if len(maps) != len(masks) or len(maps) == 0:
+        raise ValueError(f"give a mask for each map, at least one: {len(maps)} maps, {len(masks)} masks")
+    maps, masks = [np.asarray(m) for m in maps], [np.asarray(m, bool) for m in masks]
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        if anomaly_map.shape != mask.shape or anomaly_map.ndim != 2:
+            raise ValueError(f"a map {anomaly_map.shape} and its mask {mask.shape} must both be [h, w]")
+        if not np.isfinite(anomaly_map).all():
+            raise ValueError("scores must be finite: look for NaN or infinity in the maps")
+    return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def psnr(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3] over the pixels `where` (bool [H, W]).
+
+    Equal pictures count as 100 dB, which keeps medians and JSON finite. None if `where` is empty.
+    """
+    difference = image.astype(np.float32) - other.astype(np.float32)
+    if where is not None:
+        difference = difference[where]
+    if not difference.size:
+        return None
+    error = float(np.mean(np.square(difference), dtype=np.float64))
+    return 100.0 if error == 0 else min(100.0, 10.0 * float(np.log10(255.0**2 / error)))
+
+
+def ssim(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
+    """Structural similarity (Wang et al. 2004) of two uint8 pictures [H, W, 3], in [−1, 1], 1 for equal ones.
+
+    Gaussian windows of 11×11 with σ = 1.5, the mean over channels; only windows wholly inside the picture and
+    inside `where` (bool [H, W]) count. None if there is no such window.
+    """
+
+    def blur(values: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT_101)
+
+    inside = np.ones(image.shape[:2], np.uint8) if where is None else where.astype(np.uint8)
+    inside = cv2.erode(inside, np.ones((11, 11), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    if not inside.any():
+        return None
+    x, y = image.astype(np.float64), other.astype(np.float64)
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+                  / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)))
+    return float(similarity[inside].mean())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# How sure
+
+
+def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each of n pictures is drawn, int64 [draws, n]: with replacement, as many good ones and as
+    many defective ones (labels [n], true = defective) as there are. Same arguments, same draws.
+    """
+    labels = np.asarray(labels, bool)
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((draws, labels.size), np.int64)
+    for members in (np.flatnonzero(~labels), np.flatnonzero(labels)):
+        if members.size:
+            even = np.full(members.size, 1 / members.size)
+            weights[:, members] = rng.multinomial(members.size, even, draws)
+    return weights
+
+
+def interval(values: Any) -> list[float] | None:
+    """The 2.5 % and 97.5 % quantiles of a metric's resampled values, a 95 % percentile interval.
+
+    Draws where the metric is undefined (NaN) are left out; None if it always is.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    return [float(edge) for edge in np.quantile(values, (0.025, 0.975))] if values.size else None
+
+
+def rate_interval(rate: float, count: int) -> list[float]:
+    """Wilson's 95 % interval of a rate in `count` trials, which has a width at 0 and 1 too."""
+    z2 = 1.959964**2
+    centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
+    half = (z2 * (rate * (1 - rate) + z2 / (4 * count)) / count) ** 0.5 / (1 + z2 / count)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def resampled_image_metrics(scores: Any, labels: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """auroc, ap and f1 of every draw, float64 [draws] each, exact; NaN where undefined.
+
+    scores, labels: [n] as in `auroc`. weights: [draws, n], how often each picture counts; all 1 gives
+    `auroc`, `average_precision` and `f1_max`.
+    """
+    labels = np.asarray(labels, bool)
+    values, place = np.unique(np.asarray(scores), return_inverse=True)
+    one_hot = np.eye(values.size)[place]  # [n, distinct scores]
+    return _counted(weights @ (one_hot * ~labels[:, None]), weights @ (one_hot * labels[:, None]))
+
+
+def resampled_pixel_metrics(
+    maps: Sequence[Any], masks: Sequence[Any], weights: np.ndarray, max_fprs: Sequence[float] = (0.3, 0.05)
+) -> dict[str, np.ndarray]:
+    """auroc, ap, f1 and aupro of every draw, float64 [draws] each (aupro [len(max_fprs), draws]).
+
+    maps, masks: n as in `aupro`. weights: [draws, n], how often each picture counts, with all its pixels and
+    regions. Up to 2000 pixels this is exact. Beyond, 2000 of the scores serve as thresholds, dense where the
+    metrics live (even ranks of anomalous pixels, even logarithms of the false positive rate): every curve
+    passes through exact points and is straight between them, which moves a metric by less than 0.001 and
+    costs one histogram a picture instead of one sort of all pixels a draw.
+    """
+    scores, labels = pixels(maps, masks)
+    edges = _thresholds(*_split(scores, labels), _THRESHOLDS)
+    del scores, labels
+    normal, anomalous, overlap, regions = (np.zeros((len(maps), edges.size)) for _ in range(4))
+    for i, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        mask = np.asarray(mask, bool)
+        bins = np.searchsorted(edges, np.asarray(anomaly_map), "right") - 1  # [h, w], no value below edge 0
+        share, regions[i, 0] = _region_shares(mask)
+        normal[i] = np.bincount(bins[~mask], minlength=edges.size)
+        anomalous[i] = np.bincount(bins[mask], minlength=edges.size)
+        overlap[i] = np.bincount(bins[mask], share, minlength=edges.size)
+    drawn = _counted(weights @ normal, weights @ anomalous)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = (weights @ normal)[:, ::-1].cumsum(axis=1) / (weights @ normal).sum(axis=1, keepdims=True)
+        pro = (weights @ overlap)[:, ::-1].cumsum(axis=1) / (weights @ regions[:, :1])
+    rate, pro = (np.pad(points, ((0, 0), (1, 0))) for points in (rate, pro))
+    drawn["aupro"] = np.array([[_area_until(x, y, limit) / limit for x, y in zip(rate, pro)]
+                               for limit in max_fprs])
+    return drawn
+
+
+def _counted(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray]:
+    """auroc, ap and f1 [draws] of weighted counts [draws, k] at k ascending scores; equal scores are ties."""
+    new, false_alarms = anomalous[:, ::-1], normal[:, ::-1].cumsum(axis=1)
+    found, normals, defects = new.cumsum(axis=1), false_alarms[:, -1:], anomalous.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        below = normals - false_alarms + normal[:, ::-1] / 2  # normal items that an anomalous one exceeds
+        defined = np.where((normals > 0) & (defects > 0), 1.0, np.nan)[:, 0]
+        precision = found / np.maximum(found + false_alarms, 1e-12)
+        return {
+            "auroc": (new * below).sum(axis=1) / (normals * defects)[:, 0] * defined,
+            "ap": (new * precision).sum(axis=1) / defects[:, 0] * defined,
+            "f1": (2 * found / (found + false_alarms + defects)).max(axis=1) * defined,
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _split(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted anomalous and sorted normal scores; all that threshold metrics need."""
+    scores, labels = np.asarray(scores), np.asarray(labels, bool)
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must have the same shape")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite: look for NaN or infinity in the maps")
+    return np.sort(scores[labels]), np.sort(scores[~labels])
+
+
+def _precision_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
+    """Per distinct anomalous score, highest first: new and all true positives, false positives; the total.
+
+    Only those thresholds matter: between them recall stands still while precision can only fall.
+    """
+    positive, negative = _split(scores, labels)
+    if not positive.size or not negative.size:
+        return None
+    values, new = np.unique(positive, return_counts=True)
+    new = new[::-1]
+    false_alarms = negative.size - np.searchsorted(negative, values[::-1], "left")
+    return new, np.cumsum(new), false_alarms, positive.size
+
+
+def _thresholds(positive: np.ndarray, negative: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the distinct scores, ascending, the lowest among them; both arguments are sorted.
+
+    All scores if they are so few; else half at even ranks of the anomalous ones, half at normal ones with
+    even steps in the logarithm of the false positive rate.
+    """
+    if positive.size + negative.size <= count:
+        return np.unique(np.concatenate([positive, negative]))
+    chosen = []
+    if positive.size:
+        chosen.append(positive[np.linspace(0, positive.size - 1, count // 2).round().astype(int)])
+    if negative.size:
+        above = np.geomspace(1, negative.size, count // 2).round().astype(int)
+        chosen.append(negative[negative.size - above])
+    return np.unique(np.concatenate(chosen))
+
+
+def _region_shares(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """For each pixel of a mask, in row order, its share of its 8-connected region; the number of regions."""
+    mask = np.asarray(mask, bool)
+    count, names = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+    areas = np.bincount(names.ravel(), minlength=count)
+    return 1.0 / areas[names[mask]], count - 1
+
+
+def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> np.ndarray | None:
+    """Points (rate, PRO) [k, 2] by rising rate, from (0, 0) to at least `max_fpr`; None if undefined."""
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1], not {max_fpr}")
+    scores, labels = pixels(maps, masks)
+    shares, counts = zip(*(_region_shares(mask) for mask in masks), strict=True)
+    regions = sum(counts)
+    positive, negative = scores[labels], np.sort(scores[~labels])
+    if not regions or not negative.size:
+        return None
+    order = np.argsort(-positive, kind="stable")
+    overlap = np.concatenate([[0.0], np.cumsum(np.concatenate(shares)[order])]) / regions
+    ascending = np.sort(positive)
+    # Thresholds below the first one past max_fpr cannot matter, so most normal pixels never enter the curve.
+    needed = min(negative.size, int(max_fpr * negative.size) + 1)
+    cut = negative[-needed]
+    thresholds = np.unique(np.concatenate([negative[-needed:], ascending[ascending >= cut]]))[::-1]
+    rate = (negative.size - np.searchsorted(negative, thresholds, "left")) / negative.size
+    pro = overlap[ascending.size - np.searchsorted(ascending, thresholds, "left")]
+    return np.vstack([[0.0, 0.0], np.stack([rate, pro], axis=1)])
+
+
+def _area_until(x: np.ndarray, y: np.ndarray, end: float) -> float:
+    """∫ y dx from 0 to `end` under a polyline with non-decreasing x; vertical pieces add nothing."""
+    inside = int(np.searchsorted(x, end, "right"))  # points with x <= end
+    area = float((np.diff(x[:inside]) * (y[1:inside] + y[: inside - 1]) / 2).sum())
+    if inside < x.size:
+        x0, y0, x1, y1 = x[inside - 1], y[inside - 1], x[inside], y[inside]
+        at_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+        area += float((end - x0) * (y0 + at_end) / 2)
+    return area
+
+
+def _thinned(points: np.ndarray) -> np.ndarray:
+    """About `_CURVE_POINTS` of a curve's points [k, 2], evenly along it, both ends among them."""
+    if len(points) <= _CURVE_POINTS:
+        return points
+    steps = np.abs(np.diff(points, axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-12)
+    along = np.concatenate([[0.0], steps.sum(axis=1).cumsum()])
+    kept = np.searchsorted(along, np.linspace(0, along[-1], _CURVE_POINTS))
+    return points[np.unique(kept)]

@@ -1,0 +1,189 @@
+"""A category's profile from its normal pictures: Gaussian, residual covariance, calibration, rehearsal.
+
+How the feature residual's covariance is taken, and whether maps are divided by how hard each place is, suits
+some categories and spoils others. No real defect may decide that, so artificial ones on held-out normal
+pictures do (`rehearse`); what they say is kept, as the only forecast there is before defects are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffad.checkpoint import Profile
+from diffad.diffusion import Schedule
+from diffad.features import FeatureExtractor
+from diffad.gaussian import PlaceGaussian
+from diffad.metrics import aupro, auroc
+from diffad.rehearsal import KINDS, add_defect
+from diffad.scoring import (
+    CALIBRATION_TIMESTEPS,
+    TIMESTEPS,
+    Calibration,
+    RawMaps,
+    evidence,
+    feature_maps,
+    fuse,
+    image_score,
+    residual_whitening,
+    threshold_for,
+)
+from diffad.unet import UNet
+
+# (blocks, shrinkage) of the residual's covariance that a category may choose from
+COVARIANCES = ((1, 1.0), (1, 0.3), (1, 0.05), (4, 0.1))
+FITTED = 48  # training pictures that the covariance is fitted on
+REHEARSED = 24  # held-out pictures that carry artificial defects
+_DEFECTS_EACH = 2
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Raw pixel maps [n, n_t, s, s] and fp16 feature residuals [n, n_t, c, g, g] of n pictures; CPU."""
+
+    pixel: Tensor
+    residual: Tensor
+
+    def maps(self, whitening: Tensor, timesteps: tuple[int, ...]) -> RawMaps:
+        """Picture by picture: the residuals of all in float32 would fill the memory."""
+        feature = [
+            feature_maps(one[None, :, None].float(), whitening, self.pixel.shape[-1]) for one in self.residual
+        ]
+        return RawMaps(self.pixel, torch.cat(feature), timesteps)
+
+
+@torch.no_grad()
+def fit_profile(
+    network: UNet,
+    extractor: FeatureExtractor,
+    schedule: Schedule,
+    used: Tensor,
+    held: Tensor,
+    *,
+    kind: str = "uncertainty",
+    stride: int = 4,
+    seed: int = 0,
+) -> Profile:
+    """The profile of one category. used: uint8 [n, 3, s, s], normal pictures that the network was trained on;
+    held: held out of that, at least 2.
+
+    The Gaussian is of all pictures, the residual's covariance of some used ones (networks of this kind do not
+    overfit in the time they are given), the calibration of the held-out ones only.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    gaussian = PlaceGaussian.fit(
+        extractor(to_float(batch, device)) for batch in torch.cat([used, held]).split(16)
+    )
+
+    def look(pictures: Tensor, timesteps: tuple[int, ...]) -> Evidence:
+        pixel, residual = [], []
+        for picture in pictures.split(1):
+            x_start = to_float(picture, device)
+            maps, rest = evidence(
+                schedule, network, x_start, extractor(x_start), timesteps, seed=seed, kind=kind, stride=stride
+            )
+            pixel.append(maps.cpu())
+            residual.append(rest[:, :, 0].half().cpu())
+        return Evidence(torch.cat(pixel), torch.cat(residual))
+
+    fitted = look(used[:FITTED], TIMESTEPS).residual.flatten(0, 1)
+    good = look(held, CALIBRATION_TIMESTEPS)
+    defects, masks, kinds = artificial_defects(held[:REHEARSED], used, seed)
+    spoiled = look(defects, TIMESTEPS)
+    columns = [CALIBRATION_TIMESTEPS.index(t) for t in TIMESTEPS]
+    usual = Evidence(good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns])
+
+    best: dict[str, Any] = {}
+    for blocks, shrinkage in COVARIANCES:
+        whitening = residual_whitening(fitted, shrinkage, blocks)
+        maps = usual.maps(whitening, TIMESTEPS), spoiled.maps(whitening, TIMESTEPS)
+        for by_place in (False, True):
+            result = rehearse(*maps, masks, kinds, by_place)
+            if not best or result["worth"] > best["worth"]:
+                best = result | {"blocks": blocks, "shrinkage": shrinkage, "by_place": by_place}
+    whitening = residual_whitening(fitted, best["shrinkage"], best["blocks"])
+    calibration = Calibration.fit(good.maps(whitening, CALIBRATION_TIMESTEPS), best["by_place"])
+    return Profile(gaussian.to(torch.device("cpu")), whitening, calibration, best)
+
+
+def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
+    """Two defects on copies of each held-out picture: uint8 [2n, 3, s, s], masks bool [s, s], kinds."""
+    rng = np.random.default_rng(seed)
+    others = [picture.permute(1, 2, 0).numpy() for picture in used[:FITTED]]
+    pictures, masks, kinds = [], [], []
+    for index in range(_DEFECTS_EACH * len(held)):
+        kind = KINDS[index % len(KINDS)]
+        good = held[index // _DEFECTS_EACH].permute(1, 2, 0).numpy()
+        spoiled, mask = add_defect(good, others, kind, rng)
+        if mask.sum() * 256**2 >= 12 * mask.size:  # smaller ones are nothing that anyone could find
+            pictures.append(torch.from_numpy(spoiled).permute(2, 0, 1))
+            masks.append(mask)
+            kinds.append(kind)
+    return torch.stack(pictures), masks, kinds
+
+
+def rehearse(
+    good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], by_place: bool
+) -> dict:
+    """How artificial defects are told from good pictures at α = 0.5 and one false alarm in 100.
+
+    Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
+    (share above the threshold), found_by_kind, good, defects (counts).
+    """
+    calibration = Calibration.fit(good, by_place)
+    fused = [
+        fuse(pixel.numpy(), feature.numpy(), 0.5)
+        for maps in (calibration.standardise(good), calibration.standardise(spoiled))
+        for pixel, feature in zip(maps.pixel, maps.feature)
+    ]
+    count, size = len(good.pixel), good.pixel.shape[-1]
+    scores = np.array([image_score(anomaly_map, size) for anomaly_map in fused])
+    labels = np.arange(len(fused)) >= count
+    nothing = np.zeros((size, size), bool)
+    image, pixel = auroc(scores, labels), aupro(fused, [nothing] * count + masks)
+    found = scores[count:] > threshold_for(calibration.good_scores())
+    return {
+        "worth": (image + pixel) / 2,
+        "image_auroc": image,
+        "aupro": pixel,
+        "found": float(found.mean()),
+        "found_by_kind": {
+            kind: float(found[[each == kind for each in kinds]].mean()) for kind in dict.fromkeys(kinds)
+        },
+        "good": count,
+        "defects": len(masks),
+    }
+
+
+def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
+    """What may be expected of a category, in one honest sentence or two."""
+    share, good = rehearsal["found"], rehearsal["good"]
+    judgement = (
+        "good enough to try" if share > 0.8
+        else "it will miss subtle defects" if share > 0.5
+        else "not to be relied upon: train longer, or with more pictures"
+    )  # fmt: skip
+    weak = [kind for kind, found in rehearsal["found_by_kind"].items() if found < 0.5]
+    missed = f"; most often missed: {', '.join(weak)}" if weak else ""
+    few = f" With {good} held-out good pictures take the threshold as a guess." if good < 20 else ""
+    return (
+        f"{category}: of {rehearsal['defects']} artificial defects {share:.0%} were found at 1 false alarm "
+        f"in 100 (image AUROC {rehearsal['image_auroc']:.2f}, AUPRO {rehearsal['aupro']:.2f}), "
+        f"{judgement}{missed}. Real defects may be harder: measure with `diffad evaluate`.{few}"
+    )
+
+
+def to_uint8(square: Tensor) -> Tensor:
+    """float [-1, 1] → uint8."""
+    return ((square + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(pictures: Tensor, device: torch.device) -> Tensor:
+    """uint8 [b, 3, s, s] → float32 in [−1, 1] on the device."""
+    return pictures.to(device).float() / 127.5 - 1

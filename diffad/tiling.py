@@ -1,0 +1,160 @@
+"""How a picture is cut up for the model: whole, in a letterbox, or in overlapping squares whose maps are
+blended.
+
+Maps live on a grid over the picture alone. Of a picture inspected whole it is the rectangle that the picture
+fills in the model's square. Of a tiled one it has at most `GRID` cells a side, so that memory stays bounded
+whatever the picture, and at least `TILE_CELLS` cells for the side of a tile: maps are smoothed over σ = 1/64
+of a tile, and a coarser grid would flatten their peaks. Both together bound how small tiles may be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
+
+GRID = 1024  # cells; longest side of a tiled picture's maps
+TILE_CELLS = 64  # the fewest cells along a tile
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One piece. box: its rows and columns in the picture; cells: the same in the grid. weight: float32 over
+    its cells; the weights of all tiles of a picture sum to one in every cell.
+    """
+
+    box: tuple[slice, slice]
+    cells: tuple[slice, slice]
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of a picture of height × width. side: of the squares in px, None if there is only the whole
+    picture. size: of the model's square, to which each tile is brought. cells: those along a side. shape: the
+    grid.
+    """
+
+    height: int
+    width: int
+    size: int
+    side: int | None
+    cells: int
+    shape: tuple[int, int]
+
+    @classmethod
+    def whole(cls, height: int, width: int, size: int) -> Tiling:
+        """The whole picture as one tile."""
+        inner = Geometry.letterbox(height, width, size)
+        return cls(height, width, size, None, size, (inner.inner_height, inner.inner_width))
+
+    @classmethod
+    def squares(cls, height: int, width: int, size: int, side: int) -> Tiling:
+        """Squares of `side` px that overlap by a quarter or more, cut where the picture is narrower; the
+        whole picture if one covers it. Raises DataError for tiles too small to be told apart on the grid.
+        """
+        longest = max(height, width)
+        if side >= longest:
+            return cls.whole(height, width, size)
+        if side < smallest_side(height, width):
+            raise DataError(
+                f"tiles of {side} px are too small for a picture of {width} × {height} px: "
+                f"give at least {smallest_side(height, width)}"
+            )
+        cells = min(size, side, GRID * side // longest)
+        shape = tuple(max(1, round(length * cells / side)) for length in (height, width))
+        return cls(height, width, size, side, cells, shape)
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """All of them, row by row."""
+        return tuple(
+            Tile((rows, columns), (cell_rows, cell_columns), np.outer(down, across))
+            for rows, cell_rows, down in self._spans(self.height, self.shape[0])
+            for columns, cell_columns, across in self._spans(self.width, self.shape[1])
+        )
+
+    @property
+    def chances(self) -> float:
+        """How many tiles' worth of picture there is, overlap not counted: a tiled picture has so many times
+        the chances for a false alarm.
+        """
+        if self.side is None:
+            return 1.0
+        return max(1.0, self.height / self.side) * max(1.0, self.width / self.side)
+
+    def sample(self, most: int = 5) -> list[Tile]:
+        """A handful of tiles from all over the picture, always the same."""
+        last = len(self.tiles) - 1
+        return [self.tiles[i] for i in dict.fromkeys(np.linspace(0, last, most).round().astype(int).tolist())]
+
+    def around(self, row: int, column: int) -> Tile:
+        """The tile with this cell in its middle, or as near to it as the picture allows; its weight, over
+        the cells, is one but for a cosine ramp along the quarter next to borders inside the picture.
+        """
+        spans = [
+            self._place(centre - self.cells // 2, length, grid)
+            for centre, length, grid in zip((row, column), (self.height, self.width), self.shape, strict=True)
+        ]
+        (rows, cell_rows), (columns, cell_columns) = spans
+        down, across = _ramp(cell_rows, self.shape[0]), _ramp(cell_columns, self.shape[1])
+        return Tile((rows, columns), (cell_rows, cell_columns), np.outer(down, across))
+
+    def square(self, image: np.ndarray, tile: Tile) -> tuple[torch.Tensor, Geometry]:
+        """The tile of uint8 [height, width, 3] in the model's square: float32 [3, size, size], and the way
+        back.
+        """
+        return to_square(image[tile.box], self.size)
+
+    def to_cells(self, maps: torch.Tensor, tile: Tile) -> torch.Tensor:
+        """A tile's maps [..., size, size] → [..., its rows of cells, its columns of cells]."""
+        height, width = (span.stop - span.start for span in tile.box)
+        inner = Geometry.letterbox(height, width, self.size).inner
+        return resize_maps(maps[(..., *inner)], tuple(span.stop - span.start for span in tile.cells))
+
+    def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Along one axis: px, cells and weights [cells] of every tile."""
+        if self.side is None or self.side >= length or self.cells >= grid:
+            yield slice(0, length), slice(0, grid), np.ones(grid, dtype=np.float32)
+            return
+        step = self.cells * 3 // 4 - 1  # one cell less, for rounding: the overlap stays a quarter
+        count = math.ceil((grid - self.cells) / step) + 1
+        starts = np.linspace(0, grid - self.cells, count).round().astype(int).tolist()
+        window = np.sin(np.pi * (np.arange(self.cells) + 0.5) / self.cells) ** 2  # raised cosine
+        total = np.zeros(grid)
+        for start in starts:
+            total[start : start + self.cells] += window
+        for start in starts:
+            px, cells = self._place(start, length, grid)
+            yield px, cells, (window / total[cells]).astype(np.float32)
+
+    def _place(self, start: int, length: int, grid: int) -> tuple[slice, slice]:
+        """Px and cells of the tile that starts at a cell, moved into the picture."""
+        if self.side is None or self.side >= length or self.cells >= grid:
+            return slice(0, length), slice(0, grid)
+        start = min(max(start, 0), grid - self.cells)
+        first = round(start * (length - self.side) / (grid - self.cells))
+        return slice(first, first + self.side), slice(start, start + self.cells)
+
+
+def smallest_side(height: int, width: int) -> int:
+    """Of tiles, in px, for a picture of height × width."""
+    return max(MIN_SIDE, math.ceil(max(height, width) * TILE_CELLS / GRID))
+
+
+def _ramp(span: slice, grid: int) -> np.ndarray:
+    """One, falling to zero along the outer quarters that do not lie on the picture's border."""
+    count = span.stop - span.start
+    rising = np.sin(np.pi / 2 * np.clip((np.arange(count) + 0.5) / (count / 4), 0, 1)) ** 2
+    ramp = np.ones(count)
+    if span.start > 0:
+        ramp *= rising
+    if span.stop < grid:
+        ramp *= rising[::-1]
+    return ramp.astype(np.float32)

@@ -1,0 +1,598 @@
+// The Batch tab: rows as they come, one threshold that judges them all here in the browser, the way into Inspect and
+// along the rows there. The server holds the run (ui/batch.py); its id stands in the address, so a reload finds it.
+(() => {
+  const diffad = (window.diffad ??= {});
+  const { thresholdFor, rateFor } = diffad.scores;
+  const USUAL_RATE = 0.01;
+  const ROW = 58; // px, as batch.css says
+  const BESIDE = 8; // rows kept ready above and below those in sight
+  const COLUMNS = [
+    ["index", "", 0], ["name", "picture", 0], ["verdict", "verdict", 1], ["score", "score", 1], ["category", "category", 0],
+    ["regions", "regions", 1], ["seconds", "time", 1],
+  ]; // key, title, whether the first click sorts downwards
+
+  const element = (tag, attributes = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), attributes);
+    made.append(...children);
+    return made;
+  };
+  const tab = (name) => [...document.querySelectorAll("[role=tab]")].find((each) => each.textContent.trim() === name)?.click();
+  const NATURAL = new Intl.Collator(undefined, { numeric: true });
+  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+  const number = (value) => diffad.number(value);
+  const span = (s) => (s < 90 ? `${Math.max(1, Math.round(s))} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
+  const time = (s) => (s < 1 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(1)} s`);
+
+  function batch(root, props, watch, trigger, server) {
+    const find = (selector) => root.querySelector(selector);
+    const table = find("table");
+    const scroller = find(".scroller");
+    const body = element("tbody");
+    const headers = element("tr");
+    table.append(element("thead", {}, headers), body);
+
+    let run = null; // { id, rows, good, usual, ... }: what is known of the batch
+    let view = null; // what the person chose to see of it
+    let listed = []; // rows that pass the filter, in the chosen order
+    let recounting = 0;
+
+    const begin = (id) => {
+      run = { id, rows: [], good: {}, usual: {}, measured: {}, total: 0, done: 0, state: "running", finished: false };
+      view = { sort: "index", down: false, filter: "all", category: null, selected: null, open: null, moved: {}, rate: USUAL_RATE };
+      scroller.scrollTop = 0;
+    };
+
+    // News from the server
+
+    async function follow(id) {
+      begin(id);
+      const mine = run;
+      address(id);
+      paint();
+      while (run === mine) {
+        let news;
+        try {
+          news = await server.news({ run: id, have: run.rows.length });
+        } catch {
+          doing("The server does not answer; trying again.");
+          await pause(2000);
+          continue;
+        }
+        if (run !== mine) return;
+        if (news === null) {
+          run = null;
+          address(null);
+          say("This batch is gone", "The server no longer has it, perhaps after a restart. Give the pictures again.");
+          return;
+        }
+        const rows = news.rows;
+        for (const row of rows) row.recount = row.regions;
+        run.rows.push(...rows);
+        Object.assign(run, news, { rows: run.rows });
+        if (rows.length || news.finished || run.state !== mine.painted) paint();
+        else progress();
+        mine.painted = run.state;
+        if (news.finished && run.rows.length === news.done) return;
+        await pause(rows.length >= 100 ? 0 : 600);
+      }
+    }
+
+    function address(id) {
+      const link = new URLSearchParams(location.search);
+      if (id) link.set("batch", id);
+      else link.delete("batch");
+      const text = link.toString();
+      history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
+    }
+
+    // Verdicts: a category's threshold, moved or usual; a tiled picture's lies beyond it by what its tiles ask for.
+
+    const thresholdOf = (category) => view.moved[category] ?? run.usual[category];
+    function judge() {
+      for (const row of run.rows) {
+        if (row.error) row.verdict = "failed";
+        else {
+          row.limit = thresholdOf(row.category) + row.beyond;
+          row.verdict = row.score > row.limit ? "anomalous" : "good";
+        }
+        row.wrong = typeof row.bad === "boolean" && !row.error && row.bad !== (row.verdict === "anomalous");
+      }
+    }
+
+    const isMoved = () => Object.keys(view.moved).length > 0;
+
+    function moveThreshold(value) {
+      if (!Number.isFinite(value)) return;
+      view.moved[view.category] = value;
+      judged();
+    }
+
+    function moveRate(rate) {
+      if (!(rate > 0 && rate < 1)) return;
+      view.moved = {};
+      view.rate = rate;
+      if (rate !== USUAL_RATE) for (const [name, good] of Object.entries(run.good)) view.moved[name] = thresholdFor(good, rate);
+      judged();
+    }
+
+    // Regions are found again on the server, once the threshold rests; until then the old number is pale.
+    let resting = null;
+    let due = 0;
+    function judged() {
+      due ||= requestAnimationFrame(() => { due = 0; if (run) paint(); });
+      clearTimeout(resting);
+      resting = setTimeout(recount, 350);
+    }
+    async function recount() {
+      const [mine, turn] = [run, ++recounting];
+      const counts = isMoved() ? await server.regions({ run: run.id, thresholds: view.moved }).catch(() => null) : null;
+      if (run !== mine || turn !== recounting || (isMoved() && !counts)) return;
+      for (const row of run.rows) {
+        row.recount = isMoved() ? counts[row.index] ?? row.regions : row.regions;
+        row.countedAt = row.limit;
+      }
+      paint();
+    }
+    const stale = (row) => Math.abs(row.limit - (row.countedAt ?? row.threshold)) > 1e-9;
+
+    // Everything that is shown follows from run and view
+
+    function paint() {
+      const shown = !!run;
+      root.firstElementChild.dataset.state = shown ? run.state : "empty";
+      for (const part of [".batch-threshold", ".batch-rows"]) find(part).hidden = !shown || !run.rows.length;
+      if (!shown) return;
+      const names = Object.keys(run.good);
+      if (!names.includes(view.category)) view.category = names[0] ?? null;
+      for (const name of names) // a category that turns up later has the rate that was chosen
+        if (view.rate !== USUAL_RATE && !(name in view.moved)) view.moved[name] = thresholdFor(run.good[name], view.rate);
+      judge();
+      summary();
+      progress();
+      find(".batch-threshold").hidden = !names.length;
+      measured(); // takes its place beside the chart before that is drawn
+      if (names.length) threshold(names);
+      filters();
+      list();
+      strip();
+    }
+
+    function say(title, facts = "") {
+      paint();
+      find(".batch-summary h2").textContent = title;
+      find(".facts").textContent = facts;
+      doing("");
+      find(".progress").hidden = find(".cancel").hidden = true;
+    }
+    const doing = (text) => { find(".doing").textContent = text; };
+
+    function summary() {
+      const count = (verdict) => run.rows.filter((row) => row.verdict === verdict).length;
+      const [bad, failed] = [count("anomalous"), count("failed")];
+      const inspected = run.rows.length - failed;
+      find(".batch-summary h2").textContent = run.rows.length ? `${bad} of ${inspected} anomalous` : "Reading the first picture";
+      const facts = [`${count("good")} good`];
+      if (failed) facts.push(`${failed} could not be read`);
+      const labelled = run.rows.filter((row) => !row.error && typeof row.bad === "boolean");
+      if (labelled.length) {
+        const defects = labelled.filter((row) => row.bad);
+        const goods = labelled.length - defects.length;
+        if (defects.length) facts.push(`${defects.filter((row) => !row.wrong).length} of ${plural(defects.length, "defect")} found`);
+        if (goods) facts.push(`${labelled.filter((row) => !row.bad && row.wrong).length} of ${goods} good rejected`);
+      }
+      const strange = run.rows.filter((row) => row.fits === false).length;
+      if (strange) facts.push(`${strange} unlike any part the model knows`);
+      find(".facts").textContent = run.rows.length ? facts.join(" · ") : "";
+    }
+
+    function progress() {
+      const { done, total, seconds, finished, state } = run;
+      const bar = find(".progress");
+      bar.hidden = finished;
+      bar.setAttribute("aria-valuemax", total);
+      bar.setAttribute("aria-valuenow", done);
+      bar.firstElementChild.style.width = `${(100 * done) / Math.max(1, total)}%`;
+      const cancel = find(".cancel");
+      cancel.hidden = finished || state === "measuring";
+      cancel.disabled = state === "stopping";
+      const each = done ? ` · ${time(seconds / done)} a picture` : "";
+      const left = done > 1 ? ` · about ${span(((total - done) * seconds) / done)} left` : "";
+      doing({
+        running: `${done} of ${total}${left}${each} · model ${run.model}`,
+        stopping: `Ending after this picture · ${done} of ${total}`,
+        measuring: "Measuring against the labels",
+        done: `${plural(total, "picture")} in ${span(seconds)}${each} · model ${run.model}`,
+        stopped: `Cancelled after ${done} of ${total} · model ${run.model}`,
+        failed: `Broken off after ${done} of ${total} by an error of the program; the server's log says which.`,
+      }[state]);
+    }
+
+    // Scores and threshold
+
+    function chips(box, entries, now, choose) {
+      box.replaceChildren(...entries.map(([key, text, count]) => {
+        const chip = element("button", { type: "button", className: "chip" }, text);
+        if (count !== undefined) chip.append(element("span", {}, String(count)));
+        chip.setAttribute("aria-pressed", key === now);
+        chip.addEventListener("click", () => choose(key));
+        chip.dataset.key = key;
+        return chip;
+      }));
+    }
+
+    function refresh(box, key, make) { // leaves what is the same alone, and with it the focus
+      if (box.dataset.made === key) return;
+      const focused = box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+      make();
+      box.dataset.made = key;
+      if (focused) box.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+    }
+
+    function threshold(names) {
+      const entries = names.map((name) => [name, name, run.rows.filter((row) => row.category === name).length]);
+      const box = find(".categories");
+      refresh(box, JSON.stringify([entries, view.category]), () =>
+        chips(box, entries, view.category, (name) => { view.category = name; paint(); }));
+      const limit = thresholdOf(view.category);
+      const rate = rateFor(run.good[view.category], limit);
+      put(find(".score"), limit.toFixed(2));
+      put(find(".rate"), rate > 0 && rate < 0.5 ? String(Math.round(1 / rate)) : "");
+      const alike = names.every((name) => Math.abs(Math.log(rateFor(run.good[name], thresholdOf(name)) / rate)) < 0.01);
+      find(".beyond").textContent = rate >= 0.5 ? `rejects ${Math.round(100 * rate)} % of the good parts`
+        : names.length < 2 ? "" : alike ? "in every category" : `of ${view.category}; the others keep theirs`;
+      find(".usual").hidden = !isMoved();
+      chart(limit);
+    }
+    const put = (input, text) => { if (document.activeElement !== input) input.value = text; };
+
+    // The chart's axis is logarithmic: good parts lie close together, defects reach far.
+    let scale = null;
+    const MARGIN = 10;
+    function chart(limit) {
+      const rows = run.rows.filter((row) => row.category === view.category);
+      const good = run.good[view.category];
+      const box = find(".chart");
+      const [width, height] = [Math.max(260, box.clientWidth), 128];
+      const values = [...rows.map((row) => row.score - row.beyond), ...good].map((value) => Math.max(value, 0.1));
+      const low = Math.min(...values, run.usual[view.category]) * 0.85;
+      const high = Math.max(...values, 2 * run.usual[view.category]) * 1.15;
+      const at = (value) => MARGIN + ((width - 2 * MARGIN) * Math.log(Math.min(Math.max(value, low), high) / low)) / Math.log(high / low);
+      const bins = Math.max(20, Math.round(width / 13));
+      scale = { low, high, at, back: (x) => low * (high / low) ** ((x - MARGIN) / (width - 2 * MARGIN)) };
+      const bin = (value) => Math.min(bins - 1, Math.max(0, Math.floor((bins * Math.log(Math.max(value, 0.1) / low)) / Math.log(high / low))));
+      const counted = (list, of) => list.reduce((counts, item) => (counts[bin(of(item))]++, counts), new Array(bins).fill(0));
+      const calm = counted(rows.filter((row) => row.verdict === "good"), (row) => row.score - row.beyond);
+      const loud = counted(rows.filter((row) => row.verdict === "anomalous"), (row) => row.score - row.beyond);
+      const held = counted(good, (value) => value);
+      const [base, tall] = [height - 24, height - 46];
+      const unit = tall / Math.max(1, ...calm.map((count, i) => count + loud[i]));
+      const heldUnit = tall / Math.max(1, ...held);
+      const step = (width - 2 * MARGIN) / bins;
+      const bar = (kind, i, from, count, size) => count
+        ? `<rect class="${kind}" x="${(MARGIN + i * step + 1).toFixed(1)}" width="${(step - 2).toFixed(1)}" y="${(base - (from + count) * size).toFixed(1)}" height="${(count * size).toFixed(1)}"/>` : "";
+      const outline = held.map((count, i) => `${(MARGIN + i * step).toFixed(1)},${(base - count * heldUnit).toFixed(1)} ${(MARGIN + (i + 1) * step).toFixed(1)},${(base - count * heldUnit).toFixed(1)}`).join(" ");
+      const ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].filter((tick) => tick > low * 1.05 && tick < high * 0.95);
+      const [x, right] = [at(limit), at(limit) > width - 130];
+      box.innerHTML = `<svg width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">
+        <polygon class="held" points="${MARGIN},${base} ${outline} ${width - MARGIN},${base}"/>
+        ${calm.map((count, i) => bar("calm", i, 0, count, unit) + bar("loud", i, count, loud[i], unit)).join("")}
+        <line class="axis" x1="0" x2="${width}" y1="${base}" y2="${base}"/>
+        ${ticks.map((tick) => `<text x="${at(tick)}" y="${height - 8}" text-anchor="middle">${tick}</text>`).join("")}
+        <g class="handle" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="${low.toFixed(2)}" aria-valuemax="${high.toFixed(2)}"
+          aria-valuenow="${limit.toFixed(2)}" transform="translate(${x.toFixed(1)} 0)">
+          <rect x="-9" y="0" width="18" height="${base + 6}" fill="transparent"/>
+          <line class="limit" y1="6" y2="${base + 5}"/><circle cy="10" r="6"/>
+          <text class="name" x="${right ? -11 : 11}" y="14" text-anchor="${right ? "end" : "start"}">threshold ${number(limit)}</text>
+        </g></svg>
+        <p class="quiet legend"><span class="calm">good</span><span class="loud">anomalous</span>
+          <span class="held">good parts the model was calibrated on</span><span>score in σ</span></p>`;
+      if (view.holding) find(".handle").focus({ preventScroll: true });
+    }
+
+    find(".chart").addEventListener("pointerdown", (event) => {
+      const svg = event.target.closest("svg");
+      if (!svg || event.button) return;
+      event.preventDefault();
+      view.holding = true;
+      const left = svg.getBoundingClientRect().left;
+      const move = (moved) => moveThreshold(Math.min(scale.high, Math.max(scale.low, scale.back(moved.clientX - left))));
+      const end = () => {
+        removeEventListener("pointermove", move);
+        removeEventListener("pointerup", end);
+        removeEventListener("pointercancel", end);
+      };
+      addEventListener("pointermove", move);
+      addEventListener("pointerup", end);
+      addEventListener("pointercancel", end);
+      move(event);
+    });
+    find(".chart").addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1.01, ArrowUp: 1.01, ArrowLeft: 1 / 1.01, ArrowDown: 1 / 1.01, PageUp: 1.1, PageDown: 1 / 1.1 }[event.key];
+      if (!by || !event.target.closest(".handle")) return;
+      event.preventDefault();
+      view.holding = true;
+      moveThreshold(thresholdOf(view.category) * by);
+    });
+    find(".chart").addEventListener("focusout", (event) => { if (view && event.relatedTarget) view.holding = false; });
+    find(".score").addEventListener("input", (event) => moveThreshold(parseFloat(event.target.value)));
+    find(".rate").addEventListener("input", (event) => moveRate(1 / parseFloat(event.target.value)));
+    find(".usual").addEventListener("click", () => moveRate(USUAL_RATE));
+    for (const name of [".score", ".rate"]) find(name).addEventListener("change", () => { document.activeElement.blur?.(); paint(); });
+    new ResizeObserver(() => { if (run?.rows.length && root.offsetParent) paint(); }).observe(find(".chart"));
+
+    // Measured against the labels
+
+    function measured() {
+      const names = Object.keys(run.measured);
+      find(".batch").classList.toggle("has-labels", names.length > 0);
+      find(".batch-measured").hidden = !names.length;
+      if (!names.length) return;
+      const name = names.includes(view.category) ? view.category : names[0];
+      const box = find(".numbers");
+      refresh(box, `${run.id} ${name}`, () => {
+        const values = run.measured[name];
+        const share = (key) => {
+          const [low, high] = values.intervals[key] ?? [];
+          const between = low === undefined ? "" : `${low.toFixed(2)} – ${high.toFixed(2)}`;
+          return `<td><b>${values[key] === null ? "–" : values[key].toFixed(3)}</b></td><td class="quiet">${between}</td>`;
+        };
+        const lines = [["image AUROC", "image_auroc"], ["pixel AUROC", "pixel_auroc"], ["AUPRO to 0.3", "aupro"]];
+        const { image_roc, pro } = values.curves;
+        box.innerHTML = `<div><table><caption class="quiet"></caption><thead><tr><td></td><td></td><td class="quiet">95 % interval</td></tr></thead>
+          <tbody>${lines.map(([title, key]) => `<tr><th scope="row">${title}</th>${share(key)}</tr>`).join("")}</tbody></table></div>
+          ${curve("ROC, pictures", image_roc, 1, "false alarms", "found")}${curve("PRO, regions", pro, 0.3, "false pixels", "overlap")}`;
+        box.querySelector("caption").textContent = `${name}: ${values.images} pictures, ${values.defective} defective`;
+      });
+    }
+
+    function curve(title, points, end, across, up) {
+      if (!points) return "";
+      const [w, h, left, top, low] = [118, 134, 12, 20, 118];
+      const [wide, tall] = [w - left - 4, low - top];
+      const line = points.map(([x, y]) => `${(left + (wide * x) / end).toFixed(1)},${(low - tall * y).toFixed(1)}`).join(" ");
+      return `<svg class="measure" viewBox="0 0 ${w} ${h}" role="img" aria-label="${title}: ${up} against ${across}">
+        <text x="${left}" y="11">${title}</text><text x="${left - 4}" y="${top + 8}" text-anchor="end">1</text>
+        <line class="axis" x1="${left}" x2="${left + wide}" y1="${low}" y2="${low}"/><line class="axis" x1="${left}" x2="${left}" y1="${top}" y2="${low}"/>
+        <polyline points="${line}"/><text x="${left}" y="${h - 3}">0</text><text x="${left + wide}" y="${h - 3}" text-anchor="end">${end}</text>
+        <text x="${left + wide / 2}" y="${h - 3}" text-anchor="middle">${across}</text></svg>`;
+    }
+
+    // The table: only the rows in sight are in the page
+
+    function filters() {
+      const count = (test) => run.rows.filter(test).length;
+      const entries = [["all", "All", run.rows.length], ...["anomalous", "good", "failed"].map((verdict) =>
+        [verdict, verdict[0].toUpperCase() + verdict.slice(1), count((row) => row.verdict === verdict)])];
+      if (run.rows.some((row) => typeof row.bad === "boolean")) entries.push(["wrong", "Misjudged", count((row) => row.wrong)]);
+      const box = find(".filters");
+      refresh(box, JSON.stringify([entries, view.filter]), () =>
+        chips(box, entries, view.filter, (key) => { view.filter = key; scroller.scrollTop = 0; paint(); }));
+    }
+
+    const LAST = { anomalous: 2, good: 1, failed: 0 };
+    function list() {
+      const { filter, sort, down } = view;
+      const key = {
+        verdict: (row) => LAST[row.verdict] * 1e6 + (row.score ?? 0), regions: (row) => (row.verdict === "anomalous" ? row.recount : 0),
+      }[sort] ?? ((row) => row[sort]);
+      listed = run.rows.filter((row) => filter === "all" || row.verdict === filter || (filter === "wrong" && row.wrong));
+      const known = (row) => key(row) !== undefined && key(row) !== null;
+      const compare = (a, b) => (typeof a === "string" ? NATURAL.compare(a, b) : a - b);
+      if (sort !== "index" || down) // rows without the value come last, whichever way
+        listed.sort((a, b) => known(b) - known(a) || (known(a) ? (down ? -1 : 1) * compare(key(a), key(b)) : 0) || a.index - b.index);
+      head();
+      rows();
+    }
+
+    function head() {
+      refresh(headers, `${view.sort} ${view.down}`, () => {
+        headers.replaceChildren(...COLUMNS.map(([key, title, down]) => {
+          const cell = element("th", { scope: "col", className: key });
+          if (!title) return Object.assign(cell, { innerHTML: '<span class="unseen">thumbnail</span>' });
+          const on = view.sort === key;
+          cell.setAttribute("aria-sort", on ? (view.down ? "descending" : "ascending") : "none");
+          const button = element("button", { type: "button" }, title, element("i", { ariaHidden: "true" }, on ? (view.down ? " ↓" : " ↑") : ""));
+          button.dataset.key = key;
+          button.addEventListener("click", () => {
+            if (!on) Object.assign(view, { sort: key, down: !!down });
+            else if (view.down === !!down) view.down = !down;
+            else Object.assign(view, { sort: "index", down: false });
+            list();
+          });
+          cell.append(button);
+          return cell;
+        }));
+      });
+    }
+
+    function rows() {
+      table.setAttribute("aria-rowcount", listed.length + 1);
+      const first = Math.max(0, Math.floor(scroller.scrollTop / ROW) - BESIDE);
+      const last = Math.min(listed.length, first + Math.ceil((scroller.clientHeight || 600) / ROW) + 2 * BESIDE);
+      const space = (count) => {
+        const row = element("tr", { ariaHidden: "true", className: "space" });
+        row.style.height = `${count * ROW}px`;
+        return row;
+      };
+      const seen = listed.slice(first, last).map((row, i) => update(row, first + i));
+      const parts = [...(first ? [space(first)] : []), ...seen, ...(last < listed.length ? [space(listed.length - last)] : [])];
+      if (!listed.length) parts.push(element("tr", { className: "none" }, element("td", { colSpan: COLUMNS.length }, "No picture of this kind.")));
+      const made = [run.id, first, listed.length, ...seen.map((row) => row.id)].join();
+      if (body.dataset.made !== made) body.replaceChildren(...parts);
+      body.dataset.made = made;
+      const id = view.selected === null ? null : `batch-row-${view.selected}`;
+      if (id && seen.some((row) => row.id === id)) table.setAttribute("aria-activedescendant", id);
+      else table.removeAttribute("aria-activedescendant");
+    }
+
+    // A row's element is made once; what may change in it is written when it does.
+    function update(row, place) {
+      row.element ??= make(row);
+      const { element: tr } = row;
+      tr.setAttribute("aria-rowindex", place + 2);
+      tr.setAttribute("aria-selected", row.index === view.selected);
+      const regions = row.error ? "" : row.verdict === "anomalous" ? String(row.recount || (stale(row) ? "…" : 0)) : "–";
+      const state = [row.verdict, regions, stale(row), row.wrong, row.limit].join();
+      if (tr.dataset.now === state) return tr;
+      tr.dataset.now = state;
+      tr.dataset.verdict = row.verdict;
+      const cell = (name) => tr.querySelector(`.${name}`);
+      const [mark, word] = { anomalous: ["✕", " anomalous"], good: ["✓", " good"], failed: ["!", " not read"] }[row.verdict];
+      cell("verdict").firstElementChild.replaceChildren(mark, element("span", {}, word));
+      cell("verdict").lastElementChild.textContent = row.wrong ? (row.bad ? "missed" : "false alarm") : "";
+      if (row.error) return tr;
+      // The threshold is the middle of the meter.
+      cell("score").lastElementChild.style.setProperty("--share", Math.min(1, row.score / (2 * row.limit)).toFixed(3));
+      cell("regions").textContent = regions;
+      cell("regions").classList.toggle("stale", stale(row));
+      return tr;
+    }
+
+    function make(row) {
+      const cell = (name, ...children) => element("td", { className: name }, ...children);
+      const tr = element("tr", { id: `batch-row-${row.index}` });
+      tr.dataset.index = row.index;
+      const picture = row.thumbnail ? element("img", { src: row.thumbnail, alt: "", decoding: "async" }) : element("span", { className: "no-picture" }, "?");
+      const title = element("b", { title: row.name }, row.name.split("/").pop());
+      const folder = row.name.includes("/") ? row.name.slice(0, row.name.lastIndexOf("/")) : "";
+      const under = element("small", {}, row.error || [folder, row.fits === false ? "unlike any known part" : ""].filter(Boolean).join(" · "));
+      if (row.error) {
+        Object.assign(under, { title: row.error, className: "reason" });
+        const name = cell("name", title, under);
+        tr.append(cell("index", picture), name, cell("verdict", element("b"), element("small")), ...["score", "category", "regions", "seconds"].map((key) => cell(key)));
+        return tr;
+      }
+      tr.append(
+        cell("index", picture), cell("name", title, under), cell("verdict", element("b"), element("small")),
+        cell("score", number(row.score), element("i", { className: "meter" })), cell("category", row.category), cell("regions"),
+        cell("seconds", time(row.seconds)),
+      );
+      return tr;
+    }
+
+    function select(place) {
+      if (!listed.length) return;
+      const row = listed[Math.min(listed.length - 1, Math.max(0, place))];
+      view.selected = row.index;
+      const top = listed.indexOf(row) * ROW;
+      const room = scroller.clientHeight - headers.offsetHeight;
+      if (top < scroller.scrollTop) scroller.scrollTop = top;
+      else if (top + ROW > scroller.scrollTop + room) scroller.scrollTop = top + ROW - room;
+      rows();
+    }
+    const placeOf = (index) => listed.findIndex((row) => row.index === index);
+    scroller.addEventListener("scroll", () => requestAnimationFrame(() => run && rows()));
+    body.addEventListener("click", (event) => {
+      const tr = event.target.closest("tr[data-index]");
+      if (!tr || String(getSelection())) return;
+      select(placeOf(Number(tr.dataset.index)));
+      open(Number(tr.dataset.index));
+    });
+    table.addEventListener("keydown", (event) => {
+      if (event.target !== table || !run) return;
+      const now = placeOf(view.selected);
+      const page = Math.max(1, Math.floor(scroller.clientHeight / ROW) - 1);
+      const to = { ArrowDown: now + 1, ArrowUp: now - 1, PageDown: now + page, PageUp: now - page, Home: 0, End: listed.length - 1 }[event.key];
+      if (to !== undefined) select(to);
+      else if (event.key === "Enter" && now >= 0) open(view.selected);
+      else return;
+      event.preventDefault();
+    });
+
+    // Into Inspect and along the rows there
+
+
+    function open(index) {
+      const row = run.rows[index];
+      if (row.error) return;
+      view.open = view.selected = index;
+      tab("Inspect");
+      diffad.mark?.(null);
+      strip();
+      trigger("select", { run: run.id, index });
+    }
+
+    const bar = element("nav", { id: "batch-strip", hidden: true });
+    bar.setAttribute("aria-label", "Through the batch");
+    bar.innerHTML = `<button type="button" class="plain-button before" aria-label="Previous picture of the batch">←</button>
+      <span class="where"></span><button type="button" class="plain-button after" aria-label="Next picture of the batch">→</button>
+      <button type="button" class="plain-button back">Back to the batch</button>`;
+    bar.querySelector(".before").addEventListener("click", () => walk(-1));
+    bar.querySelector(".after").addEventListener("click", () => walk(1));
+    bar.querySelector(".back").addEventListener("click", () => {
+      tab("Batch");
+      requestAnimationFrame(() => { select(placeOf(view.open)); table.focus(); });
+    });
+
+    const readable = () => listed.filter((row) => !row.error);
+    function strip() {
+      const page = document.querySelector("#page");
+      if (page && bar.nextElementSibling !== page) page.before(bar);
+      bar.hidden = !run || view.open === null;
+      if (bar.hidden) return;
+      const row = run.rows[view.open];
+      const place = readable().indexOf(row);
+      const where = bar.querySelector(".where");
+      where.dataset.verdict = row.verdict;
+      where.replaceChildren(
+        element("b", {}, row.name.split("/").pop()),
+        element("span", { className: "quiet" }, ` ${place + 1} of ${readable().length} in the batch · `),
+        element("span", { className: "judged" }, `${row.verdict} there, ${number(row.score)} against ${number(row.limit)}`),
+      );
+      bar.querySelector(".before").disabled = place <= 0;
+      bar.querySelector(".after").disabled = place >= readable().length - 1;
+    }
+    function walk(by) {
+      const next = readable()[readable().indexOf(run.rows[view.open]) + by];
+      if (next) open(next.index);
+    }
+    // The arrow keys of Inspect walk here while a row is open; another picture ends that.
+    document.addEventListener("diffad:walk", (event) => {
+      if (!run || view.open === null) return;
+      event.preventDefault();
+      walk(event.detail.by);
+    });
+    const leave = () => { if (run && view.open !== null) { view.open = null; strip(); } };
+    document.addEventListener("click", (event) => { if (event.isTrusted && event.target.closest?.("#samples button")) leave(); }, true);
+    document.addEventListener("change", (event) => { if (event.target.closest?.("#picture")) leave(); }, true);
+    document.addEventListener("drop", (event) => { if (event.target.closest?.("#picture")) leave(); }, true);
+
+    // Buttons, and what Gradio sends
+
+    find(".cancel").addEventListener("click", () => {
+      run.state = "stopping";
+      progress();
+      server.cancel({ run: run.id });
+    });
+    find(".take").addEventListener("click", (event) => {
+      const kind = event.target.closest("button")?.dataset.take;
+      if (kind) trigger("download", { run: run.id, kind, thresholds: view.moved });
+    });
+    watch("value", () => {
+      const value = props.value;
+      if (value?.refused) {
+        if (run) doing(value.refused);
+        else say("That did not work", value.refused);
+      } else if (value?.run && value.run !== run?.id) follow(value.run);
+    });
+
+    // For tests: what is listed, as it is judged.
+    diffad.batchState = () => ({ run, view, listed });
+
+    const linked = linkedRun();
+    if (linked) follow(linked);
+  }
+
+  // Gradio makes a tab's parts when it is first looked at, so a link to a run opens the tab.
+  const linkedRun = () => new URLSearchParams(location.search).get("batch");
+  async function arrive() {
+    while (!document.querySelector("#batch")) {
+      tab("Batch");
+      await pause(100);
+    }
+  }
+  if (linkedRun()) arrive();
+
+  diffad.batch = batch;
+})();

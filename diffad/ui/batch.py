@@ -1,0 +1,339 @@
+"""The Batch tab: many pictures at once. What it computes is in `diffad.batch`, what it shows in `batch.js`.
+
+A run lives on the server in a thread of its own and keeps what it has found; the page asks for news by the
+run's id, which stands in the address. So a reload, or a look into Inspect, loses nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import gradio as gr
+import numpy as np
+
+from diffad import batch
+from diffad.data import DataError, Sample, subfolders
+from diffad.ui.files import keep
+from diffad.ui.layout import html
+
+if TYPE_CHECKING:
+    from diffad.inspector import Inspection, Inspector
+
+KEPT = 8  # finished runs that the server remembers
+SENT = 200  # rows in one piece of news
+THUMBNAIL_PIXELS = 96
+FOLDERS_LISTED, FOLDERS_DEEP = 400, 4
+FINISHED = ("done", "stopped", "failed")
+TAKEN_AWAY = {"csv": "CSV", "json": "JSON", "zip": "Everything, zip"}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+BOARD = f"""
+<div class="batch" data-state="empty">
+  <section class="card batch-summary" aria-live="polite">
+    <div><h2>No pictures yet</h2><p class="facts"></p><p class="quiet doing">Drop a day's pictures, or a zip
+      of them: each becomes a row, and one threshold judges them all.</p></div>
+    <div class="progress" role="progressbar" aria-label="Pictures inspected" aria-valuemin="0" hidden>
+      <i></i></div>
+    <button type="button" class="plain-button cancel" hidden>Cancel</button>
+  </section>
+  <section class="card batch-threshold" hidden>
+    <div class="section-head"><h3>Scores and threshold</h3><div class="chips categories" role="group"
+      aria-label="Category whose scores are shown"></div></div>
+    <div class="chart"></div>
+    <div class="limits">
+      <label>threshold <input type="number" class="score" step="0.01" aria-label="Threshold, score"></label>
+      <label>rejects 1 good part in <input type="number" class="rate" min="2" max="100000" step="1"
+        aria-label="1 good part in how many is rejected"></label>
+      <span class="quiet beyond"></span>
+      <button type="button" class="plain-button usual" hidden>back to usual</button>
+    </div>
+  </section>
+  <section class="card batch-measured" hidden>
+    <div class="section-head"><h3>Measured against the labels</h3></div>
+    <div class="numbers"></div>
+  </section>
+  <section class="card batch-rows" hidden>
+    <div class="section-head">
+      <div class="chips filters" role="group" aria-label="Which pictures are listed"></div>
+      <div class="take">{"".join(
+          f'<button type="button" class="plain-button" data-take="{kind}">{label}</button>'
+          for kind, label in TAKEN_AWAY.items()
+      )}</div>
+    </div>
+    <div class="scroller"><table role="grid" tabindex="0" aria-label="Inspected pictures"></table></div>
+    <p class="quiet keys">↑ ↓ choose a picture, Enter or a click opens it in Inspect; there ← → walk on.</p>
+  </section>
+</div>"""
+
+
+class Run:
+    """One batch. Begins at once in its own thread; rows only grow, so any reader may take what is there."""
+
+    def __init__(
+        self, inspector: Inspector, pictures: Mapping[str, Sample], folder: TemporaryDirectory,
+        settings: Mapping[str, Any], turn: threading.Lock,
+    ) -> None:
+        """turn: held for one picture at a time, so that runs beside each other share the machine fairly."""
+        self.id = secrets.token_urlsafe(9)
+        self.inspector, self.pictures, self.settings = inspector, pictures, dict(settings)
+        self.rows: list[batch.Row] = []
+        self.state = "running"  # then measuring, or stopping and measuring, then one of FINISHED
+        self.measured: dict[str, dict[str, Any]] = {}
+        self._folder, self._turn = folder, turn
+        self._numbers = {name: number for number, name in enumerate(pictures)}
+        self._shown: list[dict[str, Any]] = []
+        self._begun, self._ended = time.time(), 0.0
+        threading.Thread(target=self._work, name=f"batch-{self.id}", daemon=True).start()
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    def cancel(self) -> None:
+        """Ends after the present picture; what is done stays."""
+        if self.state == "running":
+            self.state = "stopping"
+
+    def _work(self) -> None:
+        try:
+            results = batch.run(self.inspector, self.pictures, **self.settings)
+            while self.state == "running":
+                with self._turn:
+                    row, inspection = next(results, (None, None))
+                if row is None:
+                    break
+                self._add(row, inspection)
+            stopped = self.state == "stopping"
+            self._ended = time.time()
+            self.state = "measuring"
+            self.measured = batch.measured(self.rows, self.map_of)
+            self.state = "stopped" if stopped else "done"
+        except Exception:  # a thread has nobody above it who would hear of it
+            traceback.print_exc()
+            self._ended = time.time()
+            self.state = "failed"
+
+    def _add(self, row: batch.Row, inspection: Inspection | None) -> None:
+        number = self._numbers[row.name]
+        shown = {
+            "index": number, "name": row.name, "label": row.sample.defect, "error": row.error,
+            "bad": row.sample.is_anomalous,
+        }  # fmt: skip
+        if inspection is not None:
+            reduced = batch.reduced_map(inspection)
+            np.save(self._map_file(number), reduced)
+            thumbnail = batch.shown(inspection.image, reduced, self.inspector, row, THUMBNAIL_PIXELS)
+            usual = self.usual(inspection.category)
+            shown |= {
+                "score": row.result["score"], "threshold": row.result["threshold"],
+                "beyond": row.result["threshold"] - usual,  # of a tiled picture, which has more chances
+                "category": row.result["category"], "fits": row.result["category_fits"],
+                "regions": len(row.result["regions"]), "seconds": row.result["seconds"],
+                "thumbnail": webp_uri(thumbnail),
+            }  # fmt: skip
+        self.rows.append(row)
+        self._shown.append(shown)
+
+    def _map_file(self, number: int) -> Path:
+        return Path(self._folder.name) / f"map-{number}.npy"
+
+    def map_of(self, row: batch.Row) -> np.ndarray:
+        """`batch.reduced_map` of a row that has a result."""
+        return np.load(self._map_file(self._numbers[row.name]))
+
+    def usual(self, category: str) -> float:
+        """The threshold that 1 good part in 100 exceeds."""
+        return self.inspector.threshold(category, self.settings["alpha"], self.settings["timesteps"])
+
+    def news(self, have: int) -> dict[str, Any]:
+        """What the page does not know yet, when it has the first `have` rows."""
+        state, rows = self.state, self._shown[have : have + SENT]
+        categories = {row.result["category"] for row in self.rows if not row.error}
+        alpha, timesteps = self.settings["alpha"], self.settings["timesteps"]
+        return {
+            "id": self.id, "state": state, "total": len(self.pictures), "done": len(self._shown),
+            "seconds": (self._ended or time.time()) - self._begun, "rows": rows,
+            "finished": state in FINISHED, "model": self.inspector.name,
+            "good": {
+                name: self.inspector.good_scores(name, alpha, timesteps).tolist()
+                for name in sorted(categories)
+            },
+            "usual": {name: self.usual(name) for name in categories},
+            "measured": self.measured if state in ("stopped", "done") else {},
+        }  # fmt: skip
+
+    def judged(self, thresholds: Mapping[str, float]) -> list[batch.Row]:
+        """All rows under these thresholds by category; a category without one keeps its own."""
+        rows = []
+        for row in list(self.rows):
+            if not row.error and (moved := thresholds.get(row.result["category"])) is not None:
+                beyond = row.result["threshold"] - self.usual(row.result["category"])
+                row = batch.rejudged(row, float(moved) + beyond, self.map_of)
+            rows.append(row)
+        return rows
+
+    def file(self, kind: str, thresholds: Mapping[str, float]) -> Path:
+        """A key of TAKEN_AWAY, written."""
+        day = time.strftime("%Y-%m-%d", time.localtime(self._begun))
+        path = Path(self._folder.name) / f"diffad-batch-{day}.{kind}"
+        rows = self.judged(thresholds)
+        about = {"pictures_given": len(self.pictures), "state": self.state}
+        if kind == "csv":
+            path.write_text(batch.csv_text(row.to_dict() for row in rows), encoding="utf-8")
+        elif kind == "json":
+            path.write_text(batch.document(self.inspector, rows, **about), encoding="utf-8")
+        else:
+            batch.write_zip(path, self.inspector, rows, self.map_of, **about)
+        return path
+
+    def forget(self) -> None:
+        """Removes its files; nothing may be asked of it any more."""
+        self._folder.cleanup()
+
+
+def webp_uri(picture: np.ndarray) -> str:
+    """A data URI of a small RGB picture, a few KB."""
+    _, data = cv2.imencode(".webp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 80])
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def folders(root: Path) -> list[str]:
+    """Folders below the data root that may be chosen, as paths relative to it."""
+    found = ["."]
+
+    def walk(folder: Path, deep: int) -> None:
+        for each in subfolders(folder):
+            if len(found) >= FOLDERS_LISTED or each.is_symlink():
+                continue
+            found.append(each.relative_to(root).as_posix())
+            if deep > 1:
+                walk(each, deep - 1)
+
+    walk(root, FOLDERS_DEEP)
+    return found
+
+
+def add(
+    inspectors: Mapping[str, Inspector], p: SimpleNamespace, tabs: gr.Tabs, data_root: Path | None = None
+) -> None:
+    """Fills the Batch tab that is open. p: the Inspect tab's parts, whose settings the batch takes over.
+
+    data_root: the folder on the server below which pictures may be chosen; None offers no folder.
+    """
+    runs: dict[str, Run] = {}
+    turn = threading.Lock()
+
+    def find(asked: Mapping[str, Any]) -> Run | None:
+        return runs.get(str(asked.get("run")))
+
+    # What the page asks while it stands there
+
+    def news(asked: dict) -> dict[str, Any] | None:
+        run = find(asked)
+        return None if run is None else run.news(int(asked["have"]))
+
+    def cancel(asked: dict) -> None:
+        if run := find(asked):
+            run.cancel()
+
+    def regions(asked: dict) -> list[int] | None:
+        """The number of regions of each row under moved thresholds."""
+        run = find(asked)
+        if run is None:
+            return None
+        return [len(row.result.get("regions", ())) for row in run.judged(asked["thresholds"])]
+
+    with gr.Row(elem_id="batch-page", equal_height=False):
+        with gr.Column(elem_id="batch-controls", min_width=280):
+            with gr.Column(elem_classes="card"):
+                html("<h3>Pictures</h3>")
+                p.files = gr.File(
+                    file_count="multiple", show_label=False, height=150, elem_id="batch-files",
+                    label="Pictures or zip archives of them",
+                )
+                p.folder = gr.Dropdown(
+                    choices=[], value=None, label="or a folder on the server", allow_custom_value=True,
+                    visible=data_root is not None, elem_id="batch-folder",
+                )
+                p.inspect_folder = gr.Button(
+                    "Inspect the folder", size="sm", visible=data_root is not None, elem_id="inspect-folder"
+                )
+                html(
+                    '<p class="quiet">Judged as Inspect is set: model, category, α, noise levels. In the '
+                    "MVTec layout the test pictures are taken, and the labels measure the verdicts.</p>"
+                )
+        with gr.Column(elem_id="batch-results"):
+            p.batch = html(
+                None, html_template=BOARD, elem_id="batch", server_functions=[news, cancel, regions],
+                js_on_load="diffad.batch(element, props, watch, trigger, server)  // 'select', 'download'",
+            )
+    p.batch_file = gr.File(visible="hidden", elem_id="batch-file", interactive=False)
+
+    # What goes through Gradio's own events
+
+    def refuse(sentence: str) -> dict[str, Any]:
+        gr.Warning(sentence)
+        return {"refused": sentence, "at": time.time()}  # the time: the same twice is news twice
+
+    def start(paths: Sequence[Path], within: Path | None, settings: Sequence[Any]) -> dict[str, Any]:
+        model, *controls = settings
+        folder = TemporaryDirectory(prefix="diffad-batch-")
+        try:
+            pictures = batch.sources(paths, Path(folder.name) / "pictures", within)
+        except DataError as error:
+            folder.cleanup()
+            return refuse(str(error))
+        inspector = inspectors[model]
+        run = Run(inspector, pictures, folder, p.arguments(inspector, *controls), turn)
+        runs[run.id] = run
+        for old in [each for each in runs.values() if each.finished][:-KEPT]:
+            runs.pop(old.id).forget()
+        return {"run": run.id}
+
+    def start_files(files: list[str] | None, *settings: Any) -> Any:
+        if not files:
+            return gr.skip()
+        return start([Path(file) for file in files], None, settings), None
+
+    def start_folder(folder: str | None, *settings: Any) -> dict[str, Any]:
+        if not folder:
+            return refuse("Choose a folder first.")
+        return start([data_root / folder], data_root, settings)
+
+    def open_row(event: gr.EventData) -> Any:
+        run = find(event._data)
+        row = run.rows[int(event.index)] if run and 0 <= int(event.index) < len(run.rows) else None
+        try:
+            data = row.sample.image.read_bytes() if row else None
+        except OSError:
+            data = None
+        if data is None:
+            gr.Warning("This picture is no longer on the server: give the batch anew.")
+            return gr.skip()
+        return keep(p.picture, data, Path(row.name).name)
+
+    def download(event: gr.EventData) -> Any:
+        run = find(event._data)
+        if run is None or event.kind not in TAKEN_AWAY:
+            gr.Warning("This batch is no longer on the server: give it anew.")
+            return gr.skip()
+        return str(run.file(event.kind, event.thresholds))
+
+    p.files.upload(start_files, [p.files, *p.settings], [p.batch, p.files], **QUIET)
+    if data_root is not None:
+        p.folder.focus(lambda: gr.Dropdown(choices=folders(data_root)), None, p.folder, **QUIET)
+        p.inspect_folder.click(start_folder, [p.folder, *p.settings], p.batch, **QUIET)
+    p.inspect_after(p.batch.select(open_row, None, p.picture, trigger_mode="always_last", **QUIET))
+    p.batch.download(download, None, p.batch_file, **QUIET).then(
+        None, None, None, js="() => document.querySelector('#batch-file a')?.click()"
+    )

@@ -1,0 +1,128 @@
+// What `scoring.py` does after the network, in the browser: the same evidence weighed otherwise while a slider moves.
+// Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
+(() => {
+  const EULER = 0.5772156649015329;
+
+  // Mean of the given maps or rows, element by element.
+  function mean(rows) {
+    const sum = Float32Array.from(rows[0]);
+    for (const row of rows.slice(1)) for (let i = 0; i < sum.length; i++) sum[i] += row[i];
+    if (rows.length > 1) for (let i = 0; i < sum.length; i++) sum[i] /= rows.length;
+    return sum;
+  }
+
+  // (11): α · pixel + (1 − α) · feature.
+  function fuse(pixel, feature, alpha) {
+    const fused = new Float32Array(pixel.length);
+    for (let i = 0; i < fused.length; i++) fused[i] = alpha * pixel[i] + (1 - alpha) * feature[i];
+    return fused;
+  }
+
+  // Mean of the `count` highest values: an image score.
+  function topMean(values, count) {
+    const top = new Float32Array(Math.min(count, values.length)).fill(-Infinity); // rising
+    for (const value of values) {
+      if (value <= top[0]) continue;
+      let i = 1;
+      for (; i < top.length && top[i] < value; i++) top[i - 1] = top[i];
+      top[i - 1] = value;
+    }
+    return top.reduce((sum, value) => sum + value, 0) / top.length;
+  }
+
+  // Mean and scale of the extreme-value law of the good parts' scores.
+  function gumbel(goodScores) {
+    const n = goodScores.length;
+    const level = goodScores.reduce((sum, s) => sum + s, 0) / n;
+    const variance = n > 1 ? goodScores.reduce((sum, s) => sum + (s - level) ** 2, 0) / (n - 1) : 0;
+    const spread = Math.sqrt(variance) * (1 + 1 / n);
+    return [level, (Math.max(spread, 0.05 * Math.abs(level), 1e-6) * Math.sqrt(6)) / Math.PI];
+  }
+
+  // Score that a share `rate` of good pictures would exceed, of `chances` tiles' worth of picture each.
+  function thresholdFor(goodScores, rate, chances = 1) {
+    const [level, scale] = gumbel(goodScores);
+    return level + scale * (Math.log(chances) - Math.log(-Math.log1p(-rate)) - EULER);
+  }
+
+  // Share of good pictures expected above `score`: the inverse of thresholdFor.
+  function rateFor(goodScores, score, chances = 1) {
+    const [level, scale] = gumbel(goodScores);
+    const exponent = Math.log(chances) - (score - level) / scale - EULER;
+    return exponent > 50 ? 1 : -Math.expm1(-Math.exp(exponent));
+  }
+
+  // 8-connected components of map > threshold with at least `smallest` px, highest peak first; boxes in map px.
+  function regions(map, width, height, threshold, smallest) {
+    const found = [];
+    const seen = new Uint8Array(map.length);
+    for (let start = 0; start < map.length; start++) {
+      if (seen[start] || map[start] <= threshold) continue;
+      const stack = [start];
+      seen[start] = 1;
+      let [left, top, right, bottom, area, sum, peak] = [width, height, 0, 0, 0, 0, -Infinity];
+      while (stack.length) {
+        const i = stack.pop();
+        const x = i % width;
+        const y = (i - x) / width;
+        area += 1;
+        sum += map[i];
+        peak = Math.max(peak, map[i]);
+        [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x), Math.min(top, y), Math.max(bottom, y)];
+        for (let v = Math.max(0, y - 1); v <= Math.min(height - 1, y + 1); v++)
+          for (let u = Math.max(0, x - 1); u <= Math.min(width - 1, x + 1); u++) {
+            const j = v * width + u;
+            if (!seen[j] && map[j] > threshold) {
+              seen[j] = 1;
+              stack.push(j);
+            }
+          }
+      }
+      if (area >= smallest)
+        found.push({ x: left, y: top, width: right - left + 1, height: bottom - top + 1, area, peak, mean: sum / area });
+    }
+    return found.sort((a, b) => b.peak - a.peak);
+  }
+
+  // Where the map crosses the threshold, between pixels' centres by linear interpolation: a Path2D in map px.
+  function contour(map, width, height, threshold) {
+    const path = new Path2D();
+    for (let y = 0; y + 1 < height; y++)
+      for (let x = 0; x + 1 < width; x++) {
+        const i = y * width + x;
+        const [a, b, c, d] = [map[i], map[i + 1], map[i + width + 1], map[i + width]]; // clockwise
+        const above = (a > threshold) + (b > threshold) + (c > threshold) + (d > threshold);
+        if (above === 0 || above === 4) continue;
+        const share = (from, to) => (threshold - from) / (to - from);
+        const points = [];
+        if (a > threshold !== b > threshold) points.push([x + share(a, b), y]);
+        if (b > threshold !== c > threshold) points.push([x + 1, y + share(b, c)]);
+        if (c > threshold !== d > threshold) points.push([x + 1 - share(c, d), y + 1]);
+        if (d > threshold !== a > threshold) points.push([x, y + 1 - share(d, a)]);
+        // A saddle has four crossings: joined so that the side of the cell's middle stays connected.
+        if (points.length === 4 && (a + b + c + d) / 4 > threshold !== a > threshold) points.push(points.shift());
+        for (let p = 0; p < points.length; p += 2) {
+          path.moveTo(points[p][0] + 0.5, points[p][1] + 0.5);
+          path.lineTo(points[p + 1][0] + 0.5, points[p + 1][1] + 0.5);
+        }
+      }
+    return path;
+  }
+
+  // A map with its longest side at most `longest` px, by averaging whole blocks: { values, width, height }.
+  function reduced(map, width, height, longest) {
+    const block = Math.ceil(Math.max(width, height) / longest);
+    if (block === 1) return { values: map, width, height };
+    const [w, h] = [Math.ceil(width / block), Math.ceil(height / block)];
+    const [sum, count] = [new Float32Array(w * h), new Float32Array(w * h)];
+    for (let y = 0; y < height; y++)
+      for (let x = 0; x < width; x++) {
+        const i = Math.floor(y / block) * w + Math.floor(x / block);
+        sum[i] += map[y * width + x];
+        count[i] += 1;
+      }
+    return { values: sum.map((value, i) => value / count[i]), width: w, height: h };
+  }
+
+  (window.diffad ??= {}).scores = { mean, fuse, topMean, thresholdFor, rateFor, regions, contour, reduced };
+})();

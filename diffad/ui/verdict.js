@@ -1,0 +1,114 @@
+// The verdict, and the good parts' scores with the threshold as a line that can be dragged.
+(() => {
+  const diffad = (window.diffad ??= {});
+  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const [WIDTH, BASE, TALL, BINS] = [460, 66, 44, 48];
+  const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+
+  // What a threshold means, in words.
+  function rateInWords(rate) {
+    if (rate <= 0.0005) return "fewer than 1 good part in 2000 would be rejected";
+    if (rate >= 0.995) return "every good part would be rejected";
+    if (rate > 0.4) return `${Math.round(100 * rate)} % of the good parts would be rejected`;
+    return `about 1 good part in ${Math.round(1 / rate)} would be rejected`;
+  }
+
+  // The scale in scores: wide enough for the good parts, for this part if it is near, and at rest under the threshold's drag.
+  function scaleOf({ good, score }, usual) {
+    const highest = Math.max(...good, 1e-6);
+    const top = Math.max(clamp(1.1 * score, 2.2 * highest, 6 * highest), 1.4 * usual);
+    const low = Math.min(0, ...good, score);
+    return { top, low, at: (value) => 8 + (WIDTH - 16) * ((clamp(value, low, top) - low) / (top - low)) };
+  }
+
+  function bars(good, { low, top, at }) {
+    const counts = new Array(BINS).fill(0);
+    for (const score of good) counts[clamp(Math.floor((BINS * (score - low)) / (top - low)), 0, BINS - 1)] += 1;
+    const unit = TALL / Math.max(...counts);
+    const wide = (WIDTH - 16) / BINS;
+    return counts.map((count, i) => count && `<rect x="${(at(low) + i * wide + 0.5).toFixed(1)}" y="${(BASE - count * unit).toFixed(1)}" ` +
+      `width="${(wide - 1).toFixed(1)}" height="${(count * unit).toFixed(1)}"/>`).filter(Boolean).join("");
+  }
+
+  function verdict(element) {
+    const slot = element.querySelector(".verdict-slot");
+    slot.innerHTML = `
+      <div class="judgement"><h2><span class="mark" aria-hidden="true"><i></i></span><span class="word"></span></h2>
+        <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><p class="note" hidden></p></div>
+      <svg class="histogram" viewBox="0 0 ${WIDTH} 88" role="group" aria-label="Scores of good parts">
+        <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
+        <text class="quiet" x="2" y="9">good parts</text>
+        <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="83"></text>
+        <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="0">
+          <rect x="-9" y="2" width="18" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="12" y2="${BASE + 4}"/>
+          <path class="knob" d="M-5 2h10v6l-5 5l-5 -5z"/><text class="quiet" x="9" y="19">threshold</text></g>
+      </svg>`;
+    const find = (name) => slot.querySelector(name);
+    const [svg, grip] = [find("svg"), find(".limit-grip")];
+    const sentence = element.querySelector(".empty");
+    let now = null;
+    let scale = null;
+
+    diffad.onResult(({ part, result, choices, fresh }) => {
+      slot.hidden = !result;
+      sentence.hidden = !!result;
+      if (!result) return void (sentence.firstElementChild.textContent = part?.sentence || sentence.dataset.waiting);
+      now = result;
+      const { number } = diffad;
+      const bad = result.anomalous;
+      slot.className = `verdict-slot verdict ${bad ? "bad" : "good"}`;
+      slot.dataset.score = result.score;
+      slot.dataset.threshold = result.threshold;
+      find(".mark i").textContent = bad ? "✕" : "✓";
+      find(".word").textContent = bad ? "Anomalous" : "Good";
+      const count = result.regions.length;
+      find(".reading").innerHTML = `score <b>${number(result.score)}</b> · threshold <b>${number(result.threshold)}</b>` +
+        (bad ? ` · ${count} region${count === 1 ? "" : "s"}` : "");
+      const words = rateInWords(result.rate);
+      find(".meaning").textContent = `at this threshold ${words}`;
+      const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
+      find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
+        (part.tiles ? ` · ${part.tiles}` : "");
+      find(".note").hidden = part.fits;
+      find(".note").textContent = "Unlike any part this model knows: the verdict may mean nothing.";
+      const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);
+      scale = scaleOf(result, usual);
+      find(".bars").innerHTML = bars(result.good, scale);
+      const dot = scale.at(result.score);
+      find("circle.part").setAttribute("cx", dot);
+      const anchor = dot > WIDTH - 60 ? "end" : dot < 60 ? "start" : "middle";
+      const caption = find("text.part");
+      caption.setAttribute("text-anchor", anchor);
+      caption.setAttribute("x", { end: WIDTH - 2, start: 2, middle: dot }[anchor]);
+      caption.textContent = `this part ${number(result.score)}${result.score > scale.top ? " →" : ""}`;
+      grip.setAttribute("transform", `translate(${scale.at(result.threshold).toFixed(1)} 0)`);
+      grip.setAttribute("aria-valuenow", result.threshold.toFixed(2));
+      grip.setAttribute("aria-valuemax", scale.top.toFixed(2));
+      grip.setAttribute("aria-valuetext", `${number(result.threshold)}, ${words}`);
+      const name = grip.querySelector("text");
+      const left = scale.at(result.threshold) > WIDTH - 70;
+      name.setAttribute("x", left ? -9 : 9);
+      name.setAttribute("text-anchor", left ? "end" : "start");
+    });
+
+    const scoreAt = (event) => {
+      const box = svg.getBoundingClientRect();
+      const x = ((event.clientX - box.left) / box.width) * WIDTH;
+      return clamp(scale.low + ((x - 8) / (WIDTH - 16)) * (scale.top - scale.low), 0, scale.top);
+    };
+    grip.addEventListener("pointerdown", (event) => {
+      grip.setPointerCapture(event.pointerId);
+      grip.classList.add("held");
+    });
+    grip.addEventListener("pointermove", (event) => grip.classList.contains("held") && diffad.decide({ threshold: scoreAt(event) }));
+    for (const end of ["pointerup", "pointercancel"]) grip.addEventListener(end, () => grip.classList.remove("held"));
+    grip.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      diffad.decide({ threshold: clamp(now.threshold + (by * scale.top) / 200, 0, scale.top) });
+    });
+  }
+
+  Object.assign(diffad, { verdict });
+})();

@@ -1,0 +1,319 @@
+"""Many pictures: where they come from, what is said of them, what is taken away. The inspector is a toy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import stat
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffad import batch
+from diffad.data import DataError, Sample, read_image
+from diffad.evaluation import Scored, measure
+from diffad.inspection import smallest_region
+from diffad.scoring import find_regions
+
+SIDE = 64
+
+
+class Toy:
+    """Calls anomalous what is red; the map is the red channel over ten, the score its highest value."""
+
+    name, categories, provenance = "toy", ("nut", "ring"), {"licence": "none"}
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+
+    def scale_top(self, category: str) -> float:
+        return 8.0
+
+    def inspect(self, image, category=None, alpha=0.5, timesteps=(20,), threshold=5.0):
+        self.asked.append((Path(image).name, category))
+        pixels = read_image(image)
+        red = pixels[..., 0].astype(np.float32) / 10
+        score = float(red.max())
+        smallest = max(1, round(smallest_region(max(red.shape))))
+        found = find_regions(red, threshold, smallest) if score > threshold else ()
+        result = {
+            "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,
+            "is_anomalous": score > threshold, "seconds": 0.1, "tile": None, "regions": [
+                {"box": list(r.box), "area": r.area, "peak": r.peak, "mean": r.mean} for r in found
+            ],
+        }  # fmt: skip
+        return SimpleNamespace(
+            image=pixels, alpha=alpha, timesteps=timesteps, to_dict=lambda: result,
+            reduced_maps=lambda: dict.fromkeys(timesteps, (red, red)),
+        )  # fmt: skip
+
+
+def picture(path: Path, red: int = 0, box: tuple[int, int, int, int] = (8, 8, 24, 20)) -> Path:
+    """A black picture with a red rectangle (left, top, right, bottom)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (SIDE, SIDE))
+    image.paste((red, 0, 0), box)
+    image.save(path)
+    return path
+
+
+def category(root: Path) -> Path:
+    """An MVTec category with two good and three defective test pictures, one of them without a mask."""
+    picture(root / "train/good/0.png")
+    for i, red in enumerate((10, 60)):
+        picture(root / f"test/good/{i}.png", red)
+    for i, red in enumerate((200, 90, 40)):
+        picture(root / f"test/dent/{i}.png", red)
+        if i < 2:
+            mask = Image.new("L", (SIDE, SIDE))
+            mask.paste(255, (8, 8, 24, 20))
+            (root / "ground_truth/dent").mkdir(parents=True, exist_ok=True)
+            mask.save(root / f"ground_truth/dent/{i}_mask.png")
+    return root
+
+
+def zipped(path: Path, entries: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return path
+
+
+def judged(pictures: dict[str, Sample], **settings) -> tuple[list[batch.Row], dict[str, np.ndarray]]:
+    results = list(batch.run(Toy(), pictures, **settings))
+    maps = {row.name: batch.reduced_map(inspection) for row, inspection in results if not row.error}
+    return [row for row, _ in results], maps
+
+
+# Where pictures come from
+
+
+def test_each_picture_has_a_name_of_its_own(tmp_path):
+    files = [picture(tmp_path / place) for place in ("a/1.png", "b/1.png", "c/2.png")]
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = batch.sources([*files, tmp_path / "notes.txt"], tmp_path / "unpacked")
+    assert list(found) == ["1.png", "1 (2).png", "2.png", "notes.txt"]  # taken, whatever it is
+    assert [sample.image for sample in found.values()][:3] == files
+
+
+def test_folders_are_searched_through_in_natural_order(tmp_path):
+    for place in ("10.png", "2.png", "deep/er/1.png", ".hidden/1.png", "__MACOSX/2.png", "test/5.png"):
+        picture(tmp_path / "day" / place)
+    (tmp_path / "day/readme.txt").touch()
+    found = batch.sources([tmp_path / "day"], tmp_path / "unpacked")
+    assert list(found) == ["2.png", "10.png", "deep/er/1.png", "test/5.png"]
+    assert all(sample.is_anomalous is None for sample in found.values())
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_an_mvtec_tree_gives_its_test_pictures_with_labels_and_masks(tmp_path, as_zip):
+    root = category(tmp_path / "line" / "nut")
+    source = tmp_path / "line"
+    if as_zip:
+        files = sorted(path for path in root.rglob("*.png"))
+        source = zipped(tmp_path / "line.zip", {str(f.relative_to(tmp_path)): f.read_bytes() for f in files})
+    found = batch.sources([source], tmp_path / "unpacked")
+    prefix = "line/nut" if as_zip else "nut"
+    dent, good = (f"{prefix}/test/{defect}" for defect in ("dent", "good"))
+    assert list(found) == [f"{dent}/{i}.png" for i in range(3)] + [f"{good}/{i}.png" for i in range(2)]
+    assert [sample.is_anomalous for sample in found.values()] == [True] * 3 + [False] * 2
+    assert [sample.mask is not None for sample in found.values()] == [True, True, False, False, False]
+    assert {sample.category for sample in found.values()} == {"nut"}
+
+
+def test_no_picture_at_all_is_said(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures in empty"):
+        batch.sources([tmp_path / "empty"], tmp_path / "unpacked")
+
+
+def test_an_archive_gives_pictures_and_nothing_else(tmp_path):
+    data = picture(tmp_path / "1.png").read_bytes()
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    source = zipped(tmp_path / "day.zip", {
+        "day/1.png": data, "day/sub/2.png": data, "__MACOSX/day/._1.png": data, "day/.3.png": data,
+        "day/run.sh": b"#!/bin/sh", "day/Thumbs.db": b"",
+    })  # fmt: skip
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    found = batch.sources([source], tmp_path / "unpacked")
+    assert list(found) == ["day/1.png", "day/sub/2.png"]
+    assert sorted(p.name for p in (tmp_path / "unpacked").rglob("*") if p.is_file()) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.png", "/tmp/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png"]
+)
+def test_an_archive_does_not_lead_out_of_itself(tmp_path, name):
+    data = picture(tmp_path / "in" / "1.png").read_bytes()
+    source = zipped(tmp_path / "in" / "trap.zip", {"1.png": data, name: data})
+    with pytest.raises(DataError, match=r"trap\.zip holds paths that lead out of it"):
+        batch.sources([source], tmp_path / "in" / "unpacked")
+    assert not list(tmp_path.rglob("out.png"))
+
+
+def test_an_archive_is_bounded_by_what_comes_out_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "MAX_UNPACKED", 2**20)
+    source = zipped(tmp_path / "bomb.zip", {"1.png": bytes(2**22)})
+    assert source.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"bomb\.zip unpacks to more than"):
+        batch.sources([source], tmp_path / "unpacked")
+    assert sum(path.stat().st_size for path in (tmp_path / "unpacked").rglob("*.png")) <= 2**20
+    monkeypatch.setattr(batch, "MAX_PICTURES", 1)
+    many = zipped(tmp_path / "many.zip", {f"{i}.png": b"" for i in range(3)})
+    with pytest.raises(DataError, match=r"many\.zip holds more than 1 pictures"):
+        batch.sources([many], tmp_path / "unpacked")
+
+
+def test_damaged_and_locked_archives_are_told_in_words(tmp_path):
+    whole = zipped(tmp_path / "whole.zip", {"1.png": picture(tmp_path / "1.png").read_bytes()}).read_bytes()
+    broken, locked = tmp_path / "broken.zip", tmp_path / "locked.zip"
+    broken.write_bytes(whole[: len(whole) // 2])
+    directory = whole.index(b"PK\x01\x02")
+    locked.write_bytes(  # the flag that says so, in both headers
+        whole[:6] + b"\x01" + whole[7 : directory + 8] + b"\x01" + whole[directory + 9 :]
+    )
+    with pytest.raises(DataError, match=r"broken\.zip is damaged"):
+        batch.sources([broken], tmp_path / "unpacked")
+    with pytest.raises(DataError, match=r"locked\.zip is locked"):
+        batch.sources([locked], tmp_path / "unpacked")
+
+
+def test_nothing_outside_the_given_root_is_taken(tmp_path):
+    root, secret = tmp_path / "root", picture(tmp_path / "secret" / "1.png")
+    picture(root / "day" / "2.png")
+    (root / "door").symlink_to(secret.parent)
+    (root / "day" / "3.png").symlink_to(secret)
+    (root / "day" / "loop").symlink_to(root / "day")
+    assert list(batch.sources([root / "day"], tmp_path / "unpacked", root)) == ["2.png"]
+    for way in (root / "..", root / "door", root / "day/../../secret", secret, root / "day/3.png", Path("/")):
+        with pytest.raises(DataError, match="outside the folder"):
+            batch.sources([way], tmp_path / "unpacked", root)
+    for way in (root / "nowhere", root / "day\0"):
+        with pytest.raises(DataError, match="choose"):
+            batch.sources([way], tmp_path / "unpacked", root)
+
+
+# Verdicts
+
+
+def test_a_broken_file_is_a_row_with_its_reason_and_not_the_end(tmp_path):
+    files = [picture(tmp_path / f"{i}.png", red) for i, red in enumerate((90, 90, 0), 1)]
+    files[1].write_bytes(b"torn")
+    rows, maps = judged(batch.sources(files, tmp_path / "unpacked"))
+    assert [row.name for row in rows] == ["1.png", "2.png", "3.png"]
+    assert [row.result.get("is_anomalous") for row in rows] == [True, None, False]
+    assert rows[1].error.startswith("2.png is not a picture") and str(tmp_path) not in rows[1].error
+    assert rows[1].to_dict() == {"path": "2.png", "error": rows[1].error}
+    assert maps["1.png"].dtype == np.float16 and maps["1.png"].max() == 9
+
+
+def test_rows_come_one_by_one(tmp_path):
+    toy = Toy()
+    files = [picture(tmp_path / f"{i}.png") for i in range(3)]
+    results = batch.run(toy, batch.sources(files, tmp_path / "u"))
+    next(results)
+    assert len(toy.asked) == 1
+
+
+def test_the_folder_names_the_category_only_where_labels_do(tmp_path):
+    toy = Toy()
+    category(tmp_path / "ring")
+    category(tmp_path / "unknown")
+    picture(tmp_path / "nut" / "0.png")
+    for name in ("ring", "unknown", "nut"):
+        list(batch.run(toy, batch.sources([tmp_path / name], tmp_path / "u")))
+    assert [said for _, said in toy.asked] == ["ring"] * 5 + [None] * 6
+    list(batch.run(toy, batch.sources([tmp_path / "ring"], tmp_path / "u"), "nut"))
+    assert {said for _, said in toy.asked[11:]} == {"nut"}
+
+
+@pytest.mark.parametrize("threshold", [1.0, 4.0, 6.5, 8.99, 9.0, 30.0])
+def test_rejudged_is_what_an_inspection_at_that_threshold_says(tmp_path, threshold):
+    path = picture(tmp_path / "1.png", 90)
+    with Image.open(path) as image:
+        image.paste((65, 0, 0), (40, 40, 50, 60))
+        image.save(path)
+    pictures = batch.sources([path], tmp_path / "u")
+    rows, maps = judged(pictures)
+    (wanted,), _ = judged(pictures, threshold=threshold)
+    row = batch.rejudged(rows[0], threshold, lambda row: maps[row.name])
+    assert row.to_dict() == wanted.to_dict()
+    assert batch.rejudged(row, 5.0, lambda row: maps[row.name]).to_dict() == rows[0].to_dict()
+
+
+def test_measured_is_the_evaluation_of_the_same_pictures(tmp_path):
+    rows, maps = judged(batch.sources([category(tmp_path / "nut")], tmp_path / "u"))
+    result = batch.measured(rows, lambda row: maps[row.name])
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[8:20, 8:24] = True
+    scored = []
+    for row, own in zip(rows, (mask, mask, None, mask & False, mask & False), strict=True):
+        heat = None if own is None else maps[row.name].astype(np.float32)
+        said = row.result
+        scored.append(Scored(
+            row.sample.image, row.sample.is_anomalous, said["score"], heat, own, said["is_anomalous"], 5.0,
+            None, row.sample.defect, 0.1,
+        ))  # fmt: skip
+    assert result == {"nut": measure(scored)}
+    # 0.6 of the good one lies between 0.4 and 0.9 of the defects: five of six pairs are in order
+    assert result["nut"]["image_auroc"] == pytest.approx(5 / 6)
+    assert result["nut"]["miss_rate"] == pytest.approx(1 / 3)
+    assert result["nut"]["false_alarm_rate"] == pytest.approx(1 / 2)
+
+
+def test_a_mask_of_another_size_counts_as_missing(tmp_path):
+    root = category(tmp_path / "nut")
+    Image.new("L", (SIDE, SIDE // 2), 255).save(root / "ground_truth/dent/0_mask.png")
+    rows, maps = judged(batch.sources([root], tmp_path / "u"))
+    with_it = batch.measured(rows, lambda row: maps[row.name])["nut"]
+    (root / "ground_truth/dent/0_mask.png").unlink()
+    rows, maps = judged(batch.sources([root], tmp_path / "u"))
+    assert batch.measured(rows, lambda row: maps[row.name])["nut"] == with_it
+
+
+def test_without_both_kinds_nothing_is_measured(tmp_path):
+    rows, maps = judged(batch.sources([picture(tmp_path / "1.png", 90)], tmp_path / "u"))
+    assert batch.measured(rows, lambda row: maps[row.name]) == {}
+
+
+# To take away
+
+
+def test_csv_json_and_zip_say_what_the_rows_say(tmp_path):
+    root = category(tmp_path / "nut")
+    (root / "test/dent/9.png").write_bytes(b"torn")
+    rows, maps = judged(batch.sources([root], tmp_path / "u"))
+    file = tmp_path / "all.zip"
+    batch.write_zip(file, Toy(), rows, lambda row: maps[row.name], state="done")
+    with zipfile.ZipFile(file) as archive:
+        lines = list(csv.DictReader(io.StringIO(archive.read("results.csv").decode())))
+        document = json.loads(archive.read("results.json"))
+        assert document["model"] == "toy" and document["state"] == "done"
+        assert document["pictures"] == [row.to_dict() for row in rows]
+        for row, line in zip(rows, lines, strict=True):
+            assert line["path"] == row.name and line["label"] == row.sample.defect
+            if row.error:
+                assert line["error"] == row.error and line["score"] == line["regions"] == ""
+                continue
+            assert float(line["score"]) == row.result["score"]
+            assert line["is_anomalous"] == str(row.result["is_anomalous"])
+            assert int(line["regions"]) == len(row.result["regions"])
+            kept = np.load(io.BytesIO(archive.read(f"maps/{row.name}.npy")))
+            assert (kept == maps[row.name]).all()
+            overlay = np.asarray(Image.open(io.BytesIO(archive.read(f"overlays/{row.name}"))))
+            # the heat begins at half the threshold
+            assert (overlay != read_image(row.sample.image)).any() == (row.result["score"] > 2.5)
+        assert len(archive.namelist()) == 2 + 2 * 5
+
+
+def test_json_has_no_nan():
+    assert json.loads(batch.json_text({"a": float("nan"), "b": [np.float32(1), np.bool_(True)]})) == {
+        "a": None, "b": [1.0, True]
+    }  # fmt: skip

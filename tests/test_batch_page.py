@@ -1,0 +1,266 @@
+"""The Batch tab on a real server with the bundled model, in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from diffad.inspector import Inspector
+from diffad.scoring import rate_for
+from diffad.synthetic import write_set
+from diffad.ui import serve
+
+SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
+RESULT = 60_000  # ms; a busy machine
+LONG = 60  # pictures in a run that is to be interrupted
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root: a long run, a labelled set, and a way out of it."""
+    root = tmp_path_factory.mktemp("server") / "data"
+    picture = (SAMPLES / "leather_good.png").read_bytes()
+    (root / "long").mkdir(parents=True)
+    for i in range(LONG):
+        (root / "long" / f"{i}.png").write_bytes(picture)
+    write_set(root / "set", ["gear"], 0, 2, 4)
+    (root.parent / "secret").mkdir()
+    (root.parent / "secret" / "1.png").write_bytes(picture)
+    (root / "door").symlink_to(root.parent / "secret")
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(inspector: Inspector, root: Path) -> Iterator[str]:
+    app = serve({"parts": inspector}, "127.0.0.1", open_browser=False, block=False, data_root=root)
+    yield app.local_url
+    app.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """A fresh session on the Batch tab. Errors in the console fail the test."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1060}, accept_downloads=True)
+    page = context.new_page()
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.goto(url)
+    page.get_by_role("tab", name="Batch").click(timeout=RESULT)
+    expect(page.locator("#batch-files")).to_be_visible(timeout=RESULT)
+    yield page
+    context.close()
+    assert trouble == []
+
+
+def state(page: Page) -> dict:
+    """What the page knows: rows in the order listed, as they are judged now."""
+    return page.evaluate(
+        """() => {
+            const { run, view, listed } = diffad.batchState();
+            const plain = ({ element, thumbnail, ...row }) => row;
+            return { ...run, rows: run.rows.map(plain), view, listed: listed.map(plain) };
+        }"""
+    )
+
+
+def finish(page: Page, how: str = "done") -> None:
+    expect(page.locator(".batch")).to_have_attribute("data-state", how, timeout=RESULT)
+
+
+def inspect_folder(page: Page, name: str) -> None:
+    page.locator("#batch-folder input").fill(name)
+    page.locator("#batch-folder input").press("Enter")
+    page.locator("#inspect-folder").click()
+
+
+def shown(page: Page, column: str) -> list[str]:
+    return page.locator(f"tbody tr[data-index] td.{column}").all_inner_texts()
+
+
+def downloaded(page: Page, kind: str, folder: Path) -> Path:
+    with page.expect_download(timeout=RESULT) as waiting:
+        page.locator(f"[data-take={kind}]").click()
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
+    """Files, a broken one and a zip; then sort, filter, another threshold, downloads, and into Inspect."""
+    files = [SAMPLES / name for name in ("gear_good.png", "gear_broken_tooth.png", "leather_good.png")]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        for name in ("chip_good.png", "leather_good.png"):
+            archive.write(SAMPLES / name, f"more/{name}")
+    page.locator("#batch-files input[type=file]").set_input_files([*files, broken, tmp_path / "more.zip"])
+    finish(page)
+    names = ["gear_good.png", "gear_broken_tooth.png", "leather_good.png", "broken.png", "chip_good.png",
+             "leather_good.png"]  # fmt: skip
+    assert [text.split("\n")[0] for text in shown(page, "name")] == names
+    expect(page.locator("tr[data-verdict=failed]")).to_contain_text("broken.png is not a picture")
+    summary = page.locator(".batch-summary")
+    expect(summary).to_contain_text(re.compile("1 of 5 anomalous.*4 good.*1 could not", re.S))
+    assert page.locator("tbody img").evaluate_all("all => all.filter(i => i.naturalWidth > 40).length") == 5
+
+    # Numbers and verdicts are the inspector's.
+    rows = state(page)["rows"]
+    own = inspector.inspect(files[1])
+    assert rows[1]["score"] == pytest.approx(own.score, abs=1e-4) and rows[1]["verdict"] == "anomalous"
+    assert rows[1]["limit"] == pytest.approx(own.threshold) and rows[1]["regions"] == len(own.regions)
+
+    # Sorted by score, highest first; what has none comes last, either way.
+    page.locator("th.score button").click()
+    scores = [row.get("score") for row in state(page)["listed"]]
+    assert scores[:5] == sorted(scores[:5], reverse=True) and scores[5] is None
+    page.locator("th.score button").click()
+    assert [row.get("score") for row in state(page)["listed"]] == [*scores[4::-1], None]
+    expect(page.locator("th.score")).to_have_attribute("aria-sort", "ascending")
+
+    # A threshold of one category leaves the others alone; a rate rules all.
+    page.locator(".categories .chip", has_text="gear").click()
+    gear_good = rows[0]["score"]
+    page.locator(".limits .score").fill(f"{gear_good - 0.5:.4f}")
+    expect(page.locator(".batch-summary h2")).to_have_text("2 of 5 anomalous")
+    rate = rate_for(inspector.good_scores("gear"), gear_good - 0.5)
+    assert page.locator(".limits .rate").input_value() == (str(round(1 / rate)) if rate < 0.5 else "")
+    page.locator(".filters .chip", has_text="Anomalous").click()
+    assert sorted(row["name"] for row in state(page)["listed"]) == ["gear_broken_tooth.png", "gear_good.png"]
+
+    # What is taken away is what is shown, the threshold as it was moved.
+    page.locator(".filters .chip", has_text="All").click()
+    with downloaded(page, "csv", tmp_path).open(newline="") as file:
+        lines = {line["path"]: line for line in csv.DictReader(file)}
+    now = state(page)["rows"]
+    for row in now:
+        line = lines[row["name"]]
+        assert line["error"] == row["error"]
+        if not row["error"]:
+            assert line["is_anomalous"] == str(row["verdict"] == "anomalous")
+            assert float(line["threshold"]) == pytest.approx(row["limit"])
+            assert float(line["score"]) == pytest.approx(row["score"])
+    expect(page.locator("td.stale")).to_have_count(0, timeout=RESULT)
+    for row in state(page)["rows"]:
+        if not row["error"]:
+            regions = row["recount"] if row["verdict"] == "anomalous" else 0
+            assert int(lines[row["name"]]["regions"]) == regions
+    document = json.loads(downloaded(page, "json", tmp_path).read_text())
+    assert [entry["path"] for entry in document["pictures"]] == [row["name"] for row in now]
+    with zipfile.ZipFile(downloaded(page, "zip", tmp_path)) as archive:
+        assert sum(name.startswith("overlays/") for name in archive.namelist()) == 5
+
+    page.locator(".limits .rate").fill("1000")
+    for row in state(page)["rows"]:
+        if not row["error"]:
+            assert row["limit"] == pytest.approx(inspector.threshold(row["category"], rate=0.001), abs=1e-3)
+    page.locator(".limits .usual").click()
+    expect(page.locator(".batch-summary h2")).to_have_text("1 of 5 anomalous")
+    page.locator(".chart .handle").focus()
+    page.keyboard.press("PageUp")
+    assert state(page)["view"]["moved"]["gear"] == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
+    expect(page.locator(".chart .handle")).to_be_focused()
+    page.locator(".limits .usual").click()
+
+    # Into Inspect, along the rows with the arrow keys, and back.
+    page.locator("th.index").wait_for()
+    page.locator("[role=grid]").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    opened = state(page)["listed"]
+    expect(page.locator("#batch-strip")).to_contain_text("1 of 5 in the batch")
+    for row in opened[:2]:
+        expect(page.locator("#batch-strip")).to_contain_text(row["name"].split("/")[-1])
+        page.wait_for_function(
+            "score => Math.abs((diffad.state().result?.score ?? 0) - score) < 0.01", arg=row["score"],
+            timeout=RESULT,
+        )  # fmt: skip
+        page.locator("#verdict-card").click()
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#batch-strip")).to_contain_text("3 of 5 in the batch")
+    page.locator("#batch-strip .back").click()
+    expect(page.locator("tr[aria-selected=true]")).to_contain_text(opened[2]["name"].split("/")[-1])
+
+
+def test_a_reload_in_the_middle_loses_nothing_and_cancel_keeps_what_is_done(page: Page):
+    inspect_folder(page, "long")
+    page.wait_for_function("() => (diffad.batchState().run?.rows.length ?? 0) >= 2", timeout=RESULT)
+    before = state(page)
+    page.reload()
+    page.wait_for_function("() => (window.diffad?.batchState?.().run?.rows.length ?? 0) > 0", timeout=RESULT)
+    expect(page.locator("tbody tr[data-index]").first).to_be_visible()
+    after = state(page)
+    assert after["id"] == before["id"] and after["total"] == LONG
+    scores = [[row["score"] for row in known["rows"]] for known in (before, after)]
+    assert scores[1][: len(scores[0])] == scores[0]
+    expect(page.locator(".doing")).to_contain_text(f"of {LONG} · about")
+    page.locator(".cancel").click()
+    finish(page, "stopped")
+    done = len(state(page)["rows"])
+    assert 0 < done < LONG
+    expect(page.locator(".doing")).to_contain_text(f"Cancelled after {done} of {LONG}")
+    expect(page.locator("tbody tr[data-index]").first).to_be_visible()
+
+
+def test_a_run_that_the_server_does_not_have_is_said(page: Page, url: str):
+    page.goto(f"{url}?batch=unknown")
+    expect(page.locator(".batch-summary")).to_contain_text("This batch is gone", timeout=RESULT)
+    assert "batch=" not in page.url
+
+
+def test_labels_measure_the_verdicts_and_axe_is_content(page: Page, root: Path):
+    inspect_folder(page, "set")
+    finish(page)
+    rows = state(page)["rows"]
+    assert len(rows) == 6 and {row["label"] != "good" for row in rows} == {True, False}
+    assert all(row["bad"] == (row["label"] != "good") for row in rows)
+    summary = re.compile(r"\d of 4 defects found.*\d of 2 good rejected")
+    expect(page.locator(".batch-summary")).to_contain_text(summary)
+    pairs = [(b["score"] > g["score"]) for b in rows if b["bad"] for g in rows if not g["bad"]]
+    line = page.locator(".numbers tr", has_text="image AUROC")
+    expect(line).to_contain_text(f"{sum(pairs) / len(pairs):.3f}")
+    assert page.locator(".numbers svg polyline").count() == 2
+    wrong = sum(row["wrong"] for row in rows)
+    expect(page.locator(".filters .chip", has_text="Misjudged")).to_contain_text(str(wrong))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.reload()
+        expect(page.locator("tbody tr[data-index]").first).to_be_visible(timeout=RESULT)
+        found = Axe().run(page, context="#batch-page").response["violations"]
+        grave = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in grave] == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.locator("tbody tr[data-index]").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_nothing_outside_the_data_root_is_read(page: Page, root: Path):
+    summary = page.locator(".batch-summary")
+    for way in ("door", "../secret", "set/../../secret", "/", f"{root}/../secret"):
+        inspect_folder(page, "nowhere")
+        expect(summary).to_contain_text("no such folder", timeout=RESULT)
+        inspect_folder(page, way)
+        expect(summary).to_contain_text("outside the folder that may be read", timeout=RESULT)
+    assert page.locator("tbody tr[data-index]").count() == 0
+
+
+def test_only_the_rows_in_sight_are_in_the_page(page: Page, tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        archive.writestr("broken.png", b"")
+        for i in range(999):
+            archive.writestr(f"{i}.png", b"no picture")
+    page.locator("#batch-files input[type=file]").set_input_files(tmp_path / "many.zip")
+    finish(page)
+    page.wait_for_function("() => diffad.batchState().run.rows.length === 1000", timeout=RESULT)
+    assert page.locator("tbody tr[data-index]").count() < 60
+    page.locator("[role=grid]").press("End")
+    expect(page.locator("tr[aria-selected=true]")).to_contain_text("broken.png")
+    assert page.locator("tbody tr[data-index]").count() < 60

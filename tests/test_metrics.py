@@ -1,0 +1,374 @@
+"""Metrics, curves and intervals against hand-computed cases, slow obvious versions and other libraries."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn import metrics as sklearn_metrics
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_precision_recall_curve,
+)
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from diffad.metrics import (
+    aupro,
+    auroc,
+    average_precision,
+    f1_max,
+    interval,
+    pixel_auroc,
+    pixels,
+    pro_curve,
+    psnr,
+    rate_interval,
+    resampled_image_metrics,
+    resampled_pixel_metrics,
+    resamples,
+    roc_curve,
+    ssim,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# Slow and obvious
+
+
+def slow_auroc(scores, labels):
+    pairs = [(p > n) + (p == n) / 2 for p in scores[labels] for n in scores[~labels]]
+    return sum(pairs) / len(pairs)
+
+
+def flood_regions(mask):
+    """8-connected regions as lists of (row, column), by flood fill."""
+    left, regions = {(y, x) for y, x in zip(*np.nonzero(mask), strict=True)}, []
+    while left:
+        todo, region = [left.pop()], []
+        while todo:
+            y, x = todo.pop()
+            region.append((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            todo += near
+        regions.append(region)
+    return regions
+
+
+def slow_aupro(maps, masks, max_fpr):
+    """One threshold after another, region by region, as the definition reads."""
+    regions = [(m, region) for m, mask in zip(maps, masks, strict=True) for region in flood_regions(mask)]
+    normal = np.concatenate([m[~mask] for m, mask in zip(maps, masks, strict=True)])
+    points = [(0.0, 0.0)]
+    for threshold in sorted({float(v) for m in maps for v in m.ravel()}, reverse=True):
+        overlaps = [np.mean([m[place] >= threshold for place in region]) for m, region in regions]
+        points.append((np.mean(normal >= threshold), np.mean(overlaps)))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 >= max_fpr or x1 == x0:
+            continue
+        end = min(x1, max_fpr)
+        area += (end - x0) * (y0 + y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
+    return area / max_fpr
+
+
+def blobs(seed, n=4, size=20, levels=None):
+    """Maps that partly follow random masks; few levels make many ties."""
+    rng = np.random.default_rng(seed)
+    masks = [cv2.GaussianBlur(rng.normal(size=(size, size)), (5, 5), 1.2) > 0.45 for _ in range(n - 1)]
+    masks.append(np.zeros((size, size), bool))
+    maps = [rng.normal(size=mask.shape) + 1.3 * mask for mask in masks]
+    if levels:
+        maps = [np.round(m * levels) / levels for m in maps]
+    return [m.astype(np.float32) for m in maps], masks
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ranks
+
+
+def test_auroc_by_hand():
+    assert auroc([1, 2, 3, 4], [0, 0, 1, 1]) == 1.0
+    assert auroc([4, 3, 2, 1], [0, 0, 1, 1]) == 0.0
+    assert auroc([1, 3, 2, 4], [0, 0, 1, 1]) == 0.75  # 3 of 4 pairs in order
+    assert auroc([5, 5, 5, 5], [0, 0, 1, 1]) == 0.5
+    assert auroc([1, 2, 2, 3], [0, 0, 1, 1]) == 0.875  # one tie of four pairs
+
+
+def test_average_precision_and_f1_by_hand():
+    scores, labels = [4, 3, 2, 1], [1, 0, 1, 0]
+    assert average_precision(scores, labels) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert f1_max(scores, labels) == pytest.approx(0.8)  # threshold 2: precision 2/3, recall 1
+    assert average_precision([1, 1, 1, 1], labels) == 0.5  # all tied: one threshold
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_ranks_agree_with_pairs_scikit_learn_and_torchmetrics(levels):
+    rng = np.random.default_rng(3)
+    labels = rng.random(300) < 0.3
+    scores = 40 * (rng.normal(size=300) + labels)  # far outside [0, 1]
+    scores = np.round(scores / 40 * levels) * 40 / levels if levels else scores
+    assert auroc(scores, labels) == pytest.approx(slow_auroc(scores, labels), abs=1e-12)
+    assert auroc(scores, labels) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
+    assert average_precision(scores, labels) == pytest.approx(
+        sklearn_metrics.average_precision_score(labels, scores), abs=1e-12)
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
+    best = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()
+    assert f1_max(scores, labels) == pytest.approx(best, abs=1e-9)
+
+    # torchmetrics squashes what lies outside [0, 1] with a sigmoid, so it gets the ranks instead.
+    ranks = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / scores.size)
+    target = torch.from_numpy(labels.astype(np.int64))
+    assert auroc(scores, labels) == pytest.approx(float(binary_auroc(ranks, target)), abs=1e-5)
+    assert average_precision(scores, labels) == pytest.approx(
+        float(binary_average_precision(ranks, target)), abs=1e-5)
+    precision, recall, _ = binary_precision_recall_curve(ranks, target)
+    best = (2 * precision * recall / (precision + recall).clamp(min=1e-12)).max()
+    assert f1_max(scores, labels) == pytest.approx(float(best), abs=1e-5)
+
+
+def test_only_the_order_of_scores_counts():
+    rng = np.random.default_rng(0)
+    labels = rng.random(200) < 0.5
+    scores = rng.normal(size=200) + labels
+    for metric in (auroc, average_precision, f1_max):
+        assert metric(np.exp(5 * scores), labels) == metric(scores, labels)
+
+
+def test_undefined_is_none_and_not_finite_is_refused():
+    for metric in (auroc, average_precision, f1_max):
+        assert metric([1.0, 2.0], [0, 0]) is None
+        assert metric([1.0, 2.0], [1, 1]) is None
+        with pytest.raises(ValueError, match="finite"):
+            metric([1.0, np.nan], [0, 1])
+        with pytest.raises(ValueError, match="shape"):
+            metric([1.0, 2.0, 3.0], [0, 1])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def test_pixel_auroc_is_auroc_of_all_pixels_of_all_pictures():
+    maps, masks = blobs(1, levels=3)
+    maps[0], masks[0] = maps[0][:11], masks[0][:11]  # pictures need not share a shape
+    scores = np.concatenate([m.ravel() for m in maps])
+    labels = np.concatenate([m.ravel() for m in masks])
+    assert pixel_auroc(maps, masks) == pytest.approx(
+        sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
+    ranks = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / scores.size)
+    target = torch.from_numpy(labels.astype(np.int64))
+    assert pixel_auroc(maps, masks) == pytest.approx(float(binary_auroc(ranks, target)), abs=1e-5)
+    for own, of_sklearn in zip(pixels(maps, masks), (scores, labels), strict=True):
+        assert (own == of_sklearn).all()
+    with pytest.raises(ValueError, match="mask"):
+        pixel_auroc(maps, masks[1:])
+    with pytest.raises(ValueError, match=r"\[h, w\]"):
+        pixel_auroc([maps[1]], [masks[0]])
+
+
+def test_aupro_by_hand():
+    mask = np.zeros((4, 5), bool)
+    mask[0, 0], mask[2:, 3:] = True, True  # regions of one and of four pixels; 15 normal pixels
+    anomaly_map = np.zeros((4, 5), np.float32)
+    anomaly_map[0, 0] = 9  # the small region is found at once
+    anomaly_map[1, :3] = 8  # then three false alarms: rate 0.2
+    anomaly_map[2, 3:] = 7  # then half of the large one
+    # PRO: ½ up to the rate 0.2, then ¾ there; afterwards a straight line to (1, 1), the tie of all zeros.
+    up_to_03 = 0.2 * 0.5 + 0.1 * (0.75 + 0.5 * 0.25 * 0.1 / 0.8)
+    assert aupro([anomaly_map], [mask], 0.3) == pytest.approx(up_to_03 / 0.3, abs=1e-12)
+    assert aupro([anomaly_map], [mask], 0.2) == pytest.approx(0.5, abs=1e-12)
+    assert aupro([anomaly_map], [mask], 0.1) == pytest.approx(0.5, abs=1e-12)
+    assert aupro([mask * 1.0], [mask], 0.3) == pytest.approx(1.0)
+    assert aupro([anomaly_map * 0], [mask], 0.3) == pytest.approx(0.15)  # the diagonal
+
+
+def test_aupro_regions_are_8_connected_and_weigh_the_same():
+    mask = np.zeros((6, 6), bool)
+    mask[0, 0] = mask[1, 1] = True  # one region: they touch at a corner
+    mask[4:, 3:] = True
+    anomaly_map = np.zeros((6, 6), np.float32)
+    anomaly_map[0, 0] = 1
+    # Without false alarms PRO is (½ + 0) / 2; were the corner two regions, it would be (1 + 0 + 0) / 3.
+    assert aupro([anomaly_map], [mask], 1e-6) == pytest.approx(0.25, abs=1e-4)
+
+
+@pytest.mark.parametrize("levels", [None, 1, 3])
+@pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
+def test_aupro_agrees_with_the_slow_version(levels, max_fpr):
+    maps, masks = blobs(7, levels=levels)
+    assert aupro(maps, masks, max_fpr) == pytest.approx(slow_aupro(maps, masks, max_fpr), abs=1e-9)
+
+
+@pytest.mark.parametrize("max_fpr", [0.1, 0.3, 1.0])
+def test_aupro_of_one_region_is_the_partial_auroc(max_fpr):
+    maps, _ = blobs(5, n=2, levels=4)
+    mask = np.zeros(maps[0].shape, bool)
+    mask[3:9, 4:15] = True
+    maps = [maps[0] + mask, maps[1]]
+    masks = [mask, np.zeros_like(mask)]
+    fpr, tpr, _ = sklearn_metrics.roc_curve(
+        np.concatenate(masks).ravel(), np.concatenate(maps).ravel(), drop_intermediate=False)
+    grid = np.linspace(0, max_fpr, 200_001)
+    expected = np.interp(grid, fpr, tpr).mean()  # ties of rate differ only on a null set
+    assert aupro(maps, masks, max_fpr) == pytest.approx(expected, abs=1e-4)
+    if max_fpr == 1.0:
+        assert aupro(maps, masks, 1.0) == pytest.approx(pixel_auroc(maps, masks), abs=1e-12)
+
+
+def test_aupro_undefined_or_out_of_range():
+    ones = np.ones((4, 4), bool)
+    assert aupro([ones * 1.0], [~ones]) is None
+    assert aupro([ones * 1.0], [ones]) is None
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="max_fpr"):
+            aupro([ones * 1.0], [~ones], wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Curves
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_roc_curve_is_scikit_learns(levels):
+    rng = np.random.default_rng(4)
+    labels = rng.random(90) < 0.4
+    scores = rng.normal(size=90) + labels
+    scores = np.round(scores * levels) / levels if levels else scores
+    fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
+    assert roc_curve(scores, labels) == pytest.approx(np.stack([fpr, tpr], axis=1), abs=1e-12)
+    assert roc_curve(scores, labels & False) is None
+
+
+def test_long_curves_are_thinned_and_their_points_stay_on_the_curve():
+    maps, masks = blobs(11, n=8, size=80)
+    scores, labels = pixels(maps, masks)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
+    points = roc_curve(scores, labels)
+    assert 60 <= len(points) <= 120 and points[0].tolist() == [0, 0] and points[-1].tolist() == [1, 1]
+    every = set(zip(fpr.round(12), tpr.round(12), strict=True))
+    assert all((x, y) in every for x, y in points.round(12))
+    assert sklearn_metrics.auc(*points.T) == pytest.approx(pixel_auroc(maps, masks), abs=1e-3)
+
+
+@pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
+def test_pro_curve_has_the_area_of_aupro(max_fpr):
+    small, large = blobs(7, levels=2), blobs(12, n=6, size=60)
+    for (maps, masks), tolerance in ((small, 1e-12), (large, 2e-3)):
+        points = pro_curve(maps, masks, max_fpr)
+        assert points[0].tolist() == [0, 0] and points[-1, 0] == max_fpr and len(points) <= 120
+        assert (np.diff(points, axis=0) >= 0).all()
+        area = sklearn_metrics.auc(*points.T) / max_fpr
+        assert area == pytest.approx(aupro(maps, masks, max_fpr), abs=tolerance)
+    assert pro_curve([np.ones((4, 4))], [np.zeros((4, 4), bool)]) is None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Intervals
+
+
+def test_resamples_draw_good_among_good_and_defective_among_defective():
+    labels = np.array([0, 1, 0, 0, 1, 1, 1], bool)
+    weights = resamples(labels, 400)
+    assert weights.shape == (400, 7)
+    assert (weights[:, labels].sum(axis=1) == 4).all() and (weights[:, ~labels].sum(axis=1) == 3).all()
+    assert weights.mean(axis=0) == pytest.approx(1, abs=0.2) and weights.max() > 1
+    assert (weights == resamples(labels, 400)).all() and (weights != resamples(labels, 400, seed=1)).any()
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_resampled_image_metrics_are_those_of_the_repeated_pictures(levels):
+    rng = np.random.default_rng(6)
+    labels = np.arange(40) >= 15
+    scores = rng.normal(size=40) + labels
+    scores = np.round(scores * levels) / levels if levels else scores
+    weights = np.vstack([np.ones((1, 40), int), resamples(labels, 5)])
+    drawn = resampled_image_metrics(scores, labels, weights)
+    for i, counts in enumerate(weights):
+        repeated = scores.repeat(counts), labels.repeat(counts)
+        for name, metric in (("auroc", auroc), ("ap", average_precision), ("f1", f1_max)):
+            assert drawn[name][i] == pytest.approx(metric(*repeated), abs=1e-12), name
+    assert np.isnan(resampled_image_metrics(scores, labels & False, weights)["auroc"]).all()
+
+
+@pytest.mark.parametrize("n, size, tolerance", [(5, 18, 1e-12), (10, 90, 1e-3)])  # 1620 and 81,000 pixels
+def test_resampled_pixel_metrics_are_those_of_the_repeated_pictures(n, size, tolerance):
+    maps, masks = blobs(8, n=n, size=size)
+    weights = np.vstack([np.ones((1, n), int), resamples([mask.any() for mask in masks], 4)])
+    drawn = resampled_pixel_metrics(maps, masks, weights, max_fprs=(0.3, 0.05))
+    for i, counts in enumerate(weights):
+        repeated = [[values for values, count in zip(kind, counts, strict=True) for _ in range(count)]
+                    for kind in (maps, masks)]
+        for name, metric in (("auroc", auroc), ("ap", average_precision), ("f1", f1_max)):
+            assert drawn[name][i] == pytest.approx(metric(*pixels(*repeated)), abs=tolerance), name
+        for row, max_fpr in enumerate((0.3, 0.05)):
+            assert drawn["aupro"][row, i] == pytest.approx(aupro(*repeated, max_fpr), abs=tolerance)
+
+
+def test_intervals_cover_a_known_auroc():
+    """Two unit normals one apart have AUROC Φ(1/√2) = 0.7602; 95 % intervals hold it 95 times in 100."""
+    labels = np.arange(80) >= 40
+    rng = np.random.default_rng(0)
+    weights = resamples(labels, 400)
+    covered = 0
+    for _ in range(200):
+        low, high = interval(resampled_image_metrics(rng.normal(size=80) + labels, labels, weights)["auroc"])
+        covered += low <= 0.7602 <= high
+    assert 0.9 <= covered / 200 <= 0.985
+
+
+def test_interval_by_hand():
+    assert interval(range(1001)) == [25, 975]
+    assert interval([0.5, np.nan, 0.5]) == [0.5, 0.5]
+    assert interval([np.nan]) is None
+
+
+@pytest.mark.parametrize("hits, count", [(0, 20), (1, 20), (10, 40), (63, 63)])
+def test_rate_interval_is_scipys_wilson(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, "wilson")
+    assert rate_interval(hits / count, count) == pytest.approx(list(expected), abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Colours
+
+
+def noisy_pair():
+    rng = np.random.default_rng(2)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (48, 60, 3), np.uint8), (7, 7), 2)
+    return image, np.clip(image + rng.normal(0, 9, image.shape), 0, 255).astype(np.uint8)
+
+
+def test_psnr():
+    image, other = noisy_pair()
+    tensors = [torch.from_numpy(x).float() for x in (image, other)]
+    expected = peak_signal_noise_ratio(*tensors, data_range=255.0)
+    assert psnr(image, other) == pytest.approx(float(expected), abs=1e-4)
+    assert psnr(image, image) == 100.0
+    assert psnr(np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)) == 0.0
+    where = np.zeros(image.shape[:2], bool)
+    assert psnr(image, other, where) is None
+    where[5:9] = True
+    changed = other.copy()
+    changed[~where] = 0
+    assert psnr(image, changed, where) == psnr(image[5:9], other[5:9])
+
+
+def test_ssim():
+    image, other = noisy_pair()
+    tensors = [torch.from_numpy(x).permute(2, 0, 1)[None].double() for x in (image, other)]
+    _, everywhere = structural_similarity_index_measure(
+        *tensors, sigma=1.5, data_range=255.0, return_full_image=True)
+    whole_windows = everywhere[..., 5:-5, 5:-5]  # torchmetrics averages over reflected borders too
+    assert ssim(image, other) == pytest.approx(float(whole_windows.mean()), abs=1e-5)
+    assert ssim(image, image) == pytest.approx(1.0)
+    where = np.zeros(image.shape[:2], bool)
+    where[:, :30] = True
+    changed = other.copy()
+    changed[~where] = 0
+    assert ssim(image, changed, where) == pytest.approx(ssim(image[:, :30], other[:, :30]), abs=1e-9)
+    assert ssim(image, other, np.zeros_like(where)) is None

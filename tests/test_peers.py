@@ -1,0 +1,223 @@
+"""The comparison with peers: its rules and its table without anomalib, its models where anomalib is there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from diffad import peers
+from diffad.cli import main
+from diffad.data import DataError, find_samples
+from diffad.diffusion import Prediction, Schedule
+from diffad.evaluation import evaluate
+from diffad.features import FeatureExtractor
+from diffad.scoring import image_score
+from diffad.synthetic import write_set
+
+METRICS = ("image_auroc", "pixel_auroc", "aupro", "aupro_05", "image_ap", "pixel_ap")
+
+
+@pytest.fixture(scope="module")
+def gears(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("set"), ["gear"], train=2, good=3, defective=3)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return FeatureExtractor()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ours
+
+
+def test_diffad_is_measured_as_evaluate_measures_it(inspector, gears):
+    samples = find_samples(gears)
+    result = peers.compare(inspector, samples, peers=())
+    ours = result["categories"]["gear"]["diffad"]
+    same = evaluate(inspector, [sample for sample in samples if sample.split == "test"])["gear"]
+    assert {key: ours[key] for key in METRICS} == {key: same[key] for key in METRICS}
+    assert list(result["categories"]["gear"]) == ["diffad", "RGB error"]
+    assert ours["fit_seconds"] == 60 * inspector.provenance["minutes"]
+    assert result["pictures"]["gear"] == {"train": 0, "good": 3, "defective": 3}
+
+
+def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
+    """A network that always sees the same grey behind the noise."""
+    schedule, grey = Schedule.linear(), 0.25
+
+    def sees_grey(x_t, t):
+        bar = schedule.alpha_bar(t, x_t).float()
+        noise = (x_t - bar.sqrt() * grey) / (1 - bar).sqrt()
+        return Prediction(noise, torch.zeros_like(x_t), torch.zeros_like(x_t))
+
+    stand_in = SimpleNamespace(size=32, device=torch.device("cpu"), _schedule=schedule, _network=sees_grey)
+    image = np.full((20, 32, 3), 51, np.uint8)  # -0.6, letterboxed
+    score, error = peers._rgb_error(stand_in, seed=0).judge(image)
+    assert error.shape == (20, 32)
+    np.testing.assert_allclose(error, 0.85**2, rtol=1e-4)
+    assert score == pytest.approx(image_score(error, 32)) == pytest.approx(0.85**2, rel=1e-4)
+
+
+def test_the_limit_thins_test_pictures_evenly_and_leaves_training_alone(gears):
+    samples = find_samples(gears)
+    test = [sample for sample in samples if sample.split == "test"]
+    chosen = peers._chosen(samples, "gear", limit=1)
+    assert [sample.is_anomalous for sample in chosen] == [False, True]
+    assert set(chosen) <= set(test)
+    assert set(peers._chosen(samples, "gear", limit=None)) == set(test)
+    assert len(peers._normal_squares(samples, "gear", 32)) == 2
+
+
+def test_memory_counts_every_tensor_that_judging_needs():
+    @dataclass
+    class Statistics:
+        mean: torch.Tensor
+        count: int
+
+    linear = torch.nn.Linear(3, 4)  # 16 numbers
+    linear.register_buffer("seen", torch.zeros(2, dtype=torch.float16), persistent=False)
+    assert peers._bytes((linear, Statistics(torch.zeros(5), 7))) == 16 * 4 + 2 * 2 + 5 * 4
+
+
+def test_the_report_has_a_table_per_category_and_their_mean():
+    def of(value):
+        return dict.fromkeys((key for _, key, _ in peers.COLUMNS), value)
+
+    result = {
+        "checkpoint": "model", "notes": ["a note"],
+        "categories": {"nut": {"diffad": of(1.0), "GAN": of(0.5)},
+                       "ring": {"diffad": of(0.5), "GAN": of(0.25) | {"aupro": None}}},
+        "pictures": {"nut": {"train": 9, "good": 2, "defective": 3},
+                     "ring": {"train": 0, "good": 1, "defective": 1}},
+    }  # fmt: skip
+    nut, ring, mean = peers.comparison_report(result).split("\n## ")[1:]
+    assert nut.startswith("nut\n\n2 good and 3 defective test pictures, 9 normal ones to learn from.")
+    assert "to learn" not in ring
+    assert "| diffad | 1.000 | 1.000 | 1.000 | 1.000 | 1 | 1.000 | 1 |" in nut
+    assert "| GAN | 0.250 | 0.250 | – | 0.250 |" in ring
+    assert "| diffad | 0.750 |" in mean and "| GAN | 0.375 | 0.375 | 0.500 | 0.375 |" in mean
+    assert mean.endswith("- a note")
+
+
+def test_the_command_writes_what_it_says(bundled_model, gears, tmp_path, capsys):
+    command = ["compare", str(gears), "--checkpoint", str(bundled_model), "--device", "cpu"]
+    options = ["--peers", "none", "--limit", "1", "--json", "--out", str(tmp_path / "out")]
+    assert main([*command, *options]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert said["pictures"]["gear"] == {"train": 0, "good": 1, "defective": 1}
+    assert (tmp_path / "out" / "comparison.md").read_text() == peers.comparison_report(said) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("installed", "names", "reason"),
+    [(None, "padim", 'pip install "anomalib'), (object(), "padim,foo", "there is no peer foo: choose from")],
+)
+def test_refusals_are_one_sentence(monkeypatch, gears, capsys, installed, names, reason):
+    monkeypatch.setattr(peers, "find_spec", lambda name: installed)
+    assert main(["compare", str(gears), "--peers", names]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("diffad: ") and reason in err and err.count("\n") == 1
+
+
+def test_what_cannot_be_compared_is_refused(inspector, gears, tmp_path):
+    samples = find_samples(gears)
+    with pytest.raises(DataError, match="no picture has a label"):
+        peers.compare(inspector, [sample for sample in samples if sample.split == "train"], ())
+    other = write_set(tmp_path / "set", ["gear"], train=0, good=1, defective=1)
+    (other / "gear").rename(other / "bolt")
+    with pytest.raises(DataError, match="has no category bolt"):
+        peers.compare(inspector, find_samples(other), ())
+    with pytest.raises(DataError, match="bolt has no train/good"):
+        peers._normal_squares(find_samples(other), "bolt", 32)
+
+
+def test_the_backbone_shown_to_peers_is_diffads(backbone):
+    """Same weights, same normalisation: averaged to one grid, the stages are the extractor's features."""
+    x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    stages = peers._Stages(backbone, (1, 2, 3))(x)
+    assert [stage.shape[-1] for stage in stages.values()] == [64, 32, 16]
+    mine = torch.cat([torch.nn.functional.adaptive_avg_pool2d(stages[layer], 16) for layer in (1, 2, 3)], 1)
+    theirs = torch.nn.functional.adaptive_avg_pool2d(backbone(x), 16)
+    # the extractor may compute in bf16, and brings the coarsest stage to its grid and back
+    some = slice(0, sum(backbone.stage_channels[:2]))
+    difference = (mine - theirs)[:, some].std() / mine[:, some].std()
+    assert difference < 0.02
+    assert list(peers._Stages(backbone, (2, 3))(x)) == [2, 3]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# anomalib's
+
+
+@pytest.fixture(scope="module")
+def anomalib():
+    return pytest.importorskip("anomalib.models", reason="anomalib is an optional extra")
+
+
+def grain(count: int, size: int = 96) -> np.ndarray:
+    """Grey pictures with fine grain, uint8 [count, size, size, 3]."""
+    rng = np.random.default_rng(0)
+    return np.clip(rng.normal(128, 12, (count, size, size, 3)), 0, 255).astype(np.uint8)
+
+
+def squares(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.mark.parametrize("name", ["padim", "patchcore", "fre"])
+def test_a_peer_finds_a_blot(anomalib, backbone, name):
+    images = grain(13)
+    blotted = images[12].copy()
+    blotted[56:80, 16:40] = (200, 30, 30)
+    torch.manual_seed(0)
+    fitted = peers.PEERS[name][1](squares(images[:12]), backbone, 20.0)
+    good_score, good_map = fitted.judge(images[12])
+    score, anomaly_map = fitted.judge(blotted)
+    assert good_map.shape == anomaly_map.shape == (96, 96) and score > good_score
+    # FRE's coarsest cells are 32 px wide
+    assert anomaly_map[56:80, 16:40].mean() > 1.5 * np.median(anomaly_map)
+
+
+def test_padim_gives_nothing_to_what_every_training_picture_is(anomalib, backbone):
+    images = np.repeat(grain(1), 4, axis=0)
+    score, anomaly_map = peers.padim(squares(images), backbone, 0.0).judge(images[0])
+    assert score == pytest.approx(0, abs=0.05) and anomaly_map.max() < 0.05
+
+
+def test_the_coreset_is_anomalibs(anomalib):
+    from anomalib.models.components import KCenterGreedy
+
+    patches = torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    # with a third dimension it does not project first
+    theirs = KCenterGreedy(patches[..., None], 0.1).select_coreset_idxs()
+    torch.manual_seed(1)
+    assert peers.coreset(patches, 0.1).tolist() == theirs
+
+
+def test_ganomaly_scores_without_a_map_and_says_how_long_it_was_trained(anomalib, backbone):
+    images = grain(2, size=32)
+    fitted = peers.ganomaly(squares(images), backbone, 0.05)
+    score, anomaly_map = fitted.judge(images[0])
+    assert score > 0 and anomaly_map is None
+    steps = int(fitted.note.removeprefix("GANomaly was trained for ").split()[0])
+    assert steps >= 1
+
+
+def test_the_whole_comparison(anomalib, inspector, gears):
+    result = peers.compare(inspector, find_samples(gears), ("patchcore",), limit=1)
+    values = result["categories"]["gear"]["PatchCore"]
+    assert result["pictures"]["gear"]["train"] == 2
+    assert values["fit_seconds"] > 0 and values["seconds_per_image"] > 0
+    assert all(0 <= values[key] <= 1 for key in METRICS)
+    # the backbone and a tenth of two pictures' 1024 patches of 168 channels
+    bank = int(0.1 * 2 * 32 * 32) * (48 + 120) * 4
+    assert bank < values["model_megabytes"] * 2**20 < bank + 20 * 2**20
+    assert "PatchCore" in peers.comparison_report(result)

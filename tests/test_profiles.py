@@ -1,0 +1,113 @@
+"""Profiles: artificial defects are what they claim, the rehearsal measures them, the choice follows it."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffad import profiles
+from diffad.metrics import aupro, auroc
+from diffad.profiles import artificial_defects, in_words, rehearse
+from diffad.rehearsal import KINDS, add_defect
+from diffad.scoring import RawMaps
+from diffad.synthetic import make_part
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return [make_part("gear", seed, size=128).image for seed in range(6)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_defect_changes_its_mask_visibly_and_nothing_far_from_it(parts, kind):
+    before = parts[0].copy()
+    spoiled, mask = add_defect(parts[0], parts[1:], kind, np.random.default_rng(3))
+    assert np.array_equal(parts[0], before)  # the picture given is not written to
+    change = np.abs(spoiled.astype(int) - before).max(axis=2)
+    assert mask.any() and np.median(change[mask]) > 12
+    y, x = np.nonzero(mask)
+    away = np.ones_like(mask)
+    away[max(0, y.min() - 12) : y.max() + 13, max(0, x.min() - 12) : x.max() + 13] = False
+    # what lies outside is at most the invisible remainder of the outline
+    assert (change[away] > 0).mean() < 0.2 and np.median(change[away]) == 0
+
+
+def test_defects_are_seeded_and_an_unknown_kind_is_refused(parts):
+    one, two = (add_defect(parts[0], parts[1:], "stain", np.random.default_rng(5))[0] for _ in range(2))
+    assert np.array_equal(one, two)
+    with pytest.raises(ValueError, match="kind is one of"):
+        add_defect(parts[0], parts[1:], "rust", np.random.default_rng(0))
+
+
+def test_every_held_out_picture_carries_two_defects_of_changing_kinds(parts):
+    pictures = torch.stack([torch.from_numpy(part).permute(2, 0, 1) for part in parts])
+    spoiled, masks, kinds = artificial_defects(pictures[:3], pictures[3:], seed=0)
+    assert len(spoiled) == len(masks) == len(kinds) <= 6
+    for index, mask in enumerate(masks):
+        assert mask.any() and (spoiled[index] != pictures[index // 2]).any()
+    assert len(set(kinds)) >= 5
+
+
+def maps(seed, count, lift=0.0, mask=None):
+    """Raw maps of noise, lifted inside the mask."""
+    noise = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    if mask is not None:
+        noise = noise + lift * torch.from_numpy(mask)
+    return RawMaps(noise, noise.clone(), (20, 200, 400))
+
+
+def test_a_defect_that_stands_out_is_found_and_one_that_does_not_is_missed():
+    mask = np.zeros((64, 64), bool)
+    mask[20:30, 20:30] = True
+    masks, kinds = [mask] * 8, ["speck", "stain"] * 4
+    clear = rehearse(maps(0, 8), maps(1, 8, 5.0, mask), masks, kinds, False)
+    hidden = rehearse(maps(0, 8), maps(1, 8, 0.0, mask), masks, kinds, False)
+    assert clear["image_auroc"] == clear["found"] == 1.0 and clear["aupro"] > 0.99
+    assert clear["found_by_kind"] == {"speck": 1.0, "stain": 1.0}
+    assert hidden["found"] < 0.3 and hidden["aupro"] < 0.4 and hidden["image_auroc"] < 0.8
+    assert clear["worth"] == pytest.approx((clear["image_auroc"] + clear["aupro"]) / 2)
+
+
+def test_the_rehearsal_agrees_with_the_metrics_on_its_own_maps():
+    mask = np.zeros((64, 64), bool)
+    mask[5:25, 30:50] = True
+    good, bad = maps(2, 6), maps(3, 6, 0.4, mask)
+    result = rehearse(good, bad, [mask] * 6, ["worn"] * 6, False)
+    # without places, standardising is the same straight line for good and bad: ranks are those of raw maps
+    raw = [one.mean(dim=0).numpy() for both in (good, bad) for one in both.pixel]
+    scores = [np.sort(one.ravel())[-4:].mean() for one in raw]
+    labels = [False] * 6 + [True] * 6
+    assert result["image_auroc"] == pytest.approx(auroc(scores, labels), abs=0.03)
+    assert result["aupro"] == pytest.approx(aupro(raw, [np.zeros_like(mask)] * 6 + [mask] * 6), abs=0.02)
+
+
+def test_words_follow_the_numbers():
+    rehearsal = {
+        "image_auroc": 0.9, "aupro": 0.8, "found": 0.3, "good": 6, "defects": 12, "worth": 0.85,
+        "found_by_kind": {"speck": 0.0, "stain": 0.6},
+    }  # fmt: skip
+    weak = in_words("bracket", rehearsal)
+    assert weak.startswith("bracket: of 12 artificial defects 30% were found")
+    assert "not to be relied upon" in weak and "most often missed: speck" in weak and "guess" in weak
+    strong = in_words("bracket", rehearsal | {"found": 0.95, "good": 40, "found_by_kind": {"stain": 1.0}})
+    assert "good enough to try" in strong and "missed" not in strong and "guess" not in strong
+
+
+def test_the_profile_keeps_the_best_of_all_choices(monkeypatch, parts, inspector):
+    asked = []
+
+    def judged(good, spoiled, masks, kinds, by_place):
+        asked.append(by_place)
+        return {"worth": 1.0 if len(asked) == 4 else 0.5, "found": 0.5}
+
+    monkeypatch.setattr(profiles, "rehearse", judged)
+    pictures = torch.stack(
+        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
+    )
+    profile = profiles.fit_profile(
+        inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
+    )
+    assert asked == [False, True] * len(profiles.COVARIANCES)
+    blocks, shrinkage = profiles.COVARIANCES[1]
+    assert (profile.rehearsal["blocks"], profile.rehearsal["shrinkage"]) == (blocks, shrinkage)
+    assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
+    assert profile.whitening.shape[:2] == (blocks, blocks)
