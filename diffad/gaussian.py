@@ -29,7 +29,7 @@ class PlaceGaussian:
 
     @staticmethod
     def fit(
-        batches: Iterable[Tensor], *, dims: int = 32, block: int = 2, ridge: float = 0.05, seed: int = 0
+        batches: Iterable[Tensor], *, dims: int = 32, block: int = 4, ridge: float = 0.05, seed: int = 0
     ) -> PlaceGaussian:
         """One streaming pass over standardised features [b, channels, grid, grid] of normal pictures.
 

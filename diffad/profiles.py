@@ -167,7 +167,7 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
     judgement = (
         "good enough to try" if share > 0.8
         else "it will miss subtle defects" if share > 0.5
-        else "not to be relied upon: train longer, or with more pictures"
+        else "it misses most of them: train longer, or with more pictures"
     )  # fmt: skip
     weak = [kind for kind, found in rehearsal["found_by_kind"].items() if found < 0.5]
     missed = f"; most often missed: {', '.join(weak)}" if weak else ""

@@ -80,11 +80,11 @@ def _spoiled(
     """What the defect's place shows instead, float32 [s, s, 3]."""
     size = picture.shape[0]
     whole = picture.astype(np.float32)
-    if kind == "patch":  # from elsewhere in another good part
+    if kind == "patch":  # from elsewhere in another good part, twice as large: so it shows on a texture too
         other = others[int(rng.integers(len(others)))]
-        return np.rot90(np.roll(other, rng.integers(size // 8, size, 2), (0, 1)), rng.integers(4)).astype(
-            np.float32
-        )
+        y, x = rng.integers(0, size // 2 + 1, 2)
+        large = cv2.resize(other[y : y + size // 2, x : x + size // 2], (size, size))
+        return np.rot90(large, rng.integers(4)).astype(np.float32)
     if kind == "displaced":
         return np.roll(whole, rng.integers(-size // 18, size // 18 + 1, 2), (0, 1))
     if kind == "worn":  # its detail is gone

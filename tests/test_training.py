@@ -17,10 +17,20 @@ import torch
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
+from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
 from diffad.synthetic import CATEGORIES, write_set
-from diffad.training import TrainConfig, load_normal, split_held_out, train
-from diffad.unet import UNetConfig
+from diffad.training import (
+    TrainConfig,
+    _Pool,
+    _prepare,
+    load_normal,
+    split_held_out,
+    symmetries,
+    train,
+    turned,
+)
+from diffad.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 
@@ -135,6 +145,68 @@ def test_what_was_trained_inspects(trained, parts):
     inspector = Inspector.load(trained, device="cpu")
     good = sorted((parts / CATEGORIES[0] / "test" / "good").iterdir())[0]
     assert inspector.inspect(good).anomaly_map.shape == (64, 64)
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return FeatureExtractor(grid=8)
+
+
+def noise_pictures(tilt):
+    """Grain of its own on every picture, and a gradient common to all."""
+    generator = torch.Generator().manual_seed(0)
+    grain = torch.randint(90, 130, (24, 3, 64, 64), generator=generator)
+    return (grain + tilt * torch.arange(64)).clamp(0, 255).to(torch.uint8)
+
+
+def test_pictures_may_be_turned_only_where_that_leaves_them_as_they_are(extractor):
+    """Grain looks alike from everywhere. Lit from one side, it may at most be mirrored across that light."""
+    cpu = torch.device("cpu")
+    assert symmetries(extractor, noise_pictures(0), cpu) == tuple(range(8))
+    lit = noise_pictures(2)
+    upside_down = next(s for s in range(8) if torch.equal(turned(lit, s), lit.flip(-2)))
+    assert symmetries(extractor, lit, cpu) == (0, upside_down)
+
+
+def test_turned_gives_the_eight_symmetries_of_the_square():
+    picture = torch.arange(9).view(1, 3, 3)
+    all_of_them = {tuple(turned(picture, symmetry).flatten().tolist()) for symmetry in range(8)}
+    assert len(all_of_them) == 8 and torch.equal(turned(picture, 0), picture)
+
+
+def test_every_category_has_its_share_and_features_belong_to_their_pictures(extractor):
+    categories = [noise_pictures(0)[:4], (noise_pictures(0) // 4)]  # few bright ones, many dark ones
+    settings = config(unet=UNetConfig(size=64, channels=(64, 64), feature_channels=192), variants=2)
+    run = _prepare(settings, None, categories, 1, 0, torch.device("cpu"))
+    pool = _Pool(run, categories)
+    generator = torch.Generator().manual_seed(0)
+    bright = 0
+    for _ in range(10):
+        x_start, features = pool.draw(8, generator)
+        bright += int((x_start.mean(dim=(1, 2, 3)) > -0.5).sum())
+        torch.testing.assert_close(features, run.extractor(x_start), rtol=0.05, atol=0.05)
+    assert 28 <= bright <= 52
+    assert len(pool.kept) <= 2 * (4 + 24)  # kept: two variants of each picture
+
+
+def test_a_warm_start_predicts_the_same_features_in_their_new_units(trained):
+    base = checkpoints.load(trained)
+    dark = noise_pictures(0) // 3
+    run = _prepare(config(unet=base.config), base, [dark], 1, 0, torch.device("cpu"))
+    before = UNet(base.config)
+    before.load_state_dict(base.network)
+    assert not torch.allclose(run.extractor.std, base.feature_std, rtol=0.05)
+    x_t, t = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([20, 400])
+    with torch.no_grad():
+        old, new = before(x_t, t).features, run.network(x_t, t).features
+
+    def in_the_backbones_units(features, mean, std):
+        return features * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
+
+    expected = in_the_backbones_units(old, base.feature_mean, base.feature_std)
+    got = in_the_backbones_units(new, run.extractor.mean, run.extractor.std)
+    error = (got - expected) / base.feature_std.view(1, -1, 1, 1)
+    assert float(error.abs().mean()) < 0.05  # bf16 where the processor has it
 
 
 @pytest.mark.parametrize(
