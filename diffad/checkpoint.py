@@ -117,6 +117,8 @@ def load(path: str | Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path} was written by a newer diffad (format {header['format']}); update diffad to read it"
             )
+        if header["format"] < FORMAT:
+            raise CheckpointError(f"{path} was written by an older diffad; train it again with this one")
         config = UNetConfig(**{**header["config"], "channels": tuple(header["config"]["channels"])})
         if header["schedule"] not in ("linear", "cosine") or header["pixel_score"] not in PIXEL_SCORES:
             raise ValueError("unknown schedule or pixel score")
@@ -147,9 +149,9 @@ def load(path: str | Path) -> Checkpoint:
             )
             profiles[category["name"]] = Profile(
                 gaussian,
-                _blocks(_unpack(part["residual.whitening"], config.feature_channels)),
+                _unpack(part["residual.whitening"], config.feature_channels),
                 calibration,
-                category.get("rehearsal", {}),
+                category["rehearsal"],
             )
         return Checkpoint(
             config=config,
@@ -218,7 +220,3 @@ def _unpack(packed: Tensor, size: int) -> Tensor:
     rows, columns = torch.tril_indices(size, size)
     full[..., rows, columns] = packed
     return full
-
-
-def _blocks(whitening: Tensor) -> Tensor:
-    return whitening if whitening.ndim == 4 else whitening[None, None]

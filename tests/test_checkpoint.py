@@ -102,7 +102,7 @@ def test_the_file_says_what_it_is(file):
     assert [category["name"] for category in header["categories"]] == ["bolt", "nut / left"]
 
 
-def test_missing_foreign_damaged_and_newer_files_are_refused(file, tmp_path):
+def test_missing_foreign_damaged_newer_and_older_files_are_refused(file, tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         checkpoints.load(tmp_path / "absent.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -120,10 +120,11 @@ def test_missing_foreign_damaged_and_newer_files_are_refused(file, tmp_path):
 
     tensors, metadata = checkpoints.load_tensors(file)
     header = json.loads(metadata["diffad"])
-    newer = json.dumps({**header, "format": checkpoints.FORMAT + 1})
-    checkpoints.save_tensors(tmp_path / "newer.safetensors", tensors, {"diffad": newer})
-    with pytest.raises(CheckpointError, match="newer diffad"):
-        checkpoints.load(tmp_path / "newer.safetensors")
+    for age, step in (("newer", 1), ("older", -1)):
+        other = json.dumps({**header, "format": checkpoints.FORMAT + step})
+        checkpoints.save_tensors(tmp_path / f"{age}.safetensors", tensors, {"diffad": other})
+        with pytest.raises(CheckpointError, match=f"{age} diffad"):
+            checkpoints.load(tmp_path / f"{age}.safetensors")
     del tensors["profile.1.gaussian.mean"]
     checkpoints.save_tensors(tmp_path / "partial.safetensors", tensors, metadata)
     with pytest.raises(CheckpointError, match="damaged"):
