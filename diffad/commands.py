@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
+    from diffad.data import Sample
     from diffad.inspector import Inspector
 
 FINISHED, UNREADABLE, REFUSED, ANOMALOUS, INTERRUPTED = 0, 1, 2, 3, 130
@@ -230,16 +231,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def ablate(arguments: argparse.Namespace) -> int:
     from diffad.ablation import METRICS, ablate, ablation_report
-    from diffad.data import find_samples
     from diffad.render import ablation_plot
 
-    out = arguments.out
-    if out and out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file: --out names a folder")
-    samples = []
-    for source in arguments.data:
-        _must_exist(source)
-        samples += find_samples(source)
+    out, samples = _labelled_folders(arguments)
     inspector = _load_inspector(arguments)
     singles = [_load_inspector(arguments, path) for path in arguments.single]
     with _document(arguments) as put:
@@ -258,20 +252,13 @@ def ablate(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from diffad.data import find_samples
     from diffad.peers import checked, compare, comparison_report
 
     try:
         peers = checked(arguments.peers)
     except ValueError as error:
         raise Refused(str(error)) from error
-    out = arguments.out
-    if out and out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file: --out names a folder")
-    samples = []
-    for source in arguments.data:
-        _must_exist(source)
-        samples += find_samples(source)
+    out, samples = _labelled_folders(arguments)
     inspector = _load_inspector(arguments)
     with _document(arguments) as put:
         with _counter("comparing") as progress:
@@ -391,6 +378,17 @@ def _load_inspector(arguments: argparse.Namespace, path: Path | None = None) -> 
         raise Refused(f"the model {inspector.name} has no category {category!r}: choose "
                       f"{', '.join(inspector.categories)}")
     return inspector
+
+
+def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[Sample]]:
+    """Where to write, and all pictures of DATA, those to train on too."""
+    from diffad.data import find_samples
+
+    if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
+        raise Refused(f"{arguments.out} is a file: --out names a folder")
+    for source in arguments.data:
+        _must_exist(source)
+    return arguments.out, [sample for source in arguments.data for sample in find_samples(source)]
 
 
 def _must_exist(path: Path) -> None:
