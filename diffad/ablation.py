@@ -232,7 +232,7 @@ class _Answers:
         self.inspector, self.seed = inspector, seed
         self.x_start = square[None].to(inspector.device)
         self.features = inspector._extractor(self.x_start)
-        self.whitening = inspector._whitenings[category]
+        self.residual_gaussian = inspector._residuals[category]
         self.calibration = inspector._calibrations[category]
         self.known: dict[tuple[int, int], Prediction] = {}
 
@@ -266,7 +266,7 @@ class _Answers:
 
     def raw(self, timesteps: Sequence[int], draws: int = 1) -> RawMaps:
         pixel, residual = self.pixel_and_residual(timesteps, draws)
-        feature = feature_maps(residual, self.whitening, self.inspector.size)
+        feature = feature_maps(residual, self.residual_gaussian, self.inspector.size)
         return RawMaps(pixel, feature, tuple(timesteps))
 
     def kept(self, maps: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from diffad.diffusion import Schedule
-from diffad.gaussian import PlaceGaussian
+from diffad.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
@@ -35,13 +35,13 @@ class CheckpointError(ValueError):
 class Profile:
     """What one category adds to the shared network.
 
-    gaussian: PaDiM's Gaussian of its normal features. whitening: L⁻¹ [B, B, c, c] of the feature residual's
-    covariance, by block of places. calibration: score statistics of held-out normal pictures. rehearsal: how
+    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's.
+    calibration: score statistics of held-out normal pictures. rehearsal: how
     well artificial defects on those pictures were found, and the choices made by that (`profiles.rehearse`).
     """
 
     gaussian: PlaceGaussian
-    whitening: Tensor
+    residual: ResidualGaussian
     calibration: Calibration
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,7 +81,10 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.projection": gaussian.projection.half(),
             f"profile.{index}.gaussian.mean": gaussian.mean.half(),
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
-            f"profile.{index}.residual.whitening": _pack(profile.whitening).half(),
+            f"profile.{index}.residual.whitening": _pack(profile.residual.whitening).half(),
+            f"profile.{index}.residual.directions": profile.residual.directions.half(),
+            f"profile.{index}.residual.excess": profile.residual.excess,
+            f"profile.{index}.residual.base": profile.residual.base,
             f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
             f"profile.{index}.calibration.good_places": calibration.good_places.half(),
@@ -131,6 +134,9 @@ def load(path: str | Path) -> Checkpoint:
                     "gaussian.mean",
                     "gaussian.whitening",
                     "residual.whitening",
+                    "residual.directions",
+                    "residual.excess",
+                    "residual.base",
                     "calibration.level",
                     "calibration.moments",
                     "calibration.good_places",
@@ -149,7 +155,12 @@ def load(path: str | Path) -> Checkpoint:
             )
             profiles[category["name"]] = Profile(
                 gaussian,
-                _unpack(part["residual.whitening"], config.feature_channels),
+                ResidualGaussian(
+                    _unpack(part["residual.whitening"], config.feature_channels),
+                    part["residual.directions"],
+                    part["residual.excess"],
+                    part["residual.base"],
+                ),
                 calibration,
                 category["rehearsal"],
             )

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_COMMON_SHARE = 0.3  # of the whole grid's covariance in a block's
+_SMALLEST = 0.02  # eigenvalue of a block's covariance in units of the common one: less is chance
+
 
 @dataclass(frozen=True)
 class PlaceGaussian:
@@ -80,6 +83,72 @@ class PlaceGaussian:
 
     def to(self, device: torch.device) -> PlaceGaussian:
         return PlaceGaussian(self.projection.to(device), self.mean.to(device), self.whitening.to(device))
+
+
+@dataclass(frozen=True)
+class ResidualGaussian:
+    """N(0, Σ_p) of the feature residual f(x_0) − f_θ: one covariance for all places, and in each block of
+    places the few directions in which it differs most.
+
+    whitening: L⁻¹ of the common Σ, [c, c]. In the coordinates z = L⁻¹ r, a block's precision is
+    base · 1 + Σ_k excess_k v_k v_kᵀ. directions v: [B, B, c, k], orthonormal; excess: [B, B, k]; base:
+    [B, B]. All float32.
+    """
+
+    whitening: Tensor
+    directions: Tensor
+    excess: Tensor
+    base: Tensor
+
+    @staticmethod
+    def fit(residuals: Tensor, shrinkage: float = 1.0, blocks: int = 1, rank: int = 0) -> ResidualGaussian:
+        """From residuals [n, c, g, g] of normal pictures; blocks divides g.
+
+        S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures
+        look like. The common Σ is (1 − λ) S + λ diag(S), with λ = shrinkage in [0, 1]: 1 and rank 0 give the
+        paper's (10) per standardised channel, 0 the full Mahalanobis distance. A block's S is mixed with 30 %
+        of the common one, since it has seen little.
+        """
+        n, c, grid, _ = residuals.shape
+        cell = grid // blocks
+        scatter = 0.0
+        for part in residuals.split(16):  # little by little: half a gigabyte otherwise
+            scatter = scatter + _outer_by_block(part.float(), cell).double()
+        scatter = scatter / (n * cell**2)
+        common = scatter.mean(dim=(0, 1))
+        variance = common.diagonal()
+        diagonal = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
+        whitening = inverse_cholesky((1 - shrinkage) * common + shrinkage * diagonal)
+        directions = common.new_zeros(blocks, blocks, c, rank)
+        excess = common.new_zeros(blocks, blocks, rank)
+        base = common.new_ones(blocks, blocks)
+        if rank:
+            mixed = (1 - _COMMON_SHARE) * scatter + _COMMON_SHARE * common
+            values, vectors = torch.linalg.eigh(whitening @ mixed @ whitening.T)
+            logs = values.clamp(min=_SMALLEST).log()
+            order = (logs - logs.mean(dim=-1, keepdim=True)).abs().argsort(dim=-1, descending=True)
+            logs = torch.gather(logs, -1, order)
+            base = torch.exp(-logs[..., rank:].mean(dim=-1))
+            excess = torch.exp(-logs[..., :rank]) - base[..., None]
+            chosen = order[..., None, :rank].expand(*vectors.shape[:-1], rank)
+            directions = torch.gather(vectors, -1, chosen)
+        return ResidualGaussian(whitening.float(), directions.float(), excess.float(), base.float())
+
+    def squared_mahalanobis(self, residual: Tensor) -> Tensor:
+        """rᵀ Σ_p⁻¹ r / c at every place: [b, c, g, g] → [b, g, g]; about 1 where normal."""
+        b, c, grid, _ = residual.shape
+        blocks = len(self.base)
+        z = torch.einsum("dc,bchw->bdhw", self.whitening, residual.float())
+        cells = z.reshape(b, c, blocks, grid // blocks, blocks, grid // blocks)
+        distance = self.base[None, :, None, :, None] * cells.square().sum(dim=1)
+        along = torch.einsum("ijck,bciyjx->bkiyjx", self.directions, cells).square()
+        distance = distance + torch.einsum("ijk,bkiyjx->biyjx", self.excess, along)
+        return distance.reshape(b, grid, grid) / c
+
+    def to(self, device: torch.device) -> ResidualGaussian:
+        return ResidualGaussian(
+            *(part.to(device) for part in (self.whitening, self.directions, self.excess, self.base))
+        )
 
 
 def orthogonal_projection(channels: int, dims: int, seed: int) -> Tensor:

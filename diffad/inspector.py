@@ -68,8 +68,8 @@ class Inspector:
         self._gaussians = {
             category: p.gaussian.to(self.device) for category, p in checkpoint.profiles.items()
         }
-        self._whitenings = {
-            category: p.whitening.to(self.device) for category, p in checkpoint.profiles.items()
+        self._residuals = {
+            category: p.residual.to(self.device) for category, p in checkpoint.profiles.items()
         }
         self._extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.feature_grid)
         self._network = UNet(checkpoint.config)
@@ -272,7 +272,7 @@ class Inspector:
             kind=self._kind,
             stride=self._stride,
         )
-        feature = feature_maps(residual, self._whitenings[category], self.size)
+        feature = feature_maps(residual, self._residuals[category], self.size)
         return self._calibrations[category].standardise(RawMaps(pixel, feature, timesteps))
 
     # -- repair ----------------------------------------------------------------------------------------------

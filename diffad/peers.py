@@ -214,7 +214,7 @@ def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
         geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
         return inspection.score, inspection.square_map[geometry.inner]
 
-    statistics = (inspector._gaussians, inspector._whitenings, inspector._calibrations)
+    statistics = (inspector._gaussians, inspector._residuals, inspector._calibrations)
     return Fitted(judge, (inspector._network, inspector._extractor, *(of[category] for of in statistics)))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffad.checkpoint import Profile
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.gaussian import PlaceGaussian
+from diffad.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.metrics import aupro, auroc
 from diffad.rehearsal import KINDS, add_defect
 from diffad.scoring import (
@@ -30,14 +30,19 @@ from diffad.scoring import (
     feature_maps,
     fuse,
     image_score,
-    residual_whitening,
     threshold_for,
 )
 from diffad.unet import UNet
 
-# (blocks, shrinkage) of the residual's covariance that a category may choose from
-COVARIANCES = ((1, 1.0), (1, 0.3), (1, 0.05), (4, 0.1))
-FITTED = 48  # training pictures that the covariance is fitted on
+# of the residual's covariance, for a category to choose from
+COVARIANCES = (
+    {"shrinkage": 1.0, "blocks": 1, "rank": 0},  # the paper's (10)
+    {"shrinkage": 0.3, "blocks": 1, "rank": 0},
+    {"shrinkage": 0.05, "blocks": 1, "rank": 0},
+    {"shrinkage": 0.1, "blocks": 16, "rank": 6},
+)
+PIXEL_TRUSTS = (0.5, 0.25, 0.1)  # less than the full 1
+FITTED = 96  # training pictures that the covariance is fitted on
 REHEARSED = 24  # held-out pictures that carry artificial defects
 _DEFECTS_EACH = 2
 
@@ -49,11 +54,10 @@ class Evidence:
     pixel: Tensor
     residual: Tensor
 
-    def maps(self, whitening: Tensor, timesteps: tuple[int, ...]) -> RawMaps:
+    def maps(self, covariance: ResidualGaussian, timesteps: tuple[int, ...]) -> RawMaps:
         """Picture by picture: the residuals of all in float32 would fill the memory."""
-        feature = [
-            feature_maps(one[None, :, None].float(), whitening, self.pixel.shape[-1]) for one in self.residual
-        ]
+        size = self.pixel.shape[-1]
+        feature = [feature_maps(one[None, :, None].float(), covariance, size) for one in self.residual]
         return RawMaps(self.pixel, torch.cat(feature), timesteps)
 
 
@@ -100,16 +104,23 @@ def fit_profile(
     usual = Evidence(good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns])
 
     best: dict[str, Any] = {}
-    for blocks, shrinkage in COVARIANCES:
-        whitening = residual_whitening(fitted, shrinkage, blocks)
-        maps = usual.maps(whitening, TIMESTEPS), spoiled.maps(whitening, TIMESTEPS)
+    for choice in COVARIANCES:
+        choice = choice | {"blocks": min(choice["blocks"], max(1, extractor.grid // 2))}
+        covariance = ResidualGaussian.fit(fitted, **choice)
+        maps = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
         for by_place in (False, True):
             result = rehearse(*maps, masks, kinds, by_place)
             if not best or result["worth"] > best["worth"]:
-                best = result | {"blocks": blocks, "shrinkage": shrinkage, "by_place": by_place}
-    whitening = residual_whitening(fitted, best["shrinkage"], best["blocks"])
-    calibration = Calibration.fit(good.maps(whitening, CALIBRATION_TIMESTEPS), best["by_place"])
-    return Profile(gaussian.to(torch.device("cpu")), whitening, calibration, best)
+                best = result | choice | {"by_place": by_place, "pixel_trust": 1.0}
+                chosen, rehearsed = covariance, maps
+    for trust in PIXEL_TRUSTS:
+        result = rehearse(*rehearsed, masks, kinds, best["by_place"], trust)
+        if result["worth"] > best["worth"]:
+            best |= result | {"pixel_trust": trust}
+    calibration = Calibration.fit(
+        good.maps(chosen, CALIBRATION_TIMESTEPS), best["by_place"], best["pixel_trust"]
+    )
+    return Profile(gaussian.to(torch.device("cpu")), chosen, calibration, best)
 
 
 def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
@@ -129,14 +140,19 @@ def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, l
 
 
 def rehearse(
-    good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], by_place: bool
+    good: RawMaps,
+    spoiled: RawMaps,
+    masks: list[np.ndarray],
+    kinds: list[str],
+    by_place: bool,
+    pixel_trust: float = 1.0,
 ) -> dict:
     """How artificial defects are told from good pictures at α = 0.5 and one false alarm in 100.
 
     Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
     (share above the threshold), found_by_kind, good, defects (counts).
     """
-    calibration = Calibration.fit(good, by_place)
+    calibration = Calibration.fit(good, by_place, pixel_trust)
     fused = [
         fuse(pixel.numpy(), feature.numpy(), 0.5)
         for maps in (calibration.standardise(good), calibration.standardise(spoiled))

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffad.diffusion import Denoiser, Prediction, Schedule
-from diffad.gaussian import inverse_cholesky
+from diffad.gaussian import ResidualGaussian
 
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
 CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
@@ -107,17 +107,6 @@ def pixel_score(
     raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
 
 
-def feature_score(residual: Tensor, whitening: Tensor) -> Tensor:
-    """rᵀ Σ_r⁻¹ r / channels: residual f(x_0) − f_θ [b, c, g, g] → [b, g, g]; the paper's (10) if Σ_r is the
-    identity. whitening: [B, B, c, c], one L⁻¹ for each of B × B blocks of places, see `residual_whitening`.
-    """
-    b, c, grid, _ = residual.shape
-    blocks = len(whitening)
-    cells = residual.float().reshape(b, c, blocks, grid // blocks, blocks, grid // blocks)
-    white = torch.einsum("ijdc,bciyjx->bdiyjx", whitening, cells)
-    return white.square().mean(dim=1).reshape(b, grid, grid)
-
-
 def evidence(
     schedule: Schedule,
     denoise: Denoiser,
@@ -145,9 +134,10 @@ def evidence(
     return smooth(pixel), features[:, None, None] - predicted
 
 
-def feature_maps(residual: Tensor, whitening: Tensor, size: int) -> Tensor:
+def feature_maps(residual: Tensor, covariance: ResidualGaussian, size: int) -> Tensor:
     """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals with a category's Σ_r."""
-    score = feature_score(residual.flatten(0, 2), whitening).unflatten(0, residual.shape[:3]).mean(dim=2)
+    score = covariance.squared_mahalanobis(residual.flatten(0, 2))
+    score = score.unflatten(0, residual.shape[:3]).mean(dim=2)
     return smooth(F.interpolate(score, size=(size, size), mode="bilinear", align_corners=False))
 
 
@@ -191,10 +181,11 @@ class Calibration:
     good_places: Tensor
 
     @staticmethod
-    def fit(maps: RawMaps, by_place: bool = False) -> Calibration:
+    def fit(maps: RawMaps, by_place: bool = False, pixel_trust: float = 1.0) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere.
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere. pixel_trust: below 1 where the
+        pixel branch tells little of a category: its σ counts for that share of a σ.
         """
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
         level = torch.ones(2, 1, 1)
@@ -212,11 +203,14 @@ class Calibration:
         cells = F.avg_pool2d(standard.flatten(1, 2), cell).flatten(2)  # [b, 2·n, cells]
         # the highest of the maps' mean, then the highest of any single map among the rest
         many = min(_PLACES, cells.shape[-1]) // 2
-        first = cells.mean(dim=1).topk(many, dim=1).indices
+        trust = torch.tensor([pixel_trust, 1.0], device=cells.device)
+        weights = trust.repeat_interleave(both.shape[2])  # [2·n]
+        first = (cells * weights[:, None]).mean(dim=1).topk(many, dim=1).indices
         second = cells.amax(dim=1).scatter(1, first, -torch.inf).topk(many, dim=1).indices
         places = torch.cat([first, second], dim=1)  # [b, places]
         values = torch.gather(cells, 2, places[:, None].expand(-1, cells.shape[1], -1))
-        values = values.reshape(*both.shape[:3], -1)
+        values = values.reshape(*both.shape[:3], -1) * trust.view(2, 1, 1)
+        moments[:, 1] /= trust[:, None]
         return Calibration(maps.timesteps, level.cpu(), moments.cpu(), values.cpu())
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
@@ -365,26 +359,3 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -
             ]
             regions.append(Region((x, y, width, height), area, float(values.max()), float(values.mean())))
     return tuple(sorted(regions, key=lambda region: -region.peak))
-
-
-def residual_whitening(residuals: Tensor, shrinkage: float = 1.0, blocks: int = 1) -> Tensor:
-    """L⁻¹ of the residuals' covariance Σ_r = (1 − λ) S + λ diag(S) in each of blocks × blocks parts of the
-    grid: [n, c, g, g] → float32 [blocks, blocks, c, c].
-
-    S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures look
-    like. A block's S is mixed with 30 % of the whole grid's, since it has seen few pictures. shrinkage λ in
-    [0, 1]: 1 gives the paper's (10) per standardised channel, 0 the full Mahalanobis distance.
-    """
-    n, c, grid, _ = residuals.shape
-    cell = grid // blocks
-    scatter = residuals.new_zeros(blocks, blocks, c, c, dtype=torch.float64)
-    for part in residuals.split(16):  # in float32 and little by little: half a gigabyte in double otherwise
-        cells = part.float().reshape(len(part), c, blocks, cell, blocks, cell).permute(2, 4, 1, 0, 3, 5)
-        cells = cells.flatten(3)  # [B, B, c, places]
-        scatter += cells @ cells.transpose(-1, -2)
-    scatter /= n * cell**2
-    scatter = 0.7 * scatter + 0.3 * scatter.mean(dim=(0, 1))
-    variance = scatter.diagonal(dim1=-2, dim2=-1)
-    floor = 1e-6 * variance.mean(dim=-1, keepdim=True) + 1e-12
-    diagonal = torch.diag_embed(variance.maximum(floor))
-    return inverse_cholesky((1 - shrinkage) * scatter + shrinkage * diagonal).float()

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError, Profile
-from diffad.gaussian import PlaceGaussian
-from diffad.scoring import Calibration, RawMaps, residual_whitening
+from diffad.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.scoring import Calibration, RawMaps
 from diffad.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(size=64, channels=(64, 96), feature_channels=12)
@@ -23,7 +23,7 @@ def model():
     maps = torch.rand(5, 2, 64, 64, generator=generator)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        residual_whitening(features, 0.5, blocks=2),
+        ResidualGaussian.fit(features, 0.5, blocks=2, rank=2),
         Calibration.fit(RawMaps(maps, maps + 1, (20, 200))),
     )
     return Checkpoint(
@@ -54,7 +54,10 @@ def test_what_is_saved_comes_back(model, file):
         assert torch.equal(loaded.network[name], value.half().float()), name
     assert torch.equal(loaded.feature_mean, model.feature_mean)
     before, after = model.profiles["bolt"], loaded.profiles["bolt"]
-    torch.testing.assert_close(after.whitening, before.whitening, rtol=1e-3, atol=1e-3)
+    for name in ("whitening", "directions", "excess", "base"):
+        torch.testing.assert_close(
+            getattr(after.residual, name), getattr(before.residual, name), rtol=1e-3, atol=1e-3
+        )
     assert after.rehearsal == before.rehearsal
     assert after.calibration.timesteps == (20, 200)
     assert torch.equal(after.calibration.moments, before.calibration.moments)
@@ -77,7 +80,7 @@ def test_a_category_of_the_default_model_costs_less_than_a_megabyte(tmp_path, mo
     maps = torch.rand(48, 10, 256, 256)
     profile = Profile(
         PlaceGaussian.fit([features]),
-        residual_whitening(features[:4]),
+        ResidualGaussian.fit(features[:4]),
         Calibration.fit(RawMaps(maps, maps, tuple(range(10))), by_place=True),
     )
     config = UNetConfig(size=64, channels=(64, 96), feature_channels=192)

@@ -510,7 +510,7 @@ def fitting():
         classes = [value for value in vars(module).values()
                    if isinstance(value, type) and value.__module__ == module.__name__]
         for owner in (module, *classes):
-            found += [(owner, name) for name in vars(owner) if re.match(r"_?(fit|residual_whitening)", name)]
+            found += [(owner, name) for name in vars(owner) if re.match(r"_?fit", name)]
     assert len(found) >= 5
     return found
 

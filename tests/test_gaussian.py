@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from diffad.gaussian import PlaceGaussian, inverse_cholesky, orthogonal_projection
+from diffad.gaussian import PlaceGaussian, ResidualGaussian, inverse_cholesky, orthogonal_projection
 
 CHANNELS, GRID, BLOCK, RIDGE = 6, 4, 2, 0.05
 
@@ -154,3 +154,81 @@ def test_errors():
         PlaceGaussian.fit([])
     with pytest.raises(ValueError, match="a grid of 4 does not divide into blocks of 3"):
         PlaceGaussian.fit([features()], block=3)
+
+
+# -- the feature residual's Gaussian -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator, dtype=torch.float64) + torch.eye(6)
+    return torch.randn(512, 6, generator=generator, dtype=torch.float64) @ mix + 0.5
+
+
+def on_a_grid(rows: torch.Tensor) -> torch.Tensor:
+    """[16 n, c] → [n, c, 4, 4]: every row a place of some picture."""
+    return rows.reshape(-1, 4, 4, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def places(field: torch.Tensor) -> torch.Tensor:
+    return field.movedim(1, -1).reshape(-1, field.shape[1])
+
+
+def scatter(rows: torch.Tensor) -> torch.Tensor:
+    """Second moment about zero: a bias is part of what good pictures look like."""
+    return rows.double().T @ rows.double() / len(rows)
+
+
+def test_the_identity_gives_the_papers_mean_square():
+    residual = torch.randn(2, 5, 4, 4)
+    plain = ResidualGaussian(torch.eye(5), torch.zeros(1, 1, 5, 0), torch.zeros(1, 1, 0), torch.ones(1, 1))
+    torch.testing.assert_close(plain.squared_mahalanobis(residual), residual.square().mean(1))
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
+def test_one_covariance_is_the_squared_mahalanobis_distance_per_channel(rows, shrinkage):
+    full = scatter(rows)
+    covariance = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
+    field = on_a_grid(rows)
+    expected = torch.einsum("bcyx,cd,bdyx->byx", field, torch.linalg.inv(covariance), field) / 6
+    gaussian = ResidualGaussian.fit(field, shrinkage)
+    torch.testing.assert_close(gaussian.squared_mahalanobis(field).double(), expected, rtol=1e-3, atol=1e-4)
+    if shrinkage != 0.3:  # both ends leave every channel, or every direction, with variance 1
+        assert float(gaussian.squared_mahalanobis(field).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_with_all_but_one_direction_a_block_has_its_own_covariance_mixed_with_the_common_one(rows):
+    field = on_a_grid(rows).clone()
+    field[:, :, 2:, :2] *= 3  # louder at the lower left
+    gaussian = ResidualGaussian.fit(field, 0.0, blocks=2, rank=5)
+    common = scatter(places(field))
+    for i, y in enumerate((slice(0, 2), slice(2, 4))):
+        for j, x in enumerate((slice(0, 2), slice(2, 4))):
+            mixed = 0.7 * scatter(places(field[:, :, y, x])) + 0.3 * common
+            here = field[0, :, y, x][:, 0, 0]
+            expected = here @ torch.linalg.inv(mixed) @ here / 6
+            got = gaussian.squared_mahalanobis(field[:1])[0, 2 * i, 2 * j]
+            assert float(got) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_the_directions_kept_are_those_in_which_a_block_is_unusual():
+    """In one block channel 2 is ten times as loud as elsewhere: that is its one direction."""
+    field = torch.randn(200, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    field[:, 2, :2, :2] *= 10
+    gaussian = ResidualGaussian.fit(field, 1.0, blocks=2, rank=1)
+    assert abs(float(gaussian.directions[0, 0, 2, 0])) > 0.99
+    assert float(gaussian.excess[0, 0, 0]) < -0.5  # less precise there
+    probe = torch.zeros(1, 6, 4, 4)
+    probe[0, 2] = 5.0
+    inside, outside = gaussian.squared_mahalanobis(probe)[0][[0, 3], [0, 3]].tolist()
+    assert inside < 0.2 * outside
+
+
+def test_a_channel_that_never_moves_breaks_nothing(rows):
+    still = on_a_grid(rows).clone()
+    still[:, 2] = 0
+    for field in (still, torch.zeros(1, 6, 4, 4)):
+        for rank in (0, 2):
+            gaussian = ResidualGaussian.fit(field, 0.1, blocks=2, rank=rank)
+            assert bool(torch.isfinite(gaussian.squared_mahalanobis(field)).all())

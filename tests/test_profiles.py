@@ -95,8 +95,8 @@ def test_words_follow_the_numbers():
 def test_the_profile_keeps_the_best_of_all_choices(monkeypatch, parts, inspector):
     asked = []
 
-    def judged(good, spoiled, masks, kinds, by_place):
-        asked.append(by_place)
+    def judged(good, spoiled, masks, kinds, by_place, pixel_trust=1.0):
+        asked.append((by_place, pixel_trust))
         return {"worth": 1.0 if len(asked) == 4 else 0.5, "found": 0.5}
 
     monkeypatch.setattr(profiles, "rehearse", judged)
@@ -106,8 +106,9 @@ def test_the_profile_keeps_the_best_of_all_choices(monkeypatch, parts, inspector
     profile = profiles.fit_profile(
         inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
     )
-    assert asked == [False, True] * len(profiles.COVARIANCES)
-    blocks, shrinkage = profiles.COVARIANCES[1]
-    assert (profile.rehearsal["blocks"], profile.rehearsal["shrinkage"]) == (blocks, shrinkage)
+    both = [(False, 1.0), (True, 1.0)]
+    assert asked == both * len(profiles.COVARIANCES) + [(True, trust) for trust in profiles.PIXEL_TRUSTS]
+    assert profile.rehearsal["pixel_trust"] == 1.0
+    assert {name: profile.rehearsal[name] for name in profiles.COVARIANCES[1]} == profiles.COVARIANCES[1]
     assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
-    assert profile.whitening.shape[:2] == (blocks, blocks)
+    assert len(profile.residual.base) == profiles.COVARIANCES[1]["blocks"]

@@ -9,19 +9,18 @@ import torch
 from gaussian_world import GaussianWorld, alpha_bar, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
+from diffad.gaussian import ResidualGaussian
 from diffad.scoring import (
     TIMESTEPS,
     denoise_all,
     evidence,
     feature_maps,
-    feature_score,
     find_regions,
     fuse,
     image_score,
     noise_for,
     pixel_score,
     rate_for,
-    residual_whitening,
     smooth,
     threshold_for,
 )
@@ -63,6 +62,13 @@ def stub(x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
 
 def pictures(count: int = 3, size: int = SIZE, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def plain(channels: int) -> ResidualGaussian:
+    """The identity: the feature score is the mean square."""
+    return ResidualGaussian(
+        torch.eye(channels), torch.zeros(1, 1, channels, 0), torch.zeros(1, 1, 0), torch.ones(1, 1)
+    )
 
 
 # -- the one network call ------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ def test_a_map_depends_neither_on_the_batch_nor_on_the_other_timesteps():
 
 
 def test_draws_are_averaged_as_scores_not_as_predictions():
-    x, features, whitening = pictures(1), torch.rand(1, 3, 4, 4), torch.eye(3)[None, None]
+    x, features, covariance = pictures(1), torch.rand(1, 3, 4, 4), plain(3)
     pixel, residual = evidence(LINEAR, stub, x, features, (50,), draws=3)
     maps = []
     for draw in range(3):
@@ -137,7 +143,7 @@ def test_draws_are_averaged_as_scores_not_as_predictions():
         maps.append((pixel_score(LINEAR, prediction, x, x_t, t), error))
     mean_pixel, mean_error = (torch.stack(both).mean(0) for both in zip(*maps))
     torch.testing.assert_close(pixel[:, 0], smooth(mean_pixel))
-    size_four = feature_maps(residual, whitening, 4)
+    size_four = feature_maps(residual, covariance, 4)
     torch.testing.assert_close(size_four[:, 0], smooth(mean_error))
 
 
@@ -201,21 +207,6 @@ def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
 # -- feature scores ------------------------------------------------------------------------------------------
 
 
-def test_feature_score_with_identity_whitening_is_the_papers():
-    residual = torch.randn(2, 5, 4, 4)
-    torch.testing.assert_close(feature_score(residual, torch.eye(5)[None, None]), (residual**2).mean(1))
-
-
-def test_feature_score_is_the_squared_mahalanobis_distance_per_channel():
-    rows = torch.randn(320, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
-    covariance = rows.T @ rows / 320
-    field = torch.randn(2, 5, 4, 4)
-    precision = torch.linalg.inv(covariance)
-    expected = torch.einsum("bcyx,cd,bdyx->byx", field.double(), precision, field.double()) / 5
-    score = feature_score(field, residual_whitening(on_a_grid(rows), 0.0))
-    torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_residuals_are_the_feature_maps_of_the_prediction_error(world, normal):
     _, residual = evidence(LINEAR, world, normal[:2], world.features(normal[:2]), (200,))
     t = torch.tensor([200, 200])
@@ -228,13 +219,13 @@ def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     x = world.sample(24).float()
     _, residual = evidence(LINEAR, world, x, world.features(x))
-    whitening = residual_whitening(residual.flatten(0, 2), shrinkage=0.0)
-    good = feature_maps(residual, whitening, SIZE)
+    covariance = ResidualGaussian.fit(residual.flatten(0, 2), shrinkage=0.0)
+    good = feature_maps(residual, covariance, SIZE)
     assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
     broken = x[:1].clone()
     broken[..., PATCH[0], PATCH[1]] += 0.6
     _, residual = evidence(LINEAR, world, broken, world.features(broken))
-    maps = feature_maps(residual, whitening, SIZE)[0]
+    maps = feature_maps(residual, covariance, SIZE)[0]
     assert all(maps[i][PATCH].mean() > 10 and maps[i][:, :7].mean() < 2 for i in range(3))
 
 
@@ -242,73 +233,11 @@ def test_a_feature_map_lies_where_its_cells_lie():
     """Cell (2, 5) of 8 px covers 16 … 23 and 40 … 47."""
     residual = torch.zeros(1, 1, 1, 3, 8, 8)
     residual[..., 2, 5] = 1
-    spot = feature_maps(residual, torch.eye(3)[None, None], 64)[0, 0]
+    spot = feature_maps(residual, plain(3), 64)[0, 0]
     share = spot / spot.sum()
     place = torch.arange(64)
     assert float((share.sum(1) * place).sum()) == pytest.approx(19.5, abs=1e-3)
     assert float((share.sum(0) * place).sum()) == pytest.approx(43.5, abs=1e-3)
-
-
-@pytest.fixture
-def residuals() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(6, 6, generator=generator, dtype=torch.float64) + torch.eye(6)
-    return torch.randn(512, 6, generator=generator, dtype=torch.float64) @ mix + 0.5
-
-
-def on_a_grid(rows: torch.Tensor) -> torch.Tensor:
-    """[16 n, c] → [n, c, 4, 4]: every row a place of some picture."""
-    return rows.reshape(-1, 4, 4, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def scatter(rows: torch.Tensor) -> torch.Tensor:
-    """Second moment about zero: a bias is part of what good pictures look like."""
-    return rows.double().T @ rows.double() / len(rows)
-
-
-def test_whitened_residuals_have_identity_covariance(residuals):
-    white = residuals.float() @ residual_whitening(on_a_grid(residuals), 0.0)[0, 0].T
-    torch.testing.assert_close(scatter(white), torch.eye(6, dtype=torch.float64), atol=1e-4, rtol=0)
-
-
-def test_full_shrinkage_standardises_each_channel_alone(residuals):
-    expected = torch.diag(scatter(residuals).diagonal().rsqrt()).float()
-    torch.testing.assert_close(residual_whitening(on_a_grid(residuals), 1.0)[0, 0], expected)
-
-
-@pytest.mark.parametrize("shrinkage", [0.1, 0.5])
-def test_shrinkage_mixes_scatter_and_diagonal(residuals, shrinkage):
-    factor = residual_whitening(on_a_grid(residuals), shrinkage)[0, 0].double()
-    full = scatter(residuals)
-    mixed = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
-    torch.testing.assert_close(factor @ mixed @ factor.T, torch.eye(6).double(), atol=1e-5, rtol=0)
-    assert bool((factor.triu(1) == 0).all())
-
-
-def test_blocks_have_their_own_covariance_mixed_with_the_whole_grids(residuals):
-    field = on_a_grid(residuals)
-    field[:, :, 2:, :2] *= 3  # louder at the lower left
-    factors = residual_whitening(field, 0.0, blocks=2).double()
-    assert factors.shape == (2, 2, 6, 6)
-    halves = (slice(0, 2), slice(2, 4))
-    quarters = [[field[:, :, y, x].movedim(1, -1).reshape(-1, 6) for x in halves] for y in halves]
-    whole = sum(scatter(quarter) for row in quarters for quarter in row) / 4
-    for i in (0, 1):
-        for j in (0, 1):
-            mixed = 0.7 * scatter(quarters[i][j]) + 0.3 * whole
-            white = factors[i, j] @ mixed @ factors[i, j].T
-            torch.testing.assert_close(white, torch.eye(6).double(), atol=1e-4, rtol=0)
-    # and each block is scored with its own
-    score = feature_score(field.float(), factors.float())
-    row = factors[1, 0] @ field[0, :, 3, 1]
-    assert float(score[0, 3, 1]) == pytest.approx(float(row.square().mean()), rel=1e-4)
-
-
-def test_a_channel_that_never_moves_does_not_break_the_whitening(residuals):
-    still = on_a_grid(residuals).clone()
-    still[:, 2] = 0
-    assert bool(torch.isfinite(residual_whitening(still)).all())
-    assert bool(torch.isfinite(residual_whitening(torch.zeros(1, 6, 4, 4))).all())
 
 
 # -- smoothing -----------------------------------------------------------------------------------------------
