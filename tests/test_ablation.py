@@ -18,7 +18,7 @@ from diffad.checkpoint import Checkpoint, Profile
 from diffad.cli import main
 from diffad.data import DataError, Geometry, Sample, find_samples, read_image, to_square
 from diffad.evaluation import evaluate
-from diffad.gaussian import PlaceGaussian
+from diffad.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.inspector import Inspector
 from diffad.render import ablation_plot
 from diffad.scoring import TIMESTEPS, Calibration, RawMaps, denoise_all, pixel_score, smooth
@@ -36,7 +36,9 @@ def tiny(size: int = SIZE, seed: int = 0, categories: tuple[str, ...] = tuple(SH
     features = torch.randn(8, 192, config.feature_grid, config.feature_grid)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        torch.eye(192)[None, None],
+        ResidualGaussian(
+            torch.eye(192), torch.zeros(1, 1, 192, 0), torch.zeros(1, 1, 0), torch.ones(1, 1)
+        ),
         Calibration.fit(RawMaps(maps, 3 * maps, (20, 200, 600))),
     )
     zero, one = torch.zeros(192), torch.ones(192)

@@ -233,10 +233,15 @@
     if (event.target.closest?.("#keys-button")) document.querySelector("#shortcuts").showModal();
   });
 
-  // Gradio tells of a cleared picture by two events, in no order that holds; the second one still carries the path.
+  // Gradio tells of a cleared picture by two events, in no order that holds; one of them may still carry the old
+  // path. Only that one is dropped: a picture uploaded right afterwards is a new one.
   let clearedAt = -Infinity;
   const unlessCleared = (path) =>
-    new Promise((done) => setTimeout(() => done(performance.now() - clearedAt < 1000 ? null : path), 50));
+    new Promise((done) => setTimeout(() => {
+      const gone = performance.now() - clearedAt < 1000;
+      clearedAt = -Infinity;
+      done(gone ? null : path);
+    }, 50));
 
   // For people: a score in three digits.
   const number = (value) => value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2).replace("-", "−");

@@ -140,7 +140,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
         part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
         return no_film(ready=True) | {
             p.shown: Shown(raw, model, name), p.view: part | {"name": name, "model": model, "link": link},
-            p.threshold: gr.Slider(maximum=max(SCALE_TOP, round(3 * raw.threshold))),
+            p.threshold: gr.Slider(maximum=round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))),
             **dict.fromkeys(of_inspection, gr.Button(interactive=True)),
         }
 

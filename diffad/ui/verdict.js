@@ -16,7 +16,7 @@
   // The scale in scores: wide enough for the good parts, for this part if it is near, and at rest under the threshold's drag.
   function scaleOf({ good, score }, usual) {
     const highest = Math.max(...good, 1e-6);
-    const top = Math.max(clamp(1.1 * score, 2.2 * highest, 6 * highest), 1.4 * usual);
+    const top = Math.max(clamp(1.1 * score, 2.2 * highest, 12 * highest), 1.4 * usual);
     const low = Math.min(0, ...good, score);
     return { top, low, at: (value) => 8 + (WIDTH - 16) * ((clamp(value, low, top) - low) / (top - low)) };
   }
