@@ -400,7 +400,7 @@ def test_keys(page: Page):
     for key, name in (("ArrowRight", names[0]), ("ArrowRight", names[1]), ("ArrowLeft", names[0])):
         page.keyboard.press(key)
         expect(page.locator("#samples button.on")).to_have_attribute("data-sample", name)
-    page.wait_for_function("name => diffad.state().part?.link?.sample === name", arg=names[0], timeout=RESULT)
+        page.wait_for_function("name => diffad.state().part?.link?.sample === name", arg=name, timeout=RESULT)
     # In a slider the arrows are the slider's.
     page.locator("#alpha input[type=range]").press("ArrowRight")
     settled(page)
