@@ -35,9 +35,9 @@ class CheckpointError(ValueError):
 class Profile:
     """What one category adds to the shared network.
 
-    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's.
-    calibration: score statistics of held-out normal pictures. rehearsal: how
-    well artificial defects on those pictures were found, and the choices made by that (`profiles.rehearse`).
+    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. calibration: score
+    statistics of held-out normal pictures. rehearsal: how well artificial defects on those pictures were
+    found, and the choices made by that (`profiles.rehearse`).
     """
 
     gaussian: PlaceGaussian
