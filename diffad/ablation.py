@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffad.data import DataError, Geometry, Sample, mask_to_square, read_image, read_mask, to_square
+from diffad.data import (
+    DataError,
+    Geometry,
+    Sample,
+    labelled,
+    mask_to_square,
+    read_image,
+    read_mask,
+    to_square,
+)
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
 from diffad.metrics import aupro, auroc, pixel_auroc
@@ -360,16 +369,8 @@ def _fused(maps: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
 
 def _chosen(samples: Sequence[Sample], limit: int | None) -> dict[str, list[Sample]]:
     """Labelled test samples by category, in their order; each label thinned evenly to at most `limit`."""
-    groups: dict[str, list[Sample]] = {}
-    for anomalous in (False, True):
-        for name in dict.fromkeys(sample.category for sample in samples):
-            some = [
-                sample for sample in samples
-                if sample.category == name and sample.split != "train" and sample.is_anomalous is anomalous
-            ]  # fmt: skip
-            if limit is not None and len(some) > limit:
-                some = [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
-            groups[name] = groups.get(name, []) + some
+    names = dict.fromkeys(sample.category for sample in samples)
+    groups = {name: labelled(samples, name, limit) for name in names}
     groups = {name: group for name, group in groups.items() if group}
     if not groups:
         raise DataError("no picture has a label: ablations need test/good and test/<defect> folders (MVTec)")

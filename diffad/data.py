@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -360,6 +360,22 @@ def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
     if not kept:
         raise DataError(f"no {split} pictures in {root}: {LAYOUT}")
     return kept
+
+
+def labelled(samples: Sequence[Sample], category: str, limit: int | None = None) -> list[Sample]:
+    """A category's labelled pictures that are not for training, good ones first, each label in its order and
+    thinned evenly to at most `limit`.
+    """
+    chosen = []
+    for anomalous in (False, True):
+        some = [
+            sample for sample in samples
+            if sample.category == category and sample.split != "train" and sample.is_anomalous is anomalous
+        ]  # fmt: skip
+        if limit is not None and len(some) > limit:
+            some = [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
+        chosen += some
+    return chosen
 
 
 def _samples(root: Path) -> Iterator[Sample]:

@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffad.data import DataError, Geometry, Sample, mask_to_square, read_image, read_mask, to_square
+from diffad.data import (
+    DataError,
+    Geometry,
+    Sample,
+    labelled,
+    mask_to_square,
+    read_image,
+    read_mask,
+    to_square,
+)
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
@@ -97,7 +106,7 @@ def compare(
         with warnings.catch_warnings():  # anomalib's about its own parts
             warnings.simplefilter("ignore")
             import anomalib.models  # noqa: F401 - takes seconds, before any clock runs
-    groups = {name: _chosen(samples, name, limit) for name in dict.fromkeys(s.category for s in samples)}
+    groups = {name: labelled(samples, name, limit) for name in dict.fromkeys(s.category for s in samples)}
     groups = {name: group for name, group in groups.items() if group}
     if not groups:
         raise DataError("no picture has a label: comparing needs test/good and test/<defect> folders (MVTec)")
@@ -399,20 +408,6 @@ def _judge(model: nn.Module, extractor: FeatureExtractor, size: int) -> Judge:
 
 # ---------------------------------------------------------------------------------------------------------
 # Pictures and measures
-
-
-def _chosen(samples: Sequence[Sample], category: str, limit: int | None) -> list[Sample]:
-    """A category's labelled test pictures, good ones first; of each label at most `limit`, evenly spread."""
-    chosen = []
-    for anomalous in (False, True):
-        some = [
-            sample for sample in samples
-            if sample.category == category and sample.split != "train" and sample.is_anomalous is anomalous
-        ]  # fmt: skip
-        if limit is not None and len(some) > limit:
-            some = [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
-        chosen += some
-    return chosen
 
 
 def _normal_squares(samples: Sequence[Sample], category: str, size: int) -> Tensor:
