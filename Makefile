@@ -17,6 +17,7 @@ BRIEFLY := awk '/^Collecting/ { print "  " $$2; fflush() } /^Installing collecte
 .PHONY: app test lint browser screenshots timing clean
 
 app: $(VENV)/.installed
+	@echo "diffad: starting; loading the models takes some seconds"
 	@$(PY) app.py
 
 test: $(VENV)/.installed-test browser lint

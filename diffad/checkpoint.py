@@ -1,19 +1,22 @@
 """The only reader and writer of weights: one safetensors file that explains itself.
 
-Tensors are the EMA weights (fp16), the feature standardisation and one profile a category; the file's
-metadata holds, as JSON under the key "diffad", the format number, the configuration and the provenance.
+Tensors are the EMA weights (int8 with a scale for each output channel), the feature standardisation and one
+profile a category; the file's metadata holds, as JSON under the key "diffad", the format number, the
+configuration and the provenance.
 Loading never executes code.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -24,7 +27,7 @@ from diffad.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(ValueError):
@@ -73,7 +76,11 @@ class Checkpoint:
 
 def save(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write atomically (nobody ever sees half a file), making missing folders; returns the path."""
-    tensors = {f"network.{name}": value.half() for name, value in checkpoint.network.items()}
+    tensors = {}
+    for name, value in checkpoint.network.items():
+        tensors[f"network.{name}"], scale = _stored(value)
+        if scale is not None:
+            tensors[f"scale.{name}"] = scale
     tensors["features.mean"], tensors["features.std"] = checkpoint.feature_mean, checkpoint.feature_std
     for index, profile in enumerate(checkpoint.profiles.values()):
         gaussian, calibration = profile.gaussian, profile.calibration
@@ -81,10 +88,10 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.projection": gaussian.projection.half(),
             f"profile.{index}.gaussian.mean": gaussian.mean.half(),
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
-            f"profile.{index}.residual.whitening": _pack(profile.residual.whitening).half(),
-            f"profile.{index}.residual.directions": profile.residual.directions.half(),
-            f"profile.{index}.residual.excess": profile.residual.excess,
-            f"profile.{index}.residual.base": profile.residual.base,
+            f"profile.{index}.residual.common": _pack(profile.residual.common).half(),
+            f"profile.{index}.residual.codes": _to_bits(_pack(profile.residual.codes, -1)),
+            f"profile.{index}.residual.scale": profile.residual.scale.half(),
+            f"profile.{index}.residual.diagonal": profile.residual.diagonal.half(),
             f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
             f"profile.{index}.calibration.good_places": calibration.good_places.half(),
@@ -128,20 +135,23 @@ def load(path: str | Path) -> Checkpoint:
         profiles = {}
         for index, category in enumerate(header["categories"]):
             part = {
-                name: tensors[f"profile.{index}.{name}"].float()
+                name: tensors[f"profile.{index}.{name}"]
                 for name in (
                     "gaussian.projection",
                     "gaussian.mean",
                     "gaussian.whitening",
-                    "residual.whitening",
-                    "residual.directions",
-                    "residual.excess",
-                    "residual.base",
+                    "residual.common",
+                    "residual.codes",
+                    "residual.scale",
+                    "residual.diagonal",
                     "calibration.level",
                     "calibration.moments",
                     "calibration.good_places",
                 )
             }
+            channels, blocks = config.feature_channels, part["residual.scale"].shape[:2]
+            codes = _from_bits(part.pop("residual.codes"), (*blocks, channels * (channels - 1) // 2))
+            part = {name: value.float() for name, value in part.items()}
             gaussian = PlaceGaussian(
                 part["gaussian.projection"],
                 part["gaussian.mean"],
@@ -156,10 +166,10 @@ def load(path: str | Path) -> Checkpoint:
             profiles[category["name"]] = Profile(
                 gaussian,
                 ResidualGaussian(
-                    _unpack(part["residual.whitening"], config.feature_channels),
-                    part["residual.directions"],
-                    part["residual.excess"],
-                    part["residual.base"],
+                    _unpack(part["residual.common"], channels),
+                    _unpack(codes, channels, -1),
+                    part["residual.scale"],
+                    part["residual.diagonal"],
                 ),
                 calibration,
                 category["rehearsal"],
@@ -167,7 +177,9 @@ def load(path: str | Path) -> Checkpoint:
         return Checkpoint(
             config=config,
             network={
-                name[8:]: value.float() for name, value in tensors.items() if name.startswith("network.")
+                name[8:]: _restored(value, tensors.get(f"scale.{name[8:]}"))
+                for name, value in tensors.items()
+                if name.startswith("network.")
             },
             backbone=header["backbone"],
             feature_mean=tensors["features.mean"],
@@ -220,14 +232,47 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
 
 
-def _pack(triangular: Tensor) -> Tensor:
-    """Lower triangles [..., d, d] → [..., d(d+1)/2]."""
-    rows, columns = torch.tril_indices(*triangular.shape[-2:])
+def _pack(triangular: Tensor, offset: int = 0) -> Tensor:
+    """Lower triangles [..., d, d] → [..., d(d+1)/2]; offset −1 leaves the diagonal out."""
+    rows, columns = torch.tril_indices(*triangular.shape[-2:], offset)
     return triangular[..., rows, columns].contiguous()
 
 
-def _unpack(packed: Tensor, size: int) -> Tensor:
+def _unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
     full = packed.new_zeros(*packed.shape[:-1], size, size)
-    rows, columns = torch.tril_indices(size, size)
+    rows, columns = torch.tril_indices(size, size, offset)
     full[..., rows, columns] = packed
     return full
+
+
+def _to_bits(codes: Tensor) -> Tensor:
+    """Whole numbers of −4 … 3 in three bits: int8 [..., n] → uint8 [3, bytes], a plane for each bit."""
+    planes = [((codes + 4).numpy().ravel() >> bit) & 1 for bit in range(3)]
+    return torch.from_numpy(np.packbits(np.stack(planes), axis=1))
+
+
+def _from_bits(planes: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`_to_bits` undone."""
+    bits = np.unpackbits(planes.numpy(), axis=1, count=math.prod(shape)).reshape(3, *shape)
+    return torch.from_numpy((bits[0] + 2 * bits[1] + 4 * bits[2]).astype(np.int8) - 4)
+
+
+def rounded(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as a file gives them back, float32; rounding again changes nothing."""
+    return {name: _restored(*_stored(value)) for name, value in network.items()}
+
+
+def _stored(weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """int8 and a scale for each output channel (fp16), 127 steps to its largest weight; vectors in fp16."""
+    if weight.dim() < 2:
+        return weight.half(), None
+    rows = weight.float().flatten(1)
+    scale = (rows.abs().amax(dim=1) / 127).clamp(min=6e-8).half()
+    codes = (rows / scale[:, None].float()).round().clamp(-127, 127)
+    return codes.to(torch.int8).view_as(weight), scale
+
+
+def _restored(stored: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return stored.float()
+    return stored.float() * scale.float().view(-1, *(1,) * (stored.dim() - 1))

@@ -298,6 +298,7 @@ def hybrid_loss(
     noise: Tensor,
     *,
     stride: int = 4,
+    shown: Tensor | None = None,
     vlb_weight: float = 0.01,
     uncertainty_weight: float = 0.05,
 ) -> dict[str, Tensor]:
@@ -307,17 +308,31 @@ def hybrid_loss(
     features: f(x_0), standardised, [b, feature_channels, grid, grid]. The VLB term is the KL of a step of
     `stride` on the respaced chain (the full chain leaves log σ² nowhere to go); its gradient, and that of the
     NLL, does not reach the mean (Nichol & Dhariwal, sec. 3.1).
+
+    shown: x_start with artificial defects, which are noised in its stead: ε then is whatever leads from x_0
+    to x_t, so that anomalies are removed as noise is (Yao et al. 2024, GLAD). Where the two differ the error
+    is that of x̂_0, since ε there is as large as √SNR, and nothing is learned about variances, which shall
+    stay those of good parts.
     """
-    x_t = schedule.q_sample(x_start, t, noise)
+    x_t = schedule.q_sample(x_start if shown is None else shown, t, noise)
     prediction = denoise(x_t, t)
-    noise_loss = F.mse_loss(prediction.noise.float(), noise)
     feature_loss = F.mse_loss(prediction.features.float(), features)
+    sound = torch.ones_like(x_start[:, :1])
+    if shown is not None:
+        sound = (shown == x_start).all(dim=1, keepdim=True).to(x_start)
+        alpha_bar = schedule.alpha_bar(t, x_start)
+        snr = (alpha_bar / (1 - alpha_bar)).to(x_start.dtype)
+        noise = noise + snr.sqrt() * (shown - x_start)
+        noise_weight = torch.maximum(sound, (1 / snr).clamp(max=1))
+    error = (prediction.noise.float() - noise).square()
+    noise_loss = (error if shown is None else error * noise_weight).mean()
 
     frozen = prediction._replace(noise=prediction.noise.detach())
-    vlb = schedule.kl(frozen, x_start, x_t, t, (t - stride).clamp(min=-1)).mean()
+    vlb = (sound * schedule.kl(frozen, x_start, x_t, t, (t - stride).clamp(min=-1))).mean()
     x_hat = schedule.predict_x_start(frozen.noise.float(), x_t, t)
     log_variance = prediction.x_start_log_variance.float()
-    uncertainty = 0.5 * ((x_start - x_hat) ** 2 * torch.exp(-log_variance) + log_variance).mean()
+    standard = (x_start - x_hat) ** 2 * torch.exp(-log_variance)
+    uncertainty = 0.5 * (sound * (standard + log_variance)).mean()
     loss = noise_loss + feature_loss + vlb_weight * vlb + uncertainty_weight * uncertainty
     return {
         "loss": loss,

@@ -1,13 +1,13 @@
 """A category's profile from its normal pictures: Gaussian, residual covariance, calibration, rehearsal.
 
-How the feature residual's covariance is taken, and whether maps are divided by how hard each place is, suits
-some categories and spoils others. No real defect may decide that, so artificial ones on held-out normal
-pictures do (`rehearse`); what they say is kept, as the only forecast there is before defects are measured.
+Whether maps are divided by how hard each place is suits some categories and spoils others. No real defect
+may decide that, so artificial ones on held-out normal pictures do (`rehearse`); what they say is kept, as the
+only forecast there is before defects are measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.metrics import aupro, auroc
-from diffad.rehearsal import KINDS, add_defect
+from diffad.rehearsal import REHEARSED_KINDS, add_defect
 from diffad.scoring import (
     CALIBRATION_TIMESTEPS,
     TIMESTEPS,
@@ -34,17 +34,13 @@ from diffad.scoring import (
 )
 from diffad.unet import UNet
 
-# of the residual's covariance, for a category to choose from
-COVARIANCES = (
-    {"shrinkage": 1.0, "blocks": 1, "rank": 0},  # the paper's (10)
-    {"shrinkage": 0.3, "blocks": 1, "rank": 0},
-    {"shrinkage": 0.05, "blocks": 1, "rank": 0},
-    {"shrinkage": 0.1, "blocks": 16, "rank": 6},
-)
-PIXEL_TRUSTS = (0.5, 0.25, 0.1)  # less than the full 1
-FITTED = 96  # training pictures that the covariance is fitted on
+# Pixels tell less than features, everywhere. How much less is not left to the rehearsal: the network is
+# taught to remove defects of these very kinds, which flatters its pixels more than its features.
+PIXEL_TRUST = 0.25
+FITTED = 1024  # training pictures that the covariance is fitted on, at most
 REHEARSED = 24  # held-out pictures that carry artificial defects
 _DEFECTS_EACH = 2
+_ROWS = 8  # pictures a network call
 
 
 @dataclass(frozen=True)
@@ -96,40 +92,41 @@ def fit_profile(
             residual.append(rest[:, :, 0].half().cpu())
         return Evidence(torch.cat(pixel), torch.cat(residual))
 
-    fitted = look(used[:FITTED], TIMESTEPS).residual.flatten(0, 1)
+    def residuals() -> Iterator[Tensor]:  # the timesteps share the pictures: a look at each is enough
+        for index, t in enumerate(TIMESTEPS):
+            for batch in used[:FITTED][index :: len(TIMESTEPS)].split(_ROWS):
+                x_start = to_float(batch, device)
+                _, rest = evidence(
+                    schedule, network, x_start, extractor(x_start), (t,), seed=seed, kind=kind, stride=stride
+                )
+                yield rest[:, 0, 0]
+
+    covariance = ResidualGaussian.fit(residuals()).to(torch.device("cpu"))
     good = look(held, CALIBRATION_TIMESTEPS)
     defects, masks, kinds = artificial_defects(held[:REHEARSED], used, seed)
     spoiled = look(defects, TIMESTEPS)
     columns = [CALIBRATION_TIMESTEPS.index(t) for t in TIMESTEPS]
     usual = Evidence(good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns])
+    rehearsed = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
 
     best: dict[str, Any] = {}
-    for choice in COVARIANCES:
-        choice = choice | {"blocks": min(choice["blocks"], max(1, extractor.grid // 2))}
-        covariance = ResidualGaussian.fit(fitted, **choice)
-        maps = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
-        for by_place in (False, True):
-            result = rehearse(*maps, masks, kinds, by_place)
-            if not best or result["worth"] > best["worth"]:
-                best = result | choice | {"by_place": by_place, "pixel_trust": 1.0}
-                chosen, rehearsed = covariance, maps
-    for trust in PIXEL_TRUSTS:
-        result = rehearse(*rehearsed, masks, kinds, best["by_place"], trust)
-        if result["worth"] > best["worth"]:
-            best |= result | {"pixel_trust": trust}
+    for by_place in (False, True):
+        result = rehearse(*rehearsed, masks, kinds, by_place)
+        if not best or result["worth"] > best["worth"]:
+            best = result | {"by_place": by_place}
     calibration = Calibration.fit(
-        good.maps(chosen, CALIBRATION_TIMESTEPS), best["by_place"], best["pixel_trust"]
+        good.maps(covariance, CALIBRATION_TIMESTEPS), best["by_place"], PIXEL_TRUST
     )
-    return Profile(gaussian.to(torch.device("cpu")), chosen, calibration, best)
+    return Profile(gaussian.to(torch.device("cpu")), covariance, calibration, best)
 
 
 def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
     """Two defects on copies of each held-out picture: uint8 [2n, 3, s, s], masks bool [s, s], kinds."""
     rng = np.random.default_rng(seed)
-    others = [picture.permute(1, 2, 0).numpy() for picture in used[:FITTED]]
+    others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]
     pictures, masks, kinds = [], [], []
     for index in range(_DEFECTS_EACH * len(held)):
-        kind = KINDS[index % len(KINDS)]
+        kind = REHEARSED_KINDS[index % len(REHEARSED_KINDS)]
         good = held[index // _DEFECTS_EACH].permute(1, 2, 0).numpy()
         spoiled, mask = add_defect(good, others, kind, rng)
         if mask.sum() * 256**2 >= 12 * mask.size:  # smaller ones are nothing that anyone could find
@@ -145,14 +142,13 @@ def rehearse(
     masks: list[np.ndarray],
     kinds: list[str],
     by_place: bool,
-    pixel_trust: float = 1.0,
 ) -> dict:
     """How artificial defects are told from good pictures at α = 0.5 and one false alarm in 100.
 
     Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
     (share above the threshold), found_by_kind, good, defects (counts).
     """
-    calibration = Calibration.fit(good, by_place, pixel_trust)
+    calibration = Calibration.fit(good, by_place, PIXEL_TRUST)
     fused = [
         fuse(pixel.numpy(), feature.numpy(), 0.5)
         for maps in (calibration.standardise(good), calibration.standardise(spoiled))

@@ -1,6 +1,7 @@
-"""Artificial defects on normal pictures: what a model can be rehearsed on when no defective part is at hand.
+"""Artificial defects on normal pictures: what a model is taught to remove, and rehearsed on when no defective
+part is at hand.
 
-Six kinds, from specks to displaced pieces, after the idea of CutPaste (Li et al. 2021) and DRAEM (Zavrtanik
+Eight kinds, from specks to bent pieces, after the idea of CutPaste (Li et al. 2021) and DRAEM (Zavrtanik
 et al. 2021). Real defects look otherwise: a rehearsal ranks settings and warns of a hopeless case, it does
 not replace measured defects.
 """
@@ -12,9 +13,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-KINDS = ("patch", "stain", "displaced", "scratch", "speck", "worn")
-_LEAST_CHANGE = 12  # grey values of 255 that a defect must change its pixels by to be seen
-_TRIES = 30
+# On a texture the last three put good texture in the place of good texture: nothing to be found, so that they
+# serve to teach but not to rehearse.
+REHEARSED_KINDS = ("patch", "stain", "scratch", "speck", "worn")
+KINDS = (*REHEARSED_KINDS, "displaced", "missing", "bent")
+_LEAST_CHANGE = 12  # grey values of 255 that a defect must change its pixels by to be seen, or the grain's σ
+_TRIES = 12
+_GRID = 32  # cells a side in which the place of a defect is drawn
 
 
 def add_defect(
@@ -23,19 +28,22 @@ def add_defect(
     """(picture with one defect, bool mask [s, s] of what changed visibly); picture uint8 [s, s, 3], is
     not changed.
 
-    others: normal pictures of the same category and size, from which "patch" takes. Raises ValueError for an
-    unknown kind.
+    others: normal pictures of the same size, from which patches and colours are taken. Raises ValueError for
+    an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
     size = picture.shape[0]
     best, most = (picture.copy(), np.zeros((size, size), bool)), 0
+    fine = picture - cv2.GaussianBlur(picture, (0, 0), 2 * size / 256).astype(np.float32)
+    least = max(_LEAST_CHANGE, float(fine.std()))
+    centres = _likely_centres(picture)
     for _ in range(_TRIES):
-        shape = _shape(kind, size, rng)
+        shape = _shape(kind, size, centres, rng)
         spoiled = _spoiled(picture, others, kind, rng)
         soft = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), 0.8 * size / 256)[..., None]
         result = np.rint(picture + soft * (spoiled - picture)).clip(0, 255).astype(np.uint8)
-        visible = np.abs(result.astype(np.int16) - picture).max(axis=2) > _LEAST_CHANGE
+        visible = np.abs(result.astype(np.int16) - picture).max(axis=2) > least
         closed = cv2.morphologyEx(visible.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) > 0
         mask = closed & shape
         if mask.sum() > most:
@@ -45,27 +53,36 @@ def add_defect(
     return best
 
 
-def _shape(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
+def _likely_centres(picture: np.ndarray) -> np.ndarray:
+    """Probability of each cell of a grid to carry a defect, float64 [32, 32]: nine times of ten on the part,
+    which is what differs from the colour of the picture's rim, since nothing is wrong with backgrounds.
+    """
+    rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    apart = np.abs(picture.astype(np.float32) - np.median(rim, axis=0)).max(axis=2)
+    part = cv2.resize(apart, (_GRID, _GRID), interpolation=cv2.INTER_AREA) > 2 * _LEAST_CHANGE
+    inside = np.zeros((_GRID, _GRID))
+    inside[2:-2, 2:-2] = 1
+    on_part = inside * part
+    weights = inside / inside.sum()
+    return 0.1 * weights + 0.9 * on_part / on_part.sum() if on_part.sum() > 20 else weights
+
+
+def _shape(kind: str, size: int, centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random place and outline, bool [size, size]."""
     unit = size / 256
+    cell = np.unravel_index(rng.choice(centres.size, p=centres.ravel()), centres.shape)
+    centre = (np.array(cell) + rng.uniform(size=2)) * size / _GRID
     if kind == "scratch":
-        points = np.cumsum(
-            np.vstack(
-                [
-                    rng.uniform(0.15, 0.85, 2) * size,
-                    rng.normal(0, 9 * unit, (5, 2)) + rng.normal(0, 8 * unit, 2),
-                ]
-            ),
-            axis=0,
-        )
+        steps = rng.normal(0, 9 * unit, (5, 2)) + rng.normal(0, 8 * unit, 2)
+        points = np.cumsum(np.vstack([centre, steps]), axis=0)[:, ::-1]
         canvas = np.zeros((size, size), np.uint8)
         cv2.polylines(
             canvas, [np.rint(points).astype(np.int32)], False, 1, max(1, round(rng.uniform(1, 4) * unit))
         )
         return canvas > 0
-    radius = (rng.uniform(1.5, 5) if kind == "speck" else rng.uniform(5, 24)) * unit
-    centre = rng.uniform(0.12, 0.88, 2) * size
-    ripple = cv2.GaussianBlur(rng.normal(size=(size, size)).astype(np.float32), (0, 0), max(1.0, radius / 2))
+    radius = (rng.uniform(1.5, 5) if kind == "speck" else np.exp(rng.uniform(np.log(5), np.log(40)))) * unit
+    waves = max(4, round(size / max(1.0, radius)))
+    ripple = cv2.resize(rng.normal(size=(waves, waves)).astype(np.float32), (size, size))
     ripple /= np.abs(ripple).max()
     stretch, angle = rng.uniform(1, 2), rng.uniform(0, np.pi)
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -87,6 +104,15 @@ def _spoiled(
         return np.rot90(large, rng.integers(4)).astype(np.float32)
     if kind == "displaced":
         return np.roll(whole, rng.integers(-size // 18, size // 18 + 1, 2), (0, 1))
+    if kind == "missing":  # what lies far off in the same picture
+        far = rng.uniform(0.25, 0.75, 2) * size
+        return np.roll(whole, np.rint(far).astype(int), (0, 1))
+    if kind == "bent":
+        flow = rng.normal(size=(2, 32, 32)).astype(np.float32)
+        flow = [cv2.resize(cv2.GaussianBlur(part, (0, 0), 1.5), (size, size)) for part in flow]
+        flow = [part / np.abs(part).max() * np.float32(rng.uniform(4, 12) * size / 256) for part in flow]
+        y, x = np.mgrid[:size, :size].astype(np.float32)
+        return cv2.remap(whole, x + flow[0], y + flow[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     if kind == "worn":  # its detail is gone
         return cv2.GaussianBlur(whole, (0, 0), rng.uniform(3, 6) * size / 256) * np.float32(
             rng.uniform(0.8, 1.2)

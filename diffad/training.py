@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
 from diffad.profiles import fit_profile, to_float, to_uint8
+from diffad.rehearsal import KINDS, add_defect
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,9 @@ class TrainConfig:
 
     batch: pictures a step and process; every category has the same share of them. shift: largest random
     translation, px. variants: different shifts (and turns, see `symmetries`) of each picture. low_t: t =
-    T·u^low_t, so 2 favours the timesteps that are scored, 1 is uniform. held_out: share of each category's
-    normal pictures kept from training to calibrate on (4 to 48 pictures).
+    T·u^low_t, so 2 favours the timesteps that are scored, 1 is uniform. spoiled: share of the pictures that
+    are shown with one to three artificial defects, to be removed like noise. held_out: share of each
+    category's normal pictures kept from training to calibrate on (4 to 48 pictures).
     """
 
     steps: int | None = None
@@ -56,6 +59,7 @@ class TrainConfig:
     ema: float = 0.999
     clip: float = 1.0
     low_t: float = 2.0
+    spoiled: float = 0.5
     shift: int = 4
     variants: int = 6
     held_out: float = 0.15
@@ -125,9 +129,8 @@ def train(
         pool = _Pool(run, [used for used, _ in split.values()])
         _fit_network(run, pool, pictures, out, resume, progress, save_every)
     if run.rank == 0:
-        run.network.load_state_dict(run.average)
-        # the profiles must belong to the weights that are stored, which are rounded to fp16
-        run.network.load_state_dict({k: v.half().float() for k, v in run.network.state_dict().items()})
+        # the profiles must belong to the weights that are stored
+        run.network.load_state_dict(checkpoints.rounded(run.average))
         profiles = dict(base.profiles) if base and config.steps == 0 else {}
         for name, (used, held) in split.items():
             profiles[name] = fit_profile(
@@ -308,14 +311,18 @@ class _Pool:
         cell = run.config.unet.feature_channels * run.config.unet.feature_grid**2 * 2
         self.room = _memory() // 4 // cell if run.device.type == "cpu" else 0
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """x_start [count, 3, s, s] in [−1, 1] and its features, every category equally often."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """x_start [count, 3, s, s] in [−1, 1], the same with artificial defects on some, and the features of
+        x_start; every category equally often.
+        """
         keys = []
         for number in torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist():
             category = int(number[0] * len(self.categories))
             picture = int(number[1] * len(self.categories[category]))
             keys.append((category, picture, int(number[2] * self.run.config.variants)))
-        x_start = to_float(torch.stack([self._variant(*key) for key in keys]), self.run.device)
+        pictures = torch.stack([self._variant(*key) for key in keys])
+        shown = self._spoiled(pictures, [key[0] for key in keys], generator)
+        x_start, shown = (to_float(each, self.run.device) for each in (pictures, shown))
         missing = [index for index, key in enumerate(keys) if key not in self.kept]
         found = {}
         if missing:
@@ -326,7 +333,24 @@ class _Pool:
             if len(self.kept) < self.room:
                 self.kept[keys[index]] = values.half()
         rows = [found[i] if i in found else self.kept[key].float() for i, key in enumerate(keys)]
-        return x_start, torch.stack(rows)
+        return x_start, shown, torch.stack(rows)
+
+    def _spoiled(self, pictures: Tensor, categories: list[int], generator: torch.Generator) -> Tensor:
+        """A copy, uint8 [b, 3, s, s]; patches and colours come from pictures of any category, half of them
+        from their own.
+        """
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        shown = pictures.clone()
+        for index, own in enumerate(categories):
+            if rng.random() >= self.run.config.spoiled:
+                continue
+            picture = pictures[index].permute(1, 2, 0).numpy()
+            for _ in range(rng.integers(1, 4)):
+                some = self.categories[own if rng.random() < 0.5 else rng.integers(len(self.categories))]
+                other = some[rng.integers(len(some))].permute(1, 2, 0).numpy()
+                picture, _ = add_defect(picture, [other], KINDS[rng.integers(len(KINDS))], rng)
+            shown[index] = torch.from_numpy(picture).permute(2, 0, 1)
+        return shown
 
     def _variant(self, category: int, picture: int, variant: int) -> Tensor:
         """uint8 [3, s, s], shifted (edges repeated) and turned as (category, picture, variant) seed it."""
@@ -361,13 +385,15 @@ def _loop(run: _Run, pool: _Pool) -> Iterator[dict]:
     running: dict[str, float] = {}
     while (done := _budget_spent(run, time.monotonic() - begun)) < 1:
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + run.step) * 1_009 + run.rank)
-        x_start, features = pool.draw(config.batch, generator)
+        x_start, shown, features = pool.draw(config.batch, generator)
         t = (schedule.steps * torch.rand(config.batch, generator=generator) ** config.low_t).long()
         noise = torch.randn(x_start.shape, generator=generator).to(run.device)
         warm = min(1.0, (run.step + 1) / config.warm_up)
         for group in run.optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
-        terms = hybrid_loss(schedule, model, x_start, features, t, noise, stride=config.stride)
+        terms = hybrid_loss(
+            schedule, model, x_start, features, t, noise, stride=config.stride, shown=shown
+        )  # fmt: skip
         run.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)

@@ -12,20 +12,23 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
     from diffad.inspector import Inspector
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 120_000  # ms within which whatever a browser waits for must have come, on a busy machine
+DESKTOP = {"width": 1440, "height": 1060}
 BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",  # a camera that shows a clock face
 ]
 
 
@@ -72,7 +75,9 @@ def inspector(bundled_model: Path) -> Inspector:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium: the system's, else Playwright's own. None is a failure, not a skip."""
-    from playwright.sync_api import Error, sync_playwright
+    from playwright.sync_api import Error, expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE)
 
     found = next((path for name in BROWSER_NAMES if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
@@ -82,3 +87,57 @@ def browser() -> Iterator[Browser]:
             pytest.fail(f"No browser for the page's tests (`make browser` installs one): {error.message}")
         yield browser
         browser.close()
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, **context_settings: Any) -> Iterator[Page]:
+    """A fresh session, once the page stands. Errors in the console, and requests that leave this machine,
+    fail the test that made it.
+    """
+    context = browser.new_context(**({"viewport": DESKTOP, "accept_downloads": True} | context_settings))
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda request: None if stays(request.url) else trouble.append(request.url))
+    page.goto(url)
+    page.locator("#samples button").first.wait_for()
+    yield page
+    context.close()
+    assert trouble == []
+
+
+def at_rest(page: Page) -> None:
+    """Waits until no colour is on its way to another, which axe would take for too little contrast."""
+    page.wait_for_function("document.getAnimations().every(each => each.playState !== 'running')")
+
+
+def stays(address: str) -> bool:
+    return address.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
+
+
+@pytest.fixture(scope="session")
+def url(bundled_model: Path) -> Iterator[str]:
+    """The page as `python app.py` serves it; a module may have its own."""
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def defective(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part with a defect that the bundled model has not seen."""
+    from PIL import Image
+
+    from diffad.synthetic import CATEGORIES, make_part
+
+    path = tmp_path_factory.mktemp("parts") / "defective.png"
+    Image.fromarray(make_part(CATEGORIES[0], 90_001, "dent").image).save(path)
+    return path
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """A fresh session at the module's `url`."""
+    with visiting(browser, url) as page:
+        yield page

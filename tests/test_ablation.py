@@ -36,9 +36,7 @@ def tiny(size: int = SIZE, seed: int = 0, categories: tuple[str, ...] = tuple(SH
     features = torch.randn(8, 192, config.feature_grid, config.feature_grid)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        ResidualGaussian(
-            torch.eye(192), torch.zeros(1, 1, 192, 0), torch.zeros(1, 1, 0), torch.ones(1, 1)
-        ),
+        ResidualGaussian.fit([features], block=None, shrinkage=1.0),
         Calibration.fit(RawMaps(maps, 3 * maps, (20, 200, 600))),
     )
     zero, one = torch.zeros(192), torch.ones(192)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from conftest import at_rest
+from playwright.sync_api import Page, expect
 
 from diffad.inspector import Inspector
 from diffad.scoring import rate_for
@@ -19,7 +20,6 @@ from diffad.synthetic import write_set
 from diffad.ui import serve
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
-RESULT = 60_000  # ms; a busy machine
 LONG = 60  # pictures in a run that is to be interrupted
 
 
@@ -46,19 +46,11 @@ def url(inspector: Inspector, root: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """A fresh session on the Batch tab. Errors in the console fail the test."""
-    context = browser.new_context(viewport={"width": 1440, "height": 1060}, accept_downloads=True)
-    page = context.new_page()
-    trouble: list[str] = []
-    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.goto(url)
-    page.get_by_role("tab", name="Batch").click(timeout=RESULT)
-    expect(page.locator("#batch-files")).to_be_visible(timeout=RESULT)
-    yield page
-    context.close()
-    assert trouble == []
+def page(page: Page) -> Page:
+    """A fresh session on the Batch tab."""
+    page.get_by_role("tab", name="Batch").click()
+    expect(page.locator("#batch-files")).to_be_visible()
+    return page
 
 
 def state(page: Page) -> dict:
@@ -73,7 +65,7 @@ def state(page: Page) -> dict:
 
 
 def finish(page: Page, how: str = "done") -> None:
-    expect(page.locator(".batch")).to_have_attribute("data-state", how, timeout=RESULT)
+    expect(page.locator(".batch")).to_have_attribute("data-state", how)
 
 
 def inspect_folder(page: Page, name: str) -> None:
@@ -87,7 +79,7 @@ def shown(page: Page, column: str) -> list[str]:
 
 
 def downloaded(page: Page, kind: str, folder: Path) -> Path:
-    with page.expect_download(timeout=RESULT) as waiting:
+    with page.expect_download() as waiting:
         page.locator(f"[data-take={kind}]").click()
     path = folder / waiting.value.suggested_filename
     waiting.value.save_as(path)
@@ -110,7 +102,9 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     expect(page.locator("tr[data-verdict=failed]")).to_contain_text("broken.png is not a picture")
     summary = page.locator(".batch-summary")
     expect(summary).to_contain_text(re.compile("1 of 5 anomalous.*4 good.*1 could not", re.S))
-    assert page.locator("tbody img").evaluate_all("all => all.filter(i => i.naturalWidth > 40).length") == 5
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('tbody img')].filter(i => i.naturalWidth > 40).length === 5"
+    )
 
     # Numbers and verdicts are the inspector's.
     rows = state(page)["rows"]
@@ -148,7 +142,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
             assert line["is_anomalous"] == str(row["verdict"] == "anomalous")
             assert float(line["threshold"]) == pytest.approx(row["limit"])
             assert float(line["score"]) == pytest.approx(row["score"])
-    expect(page.locator("td.stale")).to_have_count(0, timeout=RESULT)
+    expect(page.locator("td.stale")).to_have_count(0)
     for row in state(page)["rows"]:
         if not row["error"]:
             regions = row["recount"] if row["verdict"] == "anomalous" else 0
@@ -181,9 +175,9 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
         expect(page.locator("#batch-strip")).to_contain_text(row["name"].split("/")[-1])
         page.wait_for_function(
             "score => Math.abs((diffad.state().result?.score ?? 0) - score) < 0.01", arg=row["score"],
-            timeout=RESULT,
-        )  # fmt: skip
-        page.locator("#verdict-card").click()
+
+        )
+        page.evaluate("document.activeElement?.blur()")
         page.keyboard.press("ArrowRight")
     expect(page.locator("#batch-strip")).to_contain_text("3 of 5 in the batch")
     page.locator("#batch-strip .back").click()
@@ -192,10 +186,10 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
 
 def test_a_reload_in_the_middle_loses_nothing_and_cancel_keeps_what_is_done(page: Page):
     inspect_folder(page, "long")
-    page.wait_for_function("() => (diffad.batchState().run?.rows.length ?? 0) >= 2", timeout=RESULT)
+    page.wait_for_function("() => (diffad.batchState().run?.rows.length ?? 0) >= 2")
     before = state(page)
     page.reload()
-    page.wait_for_function("() => (window.diffad?.batchState?.().run?.rows.length ?? 0) > 0", timeout=RESULT)
+    page.wait_for_function("() => (window.diffad?.batchState?.().run?.rows.length ?? 0) > 0")
     expect(page.locator("tbody tr[data-index]").first).to_be_visible()
     after = state(page)
     assert after["id"] == before["id"] and after["total"] == LONG
@@ -212,7 +206,7 @@ def test_a_reload_in_the_middle_loses_nothing_and_cancel_keeps_what_is_done(page
 
 def test_a_run_that_the_server_does_not_have_is_said(page: Page, url: str):
     page.goto(f"{url}?batch=unknown")
-    expect(page.locator(".batch-summary")).to_contain_text("This batch is gone", timeout=RESULT)
+    expect(page.locator(".batch-summary")).to_contain_text("This batch is gone")
     assert "batch=" not in page.url
 
 
@@ -233,22 +227,23 @@ def test_labels_measure_the_verdicts_and_axe_is_content(page: Page, root: Path):
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.reload()
-        expect(page.locator("tbody tr[data-index]").first).to_be_visible(timeout=RESULT)
+        expect(page.locator("tbody tr[data-index]").first).to_be_visible()
+        at_rest(page)
         found = Axe().run(page, context="#batch-page").response["violations"]
         grave = [each for each in found if each["impact"] in ("serious", "critical")]
         assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in grave] == []
     page.set_viewport_size({"width": 390, "height": 844})
     expect(page.locator("tbody tr[data-index]").first).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")
 
 
 def test_nothing_outside_the_data_root_is_read(page: Page, root: Path):
     summary = page.locator(".batch-summary")
     for way in ("door", "../secret", "set/../../secret", "/", f"{root}/../secret"):
         inspect_folder(page, "nowhere")
-        expect(summary).to_contain_text("no such folder", timeout=RESULT)
+        expect(summary).to_contain_text("no such folder")
         inspect_folder(page, way)
-        expect(summary).to_contain_text("outside the folder that may be read", timeout=RESULT)
+        expect(summary).to_contain_text("outside the folder that may be read")
     assert page.locator("tbody tr[data-index]").count() == 0
 
 
@@ -259,7 +254,7 @@ def test_only_the_rows_in_sight_are_in_the_page(page: Page, tmp_path: Path):
             archive.writestr(f"{i}.png", b"no picture")
     page.locator("#batch-files input[type=file]").set_input_files(tmp_path / "many.zip")
     finish(page)
-    page.wait_for_function("() => diffad.batchState().run.rows.length === 1000", timeout=RESULT)
+    page.wait_for_function("() => diffad.batchState().run.rows.length === 1000")
     assert page.locator("tbody tr[data-index]").count() < 60
     page.locator("[role=grid]").press("End")
     expect(page.locator("tr[aria-selected=true]")).to_contain_text("broken.png")

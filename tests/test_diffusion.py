@@ -451,6 +451,53 @@ def test_variance_terms_do_not_move_the_mean(batch):
     torch.testing.assert_close(noise_gradient, 2 * (kept[0].noise - e).detach() / e.numel())
 
 
+@pytest.fixture
+def spoiled(batch):
+    """The batch's pictures with their left half changed."""
+    shown = batch[0].clone()
+    shown[..., :2] = -shown[..., :2].sign() * 0.5
+    return shown
+
+
+def test_a_picture_shown_as_it_is_changes_nothing(batch):
+    x_start, features, t, e = batch
+    one = hybrid_loss(LINEAR, lambda x_t, _: arbitrary(x_t), x_start, features, t, e)
+    two = hybrid_loss(LINEAR, lambda x_t, _: arbitrary(x_t), x_start, features, t, e, shown=x_start.clone())
+    assert {k: float(v) for k, v in one.items()} == pytest.approx({k: float(v) for k, v in two.items()})
+
+
+def test_the_noise_to_be_found_leads_from_the_sound_picture_to_the_one_shown(batch, spoiled):
+    """A denoiser that knows the sound picture makes no error; one that believes what it is shown does."""
+    x_start, features, t, e = batch
+    bar = alpha_bar(t).float()
+
+    def believing(picture):
+        def denoise(x_t, _):
+            return arbitrary(x_t)._replace(noise=(x_t - bar.sqrt() * picture) / (1 - bar).sqrt())
+
+        return float(hybrid_loss(LINEAR, denoise, x_start, features, t, e, shown=spoiled)["noise"])
+
+    assert believing(x_start) == pytest.approx(0, abs=1e-4)
+    # the error of x̂_0 where the signal is stronger than the noise, of ε elsewhere
+    weight = torch.minimum(torch.ones_like(bar), bar / (1 - bar))
+    expected = (weight * (spoiled - x_start) ** 2).mean()
+    assert believing(spoiled) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_nothing_is_learned_about_variances_where_a_defect_is_shown(batch, spoiled):
+    x_start, features, t, e = batch
+    kept = []
+
+    def denoise(x_t, _):
+        kept.append(leaves(x_t))
+        return kept[-1]
+
+    terms = hybrid_loss(LINEAR, denoise, x_start, features, t, e, shown=spoiled)
+    for term, head in (("vlb", kept[0].variance), ("uncertainty", kept[0].x_start_log_variance)):
+        gradient = torch.autograd.grad(terms[term], head, retain_graph=True)[0]
+        assert not gradient[..., :2].any() and gradient[2:, ..., 2:].any(), term
+
+
 @pytest.mark.parametrize("t", [12, 100, 400])
 def test_hybrid_loss_is_least_at_the_ideal_denoiser(t):
     world = GaussianWorld.correlated(smooth_mean(4), 0.2, stride=10)

@@ -92,12 +92,12 @@ def test_words_follow_the_numbers():
     assert "good enough to try" in strong and "missed" not in strong and "guess" not in strong
 
 
-def test_the_profile_keeps_the_best_of_all_choices(monkeypatch, parts, inspector):
+def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
     asked = []
 
-    def judged(good, spoiled, masks, kinds, by_place, pixel_trust=1.0):
-        asked.append((by_place, pixel_trust))
-        return {"worth": 1.0 if len(asked) == 4 else 0.5, "found": 0.5}
+    def judged(good, spoiled, masks, kinds, by_place):
+        asked.append(by_place)
+        return {"worth": 0.7 if by_place else 0.5, "found": 0.5}
 
     monkeypatch.setattr(profiles, "rehearse", judged)
     pictures = torch.stack(
@@ -106,9 +106,5 @@ def test_the_profile_keeps_the_best_of_all_choices(monkeypatch, parts, inspector
     profile = profiles.fit_profile(
         inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
     )
-    both = [(False, 1.0), (True, 1.0)]
-    assert asked == both * len(profiles.COVARIANCES) + [(True, trust) for trust in profiles.PIXEL_TRUSTS]
-    assert profile.rehearsal["pixel_trust"] == 1.0
-    assert {name: profile.rehearsal[name] for name in profiles.COVARIANCES[1]} == profiles.COVARIANCES[1]
+    assert asked == [False, True]
     assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
-    assert len(profile.residual.base) == profiles.COVARIANCES[1]["blocks"]

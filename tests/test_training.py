@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):
     assert steps == [4, 5, 6]
     first, second = (checkpoints.load(path) for path in (whole, part))
     for name, value in first.network.items():
-        torch.testing.assert_close(second.network[name], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(second.network[name], value, rtol=1e-2, atol=3e-3)
 
 
 def test_a_process_killed_by_signal_leaves_a_state_to_resume(parts, tmp_path):
@@ -182,11 +183,24 @@ def test_every_category_has_its_share_and_features_belong_to_their_pictures(extr
     generator = torch.Generator().manual_seed(0)
     bright = 0
     for _ in range(10):
-        x_start, features = pool.draw(8, generator)
+        x_start, _, features = pool.draw(8, generator)
         bright += int((x_start.mean(dim=(1, 2, 3)) > -0.5).sum())
         torch.testing.assert_close(features, run.extractor(x_start), rtol=0.05, atol=0.05)
     assert 28 <= bright <= 52
     assert len(pool.kept) <= 2 * (4 + 24)  # kept: two variants of each picture
+
+
+def test_half_of_the_pictures_are_shown_with_defects_and_the_same_ones_again(extractor):
+    pictures = noise_pictures(0)[:6] // 2
+    settings = config(unet=UNetConfig(size=64, channels=(64, 64), feature_channels=192))
+    pool = _Pool(_prepare(settings, None, [pictures], 1, 0, torch.device("cpu")), [pictures])
+    x_start, shown, _ = pool.draw(40, torch.Generator().manual_seed(1))
+    changed = (x_start != shown).any(dim=1).flatten(1).float().mean(dim=1)  # share of each picture
+    assert 12 <= int((changed > 0).sum()) <= 28 and float(changed.max()) < 0.9
+    again = pool.draw(40, torch.Generator().manual_seed(1))
+    assert torch.equal(again[0], x_start) and torch.equal(again[1], shown)
+    clean = _Pool(replace(pool.run, config=replace(settings, spoiled=0.0)), [pictures])
+    assert torch.equal(*clean.draw(8, torch.Generator().manual_seed(2))[:2])
 
 
 def test_a_warm_start_predicts_the_same_features_in_their_new_units(trained):

@@ -73,7 +73,7 @@
         if (rows.length || news.finished || run.state !== mine.painted) paint();
         else progress();
         mine.painted = run.state;
-        if (news.finished && run.rows.length === news.done) return;
+        if (news.finished && run.rows.length === news.done) return isMoved() && judged(); // recounts what came since
         await pause(rows.length >= 100 ? 0 : 600);
       }
     }
@@ -120,6 +120,8 @@
     let resting = null;
     let due = 0;
     function judged() {
+      judge(); // at once; only the drawing waits
+      recounting++; // what is being counted is of another threshold
       due ||= requestAnimationFrame(() => { due = 0; if (run) paint(); });
       clearTimeout(resting);
       resting = setTimeout(recount, 350);
@@ -273,7 +275,7 @@
         ? `<rect class="${kind}" x="${(MARGIN + i * step + 1).toFixed(1)}" width="${(step - 2).toFixed(1)}" y="${(base - (from + count) * size).toFixed(1)}" height="${(count * size).toFixed(1)}"/>` : "";
       const outline = held.map((count, i) => `${(MARGIN + i * step).toFixed(1)},${(base - count * heldUnit).toFixed(1)} ${(MARGIN + (i + 1) * step).toFixed(1)},${(base - count * heldUnit).toFixed(1)}`).join(" ");
       const ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].filter((tick) => tick > low * 1.05 && tick < high * 0.95);
-      const [x, right] = [at(limit), at(limit) > width - 130];
+      const [x, right, focused] = [at(limit), at(limit) > width - 130, box.contains(document.activeElement)];
       box.innerHTML = `<svg width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">
         <polygon class="held" points="${MARGIN},${base} ${outline} ${width - MARGIN},${base}"/>
         ${calm.map((count, i) => bar("calm", i, 0, count, unit) + bar("loud", i, count, loud[i], unit)).join("")}
@@ -287,7 +289,7 @@
         </g></svg>
         <p class="quiet legend"><span class="calm">good</span><span class="loud">anomalous</span>
           <span class="held">good parts the model was calibrated on</span><span>score in σ</span></p>`;
-      if (view.holding) find(".handle").focus({ preventScroll: true });
+      if (focused || view.holding) find(".handle").focus({ preventScroll: true });
     }
 
     find(".chart").addEventListener("pointerdown", (event) => {
@@ -501,7 +503,6 @@
     });
 
     // Into Inspect and along the rows there
-
 
     function open(index) {
       const row = run.rows[index];

@@ -35,7 +35,9 @@ THUMBNAIL_PIXELS = 96
 FOLDERS_LISTED, FOLDERS_DEEP = 400, 4
 FINISHED = ("done", "stopped", "failed")
 TAKEN_AWAY = {"csv": "CSV", "json": "JSON", "zip": "Everything, zip"}
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",  # none may be lost
+}  # fmt: skip
 
 BOARD = f"""
 <div class="batch" data-state="empty">
@@ -310,7 +312,7 @@ def add(
             return refuse("Choose a folder first.")
         return start([data_root / folder], data_root, settings)
 
-    def open_row(event: gr.EventData) -> Any:
+    def row_picture(event: gr.EventData) -> str | None:
         run = find(event._data)
         row = run.rows[int(event.index)] if run and 0 <= int(event.index) < len(run.rows) else None
         try:
@@ -319,21 +321,20 @@ def add(
             data = None
         if data is None:
             gr.Warning("This picture is no longer on the server: give the batch anew.")
-            return gr.skip()
+            return None
         return keep(p.picture, data, Path(row.name).name)
 
-    def download(event: gr.EventData) -> Any:
+    def download(event: gr.EventData) -> str:
         run = find(event._data)
         if run is None or event.kind not in TAKEN_AWAY:
-            gr.Warning("This batch is no longer on the server: give it anew.")
-            return gr.skip()
+            raise gr.Error("This batch is no longer on the server: give it anew.", print_exception=False)
         return str(run.file(event.kind, event.thresholds))
 
     p.files.upload(start_files, [p.files, *p.settings], [p.batch, p.files], **QUIET)
     if data_root is not None:
         p.folder.focus(lambda: gr.Dropdown(choices=folders(data_root)), None, p.folder, **QUIET)
         p.inspect_folder.click(start_folder, [p.folder, *p.settings], p.batch, **QUIET)
-    p.inspect_after(p.batch.select(open_row, None, p.picture, trigger_mode="always_last", **QUIET))
-    p.batch.download(download, None, p.batch_file, **QUIET).then(
-        None, None, None, js="() => document.querySelector('#batch-file a')?.click()"
+    p.inspect_on(p.batch.select, row_picture)
+    p.batch.download(download, None, p.batch_file, **QUIET).success(
+        None, p.batch_file, None, js="(file) => diffad.save(file)"
     )

@@ -127,7 +127,8 @@ PLAYER = """
       <span class="cut"></span>
       <input type="range" min="0" max="100" step="0.5" value="50" aria-label="Before against after">
     </div>
-    <div class="reel"><div class="strip"></div><p class="message" aria-live="polite"></p></div>
+    <div class="reel"><div class="strip"></div><p class="message" aria-live="polite"></p>
+      <button type="button" class="plain-button begin" hidden>Repair this part</button></div>
     <div class="plot"></div>
   </div>
   <div class="transport">
@@ -158,6 +159,7 @@ SHORTCUTS = """
   <form method="dialog"><h3>Keyboard</h3><button aria-label="Close">✕</button></form>
   <dl>
     <dt><kbd>←</kbd> <kbd>→</kbd></dt><dd>previous or next sample, or picture of the batch</dd>
+    <dt><kbd>Ctrl</kbd> <kbd>V</kbd></dt><dd>inspect the picture in the clipboard</dd>
     <dt><kbd>1</kbd> … <kbd>9</kbd></dt><dd>zoom to a region</dd>
     <dt><kbd>0</kbd></dt><dd>the whole picture</dd>
     <dt><kbd>R</kbd></dt><dd>repair</dd>

@@ -114,7 +114,7 @@ class Film:
 def no_film() -> dict[str, Any]:
     return {
         "frames": [],
-        "message": "Press Repair to see what this part would look like without its defects.",
+        "message": "Repair shows what a part would look like without its defects.",
         "state": "empty",
     }
 

@@ -14,7 +14,8 @@ def picture_upload(**settings: Any) -> gr.Image:
 
     `gr.Image` opens and converts an upload before the event sees it: 16 bits become 8, and a file that is no
     picture ends in a stack trace. Here `data.read_image` meets the file. (Overridden on the instance, because
-    Gradio writes a .pyi into the package for every subclass.)
+    Gradio writes a .pyi into the package for every subclass. An event that has the component as output must
+    give it a value: an update, `gr.skip()` too, makes another instance.)
     """
     picture = gr.Image(type="filepath", format="png", image_mode=None, **settings)
     usual = picture.preprocess

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 WAITING = "Choose a sample or drop a picture."
+CANCELLED = "Cancelled. Choose another picture, or larger tiles."
 RATES = [("1 in 20", 0.05), ("1 in 100", 0.01), ("1 in 1000", 0.001), ("my own score", 0)]
 TILES = [("as it suits", "auto"), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
 
@@ -36,11 +37,11 @@ def categories(inspector: Inspector) -> list[tuple[str, str]]:
 def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> SimpleNamespace:
     """Makes the components inside the current Blocks; returns them by name.
 
-    choices and link are how the browser's own state travels with an event (`page.js` fills them in).
+    choices, link and turn are how the browser's own state travels with an event (`page.js` fills them in).
     """
     first = next(iter(inspectors))
-    p = SimpleNamespace(shown=gr.State(None), film=gr.State(None), download={})
-    p.choices, p.link = gr.JSON(visible="hidden"), gr.JSON(visible="hidden")
+    p = SimpleNamespace(download={})
+    p.choices, p.link, p.turn = (gr.JSON(visible="hidden") for _ in range(3))
     with gr.Row(elem_id="page", equal_height=False):
         with gr.Column(elem_id="controls", min_width=280):
             _picture(p, inspectors, samples)
@@ -74,6 +75,7 @@ def _picture(p: SimpleNamespace, inspectors: Mapping[str, Inspector], samples: S
             elem_id="picture", placeholder="Drop a picture here\nor click to choose",
             alt_text="The inspected picture", webcam_options=gr.WebcamOptions(mirror=False),
         )
+        p.cancel = gr.Button("Cancel", size="sm", elem_id="cancel", min_width=60)
         p.samples = html(
             cards.thumbnails(samples), elem_id="samples", visible=bool(samples),
             js_on_load="diffad.samples(element, props, watch, trigger)  // 'select'",

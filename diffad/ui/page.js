@@ -10,8 +10,10 @@
   const listeners = [];
   let tell = () => {}; // tells Gradio that its threshold and rate should follow
   let part = null;
-  let result = null;
+  let result = null; // read by current() only
+  let stale = true; // whether something was chosen since it was judged
   let due = false;
+  let turn = 0; // of the newest request for an inspection; the server answers the newest
 
   function decode(base64, Type) {
     const text = atob(base64);
@@ -76,15 +78,23 @@
     return { box, area: Math.round(region.area * across * down), peak: region.peak, mean: region.mean };
   }
 
+  // The judgement of the part under the choices, as they are at this moment.
+  function current() {
+    if (stale) result = part?.maps ? judge() : null;
+    stale = false;
+    return result;
+  }
+
   // Draws once per screen refresh, however often a slider moves in between.
   function draw(fresh = false) {
+    stale = true;
     draw.fresh ||= fresh;
     if (due) return;
     due = true;
     requestAnimationFrame(() => {
       due = false;
-      result = part?.maps ? judge() : null;
-      for (const listener of listeners) listener({ part, result, choices, fresh: draw.fresh });
+      const now = { part, result: current(), choices };
+      for (const listener of listeners) listener({ ...now, fresh: draw.fresh });
       draw.fresh = false;
       remember();
       document.dispatchEvent(new CustomEvent("diffad:drawn"));
@@ -233,27 +243,57 @@
     if (event.target.closest?.("#keys-button")) document.querySelector("#shortcuts").showModal();
   });
 
-  // Gradio tells of a cleared picture by two events, in no order that holds; one of them may still carry the old
-  // path. Only that one is dropped: a picture uploaded right afterwards is a new one.
-  let clearedAt = -Infinity;
-  const unlessCleared = (path) =>
-    new Promise((done) => setTimeout(() => {
-      const gone = performance.now() - clearedAt < 1000;
-      clearedAt = -Infinity;
-      done(gone ? null : path);
-    }, 50));
+  // Requests. An upload was asked for when it began, which may be long ago. Gradio tells that a picture was cleared
+  // with the old path, so the click on its cross is what says so.
+  let begun = 0; // the turn of an upload under way
+  let cleared = false;
+  for (const name of ["click", "change", "drop", "paste"])
+    document.addEventListener(name, ({ target }) => {
+      if (!target.closest?.("#picture")) return;
+      cleared = name === "click" && !!target.closest(".icon-button-wrapper button");
+      begun = name === "click" ? 0 : ++turn;
+    }, true);
+  const nextTurn = (picture, mine = ++turn) => {
+    if (picture && !part?.maps) receive({ sentence: "Inspecting…" });
+    return mine;
+  };
+  const uploaded = (file) => {
+    if (cleared) file = null;
+    const mine = nextTurn(file, (file && begun) || undefined);
+    [begun, cleared] = [0, false];
+    return [mine, file];
+  };
+
+  // A picture that is pasted anywhere on the tab goes the way of a dropped one.
+  document.addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+    if (!file || !document.querySelector("#page")?.offsetParent) return;
+    const files = new DataTransfer();
+    files.items.add(file);
+    const input = () => document.querySelector("#picture input[type=file]");
+    if (!input()) document.querySelector("#picture .source-selection button").click(); // the clipboard's button hid it
+    requestAnimationFrame(() => {
+      input().files = files.files;
+      input().dispatchEvent(new Event("change", { bubbles: true }));
+    });
+  });
+
+  // Hands a file to the person.
+  const save = (file) => Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
 
   // For people: a score in three digits.
   const number = (value) => value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2).replace("-", "−");
 
   Object.assign(diffad, {
-    choose, decide, limits, toggle, link, arrive, samples, mark, number, unlessCleared,
-    cleared: () => (clearedAt = performance.now()),
+    choose, decide, limits, toggle, link, arrive, samples, mark, number, save,
+    nextTurn, uploaded,
+    // Whether nothing was asked for since this part was.
+    newest: (part) => part.turn === turn,
     // What a download or a repair needs to know of the choices made here.
     choices: () => ({
       alpha: choices.alpha, opacity: choices.opacity, colormap: choices.colormap,
       timesteps: part?.maps ? choices.chosen.map((k) => part.timesteps[k]) : [],
-      threshold: part?.maps ? threshold() : null, own: choices.threshold !== null, rate: choices.rate,
+      turn: part?.turn, threshold: part?.maps ? threshold() : null, own: choices.threshold !== null, rate: choices.rate,
     }),
     // Values at a point (fractions of the picture), by branch and t.
     valuesAt: ([x, y]) => {
@@ -262,7 +302,7 @@
     },
     onResult: (listener) => listeners.push(listener),
     // The state, for tests.
-    state: () => ({ part, result, choices }),
+    state: () => ({ part, result: current(), choices }),
     // Gradio's HTML component that receives the parts.
     receiver: (props, watch, trigger) => {
       tell = () => trigger("select");

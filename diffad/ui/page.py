@@ -3,14 +3,17 @@
 Two kinds of event. What needs the network (another picture, other timesteps, draws) waits for release and
 goes through the queue. What does not (α, threshold, opacity, colours, which of the computed t take part)
 never reaches the server: the evidence is sent once and judged in the browser (`page.js`), whose choices come
-along when a download or a repair needs them. Results live in the session's `gr.State`, never in a global. A
-handler returns a dict of the components that change.
+along when a download or a repair needs them. A handler returns a dict of the components that change.
+
+Whoever is quick asks for a picture before the last one is answered. So a request is taken down at once, past
+the queue, and what runs in the queue serves the newest one: the page ends at the last choice, in whatever
+order the network brings the choices in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +28,7 @@ from diffad.inspector import METHODS, SCALE_TOP
 from diffad.render import COLORMAPS
 from diffad.ui import batch, cards, downloads, endpoints
 from diffad.ui.files import keep, sentence
-from diffad.ui.layout import AUTO, RATES, TILES, WAITING, categories, lay_out
+from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, lay_out
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -34,25 +37,62 @@ if TYPE_CHECKING:
 HOUR = 3600
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LIVE: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
+EVERY: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **QUIET}
 NETWORK: dict[str, Any] = {
-    "concurrency_id": "network", "concurrency_limit": 1, "trigger_mode": "always_last",
+    "concurrency_id": "network", "concurrency_limit": 1, "trigger_mode": "multiple",
     "api_visibility": "private", "show_progress": "full",
 }
 
 
 @dataclass(frozen=True)
+class Request:
+    """A picture to inspect, and how."""
+
+    turn: int  # the browser counts what it asks for
+    path: str | None  # None: the picture was taken away
+    settings: tuple[Any, ...]  # values of `p.settings`
+
+
+@dataclass(frozen=True)
 class Shown:
-    """What one session looks at: the network's result. The choices made since live in the browser."""
+    """What the page shows: the network's result. The choices made since live in the browser."""
 
     raw: Inspection
     model: str
-    name: str  # of the picture's file, without its suffix
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """Of the picture's file, without its suffix."""
+        return Path(self.request.path).stem
 
     def chosen(self, choices: Mapping[str, Any]) -> Inspection:
         """As the browser shows it (`diffad.choices()` in page.js); no network."""
         return self.raw.fused(
             alpha=choices["alpha"], timesteps=choices["timesteps"], threshold=choices["threshold"]
         )
+
+
+@dataclass
+class Session:
+    """One open page. Its handlers share it, so that each knows at once what the others were told."""
+
+    asked: Request | None = None  # the newest request
+    answered: Request | None = None  # the newest that needs no more work: answered, or cancelled
+    shown: Shown | None = None
+    film: downloads.Film | None = None  # the newest repair; another one, or none, ends it
+
+    @property
+    def picture(self) -> str | None:
+        """The path of the picture that was chosen last."""
+        return self.asked and self.asked.path
+
+    def wants(self, request: Request) -> bool:
+        return request is self.asked and request is not self.answered
+
+
+class Unwanted(Exception):
+    """Ends an inspection that nobody waits for any more."""
 
 
 def spread(low: float, high: float, count: float, usual: tuple[int, ...]) -> tuple[int, ...]:
@@ -100,94 +140,111 @@ def build_app(inspectors: Mapping[str, Inspector], data_root: Path | None = None
 def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     """Lays the Inspect tab out and wires it; returns its components, and what the Batch tab builds on.
 
-    inspect_after(event): inspects `picture` when an event that sets it is through. settings: the controls,
-    the model's first; arguments(inspector, *others): what they mean to `Inspector.inspect`.
+    inspect_on(listen, find): from now on the event that `listen` listens to has the picture inspected whose
+    path `find(event data)` returns; None inspects nothing. settings: the controls, the model's first;
+    arguments(inspector, *others): what they mean to `Inspector.inspect`.
     """
     samples = sample_pictures()
     p = lay_out(inspectors, samples)
+    p.session = gr.State(Session())
     of_inspection = [p.download[kind] for kind in ("all", *downloads.OF_INSPECTION)]
     of_film = [p.download[kind] for kind in downloads.OF_FILM]
-    repairing = [p.film, p.player, p.repair, p.stop, *of_film]
-    everything = [p.shown, p.view, p.threshold, *repairing, *of_inspection]
-    network = NETWORK | {"show_progress_on": p.verdict}
+    repairing = [p.player, p.repair, p.stop, *of_film]
+    everything = [p.picture, p.view, p.threshold, *repairing, *of_inspection]
     settings = [p.model, p.category, p.alpha, p.lowest, p.highest, p.count, p.draws, p.tile]
     first_model = next(iter(inspectors))
 
     def no_film(ready: bool) -> dict:
         return {
-            p.film: None, p.player: downloads.no_film(), p.repair: gr.Button(interactive=ready),
+            p.player: downloads.no_film(), p.repair: gr.Button(interactive=ready),
             p.stop: gr.Button(interactive=False), **dict.fromkeys(of_film, gr.Button(interactive=False)),
         }
 
     def nothing(sentence: str) -> dict:
         """Every result emptied, with a sentence in the verdict's place."""
         return no_film(ready=False) | {
-            p.shown: None, p.view: {"sentence": sentence},
-            **dict.fromkeys(of_inspection, gr.Button(interactive=False)),
+            p.view: {"sentence": sentence}, **dict.fromkeys(of_inspection, gr.Button(interactive=False)),
         }
 
     # What needs the network
 
-    def look(image: Any, name: str, sample: str | None, model: str, *controls: Any) -> dict:
+    def ask(session: Session, turn: float, path: str | None, settings: tuple) -> None:
+        """Takes a request down, unless a newer one came before it. What it makes needless ends by itself."""
+        if session.asked is None or turn > session.asked.turn:
+            session.asked, session.film = Request(int(turn), path, settings), None
+
+    def answer(session: Session, progress: gr.Progress = gr.Progress()) -> dict:  # noqa: B008
+        """Answers the newest request. It comes after every request, so what is skipped here is not lost."""
+        request = session.asked
+        if request is None or not session.wants(request):
+            return {p.picture: session.picture}
+
+        def tell(done: int, total: int) -> None:
+            if not session.wants(request):
+                raise Unwanted
+            if total > 1:
+                progress((done, total), unit="tiles")
+
+        shown, found = None, nothing(WAITING)
+        try:
+            if request.path is not None:
+                shown, found = look(request, session.shown, tell)
+        except DataError as error:
+            message = sentence(str(error), request.path)
+            gr.Warning(message)
+            found = nothing(message)
+        except Unwanted:
+            found = nothing(CANCELLED)
+        if request is not session.asked:
+            found = {}
+        else:
+            session.answered, session.shown, session.film = request, shown, None
+        return found | {p.picture: session.picture}
+
+    def look(request: Request, before: Shown | None, tell: Callable) -> tuple[Shown, dict]:
+        model, *controls = request.settings
         inspector = inspectors[model]
-        raw = inspector.inspect(image, **arguments(inspector, *controls))
+        same = before is not None and before.request.path == request.path
+        raw = inspector.inspect(
+            before.raw.image if same else request.path, **arguments(inspector, *controls), progress=tell
+        )
         category, _, lowest, highest, count, draws, tile = controls
+        sample = sample_of(request.path, samples)
         link = {"category": category, "draws": int(draws), "tile": tile, "sample": sample}
         link["model"] = model if model != first_model else None
         usual = raw.timesteps == inspector.timesteps
         for key, value in (("low", lowest), ("high", highest), ("count", count)):
             link[key] = None if usual else int(value)
+        shown = Shown(raw, model, request)
         part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
-        return no_film(ready=True) | {
-            p.shown: Shown(raw, model, name), p.view: part | {"name": name, "model": model, "link": link},
+        part |= {"name": shown.name, "model": model, "link": link, "turn": request.turn}
+        return shown, no_film(ready=True) | {
+            p.view: part,
             p.threshold: gr.Slider(maximum=round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))),
             **dict.fromkeys(of_inspection, gr.Button(interactive=True)),
         }
 
-    def inspect_picture(film: downloads.Film | None, path: str | None, *settings: Any) -> dict:
-        """Another picture: what the last one left is replaced, or emptied when this one cannot be read."""
-        end_repair(film, "abandoned")
-        if path is None:
-            return nothing(WAITING)
-        try:
-            return look(path, Path(path).stem, sample_of(path, samples), *settings)
-        except DataError as error:
-            message = sentence(str(error), path)
-            gr.Warning(message)
-            return nothing(message)
-
-    def inspect_again(
-        film: downloads.Film | None, now: Shown | None, path: str | None, *settings: Any
-    ) -> Any:
-        """The same picture with another model, category, timesteps, draws or tiles."""
-        if now is None:
-            return gr.skip()
-        end_repair(film, "abandoned")
-        return look(now.raw.image, now.name, path and sample_of(path, samples), *settings)
-
-    def choose_sample(event: gr.EventData) -> str:
-        path = next(path for path in samples if path.name == event.sample)
-        return keep(p.picture, path.read_bytes(), path.name)
+    def cancel(session: Session) -> None:
+        session.answered = session.asked
 
     # Repair
 
-    def repair(now: Shown | None, choices: dict, steps: float, every: float, step_size: float, level: float,
+    def repair(session: Session, choices: dict, steps: float, every: float, step_size: float, level: float,
                method: str) -> Iterator[dict]:
-        if now is None:
-            return
+        now = chosen(session, choices)
         inspection, inspector = now.chosen(choices), inspectors[now.model]
         # A repair is scored at the model's usual timesteps, so it wants their threshold.
         threshold = choices["threshold"]
         if not choices["own"]:
             of_one = -math.expm1(math.log1p(-choices["rate"]) / inspection.chances)
             threshold = inspector.threshold(inspection.category, inspection.alpha, rate=of_one)
-        film = downloads.Film(inspection, threshold, partial(keep, p.player))
+        film = session.film = downloads.Film(inspection, threshold, partial(keep, p.player))
         for step in inspector.reconstruct(
             inspection.image, category=inspection.category, steps=int(steps), denoise_every=int(every),
             step_size=step_size, timestep=int(level), method=method, alpha=inspection.alpha,
             threshold=threshold, tile=inspection.tile,
         ):
-            if film.ending == "abandoned":  # another picture has taken the page
+            if session.film is not film or session.shown is not now:  # something else has taken the page
                 yield {p.player: downloads.no_film()}
                 return
             if film.ending:
@@ -197,20 +254,28 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
                 yield {p.player: film.value()}
             else:
                 off = gr.Button(interactive=False)
-                yield {p.film: film, p.player: film.value(), p.stop: gr.Button(interactive=True),
+                yield {p.player: film.value(), p.stop: gr.Button(interactive=True),
                        **dict.fromkeys([p.repair, *of_film], off)}
         film.ending = film.ending or "done"
         yield {p.player: film.value(), p.stop: gr.Button(interactive=False),
                **dict.fromkeys(of_film, gr.Button(interactive=True))}
 
-    def end_repair(film: downloads.Film | None, how: str) -> None:
-        """Tells a running repair to end after its present step. It answers itself, so the two never race."""
-        if film is not None and not film.ending:
-            film.ending = how
+    def repairable(session: Session) -> Any:
+        return gr.Button(interactive=bool(session.shown and (not session.film or session.film.ending)))
 
-    def download(kind: str, now: Shown | None, film: downloads.Film | None, choices: dict) -> Any:
-        if now is None:
-            return gr.skip()
+    def stop(session: Session) -> None:
+        """Tells a running repair to end after its present step. It answers itself, so the two never race."""
+        if session.film is not None:
+            session.film.ending = session.film.ending or "stopped"
+
+    def chosen(session: Session, choices: dict) -> Shown:
+        """What the browser's choices are about, for it may not have drawn the newest result yet."""
+        if session.shown is None or session.shown.request.turn != choices["turn"]:
+            raise gr.Error("Another picture came in between: please press again.", print_exception=False)
+        return session.shown
+
+    def download(kind: str, session: Session, choices: dict) -> str:
+        now, film = chosen(session, choices), session.film
         inspector = inspectors[now.model]
         name, data = downloads.contents(
             kind, now.chosen(choices), inspector, film, inspector.scale_top(now.raw.category),
@@ -221,35 +286,56 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     # What is touched, and what answers
 
     p.repair.click(
-        repair, [p.shown, p.choices, p.steps, p.every, p.step_size, p.level, p.method], repairing,
-        js="(shown, choices, ...settings) => [shown, diffad.choices(), ...settings]",
-        concurrency_id="repair", concurrency_limit=2, trigger_mode="once", **QUIET,
-    ).then(lambda now: gr.Button(interactive=now is not None), p.shown, p.repair, **LIVE)
-    p.stop.click(partial(end_repair, how="stopped"), p.film, None, **LIVE)
+        repair, [p.session, p.choices, p.steps, p.every, p.step_size, p.level, p.method], repairing,
+        js="(session, choices, ...settings) => [session, diffad.choices(), ...settings]",
+        concurrency_id="repair", concurrency_limit=2, trigger_mode="multiple", **QUIET,
+    ).then(repairable, p.session, p.repair, **LIVE)
+    p.stop.click(stop, p.session, None, **LIVE)
+    p.cancel.click(cancel, p.session, None, **LIVE)
     # each method has its own usual step and noise level; the other's would spoil the picture
     p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
 
-    def inspect_after(event: gr.events.Dependency) -> gr.events.Dependency:
-        return event.then(inspect_picture, [p.film, p.picture, *settings], everything, **network)
+    def answer_after(event: gr.events.Dependency) -> None:
+        event.then(answer, p.session, everything, **NETWORK, show_progress_on=[p.verdict, p.picture])
 
-    same = [p.film, p.shown, p.picture, *settings]
-    p.inspect_after = inspect_after
-    p.settings, p.arguments = settings, arguments  # the batch is judged alike
-    # A cleared picture still sends its old path, so the browser says that it is gone.
-    p.picture.clear(None, None, None, js="() => { diffad.cleared(); }")
-    p.picture.input(
-        inspect_picture, [p.film, p.picture, *settings], everything, **network,
-        js="async (film, path, ...settings) => [film, await diffad.unlessCleared(path), ...settings]",
-    )
-    inspect_after(p.samples.select(choose_sample, None, p.picture, **LIVE))
-    for part in (p.lowest, p.highest, p.count, p.draws):
-        part.release(inspect_again, same, everything, **network)
-    for part in (p.category, p.tile):
-        part.input(inspect_again, same, everything, **network)
-    p.model.input(
+    def inspect_on(listen: Callable, find: Callable[[gr.EventData], str | None]) -> None:
+        def ask_for(event: gr.EventData, session: Session, turn: float, *settings: Any) -> Any:
+            if (path := find(event)) is not None:
+                ask(session, turn, path, settings)
+            return session, session.picture
+
+        asked = [p.session, p.turn, *settings]
+        js = "(session, turn, ...settings) => [session, diffad.nextTurn(true), ...settings]"
+        answer_after(listen(ask_for, asked, [p.session, p.picture], js=js, **EVERY))
+
+    def ask_uploaded(session: Session, turn: float, path: str | None, *settings: Any) -> Session:
+        ask(session, turn, path, settings)
+        return session
+
+    def ask_again(session: Session, turn: float, *settings: Any) -> Session:
+        """The same picture with another model, category, timesteps, draws or tiles."""
+        if session.asked is not None:
+            ask(session, turn, session.asked.path, settings)
+        return session
+
+    def sample(event: gr.EventData) -> str:
+        path = next(path for path in samples if path.name == event.sample)
+        return keep(p.picture, path.read_bytes(), path.name)
+
+    p.inspect_on, p.settings, p.arguments = inspect_on, settings, arguments
+    inspect_on(p.samples.select, sample)
+    answer_after(p.picture.input(
+        ask_uploaded, [p.session, p.turn, p.picture, *settings], p.session, **EVERY,
+        js="(session, turn, path, ...settings) => [session, ...diffad.uploaded(path), ...settings]",
+    ))  # fmt: skip
+    model_changed = p.model.input(
         lambda name: gr.Dropdown(choices=categories(inspectors[name]), value=AUTO), p.model, p.category,
         **LIVE,
-    ).then(inspect_again, same, everything, **network)
+    )
+    released = [part.release for part in (p.lowest, p.highest, p.count, p.draws)]
+    for listen in (*released, p.category.input, p.tile.input, model_changed.then):
+        js = "(session, turn, ...settings) => [session, diffad.nextTurn(), ...settings]"
+        answer_after(listen(ask_again, [p.session, p.turn, *settings], p.session, js=js, **EVERY))
 
     # These act in the browser; the threshold's slider and its rate follow each other.
     p.alpha.input(None, [p.alpha, p.threshold], p.threshold, js="""(alpha, threshold) =>
@@ -266,9 +352,9 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
 
     for kind, button in p.download.items():
         button.click(
-            partial(download, kind), [p.shown, p.film, p.choices], p.file,
-            js="(shown, film) => [shown, film, diffad.choices()]", **QUIET,
-        ).then(None, None, None, js="() => document.querySelector('#file a')?.click()")
+            partial(download, kind), [p.session, p.choices], p.file,
+            js="(session) => [session, diffad.choices()]", **QUIET,
+        ).success(None, p.file, None, js="(file) => diffad.save(file)")
     return p
 
 
@@ -277,7 +363,7 @@ def arguments(inspector: Inspector, category: str, alpha: float, lowest: float, 
     """The controls' values as arguments of `Inspector.inspect`."""
     cut = {} if tile == AUTO else {"tile": None if tile == "whole" else int(tile)}
     timesteps = spread(lowest, highest, count, inspector.timesteps)
-    known = None if category == AUTO else category
+    known = category if category in inspector.categories else None  # AUTO, or of the model chosen before
     return {"category": known, "alpha": alpha, "draws": int(draws), "timesteps": timesteps, **cut}
 
 

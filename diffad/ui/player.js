@@ -146,6 +146,8 @@
       const button = event.target.closest("button");
       if (button) look(button.dataset.view === root.dataset.view ? "repaired" : button.dataset.view);
     });
+    find(".begin").addEventListener("click", () => document.querySelector("#repair:not(:disabled)")?.click());
+    diffad.onResult(({ result }) => (find(".begin").hidden = !result));
     divider.addEventListener("input", () => screen.style.setProperty("--cut", `${divider.value}%`));
     watch("value", update);
     update();

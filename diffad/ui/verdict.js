@@ -35,9 +35,9 @@
     slot.innerHTML = `
       <div class="judgement"><h2><span class="mark" aria-hidden="true"><i></i></span><span class="word"></span></h2>
         <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><p class="note" hidden></p></div>
-      <svg class="histogram" viewBox="0 0 ${WIDTH} 88" role="group" aria-label="Scores of good parts">
+      <svg class="histogram" viewBox="0 -14 ${WIDTH} 102" role="group" aria-label="Scores of good parts">
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
-        <text class="quiet" x="2" y="9">good parts</text>
+        <text class="quiet" x="2" y="-3">good parts</text>
         <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="83"></text>
         <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="0">
           <rect x="-9" y="2" width="18" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="12" y2="${BASE + 4}"/>
@@ -70,7 +70,7 @@
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
         (part.tiles ? ` · ${part.tiles}` : "");
       find(".note").hidden = part.fits;
-      find(".note").textContent = "Unlike any part this model knows: the verdict may mean nothing.";
+      find(".note").textContent = "Unlike any part this model knows: the verdict may mean nothing. “diffad train” teaches it yours.";
       const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);
       scale = scaleOf(result, usual);
       find(".bars").innerHTML = bars(result.good, scale);

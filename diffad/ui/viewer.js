@@ -274,7 +274,7 @@
         view = { scale: 1, x: 0.5, y: 0.5 };
         stage.classList.remove("zoomed");
         stage.style.setProperty("--aspect", part.size[0] / part.size[1]);
-        diffad.mark(part.link.sample);
+        if (diffad.newest(part)) diffad.mark(part.link.sample);
         const first = Math.min(1, ...result.regions.slice(0, REGIONS_SHOWN).map((r) => r.box[0] / part.size[0]));
         if (!placed) cut = clamp(first - 0.06, 0.04, 0.34);
         const image = new Image();

@@ -1,0 +1,84 @@
+"""What the tests of the Inspect tab do there, and wait for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+
+def upload(page: Page, path: Path) -> None:
+    page.locator("#picture input[type=file]").set_input_files(path)
+
+
+def score(page: Page) -> float:
+    return float(page.locator("#verdict .verdict-slot").get_attribute("data-score"))
+
+
+def inspect(page: Page, sample: str) -> None:
+    """Opens a sample by the beginning of its file's name, and waits until its verdict is drawn."""
+    page.locator(f"button[data-sample^='{sample}']").first.click()
+    page.wait_for_function("name => diffad.state().part?.link?.sample?.startsWith(name)", arg=sample)
+    settled(page)
+
+
+def now(page: Page) -> dict:
+    """What the browser has judged, without the maps."""
+    return page.evaluate(
+        """() => {
+            const { result, choices, part } = diffad.state();
+            const { score, threshold, rate, anomalous, regions } = result;
+            return { score, threshold, rate, anomalous, regions, good: [...result.good], ...diffad.choices(),
+                size: part.size, point: choices.point };
+        }"""
+    )
+
+
+def settled(page: Page) -> None:
+    """Until what the browser has judged is drawn."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def move(page: Page, control: str, value: float) -> None:
+    """Drags a slider there, as the browser reports it: input while moving, then release."""
+    page.locator(f"{control} input[type=range]").evaluate(
+        """(slider, value) => {
+            slider.value = value;
+            slider.dispatchEvent(new Event("input", { bubbles: true }));
+            slider.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+        }""",
+        value,
+    )
+    stands_at(page, control, value)
+    page.wait_for_function(  # Gradio hands it on when it finds the time
+        "([name, value]) => !(name in diffad.choices()) || diffad.choices()[name] === value",
+        arg=[control[1:], value],
+    )
+    settled(page)
+
+
+def stands_at(page: Page, control: str, value: float) -> None:
+    """Waits until the slider of a control says so, to the step of two digits."""
+    page.wait_for_function(
+        "([field, value]) => Math.abs(document.querySelector(field).value - value) < 0.006",
+        arg=[f"{control} input[type=number]", value],
+    )
+
+
+def shows(page: Page, sample: str) -> None:
+    """Waits until picture, mark and verdict are this sample's."""
+    page.wait_for_function("name => diffad.state().part?.link?.sample === name", arg=sample)
+    expect(page.locator("#samples button.on")).to_have_attribute("data-sample", sample)
+    expect(page.locator("#picture img")).to_have_attribute("src", re.compile(re.escape(sample)))
+
+
+def samples(page: Page) -> list[str]:
+    return page.locator("#samples button").evaluate_all("all => all.map(b => b.dataset.sample)")
+
+
+def stays_at(page: Page, sample: str) -> None:
+    """The sample is shown in the end, and nothing that comes late takes its place."""
+    shows(page, sample)
+    page.wait_for_timeout(2000)
+    shows(page, sample)
