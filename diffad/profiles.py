@@ -72,8 +72,8 @@ def fit_profile(
     """The profile of one category. used: uint8 [n, 3, s, s], normal pictures that the network was trained on;
     held: held out of that, at least 2.
 
-    The Gaussian is of all pictures, the residual's covariance of some used ones (networks of this kind do not
-    overfit in the time they are given), the calibration of the held-out ones only.
+    The Gaussian is of all pictures, the residual's covariance of those used, each at one of the timesteps
+    (networks of this kind do not overfit in the time they are given), the calibration of the held-out ones.
     """
     network.eval()
     device = next(network.parameters()).device
