@@ -314,18 +314,15 @@ def hybrid_loss(
     is that of x̂_0, since ε there is as large as √SNR, and nothing is learned about variances, which shall
     stay those of good parts.
     """
-    x_t = schedule.q_sample(x_start if shown is None else shown, t, noise)
+    shown = x_start if shown is None else shown
+    x_t = schedule.q_sample(shown, t, noise)
     prediction = denoise(x_t, t)
     feature_loss = F.mse_loss(prediction.features.float(), features)
-    sound = torch.ones_like(x_start[:, :1])
-    if shown is not None:
-        sound = (shown == x_start).all(dim=1, keepdim=True).to(x_start)
-        alpha_bar = schedule.alpha_bar(t, x_start)
-        snr = (alpha_bar / (1 - alpha_bar)).to(x_start.dtype)
-        noise = noise + snr.sqrt() * (shown - x_start)
-        noise_weight = torch.maximum(sound, (1 / snr).clamp(max=1))
-    error = (prediction.noise.float() - noise).square()
-    noise_loss = (error if shown is None else error * noise_weight).mean()
+    sound = (shown == x_start).all(dim=1, keepdim=True).to(x_start)
+    alpha_bar = schedule.alpha_bar(t, x_start)
+    snr = (alpha_bar / (1 - alpha_bar)).to(x_start.dtype)
+    error = prediction.noise.float() - (noise + snr.sqrt() * (shown - x_start))
+    noise_loss = (torch.maximum(sound, (1 / snr).clamp(max=1)) * error.square()).mean()
 
     frozen = prediction._replace(noise=prediction.noise.detach())
     vlb = (sound * schedule.kl(frozen, x_start, x_t, t, (t - stride).clamp(min=-1))).mean()

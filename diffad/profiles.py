@@ -123,7 +123,7 @@ def fit_profile(
 def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
     """Two defects on copies of each held-out picture: uint8 [2n, 3, s, s], masks bool [s, s], kinds."""
     rng = np.random.default_rng(seed)
-    others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]
+    others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]  # enough to take patches from
     pictures, masks, kinds = [], [], []
     for index in range(_DEFECTS_EACH * len(held)):
         kind = REHEARSED_KINDS[index % len(REHEARSED_KINDS)]

@@ -184,8 +184,8 @@ class Calibration:
     def fit(maps: RawMaps, by_place: bool = False, pixel_trust: float = 1.0) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere. pixel_trust: below 1 where the
-        pixel branch tells little of a category: its σ counts for that share of a σ.
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere. pixel_trust: the share of a σ
+        that a σ of the pixel branch counts for.
         """
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
         level = torch.ones(2, 1, 1)

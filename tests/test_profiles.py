@@ -7,7 +7,7 @@ import torch
 from diffad import profiles
 from diffad.metrics import aupro, auroc
 from diffad.profiles import artificial_defects, in_words, rehearse
-from diffad.rehearsal import KINDS, add_defect
+from diffad.rehearsal import KINDS, _likely_centres, add_defect
 from diffad.scoring import RawMaps
 from diffad.synthetic import make_part
 
@@ -29,6 +29,15 @@ def test_a_defect_changes_its_mask_visibly_and_nothing_far_from_it(parts, kind):
     away[max(0, y.min() - 12) : y.max() + 13, max(0, x.min() - 12) : x.max() + 13] = False
     # what lies outside is at most the invisible remainder of the outline
     assert (change[away] > 0).mean() < 0.2 and np.median(change[away]) == 0
+
+
+def test_nine_defects_of_ten_lie_on_the_part_and_anywhere_on_a_texture():
+    part = np.full((128, 128, 3), 230, np.uint8)
+    part[32:96, 48:80] = 60  # an eighth of the picture
+    chances = _likely_centres(part)
+    assert chances.sum() == pytest.approx(1) and chances[8:24, 12:20].sum() > 0.9
+    texture = np.random.default_rng(0).integers(100, 110, (128, 128, 3)).astype(np.uint8)
+    assert np.unique(_likely_centres(texture)[2:-2, 2:-2]).size == 1
 
 
 def test_defects_are_seeded_and_an_unknown_kind_is_refused(parts):
