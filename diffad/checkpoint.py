@@ -27,7 +27,7 @@ from diffad.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
-FORMAT = 3
+FORMAT = 4
 
 
 class CheckpointError(ValueError):

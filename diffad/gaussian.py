@@ -108,8 +108,10 @@ class ResidualGaussian:
         look like. The common Σ is (1 − λ) S + λ diag(S), with λ = shrinkage in [0, 1]: without blocks, 1
         gives the paper's (10) per standardised channel and 0 the full Mahalanobis distance. A block's S is
         mixed with the common Σ as if that were 2 c observations more (the mode of an inverse Wishart law is
-        of this form), so that few pictures fall back on what all places have in common. Raises ValueError if
-        there is no picture or the grid does not divide into blocks.
+        of this form), so that few pictures fall back on what all places have in common. Where good pictures
+        vary less than in the median block, as on an even background, as much of the common Σ is added as is
+        missing: a speck of dust there is no more than it would be elsewhere. Raises ValueError if there is no
+        picture or the grid does not divide into blocks.
         """
         count, scatter = 0, 0.0
         for batch in batches:
@@ -130,7 +132,10 @@ class ResidualGaussian:
             factors = eye[None, None]
         else:
             prior = 2 * channels / (2 * channels + count)
-            factors = inverse_cholesky((1 - prior) * common @ scatter @ common.T + prior * eye)
+            mixed = (1 - prior) * common @ scatter @ common.T + prior * eye
+            variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+            missing = (variance.median() - variance).clamp(min=0)
+            factors = inverse_cholesky(mixed + missing[..., None, None] * eye)
         diagonal = factors.diagonal(dim1=-2, dim2=-1)
         below = factors.tril(-1)
         scale = (below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6).half().double()  # as in the file

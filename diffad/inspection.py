@@ -242,7 +242,8 @@ class RepairStep:
 
     score: anomaly score, measured at step 0, after every denoising step and at the end, carried over in
     between. mahalanobis: mean squared Mahalanobis distance per dimension (12), where the repair acts.
-    anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one.
+    anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one, which is the
+    best that was measured if the repair is weighed by the map.
     """
 
     index: int

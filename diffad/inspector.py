@@ -298,7 +298,8 @@ class Inspector:
         anomaly map (s and t are the first ones, they fall; 0.03 and 600 if not given), or "paper" as printed
         (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
-        details outside the repair keep the picture's own resolution.
+        details outside the repair keep the picture's own resolution. A weighed repair ends with the best of
+        the pictures that it scored on its way, so it leaves no part worse than it was.
 
         tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
         repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
@@ -345,6 +346,7 @@ class Inspector:
                 if done:  # nothing to repair
                     return
             there, untouched = picture[tile.box], fused[tile.cells]
+            best = score, picture, fused
             share = resize_maps(tile.weight, there.shape[:2])[..., None]
             for repair in gradient_denoising(
                 self._schedule,
@@ -365,14 +367,17 @@ class Inspector:
                     here = self._fused(repair.x, first)
                     fused = fused.copy()
                     fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
-                    score, anomaly_map = (
-                        image_score(fused, tiling.cells),
-                        resize_maps(fused, picture.shape[:2]),
-                    )
-                done = index == total or (stop and score <= first.threshold)
+                    score = image_score(fused, tiling.cells)
                 change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0)
                 image = picture.copy()
                 image[tile.box] = np.clip(np.rint(there + 127.5 * share * change), 0, 255).astype(np.uint8)
+                if repair.denoised or last:
+                    if score < best[0]:
+                        best = score, image, fused
+                    if last and weight is not None:
+                        score, image, fused = best
+                    anomaly_map = resize_maps(fused, picture.shape[:2])
+                done = index == total or (stop and score <= first.threshold)
                 yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)
                 if done:
                     return

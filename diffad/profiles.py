@@ -174,7 +174,7 @@ def rehearse(
 
 
 def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
-    """What may be expected of a category, in one honest sentence or two."""
+    """What may be expected of a category, in a few honest sentences."""
     share, good = rehearsal["found"], rehearsal["good"]
     judgement = (
         "good enough to try" if share > 0.8
@@ -184,6 +184,12 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
     weak = [kind for kind, found in rehearsal["found_by_kind"].items() if found < 0.5]
     missed = f"; most often missed: {', '.join(weak)}" if weak else ""
     few = f" With {good} held-out good pictures take the threshold as a guess." if good < 20 else ""
+    odd = [f"{name} ({score:.1f})" for name, score in rehearsal.get("unusual", {}).items()]
+    if odd:
+        few += (
+            f" Unusual among the held-out good pictures: {', '.join(odd)}. Look at them, and train again "
+            "without those that are not good."
+        )
     return (
         f"{category}: of {rehearsal['defects']} artificial defects {share:.0%} were found at 1 false alarm "
         f"in 100 (image AUROC {rehearsal['image_auroc']:.2f}, AUPRO {rehearsal['aupro']:.2f}), "

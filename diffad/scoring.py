@@ -31,6 +31,9 @@ CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
 SMOOTHING = 4.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 64  # pixels whose mean is the image score
 PIXEL_SCORES = ("uncertainty", "kl", "rgb")
+# σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
+# background, its rounding and the file's compression would outshine defects.
+UNSEEN = 8 / 127.5
 _CELL = 4  # px; scale at which good pictures' places are remembered
 GOOD_TOP = TOP // _CELL**2  # of those places make a good picture's score
 _PLACES = 64  # places remembered per good picture
@@ -90,11 +93,11 @@ def pixel_score(
 ) -> Tensor:
     """s_t per pixel, mean over the colour channels, float32 [b, h, w].
 
-    "uncertainty": (x_0 − x̂_0)² / Var[x_0 | x_t], the KL's error term for a stride so long that the model's
-    own uncertainty is all of its variance; the standardised error is averaged over some 3 px before it is
-    squared, since a defect shifts neighbours together and noise does not. "kl": the paper's KL (nats) of a
-    step of `stride` with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as reconstruction methods
-    score. Raises ValueError for another kind.
+    "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so long that
+    the model's own uncertainty is all of its variance, but for what nobody would see; the standardised error
+    is averaged over some 3 px before it is squared, since a defect shifts neighbours together and noise does
+    not. "kl": the paper's KL (nats) of a step of `stride` with the learned-range variance. "rgb": (x_0 −
+    x̂_0)² alone, as reconstruction methods score. Raises ValueError for another kind.
     """
     if kind == "kl":
         return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
@@ -102,7 +105,7 @@ def pixel_score(
     if kind == "rgb":
         return error.square().mean(dim=1)
     if kind == "uncertainty":
-        standard = error * torch.exp(-0.5 * prediction.x_start_log_variance.float())
+        standard = error * torch.rsqrt(prediction.x_start_log_variance.float().exp() + UNSEEN**2)
         return smooth(standard, sigma=1).square().mean(dim=1)
     raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
 
@@ -309,8 +312,9 @@ def threshold_for(good_scores: np.ndarray, rate: float = 0.01) -> float:
     """Score that a share `rate` of good parts would exceed.
 
     An image score is nearly a maximum over the picture, so good scores follow an extreme-value law; Gumbel's
-    is fitted by mean and standard deviation, which reaches beyond the few dozen good pictures at hand. 0 <
-    rate < 1.
+    is fitted by mean and standard deviation, which reaches beyond the few dozen good pictures at hand. The
+    `unusual` among them count as if they lay where those begin: how bright one speck of dust is must not
+    decide which defects pass. 0 < rate < 1.
     """
     mean, scale = _gumbel(good_scores)
     return mean + scale * (-math.log(-math.log1p(-rate)) - _EULER)
@@ -327,11 +331,30 @@ def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
     scores = np.asarray(good_scores, dtype=np.float64)
     if scores.size == 0:
         raise ValueError("a threshold needs at least one good score")
+    scores = np.minimum(scores, _usual_end(scores))
     # a spread from few pictures is uncertain: wider for small samples, never below a twentieth of the level
     spread = scores.std(ddof=1) * (1 + 1 / scores.size) if scores.size > 1 else 0.0
     return float(scores.mean()), max(float(spread), 0.05 * abs(float(scores.mean())), 1e-6) * math.sqrt(
         6
     ) / math.pi
+
+
+def unusual(good_scores: np.ndarray) -> np.ndarray:
+    """Which good scores lie where hardly 3 in 10,000 should by the law of the others, bool [pictures]: worth
+    a look. Of 8 to 48 scores that follow the law, some is called unusual in 3 of 100 cases.
+    """
+    scores = np.asarray(good_scores, dtype=np.float64)
+    return scores > _usual_end(scores)
+
+
+def _usual_end(scores: np.ndarray, rate: float = 3e-4) -> float:
+    """What a share `rate` of good scores would exceed by Gumbel's law through the quartiles, which a few odd
+    pictures cannot move.
+    """
+    low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75))
+    scale = (high - low) / (math.log(math.log(4)) - math.log(math.log(4 / 3)))
+    mode = middle + scale * math.log(math.log(2))
+    return float(mode - scale * math.log(-math.log1p(-rate)))
 
 
 @dataclass(frozen=True)

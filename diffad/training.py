@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
 from diffad.profiles import fit_profile, to_float, to_uint8
 from diffad.rehearsal import KINDS, add_defect
+from diffad.scoring import unusual
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ def train(
             config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
-    pictures = load_normal(sources, config.unet.size)
+    paths = normal_paths(sources)
+    pictures = load_normal(paths, config.unet.size)
     split = {name: split_held_out(images, config.held_out, config.seed) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
 
@@ -133,10 +135,14 @@ def train(
         run.network.load_state_dict(checkpoints.rounded(run.average))
         profiles = dict(base.profiles) if base and config.steps == 0 else {}
         for name, (used, held) in split.items():
-            profiles[name] = fit_profile(
+            profile = fit_profile(
                 run.network, run.extractor, run.schedule, used, held,
                 kind=config.pixel_score, stride=config.stride, seed=config.seed,
             )  # fmt: skip
+            _, order = split_held_out(torch.arange(len(paths[name])), config.held_out, config.seed)
+            scores = profile.calibration.good_scores()
+            odd = {paths[name][order[i]].name: float(scores[i]) for i in unusual(scores).nonzero()[0]}
+            profiles[name] = replace(profile, rehearsal=profile.rehearsal | {"unusual": odd})
         provenance = {
             "version": diffad.__version__,
             "data": {name: len(images) for name, images in pictures.items()},
@@ -241,9 +247,9 @@ def _fit_network(
 # -- data ----------------------------------------------------------------------------------------------------
 
 
-def load_normal(sources: Sequence[str | Path], size: int) -> dict[str, Tensor]:
-    """Normal training pictures by category: uint8 [n, 3, size, size]. Raises DataError if a category has
-    fewer than 8.
+def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
+    """Normal training pictures by category, categories in their alphabet's order. Raises DataError if there
+    are none or a category has fewer than 8.
     """
     found: dict[str, list[Path]] = {}
     for source in sources:
@@ -254,19 +260,24 @@ def load_normal(sources: Sequence[str | Path], size: int) -> dict[str, Tensor]:
         raise DataError(
             "no normal training pictures found: expected <category>/train/good or a folder of pictures"
         )
-    pictures = {}
-    for category, paths in sorted(found.items()):
+    for category, paths in found.items():
         if len(paths) < 8:
             raise DataError(
                 f"{category} has {len(paths)} normal pictures; at least 8 are needed, 30 or more are better"
             )
-        squares = [to_square(read_image(path), size)[0] for path in paths]
-        pictures[category] = torch.stack([to_uint8(square) for square in squares])
-    return pictures
+    return dict(sorted(found.items()))
+
+
+def load_normal(paths: Mapping[str, Sequence[Path]], size: int) -> dict[str, Tensor]:
+    """`normal_paths`' pictures: uint8 [n, 3, size, size]. Raises DataError for one that cannot be read."""
+    return {
+        category: torch.stack([to_uint8(to_square(read_image(path), size)[0]) for path in some])
+        for category, some in paths.items()
+    }
 
 
 def split_held_out(pictures: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(for training, held out), a seeded split; 4 to 48 pictures are held out."""
+    """(for training, held out), a seeded split of the first dimension; 4 to 48 pictures are held out."""
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     held = min(48, max(4, round(share * len(pictures))))
     return pictures[order[held:]], pictures[order[:held]]

@@ -205,13 +205,17 @@ def test_a_block_has_its_own_covariance_mixed_with_the_common_one(rows, monkeypa
     gaussian = ResidualGaussian.fit([field], block=2, shrinkage=0.0)
     common, count = scatter(places(field)), 4 * len(field)
     prior = 12 / (12 + count)  # two observations a channel
-    for i, y in enumerate((slice(0, 2), slice(2, 4))):
-        for j, x in enumerate((slice(0, 2), slice(2, 4))):
-            mixed = (1 - prior) * scatter(places(field[:, :, y, x])) + prior * common
-            here = field[0, :, y, x][:, 0, 0]
-            expected = here @ torch.linalg.inv(mixed) @ here / 6
-            got = gaussian.squared_mahalanobis(field[:1])[0, 2 * i, 2 * j]
-            assert float(got) == pytest.approx(float(expected), rel=0.02)
+    blocks = field.unfold(2, 2, 2).unfold(3, 2, 2).permute(2, 3, 0, 4, 5, 1).reshape(4, -1, 6)
+    mixed = [(1 - prior) * scatter(block) + prior * common for block in blocks]
+    variances = [float((torch.linalg.inv(common) @ one).trace()) / 6 for one in mixed]
+    least = sorted(variances)[1]  # the lower median
+    for number, (one, variance) in enumerate(zip(mixed, variances)):
+        one += max(0.0, least - variance) * common
+        y, x = 2 * (number // 2), 2 * (number % 2)
+        here = field[0, :, y, x]
+        expected = here @ torch.linalg.inv(one) @ here / 6
+        got = float(gaussian.squared_mahalanobis(field[:1])[0, y, x])
+        assert got == pytest.approx(float(expected), rel=0.02)
 
 
 def test_what_is_usual_at_one_place_is_a_surprise_at_another():
@@ -227,6 +231,15 @@ def test_what_is_usual_at_one_place_is_a_surprise_at_another():
     assert inside < 0.2 * outside
     inside, outside = gaussian.squared_mahalanobis(torn)[0][[0, 3], [0, 3]].tolist()
     assert inside > 5 * outside
+
+
+def test_dust_on_an_even_background_counts_no_more_than_on_the_median_block(rows):
+    field = on_a_grid(rows).clone()
+    field[:, :, :2, :2] *= 0.01
+    gaussian = ResidualGaussian.fit([field], block=2)
+    dust = (5 * rows[0].float()).view(1, 6, 1, 1).expand(1, 6, 4, 4)
+    background, *others = gaussian.squared_mahalanobis(dust)[0, ::2, ::2].flatten().tolist()
+    assert 0.7 < background / sorted(others)[1] < 1.4
 
 
 def test_three_bits_change_a_good_pictures_distances_little():

@@ -221,6 +221,19 @@ def test_a_repair_may_stop_at_the_threshold(inspector):
         assert steps[-1].score <= inspector.inspect(DEFECTIVE.image).threshold
 
 
+@pytest.mark.parametrize("levels", [(90.0, 80.0, 99.0), (2.0, 1.0, 3.0)])
+def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels):
+    """Scores after the three denoising steps as planted: all worse than before, or the second the best."""
+    planted = iter(levels)
+    monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
+    steps = list(inspector.reconstruct(DEFECTIVE.image, steps=15))
+    best = min((0, *(step.index for step in steps if step.index in (5, 10))), key=lambda i: steps[i].score)
+    assert best == (0 if levels[0] > defective.score else 10)
+    assert steps[-1].score == steps[best].score == min(step.score for step in steps)
+    assert np.array_equal(steps[-1].image, steps[best].image)
+    assert np.array_equal(steps[-1].anomaly_map, steps[best].anomaly_map)
+
+
 def test_the_printed_algorithm_moves_the_whole_picture(inspector):
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=5, method="paper", step_size=0.02, timestep=32))
     assert len(steps) == 6

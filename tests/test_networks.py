@@ -302,6 +302,8 @@ def test_the_packages_weights_are_in_the_layers_they_were_trained_for(extractor)
                     assert torch.equal(own[name], package[f"_blocks.{number}.{theirs}.{kind}"]), name
                     compared += 1
     assert len(places) == 15 and compared == 10 + 14 * 15
+    fine = extractor.fine.state_dict()
+    assert len(fine) > 80 and all(torch.equal(own[name], value) for name, value in fine.items())
 
 
 def test_features_are_not_those_of_chance(extractor):
@@ -313,20 +315,24 @@ def test_features_are_not_those_of_chance(extractor):
 
     torch.manual_seed(0)
     chance = FeatureExtractor()
-    chance.network = timm.create_model(
-        DEFAULT_BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3)
-    ).eval()
+    chance.network, chance.fine = (
+        timm.create_model(DEFAULT_BACKBONE, pretrained=False, features_only=True, out_indices=stages).eval()
+        for stages in ((1, 2, 3), (1, 2))
+    )
     similarity = F.cosine_similarity(trained.flatten(), chance(x).detach().flatten(), dim=0)
     assert abs(float(similarity)) < 0.5
 
 
-def test_stages_are_averaged_or_interpolated_onto_one_grid(extractor):
+def test_fine_stages_see_the_picture_enlarged_and_their_neighbours_the_coarse_one_as_it_is(extractor):
     x = pictures(1, 256)
-    fine, middle, coarse = extractor.network(x)
     found = extractor(x)
-    torch.testing.assert_close(found[:, :24], F.avg_pool2d(fine, 2), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[:, 24:72], middle, atol=1e-4, rtol=1e-4)
-    up = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    large = F.interpolate(x, size=(384, 384), mode="bicubic", align_corners=False)
+    neighbours = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    fine, middle = (neighbours(stage) for stage in extractor.network(large)[:2])
+    assert (fine.shape[-1], middle.shape[-1]) == (96, 48)
+    torch.testing.assert_close(found[:, :24], F.avg_pool2d(fine, 3), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[:, 24:72], F.adaptive_avg_pool2d(middle, 32), atol=1e-4, rtol=1e-4)
+    up = F.interpolate(extractor.network(x)[2], scale_factor=2, mode="bilinear", align_corners=False)
     torch.testing.assert_close(found[:, 72:], up, atol=1e-4, rtol=1e-4)
 
 
@@ -361,14 +367,18 @@ def test_standardisation_is_independent_of_batches_and_of_an_earlier_fit(fitted)
 
 def test_a_channel_that_never_moves_is_not_blown_up():
     class Still(nn.Module):
-        """Three stages, the last channel of each constant but for rounding."""
+        """Stages of these strides, the last channel of each constant but for rounding."""
+
+        def __init__(self, *strides: int) -> None:
+            super().__init__()
+            self.strides = strides
 
         def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             stage = torch.cat([x[:, :2], 5 + 1e-7 * x[:, 2:]], dim=1)
-            return [F.avg_pool2d(stage, 4), F.avg_pool2d(stage, 8), F.avg_pool2d(stage, 16)]
+            return [F.avg_pool2d(stage, stride) for stride in self.strides]
 
     extractor = FeatureExtractor(grid=8)
-    extractor.network, extractor.channels = Still(), 9
+    extractor.network, extractor.fine, extractor.channels = Still(4, 8, 16), Still(4, 8), 9
     extractor.mean, extractor.std = torch.zeros(9), torch.ones(9)
     extractor.fit_standardisation([pictures(4, 64)])
     still = extractor(pictures(4, 64, seed=3))[:, [2, 5, 8]]
@@ -412,6 +422,6 @@ def test_a_backbone_of_other_strides_is_refused(monkeypatch):
     import timm
 
     wrong = timm.create_model(DEFAULT_BACKBONE, pretrained=False, features_only=True, out_indices=(0, 1, 2))
-    monkeypatch.setattr(features_module, "_create", lambda _: wrong)
+    monkeypatch.setattr(features_module, "_create", lambda *_: wrong)
     with pytest.raises(ValueError, match=r"strides \[2, 4, 8\], not \[4, 8, 16\]"):
         FeatureExtractor("other")

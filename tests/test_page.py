@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from diffad.inspector import Inspector
+from diffad.scoring import unusual
 from diffad.synthetic import CATEGORIES, make_part
 
 
@@ -70,6 +71,9 @@ def test_the_browser_judges_as_python_does(page: Page, defective: Path, inspecto
         assert sorted(here["good"]) == pytest.approx(sorted(good), abs=1e-3)
         assert here["threshold"] == pytest.approx(limit, abs=1e-3)
         assert here["rate"] == pytest.approx(rate, abs=1e-4)
+        odd = [*good.tolist(), float(max(good)) + 20]
+        assert page.evaluate("good => diffad.scores.unusual(good).length", odd) == unusual(odd).sum() > 0
+        expect(page.locator(".histogram .held")).to_contain_text(f"{len(good)} good parts")
         assert asked == [], "re-weighing asked the server"
 
         # The download is made by Python, from the same evidence and the choices made in the browser.

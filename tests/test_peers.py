@@ -139,16 +139,13 @@ def test_what_cannot_be_compared_is_refused(inspector, gears, tmp_path):
 
 
 def test_the_backbone_shown_to_peers_is_diffads(backbone):
-    """Same weights, same normalisation: averaged to one grid, the stages are the extractor's features."""
+    """Same weights, same normalisation: the stage that both see at the same size is the extractor's."""
     x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
     stages = peers._Stages(backbone, (1, 2, 3))(x)
     assert [stage.shape[-1] for stage in stages.values()] == [64, 32, 16]
-    mine = torch.cat([torch.nn.functional.adaptive_avg_pool2d(stages[layer], 16) for layer in (1, 2, 3)], 1)
-    theirs = torch.nn.functional.adaptive_avg_pool2d(backbone(x), 16)
-    # the extractor may compute in bf16, and brings the coarsest stage to its grid and back
-    some = slice(0, sum(backbone.stage_channels[:2]))
-    difference = (mine - theirs)[:, some].std() / mine[:, some].std()
-    assert difference < 0.02
+    theirs = torch.nn.functional.interpolate(stages[3], scale_factor=2, mode="bilinear")
+    mine = backbone(x)[:, -backbone.stage_channels[2] :]  # may be computed in bf16
+    assert (mine - theirs).std() / theirs.std() < 0.05
     assert list(peers._Stages(backbone, (2, 3))(x)) == [2, 3]
 
 

@@ -99,6 +99,9 @@ def test_words_follow_the_numbers():
     assert "misses most of them" in weak and "most often missed: speck" in weak and "guess" in weak
     strong = in_words("bracket", rehearsal | {"found": 0.95, "good": 40, "found_by_kind": {"stain": 1.0}})
     assert "good enough to try" in strong and "missed" not in strong and "guess" not in strong
+    assert "unusual" not in (weak + strong).lower()
+    odd = in_words("bracket", rehearsal | {"unusual": {"a.png": 5.71, "b.png": 4.0}})
+    assert "Unusual" in odd and "a.png (5.7), b.png (4.0)" in odd
 
 
 def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):

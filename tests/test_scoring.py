@@ -8,10 +8,12 @@ import pytest
 import torch
 from gaussian_world import GaussianWorld, alpha_bar, smooth_mean
 
+from diffad import scoring
 from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import ResidualGaussian
 from diffad.scoring import (
     TIMESTEPS,
+    UNSEEN,
     denoise_all,
     evidence,
     feature_maps,
@@ -23,6 +25,7 @@ from diffad.scoring import (
     rate_for,
     smooth,
     threshold_for,
+    unusual,
 )
 
 LINEAR = Schedule.linear()
@@ -159,12 +162,18 @@ def scored(world, x, t_value, kind, stride=4):
 
 
 @pytest.mark.parametrize("t", TIMESTEPS)
-def test_uncertainty_score_of_normal_pictures_has_mean_one_everywhere(world, t):
-    """At the left the world varies four times less than at the right: the score must not tell."""
-    score = scored(world, world.sample(200, seed=1).float(), t, "uncertainty")[2]
-    assert float(score.mean()) == pytest.approx(1, abs=0.05)
-    columns = score.mean(dim=(0, 1))
-    assert float(columns.min()) > 0.85 and float(columns.max()) < 1.15
+def test_uncertainty_score_of_normal_pictures_has_mean_one_where_it_is_seen(world, t, monkeypatch):
+    """At the left the world varies four times less than at the right: the score must not tell, unless that
+    variation is too small to be seen.
+    """
+    normal = world.sample(200, seed=1).float()
+    variance = world.posterior(normal[:1], torch.tensor([t]))[1].mean(dim=(0, 1, 2))  # by column
+    for unseen in (0.0, float(variance.min().sqrt())):
+        monkeypatch.setattr(scoring, "UNSEEN", unseen)
+        columns = scored(world, normal, t, "uncertainty")[2].mean(dim=(0, 1))
+        expected = variance / (variance + unseen**2)
+        torch.testing.assert_close(columns.double(), expected, rtol=0.15, atol=0)
+        assert float(columns.mean()) == pytest.approx(float(expected.mean()), rel=0.05)
 
 
 @pytest.mark.parametrize("t", TIMESTEPS)
@@ -172,7 +181,8 @@ def test_scores_are_their_formulas(world, normal, t):
     x_t, times, score = scored(world, normal, t, "uncertainty")
     mean, variance = world.posterior(x_t, times)
     error = (normal - mean) ** 2
-    torch.testing.assert_close(score.double(), (error / variance).mean(1), rtol=1e-3, atol=1e-4)
+    expected = (error / (variance + UNSEEN**2)).mean(1)
+    torch.testing.assert_close(score.double(), expected, rtol=1e-3, atol=1e-4)
     rgb = scored(world, normal, t, "rgb")[2]
     torch.testing.assert_close(rgb.double(), error.mean(1), rtol=1e-3, atol=1e-6)
 
@@ -302,13 +312,18 @@ def gumbel_scores(location: float, scale: float, count: int = 100_000) -> np.nda
 @pytest.mark.parametrize("rate", [0.5, 0.05, 0.01, 0.001])
 def test_threshold_is_gumbels_quantile(rate):
     expected = 2 - 0.3 * math.log(-math.log(1 - rate))
-    assert threshold_for(gumbel_scores(2, 0.3), rate) == pytest.approx(expected, rel=1e-3)
+    # of so many scores 3 in 10,000 are unusual, rightly by the law
+    assert threshold_for(gumbel_scores(2, 0.3), rate) == pytest.approx(expected, rel=0.01)
+    few = gumbel_scores(2, 0.3, 400)  # none is: the moments alone
+    scale = math.sqrt(6) / math.pi * few.std(ddof=1) * (1 + 1 / 400)
+    exact = few.mean() + scale * (-math.log(-math.log(1 - rate)) - np.euler_gamma)
+    assert threshold_for(few, rate) == pytest.approx(exact, rel=1e-9)
 
 
 def test_rate_is_gumbels_tail():
     scores = gumbel_scores(2, 0.3)
     for score in (1.5, 2.0, 3.0, 4.0):
-        assert rate_for(scores, score) == pytest.approx(1 - math.exp(-math.exp(-(score - 2) / 0.3)), rel=5e-3)
+        assert rate_for(scores, score) == pytest.approx(1 - math.exp(-math.exp(-(score - 2) / 0.3)), rel=0.06)
 
 
 @pytest.mark.parametrize("scores", [[1.0, 1.4, 0.9, 1.1], [2.0], [0.0, 0.0, 0.0], [-1.0, 0.5]])
@@ -337,6 +352,27 @@ def test_threshold_follows_the_scores():
         -math.log(-math.log(0.99)) - np.euler_gamma
     )
     assert plain < threshold_for(scores) < 1.5 * plain
+
+
+def test_unusual_scores_lie_beyond_the_law_of_the_others():
+    usual = 3 + 0.5 * -np.log(-np.log((np.arange(40) + 0.5) / 40))  # the law's own quantiles
+    assert not unusual(usual).any()
+    with_odd = np.append(usual, [9.0, 3.2, 12.0, 8.5])
+    assert unusual(with_odd).nonzero()[0].tolist() == [40, 42, 43]
+    assert np.array_equal(unusual(7 * with_odd - 5), unusual(with_odd))
+
+
+def test_how_bright_a_speck_of_dust_is_does_not_move_the_threshold():
+    usual = 3 + 0.5 * -np.log(-np.log((np.arange(40) + 0.5) / 40))
+    limits = [threshold_for(np.append(usual, odd)) for odd in ((), (9.0,), (9000.0,))]
+    assert limits[0] < limits[1] == limits[2] < limits[0] + 1
+    assert rate_for(np.append(usual, 9.0), 5.0) == rate_for(np.append(usual, 9000.0), 5.0)
+
+
+def test_good_scores_are_seldom_called_unusual():
+    draws = np.random.default_rng(0).gumbel(size=(1000, 40))
+    assert 0.01 < np.mean([unusual(scores).any() for scores in draws]) < 0.06
+
 
 
 def test_a_threshold_needs_a_good_score():

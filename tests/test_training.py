@@ -12,20 +12,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
-from diffad.synthetic import CATEGORIES, write_set
+from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
     _Pool,
     _prepare,
     load_normal,
+    normal_paths,
     split_held_out,
     symmetries,
     train,
@@ -65,6 +68,16 @@ def test_the_loss_falls_and_the_run_leaves_what_it_promises(trained):
     assert model.provenance["data"] == dict.fromkeys(sorted(CATEGORIES[:2]), 12)
 
 
+def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
+    for seed in range(24):
+        picture = make_part(CATEGORIES[0], seed, size=64).image
+        Image.fromarray(picture).save(tmp_path / f"{seed:02}.png")
+    odd = sorted(tmp_path.glob("*.png"))[split_held_out(torch.arange(24), 0.3, 0)[1][2]]
+    Image.fromarray(255 - np.asarray(Image.open(odd))).save(odd)
+    out = train(config(steps=0, held_out=0.3), [tmp_path], tmp_path / "m.safetensors", start_from=trained)
+    assert odd.name in checkpoints.load(out).profiles[tmp_path.name].rehearsal["unusual"]
+
+
 def test_held_out_pictures_are_not_trained_on():
     pictures = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1)
     used, held = split_held_out(pictures, 0.15, seed=0)
@@ -74,7 +87,7 @@ def test_held_out_pictures_are_not_trained_on():
 
 
 def test_only_normal_training_pictures_are_read(parts):
-    read = load_normal([parts], 64)
+    read = load_normal(normal_paths([parts]), 64)
     assert {name: len(images) for name, images in read.items()} == dict.fromkeys(sorted(CATEGORIES[:2]), 12)
 
 

@@ -30,8 +30,29 @@
     return top.reduce((sum, value) => sum + value, 0) / top.length;
   }
 
-  // Mean and scale of the extreme-value law of the good parts' scores.
-  function gumbel(goodScores) {
+  // The score that hardly a good part exceeds by the law of the others' quartiles.
+  function usualEnd(goodScores, rate = 3e-4) {
+    const sorted = Float64Array.from(goodScores).sort();
+    const quantile = (share) => {
+      const at = share * (sorted.length - 1);
+      const low = sorted[Math.floor(at)];
+      return low + (at % 1) * (sorted[Math.ceil(at)] - low);
+    };
+    const scale = (quantile(0.75) - quantile(0.25)) / (Math.log(Math.log(4)) - Math.log(Math.log(4 / 3)));
+    const mode = quantile(0.5) + scale * Math.log(Math.log(2));
+    return mode - scale * Math.log(-Math.log1p(-rate));
+  }
+
+  // The good scores beyond that.
+  function unusual(goodScores) {
+    const end = usualEnd(goodScores);
+    return goodScores.filter((score) => score > end);
+  }
+
+  // Mean and scale of the extreme-value law of the good parts' scores; how far out the unusual ones lie does not count.
+  function gumbel(scores) {
+    const end = usualEnd(scores);
+    const goodScores = scores.map((score) => Math.min(score, end));
     const n = goodScores.length;
     const level = goodScores.reduce((sum, s) => sum + s, 0) / n;
     const variance = n > 1 ? goodScores.reduce((sum, s) => sum + (s - level) ** 2, 0) / (n - 1) : 0;
@@ -124,5 +145,5 @@
     return { values: sum.map((value, i) => value / count[i]), width: w, height: h };
   }
 
-  (window.diffad ??= {}).scores = { mean, fuse, topMean, thresholdFor, rateFor, regions, contour, reduced };
+  (window.diffad ??= {}).scores = { mean, fuse, topMean, thresholdFor, rateFor, unusual, regions, contour, reduced };
 })();

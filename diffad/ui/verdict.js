@@ -37,7 +37,7 @@
         <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><p class="note" hidden></p></div>
       <svg class="histogram" viewBox="0 -14 ${WIDTH} 102" role="group" aria-label="Scores of good parts">
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
-        <text class="quiet" x="2" y="-3">good parts</text>
+        <text class="quiet" x="2" y="-3"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
         <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="83"></text>
         <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="0">
           <rect x="-9" y="2" width="18" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="12" y2="${BASE + 4}"/>
@@ -74,6 +74,8 @@
       const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);
       scale = scaleOf(result, usual);
       find(".bars").innerHTML = bars(result.good, scale);
+      const odd = diffad.scores.unusual(result.good).length;
+      find(".held").textContent = `${result.good.length} good parts${odd ? `, ${odd} unusual` : ""}`;
       const dot = scale.at(result.score);
       find("circle.part").setAttribute("cx", dot);
       const anchor = dot > WIDTH - 60 ? "end" : dot < 60 ? "start" : "middle";
