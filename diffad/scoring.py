@@ -4,7 +4,7 @@ One inspection: all (t, draw) pairs are one batch and one network call (`evidenc
 so that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
 `fuse`) without a network.
 
-Units. Raw pixel scores are squared errors of x̂_0 over the variance that the network declares; raw feature
+Units. Raw pixel scores are squared errors of x̂_0 over the network's variance, plus UNSEEN²; raw feature
 scores are squared Mahalanobis distances per channel. Both are smoothed at the model's resolution.
 Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
 timestep and branch.
@@ -32,7 +32,7 @@ SMOOTHING = 4.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 64  # pixels whose mean is the image score
 PIXEL_SCORES = ("uncertainty", "kl", "rgb")
 # σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
-# background, its rounding and the file's compression would outshine defects.
+# background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
 _CELL = 4  # px; scale at which good pictures' places are remembered
 GOOD_TOP = TOP // _CELL**2  # of those places make a good picture's score

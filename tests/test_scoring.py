@@ -374,7 +374,6 @@ def test_good_scores_are_seldom_called_unusual():
     assert 0.01 < np.mean([unusual(scores).any() for scores in draws]) < 0.06
 
 
-
 def test_a_threshold_needs_a_good_score():
     for ask in (lambda: threshold_for(np.array([])), lambda: rate_for(np.array([]), 1.0)):
         with pytest.raises(ValueError, match="at least one good score"):
