@@ -299,6 +299,7 @@ def hybrid_loss(
     *,
     stride: int = 4,
     shown: Tensor | None = None,
+    holes: Tensor | None = None,
     vlb_weight: float = 0.01,
     uncertainty_weight: float = 0.05,
 ) -> dict[str, Tensor]:
@@ -313,16 +314,23 @@ def hybrid_loss(
     to x_t, so that anomalies are removed as noise is (Yao et al. 2024, GLAD). Where the two differ the error
     is that of x̂_0, since ε there is as large as √SNR, and nothing is learned about variances, which shall
     stay those of good parts.
+
+    holes: bool [b, 1, h, w], where there is noise at all. The rest is √ᾱ_t x_0, so that the network learns to
+    fill a hole from surroundings that nothing disturbs (after Saharia et al. 2022, Palette); each picture's
+    loss is that of its hole, which counts as much as a whole picture, up to tenfold.
     """
     shown = x_start if shown is None else shown
+    share = torch.ones_like(x_start[:, :1])
+    if holes is not None:
+        noise, share = noise * holes, holes / holes.float().mean(dim=(1, 2, 3), keepdim=True).clamp(min=0.1)
     x_t = schedule.q_sample(shown, t, noise)
     prediction = denoise(x_t, t)
     feature_loss = F.mse_loss(prediction.features.float(), features)
-    sound = (shown == x_start).all(dim=1, keepdim=True).to(x_start)
+    sound = share * (shown == x_start).all(dim=1, keepdim=True).to(x_start)
     alpha_bar = schedule.alpha_bar(t, x_start)
     snr = (alpha_bar / (1 - alpha_bar)).to(x_start.dtype)
     error = prediction.noise.float() - (noise + snr.sqrt() * (shown - x_start))
-    noise_loss = (torch.maximum(sound, (1 / snr).clamp(max=1)) * error.square()).mean()
+    noise_loss = (torch.maximum(sound, share * (1 / snr).clamp(max=1)) * error.square()).mean()
 
     frozen = prediction._replace(noise=prediction.noise.detach())
     vlb = (sound * schedule.kl(frozen, x_start, x_t, t, (t - stride).clamp(min=-1))).mean()

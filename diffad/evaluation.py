@@ -163,7 +163,7 @@ def evaluate_repair(
     of them. options go to `inspector.reconstruct` (steps, denoise_every, step_size, timestep, method, alpha,
     seed, threshold, ...).
 
-    The score inside a defect is the mean of the 64 highest values of the anomaly map within the mask. Keys:
+    The score inside a defect is the mean of the 256 highest values of the anomaly map within the mask. Keys:
     fall_median, fall_worst_tenth: its relative fall 1 − after/before, at most 1; half of the pictures and
     nine in ten of them reach these values; a defect that did not score above 0 counts as no fall.
     psnr_outside_median, psnr_outside_worst_tenth (dB), ssim_outside_median: outside the mask, grown by
@@ -477,7 +477,7 @@ def _mask(sample: Sample, image: np.ndarray) -> np.ndarray:
 
 
 def _fall(before: np.ndarray, after: np.ndarray) -> float:
-    """Relative fall of the mean of the 64 highest values, of the pixels inside a defect before and after."""
+    """Relative fall of the mean of the 256 highest values, of the pixels inside a defect before and after."""
     if not before.size:
         return 0.0
     high, low = image_score(before), image_score(after)

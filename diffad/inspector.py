@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -36,7 +37,7 @@ from diffad.tiling import Tile, Tiling, smallest_side
 from diffad.unet import UNet, pick_device
 
 Picture = str | Path | Image.Image | np.ndarray
-METHODS = {"weighed": (0.03, 600), "paper": (0.02, 32)}  # repair method → its usual step size s and t
+METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # repair method → its usual step size s and t
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 # Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
 # things and for parts at another scale.
@@ -44,7 +45,11 @@ _FITS = 2.0
 _FITS_WELL = 1.0  # what good pictures have on average
 _WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles must beat the whole picture
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
-_REPAIRED_TILES = 4  # of a tiled picture, at most
+_REPAIRED_TILES, _ROUNDS = 4, 3  # of a tiled picture, of a whole one, at most
+_SCORED_EVERY = 5  # steps of a repair
+# Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
+# part is sound.
+_REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
 
 
 class Inspector:
@@ -281,7 +286,7 @@ class Inspector:
         self,
         image: Picture,
         category: str | None = None,
-        steps: int = 100,
+        steps: int = 90,
         denoise_every: int = 5,
         step_size: float | None = None,
         timestep: int | None = None,
@@ -298,8 +303,10 @@ class Inspector:
         anomaly map (s and t are the first ones, they fall; 0.03 and 600 if not given), or "paper" as printed
         (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
-        details outside the repair keep the picture's own resolution. A weighed repair ends with the best of
-        the pictures that it scored on its way, so it leaves no part worse than it was.
+        details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
+        score is that of the middle good part; as long as it stays above the threshold another round of
+        `steps` follows where the map is still high, three in all, unless one was in vain. It ends with the
+        best of the pictures that it scored on its way, so it leaves no part worse than it was.
 
         tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
         repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
@@ -331,20 +338,19 @@ class Inspector:
         method: str,
         stop: bool,
     ) -> Iterator[RepairStep]:
-        tiling, gaussian = first._tiling, self._gaussians[first.category]
-        places = _places_to_repair(first, method == "weighed")
-        index, total = 0, steps * max(1, len(places))
+        tiling, gaussian, weighed = first._tiling, self._gaussians[first.category], method == "weighed"
+        rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
+        total, index, scored_at = steps * rounds, 0, 0
+        usual = float(np.median(self.good_scores(first.category, first.alpha)))
         picture, fused, score = first.image, first._fused_map, first.score
-        done = (stop and score <= first.threshold) or not places
-        for tile, weight in places or [(tiling.tiles[0], None)]:
-            x_start, geometry = tiling.square(picture, tile)
-            x_start = x_start[None].to(self.device)
-            if index == 0:
-                with torch.no_grad():
-                    before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
-                yield RepairStep(0, total, picture, score, before, first.anomaly_map, done)
-                if done:  # nothing to repair
-                    return
+        repaired = np.zeros(fused.shape, dtype=bool)
+        tile, weight = _place_to_repair(first, fused, repaired, weighed)
+        x_start, geometry = self._square(tiling, picture, tile)
+        with torch.no_grad():
+            before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
+        done = (stop and score <= first.threshold) or (weighed and (weight is None or score <= usual))
+        yield RepairStep(0, total, picture, score, before, first.anomaly_map, done)
+        while not done:
             there, untouched = picture[tile.box], fused[tile.cells]
             best = score, picture, fused
             share = resize_maps(tile.weight, there.shape[:2])[..., None]
@@ -359,11 +365,14 @@ class Inspector:
                 step_size=step_size,
                 timestep=timestep,
                 weight=None if weight is None else weight.to(self.device),
-                seed=first.seed,
+                seed=first.seed + index,
             ):
                 index += 1
                 anomaly_map, last = None, repair.index == steps
-                if repair.denoised or last:
+                # a score costs as much as a step, and between two denoising steps there is only grain to see
+                scored = last or (repair.denoised and index - scored_at >= _SCORED_EVERY)
+                if scored:
+                    scored_at = index
                     here = self._fused(repair.x, first)
                     fused = fused.copy()
                     fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
@@ -371,17 +380,28 @@ class Inspector:
                 change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0)
                 image = picture.copy()
                 image[tile.box] = np.clip(np.rint(there + 127.5 * share * change), 0, 255).astype(np.uint8)
-                if repair.denoised or last:
+                if scored:
                     if score < best[0]:
                         best = score, image, fused
-                    if last and weight is not None:
+                    if last and weighed:
                         score, image, fused = best
                     anomaly_map = resize_maps(fused, picture.shape[:2])
-                done = index == total or (stop and score <= first.threshold)
+                done = index == total or (stop and score <= first.threshold) or (weighed and score <= usual)
+                if last and not done:
+                    vain = image is picture
+                    if first.tile is not None:  # a tile has one round, a whole picture others, if they help
+                        repaired[tile.cells] |= tile.weight > 0.5
+                    picture = image
+                    tile, weight = _place_to_repair(first, fused, repaired, weighed, again=True)
+                    done = weight is None or (vain and first.tile is None)
+                    x_start, geometry = self._square(tiling, picture, tile)
                 yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)
                 if done:
                     return
-            picture = image
+
+    def _square(self, tiling: Tiling, picture: np.ndarray, tile: Tile) -> tuple[Tensor, Geometry]:
+        x_start, geometry = tiling.square(picture, tile)
+        return x_start[None].to(self.device), geometry
 
     @torch.no_grad()
     def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
@@ -418,25 +438,24 @@ def _sides(height: int, width: int, size: int) -> list[int]:
     return sorted({max(side, smallest) for side in sides if 2 * side >= smallest})
 
 
-def _places_to_repair(first: Inspection, weighed: bool) -> list[tuple[Tile, Tensor | None]]:
-    """Tiles, highest peak first, each with the weight [1, 1, size, size] of its own anomalous places; the
-    whole picture if it was not tiled. Empty if there is nothing to repair.
+def _place_to_repair(
+    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, again: bool = False
+) -> tuple[Tile, Tensor | None]:
+    """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
+    not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair
+    or, `again`, nothing that is judged anomalous, or if everything shall move alike.
     """
     tiling = first._tiling
-    left = first._fused_map.copy()
+    left = np.where(repaired, np.float32(0), fused)
+    row, column = np.unravel_index(left.argmax(), left.shape)
+    tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
     high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
-    places: list[tuple[Tile, Tensor | None]] = []
-    many = 1 if first.tile is None or not weighed else _REPAIRED_TILES
-    while len(places) < many and (not places or left.max() > high):
-        row, column = np.unravel_index(left.argmax(), left.shape)
-        tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
-        weight = None
-        if weighed:
-            height, width = first.image[tile.box].shape[:2]
-            square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))
-            weight = repair_weight(torch.from_numpy(square), 0.5 * high, high)
-            if not weight.any():
-                break
-        places.append((tile, weight))
-        left[tile.cells][tile.weight > 0.5] = -math.inf  # each place is repaired in one tile
-    return places
+    if not weighed or (again and image_score(left, tiling.cells) <= high):
+        return tile, None
+    height, width = first.image[tile.box].shape[:2]
+    square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))
+    count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * high).astype(np.uint8))
+    peaks = np.array([0.0, *(square[labels == label].max() for label in range(1, count))])
+    low = np.maximum(_REPAIRED_FROM * high, _REPAIRED_SHARE * peaks[labels]).astype(np.float32)
+    weight = repair_weight(torch.from_numpy(square), torch.from_numpy(low))
+    return tile, weight if weight.any() else None

@@ -8,6 +8,7 @@ not replace measured defects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -53,6 +54,13 @@ def add_defect(
     return best
 
 
+def random_hole(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One to three outlines, bool [s, s], of what a repair may have to draw anew in the picture [s, s, 3]."""
+    centres = _likely_centres(picture)
+    shapes = [_shape("hole", len(picture), centres, rng) for _ in range(rng.integers(1, 4))]
+    return np.logical_or.reduce(shapes)
+
+
 def _likely_centres(picture: np.ndarray) -> np.ndarray:
     """Probability of each cell of a grid to carry a defect, float64 [32, 32]: nine times of ten on the part,
     which is what differs from the colour of the picture's rim, since nothing is wrong with backgrounds.
@@ -80,7 +88,8 @@ def _shape(kind: str, size: int, centres: np.ndarray, rng: np.random.Generator) 
             canvas, [np.rint(points).astype(np.int32)], False, 1, max(1, round(rng.uniform(1, 4) * unit))
         )
         return canvas > 0
-    radius = (rng.uniform(1.5, 5) if kind == "speck" else np.exp(rng.uniform(np.log(5), np.log(40)))) * unit
+    least, most = {"speck": (1.5, 5), "hole": (6, 50)}.get(kind, (5, 40))
+    radius = math.exp(rng.uniform(math.log(least), math.log(most))) * unit
     waves = max(4, round(size / max(1.0, radius)))
     ripple = cv2.resize(rng.normal(size=(waves, waves)).astype(np.float32), (size, size))
     ripple /= np.abs(ripple).max()

@@ -28,23 +28,23 @@ from diffad.gaussian import ResidualGaussian
 
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
 CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
-SMOOTHING = 4.0  # σ of the Gaussian filter in px of a 256 px picture
-TOP = 64  # pixels whose mean is the image score
+SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
+TOP = 256  # pixels whose mean is the image score, four places of the features' grid
 PIXEL_SCORES = ("uncertainty", "kl", "rgb")
 # σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
 # background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
 _CELL = 4  # px; scale at which good pictures' places are remembered
 GOOD_TOP = TOP // _CELL**2  # of those places make a good picture's score
-_PLACES = 64  # places remembered per good picture
+_PLACES = 128  # places remembered per good picture
 _TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
 
 @dataclass(frozen=True)
 class RawMaps:
-    """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0;
-    smoothed, float32.
+    """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0 (but for
+    the swing of its enlargement); smoothed, float32.
     """
 
     pixel: Tensor
@@ -141,7 +141,8 @@ def feature_maps(residual: Tensor, covariance: ResidualGaussian, size: int) -> T
     """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals with a category's Σ_r."""
     score = covariance.squared_mahalanobis(residual.flatten(0, 2))
     score = score.unflatten(0, residual.shape[:3]).mean(dim=2)
-    return smooth(F.interpolate(score, size=(size, size), mode="bilinear", align_corners=False))
+    # bicubic: peaks stay narrow, and may swing a little below 0 beside
+    return smooth(F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False))
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
@@ -294,7 +295,7 @@ def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def image_score(anomaly_map: np.ndarray, size: int = 256) -> float:
-    """Mean of the highest values of a map: 64 pixels at a model size of 256, the same area at others."""
+    """Mean of the highest values of a map: 256 pixels at a model size of 256, the same area at others."""
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
     top = top_count(flat.size, size)
     return float(np.partition(flat, flat.size - top)[flat.size - top :].mean())

@@ -30,11 +30,13 @@ from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
 from diffad.profiles import fit_profile, to_float, to_uint8
-from diffad.rehearsal import KINDS, add_defect
+from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import unusual
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
+
+_HOLES_FROM = 100  # t; below it the noise hides little
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class TrainConfig:
     batch: pictures a step and process; every category has the same share of them. shift: largest random
     translation, px. variants: different shifts (and turns, see `symmetries`) of each picture. low_t: t =
     T·u^low_t, so 2 favours the timesteps that are scored, 1 is uniform. spoiled: share of the pictures that
-    are shown with one to three artificial defects, to be removed like noise. held_out: share of each
-    category's normal pictures kept from training to calibrate on (4 to 48 pictures).
+    are shown with one to three artificial defects, to be removed like noise. holes: share of the pictures
+    that are noised in places only, to learn to fill them (from t = 100 on: below, variances are what counts).
+    held_out: share of each category's normal pictures kept from training to calibrate on (4 to 48 pictures).
     """
 
     steps: int | None = None
@@ -61,6 +64,7 @@ class TrainConfig:
     clip: float = 1.0
     low_t: float = 2.0
     spoiled: float = 0.5
+    holes: float = 0.3
     shift: int = 4
     variants: int = 6
     held_out: float = 0.15
@@ -399,11 +403,12 @@ def _loop(run: _Run, pool: _Pool) -> Iterator[dict]:
         x_start, shown, features = pool.draw(config.batch, generator)
         t = (schedule.steps * torch.rand(config.batch, generator=generator) ** config.low_t).long()
         noise = torch.randn(x_start.shape, generator=generator).to(run.device)
+        holes = _holes(x_start, t, config.holes, generator).to(run.device)
         warm = min(1.0, (run.step + 1) / config.warm_up)
         for group in run.optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
         terms = hybrid_loss(
-            schedule, model, x_start, features, t, noise, stride=config.stride, shown=shown
+            schedule, model, x_start, features, t, noise, stride=config.stride, shown=shown, holes=holes
         )  # fmt: skip
         run.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -427,6 +432,16 @@ def _loop(run: _Run, pool: _Pool) -> Iterator[dict]:
             "done": round(done, 5),
             **{name: round(value, 5) for name, value in running.items()},
         }
+
+
+def _holes(x_start: Tensor, t: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Where each picture is noised, bool [b, 1, s, s]: everywhere, or for a share of them in a few blobs."""
+    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    holes = torch.ones_like(x_start[:, :1], dtype=torch.bool, device="cpu")
+    for index, picture in enumerate(to_uint8(x_start).permute(0, 2, 3, 1).cpu().numpy()):
+        if rng.random() < share and t[index] >= _HOLES_FROM:
+            holes[index, 0] = torch.from_numpy(random_hole(picture, rng))
+    return holes
 
 
 def _budget_spent(run: _Run, seconds: float) -> float:

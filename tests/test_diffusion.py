@@ -526,3 +526,31 @@ def test_hybrid_loss_is_least_at_the_ideal_denoiser(t):
         changed = loss(x_start_log_variance=ideal.x_start_log_variance + shift)
         assert changed["uncertainty"] > least["uncertainty"] and changed["loss"] > least["loss"]
         assert loss(variance=ideal.variance + shift)["vlb"] > least["vlb"]
+
+
+def test_holes_of_everything_are_no_holes(batch):
+    x_start, features, t, e = batch
+    everything = torch.ones_like(x_start[:, :1], dtype=torch.bool)
+    one = hybrid_loss(LINEAR, lambda x_t, _: arbitrary(x_t), x_start, features, t, e)
+    two = hybrid_loss(LINEAR, lambda x_t, _: arbitrary(x_t), x_start, features, t, e, holes=everything)
+    assert {k: float(v) for k, v in one.items()} == pytest.approx({k: float(v) for k, v in two.items()})
+
+
+def test_a_hole_is_noised_alone_and_counts_as_a_picture(batch):
+    """Outside, the network sees √ᾱ x_0 and is not asked; inside, the mean error is the hole's own."""
+    x_start, features, t, e = batch
+    holes = torch.zeros_like(x_start[:, :1], dtype=torch.bool)
+    holes[..., :2] = True
+    seen = []
+
+    def denoise(x_t, _):
+        seen.append(x_t)
+        return arbitrary(x_t)
+
+    noise = float(hybrid_loss(LINEAR, denoise, x_start, features, t, e, holes=holes)["noise"])
+    bar = alpha_bar(t).float()
+    torch.testing.assert_close(seen[0][..., 2:], (bar.sqrt() * x_start)[..., 2:])
+    x_t = LINEAR.q_sample(x_start, t, e)
+    torch.testing.assert_close(seen[0][..., :2], x_t[..., :2])
+    error = (arbitrary(seen[0]).noise - e)[..., :2].square().mean()
+    assert noise == pytest.approx(float(error), rel=1e-4)

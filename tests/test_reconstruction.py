@@ -9,7 +9,7 @@ from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import PlaceGaussian
-from diffad.reconstruction import FINEST, Repair, expected, gradient_denoising, repair_weight
+from diffad.reconstruction import FILLED_TO, FINEST, RENEWED, Repair, fill, gradient_denoising, repair_weight
 from diffad.scoring import noise_for
 
 LINEAR = Schedule.linear()
@@ -72,8 +72,8 @@ def test_a_planted_anomaly_is_removed_and_the_loss_falls(gaussian, broken, weigh
 
 
 def test_the_gradient_alone_removes_it_too(gaussian, broken, weight):
-    """Without the diffusion model's pulls, so that a wrong sign could not hide behind them."""
-    walk = repairs(gaussian, broken, steps=30, denoise_every=1000, weight=weight)
+    """Without the diffusion model, so that a wrong sign could not hide behind it."""
+    walk = repairs(gaussian, broken, steps=30, denoise_every=1000, timestep=50, weight=weight)[:-1]
     losses = [repair.mahalanobis for repair in walk]
     assert off(walk[-1].x) < 0.3 and losses[-1] < 0.3 * losses[0]
     assert all(later < earlier for earlier, later in pairwise(losses[:12]))
@@ -97,17 +97,34 @@ def test_steps_have_the_stated_size_and_fall_to_a_tenth(gaussian, weight):
     """Root mean square of a move where it acts, the defect large or small."""
     x = WORLD.sample(1, seed=4).float() * 0.5
     for where in (weight.round(), torch.ones_like(weight)):  # round(½) = 0
-        walk = repairs(gaussian, x, steps=9, denoise_every=1000, step_size=0.03, weight=where)
+        walk = repairs(gaussian, x, steps=9, denoise_every=1000, step_size=0.03, timestep=50, weight=where)
         moving = [x, *(repair.x for repair in walk[:-1])]  # the last one denoises
         for index, (before, after) in enumerate(pairwise(moving)):
             size = float(((after - before) ** 2 * where).sum() / (3 * where.sum())) ** 0.5
             assert size == pytest.approx(0.03 * (1 - 0.9 * index / 9), rel=1e-3)
 
 
+def test_a_hole_is_filled_by_a_walk_of_ddim(gaussian, broken, weight):
+    """A third of the steps; ε is carried on, half of its power renewed."""
+    walk = repairs(gaussian, broken, steps=9, timestep=900, weight=weight, seed=5)
+    x, hole, noise = broken, weight > 0, noise_for(5, 900, 0, broken.shape[1:])[None]
+    assert [repair.denoised for repair in walk[:4]] == [True, True, True, False]
+    for repair, t in zip(walk, (900, 300, FILLED_TO)):
+        bar = torch.tensor(ALPHA_BAR[t]).float()
+        x_t = bar.sqrt() * x + (1 - bar).sqrt() * hole * noise
+        filled = WORLD.posterior(x_t, torch.tensor([t]))[0].float()
+        x = torch.where(hole, (1 - weight) * broken + weight * filled, broken)
+        torch.testing.assert_close(repair.x, x, atol=1e-4, rtol=0)
+        carried = (x_t - bar.sqrt() * filled) / (1 - bar).sqrt()
+        fresh = noise_for(5 + repair.index, t, 0, broken.shape[1:])[None]
+        noise = (1 - RENEWED**2) ** 0.5 * carried + RENEWED * fresh
+
+
 def test_a_pull_goes_half_way_to_what_the_model_expects(gaussian, broken, weight):
     """Steps of almost no size leave the pulls alone; a rim of weight ½ keeps half of the original."""
     options = {"steps": 2, "denoise_every": 1, "step_size": 1e-6, "timestep": 80}
     x = broken
+    assert FILLED_TO > 80  # nothing is filled
     for repair, t in zip(repairs(gaussian, broken, weight=weight, seed=3, **options), (80, 40)):
         t_ = torch.tensor([t])
         noise = noise_for(3 + repair.index, t, 0, broken.shape[1:])[None]
@@ -116,31 +133,37 @@ def test_a_pull_goes_half_way_to_what_the_model_expects(gaussian, broken, weight
         torch.testing.assert_close(repair.x, x, atol=1e-5, rtol=0)
 
 
-def test_the_pulls_timesteps_fall_geometrically_to_the_finest(gaussian, broken, weight):
+def test_timesteps_fall_geometrically_to_the_finest(gaussian, broken, weight):
     denoise = Recorded()
-    repairs(gaussian, broken, denoise, steps=100, denoise_every=1, timestep=600, weight=weight)
+    repairs(gaussian, broken, denoise, steps=150, denoise_every=1, timestep=600, weight=weight)
     asked = torch.tensor(denoise.timesteps, dtype=torch.float64)
-    assert asked[0] == 600 and FINEST == 20 and 20 <= asked[-1] <= 21
-    even = 600 * (20 / 600) ** (torch.arange(100) / 100)
-    torch.testing.assert_close(asked, even.double(), atol=0.51, rtol=0)
+    assert (FILLED_TO, FINEST) == (100, 20) and asked[0] == 600 and 20 <= asked[-1] <= 21
+    filling = 600 * (100 / 600) ** (torch.arange(50) / 49)
+    pulling = 100 * (20 / 100) ** (torch.arange(100) / 100)
+    torch.testing.assert_close(asked, torch.cat([filling, pulling]).double(), atol=0.51, rtol=0)
     denoise = Recorded()
     repairs(gaussian, broken, denoise, steps=4, denoise_every=2, timestep=7, weight=weight)
     assert denoise.timesteps == [7, 7]  # already finer
 
 
-def test_expected_is_the_posterior_mean_of_the_noised_picture():
-    x = WORLD.sample(1).float()
-    t = torch.tensor([60])
-    x_t = ALPHA_BAR[60] ** 0.5 * x + (1 - ALPHA_BAR[60]) ** 0.5 * noise_for(9, 60, 0, x.shape[1:])
-    expectation = expected(LINEAR, WORLD, x, 60, seed=9)
-    torch.testing.assert_close(expectation.double(), WORLD.posterior(x_t, t)[0], atol=1e-5, rtol=0)
+@pytest.mark.parametrize("t", [60, 400])
+def test_a_filling_is_the_posterior_mean_with_its_noise(t, weight):
+    """x̂_0 and ε make up the x_t that was asked about: surroundings as they are, holes noised to t."""
+    x, noise, holes = WORLD.sample(1).float(), noise_for(9, t, 0, (3, SIZE, SIZE))[None], weight > 0
+    bar = ALPHA_BAR[t]
+    x_t = bar**0.5 * x + (1 - bar) ** 0.5 * noise * holes
+    filled, left = fill(LINEAR, WORLD, x, t, holes, noise)
+    expected = WORLD.posterior(x_t, torch.tensor([t]))[0].clamp(-1, 1)
+    torch.testing.assert_close(filled.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(bar**0.5 * filled + (1 - bar) ** 0.5 * left, x_t, atol=1e-5, rtol=0)
 
 
 def test_model_calls_and_flags_of_the_weighed_variant(gaussian, broken, weight):
     denoise = Recorded()
     walk = repairs(gaussian, broken, denoise, steps=12, denoise_every=5, weight=weight)
-    assert [repair.denoised for repair in walk] == [index in (5, 10, 12) for index in range(1, 13)]
-    assert len(denoise.timesteps) == 3
+    denoised = [repair.index for repair in walk if repair.denoised]
+    assert denoised == [1, 2, 3, 4, 5, 10, 12]  # four fillings, two pulls, and one at the end
+    assert len(denoise.timesteps) == 7
 
 
 def test_a_seed_decides_the_weighed_walk(gaussian, broken, weight):
@@ -268,19 +291,19 @@ def test_arguments_out_of_range_are_refused(gaussian, broken, wrong):
 
 @pytest.fixture
 def anomaly_map() -> torch.Tensor:
-    """A strong anomaly of 24 px, one of 24 px half-way up the ramp, the rest just below; [128, 128]."""
+    """A strong anomaly of 24 px, one half-way up a ramp from 2.5 to 3, the rest below; [128, 128]."""
     field = torch.full((128, 128), 1.9)
     field[20:44, 20:44] = 9
-    field[80:104, 80:104] = 3
+    field[80:104, 80:104] = 2.75
     return field
 
 
 def test_weight_is_zero_away_from_anomalies_and_one_at_a_strong_one(anomaly_map):
-    weight = repair_weight(anomaly_map, low=2, high=4)
+    weight = repair_weight(anomaly_map, low=2.5)
     assert weight.shape == (1, 1, 128, 128)
     w = weight[0, 0]
     torch.testing.assert_close(
-        w[20:44, 20:44].min(), torch.tensor(1.0), atol=0.03, rtol=0
+        w[20:44, 20:44].min(), torch.tensor(1.0), atol=0.04, rtol=0
     )  # to its very border
     torch.testing.assert_close(w[26:38, 26:38], torch.ones(12, 12), atol=1e-5, rtol=0)
     torch.testing.assert_close(w[86:98, 86:98], torch.full((12, 12), 0.5), atol=1e-5, rtol=0)
@@ -292,12 +315,12 @@ def test_weight_is_zero_away_from_anomalies_and_one_at_a_strong_one(anomaly_map)
 
 
 def test_weight_of_a_good_map_is_exactly_zero(anomaly_map):
-    assert not bool(repair_weight(anomaly_map.clamp(max=1.99), low=2, high=4).any())
+    assert not bool(repair_weight(anomaly_map.clamp(max=2.49), low=2.5).any())
 
 
 def test_weight_is_wider_than_the_anomaly_and_falls_off_smoothly(anomaly_map):
-    profile = repair_weight(anomaly_map, low=2, high=4)[0, 0, 32, 44:60]
-    assert profile[0] > 0.9 and profile[-1] == 0
+    profile = repair_weight(anomaly_map, low=2.5)[0, 0, 32, 44:60]
+    assert profile[0] > 0.7 and profile[-1] == 0
     assert bool((profile[1:] <= profile[:-1]).all()) and int(((profile > 0.05) & (profile < 0.95)).sum()) >= 2
 
 
@@ -305,5 +328,5 @@ def test_weight_is_wider_than_the_anomaly_and_falls_off_smoothly(anomaly_map):
 def test_weight_scales_with_the_size(size):
     field = torch.zeros(size, size)
     field[: size // 2, : size // 2] = 10
-    share = float(repair_weight(field, 2, 4).mean())
+    share = float(repair_weight(field, 2).mean())
     assert share == pytest.approx(0.25, abs=0.06)

@@ -296,9 +296,9 @@ def test_fusion_is_the_mean_over_timesteps_and_linear_in_alpha():
 def test_image_score_is_the_mean_of_the_highest():
     flat = np.arange(400, dtype=np.float32)
     np.random.default_rng(0).shuffle(flat)
-    assert image_score(flat.reshape(20, 20)) == pytest.approx(np.arange(336, 400).mean())
-    assert image_score(flat.reshape(20, 20), size=32) == 399
-    assert image_score(np.array([[1.0, 2.0], [3.0, 6.0]])) == 3  # fewer than 64
+    assert image_score(flat.reshape(20, 20)) == pytest.approx(np.arange(144, 400).mean())
+    assert image_score(flat.reshape(20, 20), size=16) == 399
+    assert image_score(np.array([[1.0, 2.0], [3.0, 6.0]])) == 3  # fewer than 256
 
 
 # -- threshold -----------------------------------------------------------------------------------------------

@@ -234,9 +234,9 @@ def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector,
     _, image, mask = leather
     steps = list(inspector.reconstruct(image, "leather", steps=8, denoise_every=4, tile=256))
     total = steps[0].total
-    assert [step.index for step in steps] == list(range(total + 1))
-    assert total % 8 == 0
-    assert [step.done for step in steps] == [False] * total + [True]
+    assert [step.index for step in steps] == list(range(len(steps)))
+    assert total == 4 * 8 and len(steps) <= total + 1  # fewer if it is as good as a good part
+    assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
     assert steps[0].score == defective.score
     assert steps[-1].score < 0.8 * steps[0].score
     assert steps[-1].anomaly_map.shape == mask.shape

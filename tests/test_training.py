@@ -25,6 +25,7 @@ from diffad.inspector import Inspector
 from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
+    _holes,
     _Pool,
     _prepare,
     load_normal,
@@ -214,6 +215,23 @@ def test_half_of_the_pictures_are_shown_with_defects_and_the_same_ones_again(ext
     assert torch.equal(again[0], x_start) and torch.equal(again[1], shown)
     clean = _Pool(replace(pool.run, config=replace(settings, spoiled=0.0)), [pictures])
     assert torch.equal(*clean.draw(8, torch.Generator().manual_seed(2))[:2])
+
+
+def test_a_share_of_the_pictures_is_noised_in_holes_where_noise_hides_much():
+    """The same ones for the same seed; everything at small t, where variances are learned."""
+    parts = np.stack([make_part("gear", seed, size=64).image for seed in (1, 2)])
+    x_start = (torch.from_numpy(parts) / 127.5 - 1).permute(0, 3, 1, 2).repeat(32, 1, 1, 1)
+    t = torch.tensor([99, 100, 999, 400]).repeat_interleave(2).repeat(8)
+
+    def holes(share):
+        return _holes(x_start, t, share, torch.Generator().manual_seed(7))
+
+    assert torch.equal(holes(0.3), holes(0.3)) and holes(0.0).all()
+    whole = holes(1.0).flatten(1).all(dim=1)
+    assert torch.equal(whole, t < 100)
+    area = holes(1.0)[t >= 100].float().mean(dim=(1, 2, 3))
+    assert 0.0005 < area.min() and area.max() < 0.6 and 0.02 < area.mean() < 0.3
+    assert 0.1 < (~holes(0.3).flatten(1).all(dim=1))[t >= 100].float().mean() < 0.5
 
 
 def test_a_warm_start_predicts_the_same_features_in_their_new_units(trained):

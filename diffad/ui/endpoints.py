@@ -96,7 +96,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         Args:
             image: the picture.
             category: what the part is, one of `categories`; empty to have it recognised.
-            steps: gradient steps, 1 to 5000.
+            steps: 1 to 5000.
             denoise_every: gradient steps between two denoising steps.
             step_size: length of a gradient step; 0 for the method's usual one.
             method: "weighed" acts where the anomaly map is high, "paper" everywhere.
@@ -136,7 +136,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         seed = number("seed", 0)
         draws = number("draws", 1)
         threshold = number("threshold", 0)
-        steps = number("steps", 100)
+        steps = number("steps", 90)
         denoise_every = number("denoise_every", 5)
         step_size = number("step_size", 0)
         method = gr.Textbox("weighed", label="method")

@@ -118,11 +118,11 @@ def _repair_settings(p: SimpleNamespace) -> None:
     with gr.Column(elem_classes="card", elem_id="repair-settings"):
         html("<h3>Repair</h3>")
         with gr.Row(elem_classes="pair"):
-            p.steps = number(10, 500, 100, step=10, label="Steps", elem_id="steps")
+            p.steps = number(10, 500, 90, step=10, label="Steps", elem_id="steps")
             p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every")
         with gr.Row(elem_classes="pair"):
             p.step_size = number(0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size")
-            p.level = number(20, 900, 600, step=10, label="Denoise from t", elem_id="level")
+            p.level = number(20, 900, 900, step=10, label="Denoise from t", elem_id="level")
         with gr.Row(elem_classes="buttons"):
             p.repair = gr.Button(
                 "Repair", variant="primary", elem_id="repair", interactive=False, min_width=60
