@@ -238,10 +238,11 @@ class _PictureMaps(Mapping[int, np.ndarray]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RepairStep:
-    """One step of a repair. index: 0 (the untouched picture) … total. image: uint8 [H, W, 3].
+    """One step of a repair. index: 0 (the untouched picture) … total at most, which grows when another round
+    begins. image: uint8 [H, W, 3].
 
-    score: anomaly score, measured at step 0, after every denoising step and at the end, carried over in
-    between. mahalanobis: mean squared Mahalanobis distance per dimension (12), where the repair acts.
+    score: anomaly score, measured at step 0, after some of the denoising steps and at the end, carried over
+    in between. mahalanobis: mean squared Mahalanobis distance per dimension (12), where the repair acts.
     anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one, which is the
     best that was measured if the repair is weighed by the map.
     """

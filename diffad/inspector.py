@@ -340,7 +340,7 @@ class Inspector:
     ) -> Iterator[RepairStep]:
         tiling, gaussian, weighed = first._tiling, self._gaussians[first.category], method == "weighed"
         rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
-        total, index, scored_at = steps * rounds, 0, 0
+        total, index, scored_at = steps, 0, 0
         usual = float(np.median(self.good_scores(first.category, first.alpha)))
         picture, fused, score = first.image, first._fused_map, first.score
         repaired = np.zeros(fused.shape, dtype=bool)
@@ -386,7 +386,8 @@ class Inspector:
                     if last and weighed:
                         score, image, fused = best
                     anomaly_map = resize_maps(fused, picture.shape[:2])
-                done = index == total or (stop and score <= first.threshold) or (weighed and score <= usual)
+                done = index == steps * rounds or (stop and score <= first.threshold)
+                done = done or (weighed and score <= usual)
                 if last and not done:
                     vain = image is picture
                     if first.tile is not None:  # a tile has one round, a whole picture others, if they help
@@ -394,6 +395,7 @@ class Inspector:
                     picture = image
                     tile, weight = _place_to_repair(first, fused, repaired, weighed, again=True)
                     done = weight is None or (vain and first.tile is None)
+                    total += 0 if done else steps
                     x_start, geometry = self._square(tiling, picture, tile)
                 yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)
                 if done:

@@ -79,20 +79,23 @@ class Film:
         if not self._played:
             return no_film()
         first, last, done = self._scores[0], self._scores[-1], len(self._scores) - 1
+        steps = cards.plural(done, "step")
         message = f"step {done} of {self._total}"
         if self.ending == "done" and len(self._scores) == 1:
             message = "Nothing to repair: no place of this part is anomalous."
+        elif self.ending == "done" and first == last:
+            message = f"Nothing better was found in {steps}: the picture is as it was."
         elif self.ending:
             how = "stopped after" if self.ending == "stopped" else "after"
             message = (
-                f"score {number(first)} → {number(last)} {how} {cards.plural(done, 'step')} · "
+                f"score {number(first)} → {number(last)} {how} {steps} · "
                 f"outside the regions {self._unchanged()}"
             )
         return {
             "frames": list(self._played),
             "scores": list(self._scores),
             "losses": list(self._losses),
-            "total": self._total,
+            "total": done if self.ending else self._total,
             "threshold": self._threshold,
             "message": message,
             "state": self.ending or "running",

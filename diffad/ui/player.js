@@ -22,7 +22,8 @@
     function curves(at) {
       const { scores, losses, total, threshold } = value();
       const [w, h] = [260, 112];
-      const top = Math.max(...scores, threshold) * 1.08;
+      // The first drafts score far beyond any defect: they run out of the picture, for what matters lies below.
+      const top = Math.max(scores[0], scores[scores.length - 1], threshold) * 1.4;
       const lossTop = Math.max(...losses) * 1.08;
       const x = (i) => 4 + (w - 8) * (total ? i / total : 0);
       const y = (share) => h - 16 - (h - 34) * clamp(share, 0, 1);
