@@ -232,20 +232,20 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     expect(page.locator(".player .message")).to_contain_text("stopped after")
 
     # Once more, short, to its end.
-    move(page, "#steps", 10)
+    move(page, "#steps", 30)
     page.locator("#repair").click()
     expect(player).to_have_attribute("data-state", "done")
     message = page.locator(".player .message").inner_text()
-    first, last = map(float, re.search(r"score ([\d.]+) → ([\d.]+)", message).groups())
-    assert last < first
+    first, last, end = map(float, re.search(r"score ([\d.]+) → ([\d.]+) after (\d+)", message).groups())
+    assert last < first and end % 30 == 0
     loaded(page.locator(".player .strip img"), 5)
-    expect(page.locator(".player .caption")).to_contain_text("step 10")
+    expect(page.locator(".player .caption")).to_contain_text(f"step {end:.0f}")
     page.locator(".strip button").first.click()
     expect(page.locator(".player .caption")).to_contain_text("step 0")
     expect(page.locator(".curve circle.score")).to_have_attribute("cx", "4")
     page.evaluate("document.activeElement?.blur()")
     page.keyboard.press("Space")
-    expect(page.locator(".player .caption")).to_contain_text("step 10")
+    expect(page.locator(".player .caption")).to_contain_text(f"step {end:.0f}")
     page.locator(".before-after").click()
     expect(page.locator(".screen .first")).to_be_visible()
     expect(page.locator(".screen input")).to_be_visible()
