@@ -13,7 +13,7 @@ from conftest import BROWSER_FLAGS, BROWSER_NAMES, ROOT, serving
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-SAMPLE = "gear_corrosion.png"
+SAMPLE = "chip_solder_bridge.png"
 WIDTHS = {"": {"width": 1440, "height": 1000}, "_phone": {"width": 390, "height": 844}}
 PATIENCE = 300_000  # ms
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from diffad.inspection import Inspection
+from diffad.inspection import Inspection, RepairStep
 from diffad.inspector import Inspector
 from diffad.report import report, share_in_words
 from diffad.ui import downloads
@@ -72,6 +72,18 @@ def test_the_zip_holds_everything(inspection, inspector, film):
     fused = np.load(io.BytesIO(archive.read("maps/fused.npy")))
     highest = np.sort(fused, axis=None)[-inspection.top_pixels :]
     assert about["score"] == pytest.approx(highest.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("scores, best", [((9, 30, 4, 6), 2), ((9, 30, 12), 0), ((9, 5), 1)])
+def test_a_stopped_repair_ends_with_the_best(inspection, scores, best):
+    """Not with a draft: scores as planted, measured at every step."""
+    film = downloads.Film(inspection, inspection.threshold, lambda data, name: name)
+    for index, score in enumerate(scores):
+        shade = np.full((32, 32, 3), index, np.uint8)
+        film.add(RepairStep(index, 9, shade, score, 1.0, np.zeros((32, 32), np.float32), False))
+    film.end_with_best()
+    assert film.score == scores[best] and (film.repaired == best).all() and (film.frames[-1] == best).all()
+    assert len(film.value()["scores"]) == len(scores) + (best != len(scores) - 1)
 
 
 def test_json_explains_the_verdict(inspection, inspector):

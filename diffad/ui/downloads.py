@@ -8,6 +8,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Film:
         self.frames: list[np.ndarray] = []
         self.repaired: np.ndarray | None = None  # the newest picture, in its own size
         self.ending = ""  # "stopped" or "abandoned" on demand, "done" by itself
+        self._best: RepairStep | None = None  # the lowest that was scored
+        self._newest: RepairStep | None = None
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
         self._losses: list[float] = []
@@ -58,6 +61,9 @@ class Film:
         self._scores.append(float(step.score))
         self._losses.append(float(step.mahalanobis))
         self.repaired = step.image
+        self._newest = step
+        if step.anomaly_map is not None and (self._best is None or step.score < self._best.score):
+            self._best = step
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
             return
         frame = cards.reduced(step.image, FILM_PIXELS)
@@ -68,6 +74,11 @@ class Film:
             "meta": {"_type": "gradio.FileData"},
         }  # Gradio adds the address to serve it under
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
+
+    def end_with_best(self) -> None:
+        """Adds the best picture again: a weighed repair that is stopped half-way must not leave a draft."""
+        if self._best is not None and self._best is not self._newest:
+            self.add(replace(self._best, index=len(self._scores), total=self._total, done=True))
 
     @property
     def score(self) -> float | None:

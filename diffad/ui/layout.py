@@ -122,7 +122,7 @@ def _repair_settings(p: SimpleNamespace) -> None:
             p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every")
         with gr.Row(elem_classes="pair"):
             p.step_size = number(0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size")
-            p.level = number(20, 900, 900, step=10, label="Denoise from t", elem_id="level")
+            p.level = number(20, 900, 900, step=10, label="From t", elem_id="level")
         with gr.Row(elem_classes="buttons"):
             p.repair = gr.Button(
                 "Repair", variant="primary", elem_id="repair", interactive=False, min_width=60

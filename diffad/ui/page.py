@@ -248,6 +248,8 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
                 yield {p.player: downloads.no_film()}
                 return
             if film.ending:
+                if method == "weighed":
+                    film.end_with_best()
                 break
             film.add(step)
             if step.index:
