@@ -129,7 +129,7 @@ def _repair_settings(p: SimpleNamespace) -> None:
             )
             p.stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=50)
             p.method = choice(
-                [("the defect", "weighed"), ("everything", "paper")], value="weighed", label="Where",
+                [("defects", "weighed"), ("all of it", "paper")], value="weighed", label="Where",
                 elem_id="method", container=False, min_width=110,
             )
 
