@@ -23,7 +23,7 @@ from diffad.gaussian import PlaceGaussian
 from diffad.scoring import noise_for, smooth
 
 FILLING = 1 / 3  # share of a weighed repair's steps in which holes are filled; others cost several times more
-FILLED_TO = 100  # t at which a hole is filled; from there on up the network has learned it
+FILLED_TO = 100  # t at which a hole is filled; training teaches it from there on up
 FINEST = 20  # t of the last pull towards x̂_0
 RENEWED = 0.7  # σ of the noise that is drawn anew between two fillings
 

@@ -30,13 +30,12 @@ from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
 from diffad.profiles import fit_profile, to_float, to_uint8
+from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import unusual
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
-
-_HOLES_FROM = 100  # t; below it the noise hides little
 
 
 @dataclass(frozen=True)
@@ -435,11 +434,13 @@ def _loop(run: _Run, pool: _Pool) -> Iterator[dict]:
 
 
 def _holes(x_start: Tensor, t: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Where each picture is noised, bool [b, 1, s, s]: everywhere, or for a share of them in a few blobs."""
+    """Where each picture is noised, bool [b, 1, s, s]: everywhere, or for a share of them in a few blobs, as
+    repairs ask for.
+    """
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     holes = torch.ones_like(x_start[:, :1], dtype=torch.bool, device="cpu")
     for index, picture in enumerate(to_uint8(x_start).permute(0, 2, 3, 1).cpu().numpy()):
-        if rng.random() < share and t[index] >= _HOLES_FROM:
+        if rng.random() < share and t[index] >= FILLED_TO:
             holes[index, 0] = torch.from_numpy(random_hole(picture, rng))
     return holes
 
