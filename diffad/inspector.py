@@ -300,7 +300,7 @@ class Inspector:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
         steps: N. denoise_every: N_d. step_size: s. timestep: t of the reverse steps. method: "weighed" by the
-        anomaly map (s and t are the first ones, they fall; 0.03 and 600 if not given), or "paper" as printed
+        anomaly map (s and t are the first ones, they fall; 0.03 and 900 if not given), or "paper" as printed
         (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
         details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
