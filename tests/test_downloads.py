@@ -86,6 +86,15 @@ def test_a_stopped_repair_ends_with_the_best(inspection, scores, best):
     assert len(film.value()["scores"]) == len(scores) + (best != len(scores) - 1)
 
 
+def test_a_repair_that_found_nothing_better_says_so(inspection):
+    film = downloads.Film(inspection, inspection.threshold, lambda data, name: name)
+    for index, score in enumerate((9.0, 30.0, 9.0)):
+        shade = np.full((32, 32, 3), index % 2, np.uint8)
+        film.add(RepairStep(index, 2, shade, score, 1.0, None, index == 2))
+    film.ending = "done"
+    assert film.value()["message"] == "Nothing better was found in 2 steps: the picture is as it was."
+
+
 def test_json_explains_the_verdict(inspection, inspector):
     about = json.loads(take("json", inspection, inspector)[1])
     assert about["score"] == inspection.score and about["threshold"] == inspection.threshold

@@ -10,7 +10,7 @@ from PIL import Image
 from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
-from diffad.inspector import Inspector
+from diffad.inspector import Inspector, _place_to_repair
 from diffad.scoring import fuse, image_score
 from diffad.synthetic import CATEGORIES, make_part
 
@@ -214,6 +214,17 @@ def test_a_good_part_comes_out_as_it_went_in(inspector):
     assert steps[-1].done
     mse = np.mean((steps[-1].image.astype(float) - GOOD.image) ** 2)
     assert mse == 0 or 10 * np.log10(255**2 / mse) > 40
+
+
+def test_a_hole_is_as_wide_as_its_own_defect_asks(defective):
+    """Around a strong defect the map is high where the part is sound; a weak one elsewhere has its own."""
+    field = np.zeros((256, 256), np.float32)
+    field[40:100, 40:100], field[60:80, 60:80] = 8, 40  # high around the strong one
+    field[180:190, 180:190] = 8  # a weak defect, as high as that
+    _, weight = _place_to_repair(defective, field, np.zeros_like(field, dtype=bool), weighed=True)
+    assert weight[0, 0, 70, 70] > 0.99 and weight[0, 0, 185, 185] > 0.99
+    assert weight[0, 0, 45, 45] == 0 and weight[0, 0, 230, 30] == 0
+    assert _place_to_repair(defective, field * 0, np.zeros_like(field, dtype=bool), weighed=True)[1] is None
 
 
 def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):

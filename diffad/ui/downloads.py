@@ -50,7 +50,6 @@ class Film:
         self.repaired: np.ndarray | None = None  # the newest picture, in its own size
         self.ending = ""  # "stopped" or "abandoned" on demand, "done" by itself
         self._best: RepairStep | None = None  # the lowest that was scored
-        self._newest: RepairStep | None = None
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
         self._losses: list[float] = []
@@ -61,7 +60,6 @@ class Film:
         self._scores.append(float(step.score))
         self._losses.append(float(step.mahalanobis))
         self.repaired = step.image
-        self._newest = step
         if step.anomaly_map is not None and (self._best is None or step.score < self._best.score):
             self._best = step
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
@@ -77,7 +75,7 @@ class Film:
 
     def end_with_best(self) -> None:
         """Adds the best picture again: a weighed repair that is stopped half-way must not leave a draft."""
-        if self._best is not None and self._best is not self._newest:
+        if self._best is not None and self._best.image is not self.repaired:
             self.add(replace(self._best, index=len(self._scores), total=self._total, done=True))
 
     @property
