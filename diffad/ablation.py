@@ -30,13 +30,25 @@ from diffad.data import (
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
 from diffad.metrics import aupro, auroc, pixel_auroc
-from diffad.scoring import TIMESTEPS, Calibration, RawMaps, denoise_all, evidence, feature_maps, image_score
+from diffad.scoring import (
+    PIXEL_TRUST,
+    TIMESTEPS,
+    Calibration,
+    RawMaps,
+    branch_weights,
+    denoise_all,
+    evidence,
+    feature_maps,
+    image_score,
+    moved_features,
+)
 
 ALPHA = 0.5  # unless α is what varies
 ALPHAS = tuple(i / 10 for i in range(11))
 SINGLE_TIMESTEPS = (20, 50, 100, 200, 400, 600)
 DRAWS = (1, 2, 4, 8)
-PIXEL_SCORES = (("rgb", 0), ("kl", 1), ("kl", 4), ("kl", 20), ("uncertainty", 0))  # kind, stride of the KL
+# kind, stride of the KL
+PIXEL_SCORES = (("rgb", 0), ("kl", 1), ("kl", 4), ("kl", 20), ("uncertainty", 0), ("patches", 0))
 TRAINING_PICTURES = 24  # on which the pixel scores that a checkpoint does not store are standardised
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
@@ -151,7 +163,7 @@ def _tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_si
     tables = [
         Table(
             "alpha", "Weight of the pixel branch", "α",
-            "α weighs the pixel score, 1 − α the feature score.",
+            f"α weighs the pixel score, 1 − α the feature score; a σ of the first counts for {PIXEL_TRUST}.",
             tuple(
                 Setting(f"{alpha:g}", _fusion(alpha, TIMESTEPS), value=alpha, default=alpha == ALPHA)
                 for alpha in ALPHAS
@@ -204,8 +216,9 @@ def _tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_si
 
 def _fusion(alpha: float, timesteps: Sequence[int]) -> dict[str, float]:
     """(11) as weights of the maps of each branch and timestep."""
-    weights = {f"pixel {t}": alpha / len(timesteps) for t in timesteps}
-    weights |= {f"feature {t}": (1 - alpha) / len(timesteps) for t in timesteps}
+    pixel, feature = branch_weights(alpha)
+    weights = {f"pixel {t}": pixel / len(timesteps) for t in timesteps}
+    weights |= {f"feature {t}": feature / len(timesteps) for t in timesteps}
     return {name: weight for name, weight in weights.items() if weight}
 
 
@@ -240,15 +253,18 @@ class _Answers:
         square, self.geometry = to_square(image, inspector.size)
         self.inspector, self.seed = inspector, seed
         self.x_start = square[None].to(inspector.device)
-        self.features = inspector._extractor(self.x_start)
+        features = inspector._extractor(self.x_start)
+        self.cell = inspector.size // features.shape[-1]
+        self.features = moved_features(inspector._extractor, self.x_start, features, SINGLE_TIMESTEPS)
         self.residual_gaussian = inspector._residuals[category]
+        self.patches = inspector._patches[category]
         self.calibration = inspector._calibrations[category]
         self.known: dict[tuple[int, int], Prediction] = {}
 
     @torch.no_grad()
     def ask(self, timesteps: Sequence[int], draws: int = 1) -> None:
-        _, _, answers = denoise_all(
-            self.inspector._schedule, self._denoise, self.x_start, timesteps, self.seed, draws
+        *_, answers = denoise_all(
+            self.inspector._schedule, self._denoise, self.x_start, timesteps, self.seed, draws, self.cell
         )
         keys = [(t, draw) for t in timesteps for draw in range(draws)]  # as denoise_all orders its batch
         for index, key in enumerate(keys):
@@ -270,12 +286,12 @@ class _Answers:
         return evidence(
             self.inspector._schedule, lambda x_t, t: answers, self.x_start, self.features, timesteps,
             seed=self.seed, draws=draws, kind=kind or self.inspector._kind,
-            stride=self.inspector._stride if stride is None else stride,
+            stride=self.inspector._stride if stride is None else stride, patches=self.patches,
         )  # fmt: skip
 
     def raw(self, timesteps: Sequence[int], draws: int = 1) -> RawMaps:
         pixel, residual = self.pixel_and_residual(timesteps, draws)
-        feature = feature_maps(residual, self.residual_gaussian, self.inspector.size)
+        feature = feature_maps(residual, self.residual_gaussian, self.inspector.size, timesteps)
         return RawMaps(pixel, feature, tuple(timesteps))
 
     def kept(self, maps: Tensor) -> np.ndarray:
@@ -319,7 +335,8 @@ def _maps(
 
 def _fuse(maps: RawMaps) -> Tensor:
     """(11) at the usual α: [1, n_t, size, size] of both branches → [1, size, size]."""
-    return ALPHA * maps.pixel.mean(dim=1) + (1 - ALPHA) * maps.feature.mean(dim=1)
+    pixel, feature = branch_weights(ALPHA)
+    return pixel * maps.pixel.mean(dim=1) + feature * maps.feature.mean(dim=1)
 
 
 def _by_its_own_values(answers: _Answers) -> RawMaps:

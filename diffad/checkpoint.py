@@ -23,11 +23,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from diffad.diffusion import Schedule
-from diffad.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
-FORMAT = 4
+FORMAT = 5
+_COVARIANCES = ("residual", "patches.fine", "patches.coarse")
 
 
 class CheckpointError(ValueError):
@@ -38,13 +39,14 @@ class CheckpointError(ValueError):
 class Profile:
     """What one category adds to the shared network.
 
-    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. calibration: score
-    statistics of held-out normal pictures. rehearsal: how well artificial defects on those pictures were
-    found, and the choices made by that (`profiles.rehearse`).
+    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. patches: that of the
+    errors of x̂_0. calibration: score statistics of held-out normal pictures. rehearsal: how well artificial
+    defects on those pictures were found, and the choices made by that (`profiles.rehearse`).
     """
 
     gaussian: PlaceGaussian
     residual: ResidualGaussian
+    patches: PatchGaussian
     calibration: Calibration
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,7 +68,7 @@ class Checkpoint:
     feature_std: Tensor
     profiles: Mapping[str, Profile]
     schedule: str = "linear"
-    pixel_score: str = "uncertainty"
+    pixel_score: str = "patches"
     stride: int = 4
     provenance: Mapping[str, object] = field(default_factory=dict)
 
@@ -88,14 +90,18 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.projection": gaussian.projection.half(),
             f"profile.{index}.gaussian.mean": gaussian.mean.half(),
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
-            f"profile.{index}.residual.common": _pack(profile.residual.common).half(),
-            f"profile.{index}.residual.codes": _to_bits(_pack(profile.residual.codes, -1)),
-            f"profile.{index}.residual.scale": profile.residual.scale.half(),
-            f"profile.{index}.residual.diagonal": profile.residual.diagonal.half(),
             f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
             f"profile.{index}.calibration.good_places": calibration.good_places.half(),
         }
+        covariances = profile.residual, profile.patches.fine, profile.patches.coarse
+        for name, covariance in zip(_COVARIANCES, covariances, strict=True):
+            tensors |= {
+                f"profile.{index}.{name}.common": _pack(covariance.common).half(),
+                f"profile.{index}.{name}.codes": _to_bits(_pack(covariance.codes, -1)),
+                f"profile.{index}.{name}.scale": covariance.scale.half(),
+                f"profile.{index}.{name}.diagonal": covariance.diagonal.half(),
+            }
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.config),
@@ -140,17 +146,14 @@ def load(path: str | Path) -> Checkpoint:
                     "gaussian.projection",
                     "gaussian.mean",
                     "gaussian.whitening",
-                    "residual.common",
-                    "residual.codes",
-                    "residual.scale",
-                    "residual.diagonal",
                     "calibration.level",
                     "calibration.moments",
                     "calibration.good_places",
                 )
             }
-            channels, blocks = config.feature_channels, part["residual.scale"].shape[:2]
-            codes = _from_bits(part.pop("residual.codes"), (*blocks, channels * (channels - 1) // 2))
+            residual, fine, coarse = (
+                _covariance(tensors, f"profile.{index}.{name}.") for name in _COVARIANCES
+            )
             part = {name: value.float() for name, value in part.items()}
             gaussian = PlaceGaussian(
                 part["gaussian.projection"],
@@ -165,12 +168,8 @@ def load(path: str | Path) -> Checkpoint:
             )
             profiles[category["name"]] = Profile(
                 gaussian,
-                ResidualGaussian(
-                    _unpack(part["residual.common"], channels),
-                    _unpack(codes, channels, -1),
-                    part["residual.scale"],
-                    part["residual.diagonal"],
-                ),
+                residual,
+                PatchGaussian(fine, coarse),
                 calibration,
                 category["rehearsal"],
             )
@@ -230,6 +229,17 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def _covariance(tensors: Mapping[str, Tensor], prefix: str) -> ResidualGaussian:
+    common, codes, scale, diagonal = (
+        tensors[prefix + name] for name in ("common", "codes", "scale", "diagonal")
+    )
+    channels = scale.shape[-1]
+    triangle = _from_bits(codes, (*scale.shape[:2], channels * (channels - 1) // 2))
+    return ResidualGaussian(
+        _unpack(common.float(), channels), _unpack(triangle, channels, -1), scale.float(), diagonal.float()
+    )
 
 
 def _pack(triangular: Tensor, offset: int = 0) -> Tensor:

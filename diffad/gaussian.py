@@ -8,12 +8,15 @@ covariance: well under 1 MB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+# σ of the errors of x̂_0 that count for nothing: 16 grey values of 255 in a pixel, 1 in the mean of 8 x 8
+UNSEEN_FINE, UNSEEN_COARSE = 16 / 127.5, 1 / 127.5
 _CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3, three bits
 
 
@@ -100,9 +103,11 @@ class ResidualGaussian:
     diagonal: Tensor
 
     @staticmethod
-    def fit(batches: Iterable[Tensor], *, block: int | None = 2, shrinkage: float = 0.1) -> ResidualGaussian:
+    def fit(
+        batches: Iterable[Tensor], *, block: int | None = 2, shrinkage: float = 0.1, floor: float = 0.0
+    ) -> ResidualGaussian:
         """One streaming pass over residuals [b, c, g, g] of normal pictures; block: places a side that share
-        a covariance, None for all.
+        a covariance, None for all. floor: variance that is added to every component's.
 
         S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures
         look like. The common Σ is (1 − λ) S + λ diag(S), with λ = shrinkage in [0, 1]: without blocks, 1
@@ -122,8 +127,9 @@ class ResidualGaussian:
             scatter = scatter + _outer_by_block(batch.float(), cell).double()
         if not count:
             raise ValueError("the Gaussian needs at least one normal picture")
-        scatter = scatter / count
-        overall, channels = scatter.mean(dim=(0, 1)), scatter.shape[-1]
+        channels = scatter.shape[-1]
+        scatter = scatter / count + floor * torch.eye(channels, dtype=scatter.dtype, device=scatter.device)
+        overall = scatter.mean(dim=(0, 1))
         variance = overall.diagonal()
         only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
         common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances)
@@ -158,6 +164,59 @@ class ResidualGaussian:
         return ResidualGaussian(
             *(part.to(device) for part in (self.common, self.codes, self.scale, self.diagonal))
         )
+
+
+@dataclass(frozen=True)
+class PatchGaussian:
+    """N(0, Σ) of the errors x_0 − x̂_0 patch by patch: it tells not how large errors are, but how unlike those
+    on good pictures.
+
+    fine: of patches of 4 x 4 px, side by side. coarse: of patches of 32 x 32 px, seen as 4 x 4 means of 8 x 8
+    px, every 16 px (px of a 256 px picture): what a pixel's noise hides, the patches' common shift shows.
+    Both are covariances by blocks of 16 and 32 px.
+    """
+
+    fine: ResidualGaussian
+    coarse: ResidualGaussian
+
+    @staticmethod
+    def fit(errors: Sequence[Tensor]) -> PatchGaussian:
+        """From errors [b, 3, size, size] of normal pictures, in units of a picture in [−1, 1].
+
+        An error below UNSEEN_FINE or UNSEEN_COARSE is taken for noise: without a floor, even backgrounds
+        would turn rounding into evidence. Raises ValueError as `ResidualGaussian.fit` does.
+        """
+        return PatchGaussian(
+            ResidualGaussian.fit(map(_fine, errors), block=4, floor=UNSEEN_FINE**2),
+            ResidualGaussian.fit(map(_coarse, errors), block=2, floor=UNSEEN_COARSE**2),
+        )
+
+    def score(self, error: Tensor) -> Tensor:
+        """Squared Mahalanobis distances by component, [b, 3, size, size] → [b, size, size]; about 1 where
+        normal. The fine one counts for four, since a coarse patch's evidence is spread wide.
+        """
+        maps = [
+            F.interpolate(map_[:, None], size=error.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
+            for map_ in (
+                self.fine.squared_mahalanobis(_fine(error)), self.coarse.squared_mahalanobis(_coarse(error))
+            )
+        ]  # fmt: skip
+        return 0.8 * maps[0] + 0.2 * maps[1]
+
+    def to(self, device: torch.device) -> PatchGaussian:
+        return PatchGaussian(self.fine.to(device), self.coarse.to(device))
+
+
+def _fine(error: Tensor) -> Tensor:
+    """[b, 3, size, size] → [b, 48, 64, 64]."""
+    return F.pixel_unshuffle(F.avg_pool2d(error.float(), max(1, error.shape[-1] // 256)), 4)
+
+
+def _coarse(error: Tensor) -> Tensor:
+    """[b, 3, size, size] → [b, 48, 16, 16]; borders mirrored."""
+    small = F.pad(F.avg_pool2d(error.float(), max(1, error.shape[-1] // 32)), (1, 1, 1, 1), mode="reflect")
+    side = small.shape[-1] // 2 - 1
+    return F.unfold(small, 4, stride=2).unflatten(-1, (side, side))
 
 
 def orthogonal_projection(channels: int, dims: int, seed: int) -> Tensor:

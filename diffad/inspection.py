@@ -151,7 +151,7 @@ class Inspection:
         [pictures, 2 (pixel, feature), n_t, places].
 
         A good picture's score at α and some of the timesteps is the mean of the `good_top` highest places of
-        α · mean_t pixel + (1 − α) · mean_t feature.
+        the mean over t of both branches with `scoring.branch_weights(α)`.
         """
         return self._calibration.good_evidence(self.computed_timesteps)
 

@@ -30,6 +30,7 @@ from diffad.scoring import (
     feature_maps,
     fuse,
     image_score,
+    moved_features,
     rate_for,
     threshold_for,
 )
@@ -76,6 +77,7 @@ class Inspector:
         self._residuals = {
             category: p.residual.to(self.device) for category, p in checkpoint.profiles.items()
         }
+        self._patches = {category: p.patches.to(self.device) for category, p in checkpoint.profiles.items()}
         self._extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.feature_grid)
         self._network = UNet(checkpoint.config)
         try:
@@ -270,14 +272,15 @@ class Inspector:
             self._schedule,
             self._network,
             x_start,
-            features,
+            moved_features(self._extractor, x_start, features, timesteps),
             timesteps,
             seed=seed,
             draws=draws,
             kind=self._kind,
             stride=self._stride,
+            patches=self._patches[category],
         )
-        feature = feature_maps(residual, self._residuals[category], self.size)
+        feature = feature_maps(residual, self._residuals[category], self.size, timesteps)
         return self._calibrations[category].standardise(RawMaps(pixel, feature, timesteps))
 
     # -- repair ----------------------------------------------------------------------------------------------

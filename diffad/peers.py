@@ -223,7 +223,9 @@ def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
         geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
         return inspection.score, inspection.square_map[geometry.inner]
 
-    statistics = (inspector._gaussians, inspector._residuals, inspector._calibrations)
+    statistics = (
+        inspector._gaussians, inspector._residuals, inspector._patches, inspector._calibrations
+    )  # fmt: skip
     return Fitted(judge, (inspector._network, inspector._extractor, *(of[category] for of in statistics)))
 
 
@@ -232,7 +234,7 @@ def _rgb_error(inspector: Inspector, seed: int) -> Fitted:
     def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
         square, geometry = to_square(image, inspector.size)
         x_start, schedule = square[None].to(inspector.device), inspector._schedule
-        x_t, t, prediction = denoise_all(schedule, inspector._network, x_start, (RGB_TIMESTEP,), seed)
+        _, x_t, t, prediction = denoise_all(schedule, inspector._network, x_start, (RGB_TIMESTEP,), seed)
         error = smooth(pixel_score(schedule, prediction, x_start, x_t, t, kind="rgb"))[0]
         inner = error.cpu().numpy()[geometry.inner]
         return image_score(inner, inspector.size), inner

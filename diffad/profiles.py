@@ -1,4 +1,5 @@
-"""A category's profile from its normal pictures: Gaussian, residual covariance, calibration, rehearsal.
+"""A category's profile from its normal pictures: Gaussian, covariances of what the network cannot explain,
+calibration, rehearsal.
 
 Whether maps are divided by how hard each place is suits some categories and spoils others. No real defect
 may decide that, so artificial ones on held-out normal pictures do (`rehearse`); what they say is kept, as the
@@ -18,7 +19,7 @@ from torch import Tensor
 from diffad.checkpoint import Profile
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.metrics import aupro, auroc
 from diffad.rehearsal import REHEARSED_KINDS, add_defect
 from diffad.scoring import (
@@ -26,21 +27,21 @@ from diffad.scoring import (
     TIMESTEPS,
     Calibration,
     RawMaps,
+    denoise_all,
     evidence,
     feature_maps,
     fuse,
     image_score,
+    moved_features,
     threshold_for,
+    x_start_error,
 )
 from diffad.unet import UNet
 
-# Pixels tell less than features, everywhere. How much less is not left to the rehearsal: the network is
-# taught to remove defects of these very kinds, which flatters its pixels more than its features.
-PIXEL_TRUST = 0.25
-FITTED = 1024  # training pictures that the covariance is fitted on, at most
+FITTED = 768  # training pictures that the covariance is fitted on, at most
 REHEARSED = 24  # held-out pictures that carry artificial defects
 _DEFECTS_EACH = 2
-_ROWS = 8  # pictures a network call
+_ROWS = 4  # pictures a network call; a CPU is slower with more
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Evidence:
     def maps(self, covariance: ResidualGaussian, timesteps: tuple[int, ...]) -> RawMaps:
         """Picture by picture: the residuals of all in float32 would fill the memory."""
         size = self.pixel.shape[-1]
-        feature = [feature_maps(one[None, :, None].float(), covariance, size) for one in self.residual]
+        feature = [
+            feature_maps(one[None, :, None].float(), covariance, size, timesteps) for one in self.residual
+        ]
         return RawMaps(self.pixel, torch.cat(feature), timesteps)
 
 
@@ -65,43 +68,52 @@ def fit_profile(
     used: Tensor,
     held: Tensor,
     *,
-    kind: str = "uncertainty",
+    kind: str = "patches",
     stride: int = 4,
     seed: int = 0,
 ) -> Profile:
     """The profile of one category. used: uint8 [n, 3, s, s], normal pictures that the network was trained on;
     held: held out of that, at least 2.
 
-    The Gaussian is of all pictures, the residual's covariance of those used, each at one of the timesteps
-    (networks of this kind do not overfit in the time they are given), the calibration of the held-out ones.
+    The Gaussian is of all pictures. The covariances are of those used (networks of this kind do not overfit
+    in the time they are given): of the feature residual at every timestep, of the errors by patches at one
+    of them for each picture. The calibration is of the held-out ones.
     """
     network.eval()
     device = next(network.parameters()).device
     gaussian = PlaceGaussian.fit(
-        extractor(to_float(batch, device)) for batch in torch.cat([used, held]).split(16)
+        extractor(to_float(batch, device)) for batch in torch.cat([used, held]).split(_ROWS)
     )
+
+    errors: list[Tensor] = []
+
+    def residuals() -> Iterator[Tensor]:
+        for index, t in enumerate(TIMESTEPS):  # each on its own grid
+            for number, batch in enumerate(used[:FITTED].split(_ROWS)):
+                x_start = to_float(batch, device)
+                cell = x_start.shape[-1] // extractor.grid
+                shown, x_t, times, prediction = denoise_all(schedule, network, x_start, (t,), seed, cell=cell)
+                if number % len(TIMESTEPS) == index:  # patches are few numbers: a look at each is enough
+                    errors.append(x_start_error(schedule, prediction, shown, x_t, times).half().cpu())
+                yield extractor(shown) - prediction.features
+
+    covariance = ResidualGaussian.fit(residuals()).to(torch.device("cpu"))
+    patches = PatchGaussian.fit(errors)
+    on_device = patches.to(device)
 
     def look(pictures: Tensor, timesteps: tuple[int, ...]) -> Evidence:
         pixel, residual = [], []
         for picture in pictures.split(1):
             x_start = to_float(picture, device)
+            features = moved_features(extractor, x_start, extractor(x_start), timesteps)
             maps, rest = evidence(
-                schedule, network, x_start, extractor(x_start), timesteps, seed=seed, kind=kind, stride=stride
-            )
+                schedule, network, x_start, features, timesteps,
+                seed=seed, kind=kind, stride=stride, patches=on_device,
+            )  # fmt: skip
             pixel.append(maps.cpu())
             residual.append(rest[:, :, 0].half().cpu())
         return Evidence(torch.cat(pixel), torch.cat(residual))
 
-    def residuals() -> Iterator[Tensor]:  # the timesteps share the pictures: a look at each is enough
-        for index, t in enumerate(TIMESTEPS):
-            for batch in used[:FITTED][index :: len(TIMESTEPS)].split(_ROWS):
-                x_start = to_float(batch, device)
-                _, rest = evidence(
-                    schedule, network, x_start, extractor(x_start), (t,), seed=seed, kind=kind, stride=stride
-                )
-                yield rest[:, 0, 0]
-
-    covariance = ResidualGaussian.fit(residuals()).to(torch.device("cpu"))
     good = look(held, CALIBRATION_TIMESTEPS)
     defects, masks, kinds = artificial_defects(held[:REHEARSED], used, seed)
     spoiled = look(defects, TIMESTEPS)
@@ -114,10 +126,8 @@ def fit_profile(
         result = rehearse(*rehearsed, masks, kinds, by_place)
         if not best or result["worth"] > best["worth"]:
             best = result | {"by_place": by_place}
-    calibration = Calibration.fit(
-        good.maps(covariance, CALIBRATION_TIMESTEPS), best["by_place"], PIXEL_TRUST
-    )
-    return Profile(gaussian.to(torch.device("cpu")), covariance, calibration, best)
+    calibration = Calibration.fit(good.maps(covariance, CALIBRATION_TIMESTEPS), best["by_place"])
+    return Profile(gaussian.to(torch.device("cpu")), covariance, patches, calibration, best)
 
 
 def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
@@ -148,7 +158,7 @@ def rehearse(
     Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
     (share above the threshold), found_by_kind, good, defects (counts).
     """
-    calibration = Calibration.fit(good, by_place, PIXEL_TRUST)
+    calibration = Calibration.fit(good, by_place)
     fused = [
         fuse(pixel.numpy(), feature.numpy(), 0.5)
         for maps in (calibration.standardise(good), calibration.standardise(spoiled))

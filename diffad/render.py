@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffad.data import DataError
+from diffad.scoring import fuse
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 
@@ -190,7 +191,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
         pixels, features = pixel_maps[t], feature_maps[t]
         place_map(pixels, left, grid_top)
         place_map(features, left, grid_top + pitch_y)
-        place_map(alpha * pixels + (1 - alpha) * features, left, grid_top + 2 * pitch_y)
+        place_map(fuse(pixels[None], features[None], alpha), left, grid_top + 2 * pitch_y)
 
     _colour_bar(
         draw, sheet, (bar_left, grid_top, grid_bottom - caption), vmax, inspection.threshold, colormap
@@ -203,7 +204,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
 def _notes(width: int) -> list[str]:
     text = (
         "σ: standard deviations of good parts' maps, about 0 is good. t: noise level, low for fine texture, "
-        "high for large shapes. Together: α · pixels + (1 − α) · features. Fused: its mean over t, smoothed."
+        "high for large shapes. Together: both, weighed by α. Fused: its mean over t, smoothed."
     )
     return textwrap.wrap(text, max(20, int(width / 7.7)))
 

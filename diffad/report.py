@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from diffad import __version__, render
+from diffad.scoring import fuse
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -220,15 +221,14 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> st
         head = f"<th><b>{title}</b>{meaning}</th>"
         return f'<tr>{head}{cells}<td class="mean">{cell(mean(branch), f"{title}, mean")}</td></tr>'
 
-    alpha = inspection.alpha
-    fused = alpha * mean(0) + (1 - alpha) * mean(1)
+    fused = fuse(mean(0)[None], mean(1)[None], inspection.alpha)
     heads = "".join(f"<td>t = {t}</td>" for t in columns)
     ramp = _uri(render.heatmap(np.linspace(0, top, 64, dtype=np.float32)[None], top, colormap), "png")
     limit = 100 * min(max(inspection.threshold / top, 0), 1)
     return f"""<table class="maps"><thead><tr><th></th>{heads}<td>mean</td></tr></thead>
 <tbody>{row("Pixels", "how it looks", 0)}{row("Features", "what it means", 1)}</tbody></table>
 <div class="fused" style="width:{max(34.0, fused_wide):.1f}mm">
-<p>anomaly map: {alpha:.2f} pixels<br>+ {1 - alpha:.2f} features</p>
+<p>anomaly map<br>both, α = {inspection.alpha:.2f}</p>
 {cell(fused, "Anomaly map", fused_wide)}
 <div class="ramp"><img alt="Colour scale" src="{ramp}"><i style="left:{limit:.1f}%"></i></div>
 <p class="ends"><span>0 · good</span><span>{top:.0f} σ</span></p></div>"""

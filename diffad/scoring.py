@@ -4,8 +4,9 @@ One inspection: all (t, draw) pairs are one batch and one network call (`evidenc
 so that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
 `fuse`) without a network.
 
-Units. Raw pixel scores are squared errors of x̂_0 over the network's variance, plus UNSEEN²; raw feature
-scores are squared Mahalanobis distances per channel. Both are smoothed at the model's resolution.
+Units. Raw pixel scores are squared Mahalanobis distances of the errors of x̂_0 by patches (or what other kind
+a checkpoint names), raw feature scores those of the features, per component; about 1 where normal. Both are
+smoothed at the model's resolution.
 Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
 timestep and branch.
 """
@@ -13,7 +14,7 @@ timestep and branch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,16 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffad.diffusion import Denoiser, Prediction, Schedule
-from diffad.gaussian import ResidualGaussian
+from diffad.gaussian import PatchGaussian, ResidualGaussian
 
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
 CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
 SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 256  # pixels whose mean is the image score, four places of the features' grid
-PIXEL_SCORES = ("uncertainty", "kl", "rgb")
+# What a σ of the pixel branch counts for beside one of the features: pixels tell less, everywhere. How much
+# less is not left to artificial defects: the network is taught to remove them, which flatters its pixels.
+PIXEL_TRUST = 0.15
+PIXEL_SCORES = ("patches", "uncertainty", "kl", "rgb")
 # σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
 # background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
+_MOVED_FROM, _MOVED_BACK_FROM = 100, 300  # t
 _CELL = 4  # px; scale at which good pictures' places are remembered
 GOOD_TOP = TOP // _CELL**2  # of those places make a good picture's score
 _PLACES = 128  # places remembered per good picture
@@ -60,6 +65,35 @@ def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator)
 
 
+def offset_of(t: int, cell: int) -> int:
+    """By how many px the picture is moved (up and left) under the features' grid at a timestep; cell: px of a
+    place of that grid.
+
+    Not at all for t < 100, by half a place up to 300, and half a place back from there on: what a defect
+    shows depends on how places cut it, and the mean over low, middle and high t has seen three cuts.
+    """
+    return 0 if t < _MOVED_FROM else cell // 2 if t < _MOVED_BACK_FROM else -(cell // 2)
+
+
+def moved(x: Tensor, by: int) -> Tensor:
+    """[b, c, h, w] moved up and left by so many px (down and right if negative), edges repeated."""
+    if not by:
+        return x
+    height, width = x.shape[-2:]
+    far = F.pad(x, (abs(by),) * 4, mode="replicate")
+    return far[..., abs(by) + by :, abs(by) + by :][..., :height, :width]
+
+
+def moved_features(
+    extract: Callable[[Tensor], Tensor], x_start: Tensor, features: Tensor, timesteps: Sequence[int]
+) -> dict[int, Tensor]:
+    """Features [b, c, g, g] of the picture at each `offset_of` the timesteps. features: extract(x_start)."""
+    cell = x_start.shape[-1] // features.shape[-1]
+    others = sorted({offset_of(t, cell) for t in timesteps} - {0})
+    # one after the other: on a CPU a larger batch is slower
+    return {0: features} | {by: extract(moved(x_start, by)) for by in others}
+
+
 def denoise_all(
     schedule: Schedule,
     denoise: Denoiser,
@@ -67,19 +101,28 @@ def denoise_all(
     timesteps: Sequence[int],
     seed: int = 0,
     draws: int = 1,
-) -> tuple[Tensor, Tensor, Prediction]:
-    """One network call for every (picture, t, draw): x_t [b·n_t·draws, 3, h, w], t [b·n_t·draws] and the
-    prediction.
+    cell: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Prediction]:
+    """One network call for every (picture, t, draw): the pictures as they were shown, each moved by
+    `offset_of(t, cell)`, and their x_t, both [b·n_t·draws, 3, h, w], t [b·n_t·draws] and the prediction.
 
-    x_start [b, 3, h, w] in [−1, 1]; the order is picture, then t, then draw.
+    x_start [b, 3, h, w] in [−1, 1]; the order is picture, then t, then draw. cell: 1 moves nothing.
     """
     noise = torch.stack(
         [noise_for(seed, t, draw, x_start.shape[1:]) for t in timesteps for draw in range(draws)]
     )
     t = torch.tensor([t for t in timesteps for _ in range(draws)]).repeat(len(x_start))
-    repeated = x_start.repeat_interleave(len(noise), dim=0)
-    x_t = schedule.q_sample(repeated, t, noise.to(x_start).repeat(len(x_start), 1, 1, 1))
-    return x_t, t, denoise(x_t, t)
+    by_t = torch.stack([moved(x_start, offset_of(t, cell)) for t in timesteps], dim=1)
+    shown = by_t.repeat_interleave(draws, dim=1).flatten(0, 1)
+    x_t = schedule.q_sample(shown, t, noise.to(x_start).repeat(len(x_start), 1, 1, 1))
+    return shown, x_t, t, denoise(x_t, t)
+
+
+def x_start_error(
+    schedule: Schedule, prediction: Prediction, x_start: Tensor, x_t: Tensor, t: Tensor
+) -> Tensor:
+    """x_0 − x̂_0, float32 [b, 3, h, w]."""
+    return x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)
 
 
 def pixel_score(
@@ -90,59 +133,78 @@ def pixel_score(
     t: Tensor,
     kind: str = "uncertainty",
     stride: int = 4,
+    patches: PatchGaussian | None = None,
 ) -> Tensor:
-    """s_t per pixel, mean over the colour channels, float32 [b, h, w].
+    """s_t per pixel, float32 [b, h, w].
 
-    "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so long that
-    the model's own uncertainty is all of its variance, but for what nobody would see; the standardised error
-    is averaged over some 3 px before it is squared, since a defect shifts neighbours together and noise does
-    not. "kl": the paper's KL (nats) of a step of `stride` with the learned-range variance. "rgb": (x_0 −
-    x̂_0)² alone, as reconstruction methods score. Raises ValueError for another kind.
+    "patches": squared Mahalanobis distance of x_0 − x̂_0 in patches, as those of good pictures vary
+    (`PatchGaussian`): the KL's error term for a stride so long that what the network cannot know is all of
+    its variance, with that variance measured and the correlation of neighbours in it. Needs `patches`, a
+    category's. "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the same with the network's own
+    variance of each pixel; the standardised error is averaged over some 3 px before it is squared, since a
+    defect shifts neighbours together and noise does not. "kl": the paper's KL (nats) of a step of `stride`
+    with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as reconstruction methods score. All but the
+    first are means over the colour channels. Raises ValueError for another kind, or without `patches`.
     """
+    if kind not in PIXEL_SCORES:
+        raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
     if kind == "kl":
         return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
-    error = x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)
+    error = x_start_error(schedule, prediction, x_start, x_t, t)
     if kind == "rgb":
         return error.square().mean(dim=1)
     if kind == "uncertainty":
         standard = error * torch.rsqrt(prediction.x_start_log_variance.float().exp() + UNSEEN**2)
         return smooth(standard, sigma=1).square().mean(dim=1)
-    raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
+    if patches is None:
+        raise ValueError("the pixel score by patches needs a category's PatchGaussian")
+    return patches.score(error)
 
 
 def evidence(
     schedule: Schedule,
     denoise: Denoiser,
     x_start: Tensor,
-    features: Tensor,
+    features: Mapping[int, Tensor],
     timesteps: Sequence[int] = TIMESTEPS,
     *,
     seed: int = 0,
     draws: int = 1,
     kind: str = "uncertainty",
     stride: int = 4,
+    patches: PatchGaussian | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the network cannot explain, before any category's statistics: one network call for a batch of
-    pictures.
+    """What the network cannot explain: one network call for a batch of pictures. kind, stride, patches: see
+    `pixel_score`.
 
-    x_start [b, 3, size, size] in [−1, 1]; features f(x_0) [b, c, g, g]. Returns the raw smoothed pixel maps
-    [b, n_t, size, size], averaged over the noise draws, and the feature residuals f(x_0) − f_θ [b, n_t,
-    draws, c, g, g].
+    x_start [b, 3, size, size] in [−1, 1]; features: `moved_features` for these timesteps. Returns the raw
+    smoothed pixel maps [b, n_t, size, size], averaged over the noise draws, and the feature residuals f(x_0)
+    − f_θ [b, n_t, draws, c, g, g], of the picture as it was moved for each t.
     """
-    x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws)
-    repeat = len(timesteps) * draws
-    pixel = pixel_score(schedule, prediction, x_start.repeat_interleave(repeat, 0), x_t, t, kind, stride)
+    cell = x_start.shape[-1] // features[0].shape[-1]
+    shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
+    pixel = pixel_score(schedule, prediction, shown, x_t, t, kind, stride, patches)
     pixel = pixel.unflatten(0, (len(x_start), len(timesteps), draws)).mean(dim=2)
     predicted = prediction.features.unflatten(0, (len(x_start), len(timesteps), draws))
-    return smooth(pixel), features[:, None, None] - predicted
+    seen = torch.stack([features[offset_of(t, cell)] for t in timesteps], dim=1)
+    return smooth(_moved_back(pixel, timesteps, cell)), seen[:, :, None] - predicted
 
 
-def feature_maps(residual: Tensor, covariance: ResidualGaussian, size: int) -> Tensor:
+def feature_maps(
+    residual: Tensor, covariance: ResidualGaussian, size: int, timesteps: Sequence[int]
+) -> Tensor:
     """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals with a category's Σ_r."""
     score = covariance.squared_mahalanobis(residual.flatten(0, 2))
     score = score.unflatten(0, residual.shape[:3]).mean(dim=2)
     # bicubic: peaks stay narrow, and may swing a little below 0 beside
-    return smooth(F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False))
+    maps = F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
+    return smooth(_moved_back(maps, timesteps, size // residual.shape[-1]))
+
+
+def _moved_back(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
+    """Maps [b, n_t, h, w] of moved pictures, onto the picture."""
+    back = [moved(maps[:, i : i + 1], -offset_of(t, cell)) for i, t in enumerate(timesteps)]
+    return torch.cat(back, dim=1)
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
@@ -185,11 +247,10 @@ class Calibration:
     good_places: Tensor
 
     @staticmethod
-    def fit(maps: RawMaps, by_place: bool = False, pixel_trust: float = 1.0) -> Calibration:
+    def fit(maps: RawMaps, by_place: bool = False) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere. pixel_trust: the share of a σ
-        that a σ of the pixel branch counts for.
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere.
         """
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
         level = torch.ones(2, 1, 1)
@@ -205,16 +266,14 @@ class Calibration:
         standard = (both - moments[None, :, 0, :, None, None]) / moments[None, :, 1, :, None, None]
         cell = max(1, both.shape[-1] * _CELL // 256)
         cells = F.avg_pool2d(standard.flatten(1, 2), cell).flatten(2)  # [b, 2·n, cells]
-        # the highest of the maps' mean, then the highest of any single map among the rest
+        # the highest of the usual fusion, then the highest of any single map among the rest
         many = min(_PLACES, cells.shape[-1]) // 2
-        trust = torch.tensor([pixel_trust, 1.0], device=cells.device)
-        weights = trust.repeat_interleave(both.shape[2])  # [2·n]
+        weights = cells.new_tensor(branch_weights(0.5)).repeat_interleave(both.shape[2])  # [2·n]
         first = (cells * weights[:, None]).mean(dim=1).topk(many, dim=1).indices
         second = cells.amax(dim=1).scatter(1, first, -torch.inf).topk(many, dim=1).indices
         places = torch.cat([first, second], dim=1)  # [b, places]
         values = torch.gather(cells, 2, places[:, None].expand(-1, cells.shape[1], -1))
-        values = values.reshape(*both.shape[:3], -1) * trust.view(2, 1, 1)
-        moments[:, 1] /= trust[:, None]
+        values = values.reshape(*both.shape[:3], -1)
         return Calibration(maps.timesteps, level.cpu(), moments.cpu(), values.cpu())
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
@@ -243,7 +302,8 @@ class Calibration:
         """Image scores of the held-out good pictures at this α and these timesteps, float32 [pictures]."""
         weights = self._interpolation(timesteps).mean(dim=0)  # [n]
         pixel, feature = (self.good_places * weights[:, None]).sum(dim=2).unbind(dim=1)  # [pictures, places]
-        fused = alpha * pixel + (1 - alpha) * feature
+        of_pixel, of_feature = branch_weights(alpha)
+        fused = of_pixel * pixel + of_feature * feature
         return fused.topk(min(GOOD_TOP, fused.shape[1]), dim=1).values.mean(dim=1).numpy()
 
     def good_evidence(self, timesteps: Sequence[int]) -> np.ndarray:
@@ -289,9 +349,18 @@ def _to_size(grid: Tensor, size: int) -> Tensor:
     return flat.reshape(*grid.shape[:-2], size, size)
 
 
+def branch_weights(alpha: float) -> tuple[float, float]:
+    """Weights of the pixel and the feature branch in (11), which sum to 1: as α PIXEL_TRUST to 1 − α, so that
+    the branches are in balance at α = 0.5.
+    """
+    pixel, feature = alpha * PIXEL_TRUST, 1 - alpha
+    return pixel / (pixel + feature), feature / (pixel + feature)
+
+
 def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
-    """(11): mean over t of α ŝ_t + (1 − α) ŝ^f_t; standardised maps [n_t, h, w] → [h, w]."""
-    return alpha * pixel.mean(axis=0) + (1 - alpha) * feature.mean(axis=0)
+    """(11): mean over t of the two branches, weighed by α; standardised maps [n_t, h, w] → [h, w]."""
+    of_pixel, of_feature = branch_weights(alpha)
+    return of_pixel * pixel.mean(axis=0) + of_feature * feature.mean(axis=0)
 
 
 def image_score(anomaly_map: np.ndarray, size: int = 256) -> float:

@@ -18,13 +18,13 @@ from diffad.checkpoint import Checkpoint, Profile
 from diffad.cli import main
 from diffad.data import DataError, Geometry, Sample, find_samples, read_image, to_square
 from diffad.evaluation import evaluate
-from diffad.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.inspector import Inspector
 from diffad.render import ablation_plot
-from diffad.scoring import TIMESTEPS, Calibration, RawMaps, denoise_all, pixel_score, smooth
+from diffad.scoring import TIMESTEPS, Calibration, RawMaps, denoise_all, moved, offset_of, pixel_score, smooth
 from diffad.unet import UNet, UNetConfig
 
-SIZE = 64
+SIZE, GRID = 64, 8
 SHAPES = {"nut": (64, 64), "ring": (48, 80)}  # a ring is shrunk and letterboxed
 
 
@@ -37,6 +37,7 @@ def tiny(size: int = SIZE, seed: int = 0, categories: tuple[str, ...] = tuple(SH
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
         ResidualGaussian.fit([features], block=None, shrinkage=1.0),
+        PatchGaussian.fit([0.3 * torch.randn(8, 3, size, size)]),
         Calibration.fit(RawMaps(maps, 3 * maps, (20, 200, 600))),
     )
     zero, one = torch.zeros(192), torch.ones(192)
@@ -122,9 +123,9 @@ def test_the_same_setting_is_the_same_in_every_table(result):
         ("normalisation", "good pictures"), ("single", "one for all"),
     ):  # fmt: skip
         assert row(result, *others) == usual, others
-    assert row(result, "alpha", "1") == row(result, "pixel_scores", "uncertainty")
+    assert row(result, "alpha", "1") == row(result, "pixel_scores", "patches")
     assert [one["label"] for table in result["tables"] for one in table["rows"] if one["default"]] == [
-        "0.5", "20, 200, 400", "1", "good pictures", "one for all", "uncertainty",
+        "0.5", "20, 200, 400", "1", "good pictures", "one for all", "patches",
     ]  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def test_its_own_values_need_no_calibration(inspector, layers):
     assert not np.array_equal(other["pixel 20"], kept["pixel 20"])
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("rgb", 0), ("kl", 1), ("kl", 20)])
+@pytest.mark.parametrize(("kind", "stride"), [("rgb", 0), ("kl", 1), ("kl", 20), ("uncertainty", 0)])
 def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, stride):
     image, _ = layers
     unit = Calibration(TIMESTEPS, torch.ones(2, 1, 1), torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(2, 2, 3),
@@ -175,9 +176,12 @@ def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, str
     square, geometry = to_square(image, SIZE)
     with torch.no_grad():
         schedule, x_start = inspector._schedule, square[None]
-        x_t, t, answers = denoise_all(schedule, inspector._network, x_start, TIMESTEPS, seed=3)
-        raw = pixel_score(schedule, answers, x_start.expand(3, -1, -1, -1), x_t, t, kind, stride)
-    expected = smooth(raw).mean(dim=0).numpy()[geometry.inner]
+        shown, x_t, t, answers = denoise_all(
+            schedule, inspector._network, x_start, TIMESTEPS, seed=3, cell=SIZE // GRID
+        )
+        raw = pixel_score(schedule, answers, shown, x_t, t, kind, stride)
+        back = [moved(one[None, None], -offset_of(t, SIZE // GRID)) for t, one in zip(TIMESTEPS, raw)]
+    expected = smooth(torch.cat(back)).mean(dim=(0, 1)).numpy()[geometry.inner]
     np.testing.assert_allclose(kept, expected, rtol=0.02, atol=1e-3 * float(np.abs(expected).max()))
 
 
@@ -214,7 +218,7 @@ def test_maps_know_neither_labels_nor_other_test_pictures(inspector, folder, tmp
 def test_other_pixel_scores_are_in_deviations_of_training_pictures(inspector, folder):
     samples = [sample for sample in find_samples(folder / "nut") if sample.split == "train"]
     scores = ablation._pixel_scores(inspector)
-    assert list(scores) == ["rgb", "kl, stride 1", "kl, stride 4", "kl, stride 20"]
+    assert list(scores) == ["rgb", "kl, stride 1", "kl, stride 4", "kl, stride 20", "uncertainty"]
     fitted = ablation._fit(inspector, "nut", samples, scores, seed=0)
     maps = [ablation._maps(inspector, read_image(s.image), "nut", fitted, scores, None, 0) for s in samples]
     for name in scores:

@@ -266,11 +266,3 @@ def test_places_weigh_alike_unless_asked_otherwise(good):
     mean, std = plain.moments[0].unbind(0)
     expected = (good.pixel - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(standard.pixel, expected)
-
-
-def test_a_branch_that_is_trusted_less_weighs_less_and_only_that(good):
-    full, half = Calibration.fit(good), Calibration.fit(good, pixel_trust=0.5)
-    of_full, of_half = full.standardise(good), half.standardise(good)
-    torch.testing.assert_close(of_half.pixel, 0.5 * of_full.pixel)
-    torch.testing.assert_close(of_half.feature, of_full.feature)
-    np.testing.assert_allclose(half.good_scores(1.0), 0.5 * full.good_scores(1.0), rtol=0.05)

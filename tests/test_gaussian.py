@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from diffad.gaussian import PlaceGaussian, ResidualGaussian, inverse_cholesky, orthogonal_projection
+from diffad.gaussian import (
+    UNSEEN_COARSE,
+    UNSEEN_FINE,
+    PatchGaussian,
+    PlaceGaussian,
+    ResidualGaussian,
+    _coarse,
+    inverse_cholesky,
+    orthogonal_projection,
+)
 
 CHANNELS, GRID, BLOCK, RIDGE = 6, 4, 2, 0.05
 
@@ -276,3 +285,59 @@ def test_residuals_that_do_not_fit_are_refused():
         ResidualGaussian.fit([])
     with pytest.raises(ValueError, match="a grid of 4 does not divide into blocks of 3"):
         ResidualGaussian.fit([torch.zeros(1, 6, 4, 4)], block=3)
+
+
+# -- errors by patches ---------------------------------------------------------------------------------------
+
+
+def white(count: int, sigma: float, size: int = 128, seed: int = 0) -> torch.Tensor:
+    return sigma * torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_errors_as_usual_score_one_but_for_what_nobody_would_see(size, sigma):
+    """White noise of σ: 48 components of variance σ² in a fine patch, and of σ²/pool² in a coarse one."""
+    pool = size // 32
+    gaussian = PatchGaussian.fit(white(48, sigma, size).split(8))
+    expected = 0.8 * sigma**2 / (sigma**2 + UNSEEN_FINE**2)
+    expected += 0.2 * (sigma / pool) ** 2 / ((sigma / pool) ** 2 + UNSEEN_COARSE**2)
+    score = gaussian.score(white(4, sigma, size, seed=1))
+    assert score.shape == (4, size, size)
+    assert float(score.mean()) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_shift_below_the_pixels_noise_shows_where_it_is():
+    gaussian = PatchGaussian.fit(white(32, 0.3).split(8))
+    error = white(1, 0.3, seed=1)
+    error[:, :, 32:64, 64:96] += 0.2  # two thirds of a pixel's σ
+    score = gaussian.score(error)[0]
+    away = torch.ones_like(score, dtype=torch.bool)
+    away[16:80, 48:112] = False
+    assert float(score[36:60, 68:92].mean()) > 1.5 * float(score[away].mean())
+    alone = gaussian.coarse.squared_mahalanobis(_coarse(error))[0]
+    assert divmod(int(alone.argmax()), 16)[0] in (4, 5, 6, 7)
+    assert float(alone.max()) > 5 * float(alone[:, :4].mean())
+
+
+def test_usual_errors_of_edges_are_no_evidence_and_the_same_elsewhere_is():
+    """At the left, columns always flicker together; an equal flicker at the right is new."""
+    flicker = torch.zeros(33, 3, 128, 128)
+    generator = torch.Generator().manual_seed(2)
+    flicker[..., 8:12] = torch.randn(33, 1, 1, 1, generator=generator)
+    errors = white(33, 0.05) + flicker
+    gaussian = PatchGaussian.fit([errors[:32]])
+    moved = white(1, 0.05, seed=3)
+    moved[..., 104:108] = 1.0
+    usual = white(1, 0.05, seed=3)
+    usual[..., 8:12] = 1.0
+    there, here = gaussian.score(moved)[0, :, 104:108].mean(), gaussian.score(usual)[0, :, 8:12].mean()
+    assert float(there) > 20 * float(here)
+
+
+def test_a_larger_picture_is_measured_at_the_same_scale():
+    small = white(6, 0.3, 256)
+    gaussian = PatchGaussian.fit([small])
+    large = torch.nn.functional.interpolate(small, scale_factor=2, mode="nearest")
+    again = torch.nn.functional.avg_pool2d(gaussian.score(large)[:, None], 2)[:, 0]
+    assert float((again - gaussian.score(small)).abs().mean()) < 0.02

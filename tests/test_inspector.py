@@ -11,7 +11,7 @@ from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
 from diffad.inspector import Inspector, _place_to_repair
-from diffad.scoring import fuse, image_score
+from diffad.scoring import branch_weights, fuse, image_score
 from diffad.synthetic import CATEGORIES, make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
@@ -112,10 +112,11 @@ def test_what_a_page_is_sent_gives_the_score_and_the_good_scores_without_us(insp
     assert (inspection.top_pixels, inspection.tile, inspection.chances) == (256, None, 1)
     for alpha, chosen in ((0.5, (20, 100, 400)), (0.2, (100,)), (1, (20, 400))):
         fused = inspection.fused(alpha, chosen)
-        heat = np.mean([alpha * maps[t][0] + (1 - alpha) * maps[t][1] for t in chosen], axis=0)
+        of_pixel, of_feature = branch_weights(alpha)
+        heat = np.mean([of_pixel * maps[t][0] + of_feature * maps[t][1] for t in chosen], axis=0)
         assert fused.score == pytest.approx(np.sort(heat.ravel())[-256:].mean(), rel=1e-5)
         at = [inspection.computed_timesteps.index(t) for t in chosen]
-        places = alpha * good[:, 0, at].mean(axis=1) + (1 - alpha) * good[:, 1, at].mean(axis=1)
+        places = of_pixel * good[:, 0, at].mean(axis=1) + of_feature * good[:, 1, at].mean(axis=1)
         top = np.sort(places, axis=1)[:, -inspection.good_top :]
         np.testing.assert_allclose(top.mean(axis=1), fused.good_scores, rtol=1e-4, atol=1e-4)
         assert fused.threshold_at() == inspector.threshold(fused.category, alpha, chosen)
@@ -238,17 +239,18 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
 
 
 @pytest.mark.parametrize("levels, best, end", [
-    ((90.0, 80.0, 99.0), 0, 15),  # worse than before: no second round
-    ((9.0, 8.0, 9.0, 7.0, 4.0, 6.0, 5.0, 3.0, 4.0), 40, 45),
-    ((2.3, 2.2, 2.4), 10, 15),  # below the threshold: no second round
-    ((3.0, 0.1), 10, 10),  # as good as a good part: nothing more to do
+    ((40, 35, 44), 0, 15),  # worse than before: no second round
+    ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8), 40, 45),
+    ((0.95, 0.9, 0.98), 10, 15),  # below the threshold: no second round
+    ((1.3, 0.05), 10, 10),  # as good as a good part: nothing more to do
 ])  # fmt: skip
 def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):
-    """Scores of every fifth step as planted."""
-    planted = iter(levels)
+    """Scores of every fifth step as planted, in thresholds."""
+    planted = (level * defective.threshold for level in levels)
     monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=15))
-    assert defective.score > 9 and steps[-1].index == end and next(planted, None) is None
+    assert defective.score > 4 * defective.threshold
+    assert steps[-1].index == end and next(planted, None) is None
     assert steps[-1].score == steps[best].score == min(step.score for step in steps)
     assert np.array_equal(steps[-1].image, steps[best].image)
     assert np.array_equal(steps[-1].anomaly_map, steps[best].anomaly_map)

@@ -121,7 +121,7 @@ def test_everything_of_a_verdict_is_there_and_follows_the_sliders(page: Page, de
         assert picture() != view
         view = picture()
     assert score(page) != before
-    expect(page.locator("#evidence")).to_contain_text("0.90 of pixels")
+    expect(page.locator("#evidence")).to_contain_text("α = 0.90")
     move(page, "#alpha", 0.5)
     assert score(page) == before
 

@@ -22,6 +22,7 @@ from diffad.render import (
     overlay,
     png_bytes,
 )
+from diffad.scoring import fuse
 
 
 def photograph(height: int = 64, width: int = 64) -> np.ndarray:
@@ -198,7 +199,8 @@ def test_sheet_shows_every_map_on_one_scale():
         ),
         8,
     )
-    for value in (1.0, 2.0, 5.0, 7.0, 0.25 * 1 + 0.75 * 5, 0.25 * 2 + 0.75 * 7, 3.5):
+    low, high = (float(fuse(np.array([[p]]), np.array([[f]]), 0.25)[0]) for p, f in ((1.0, 5.0), (2.0, 7.0)))
+    for value in (1.0, 2.0, 5.0, 7.0, low, high, 3.5):
         colour = heatmap(np.full((1, 1), value), 8)[0, 0]
         assert (sheet == colour).all(axis=-1).sum() >= 240 * 240 - 500, value
 

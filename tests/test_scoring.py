@@ -12,15 +12,20 @@ from diffad import scoring
 from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import ResidualGaussian
 from diffad.scoring import (
+    PIXEL_TRUST,
     TIMESTEPS,
     UNSEEN,
+    branch_weights,
     denoise_all,
     evidence,
     feature_maps,
     find_regions,
     fuse,
     image_score,
+    moved,
+    moved_features,
     noise_for,
+    offset_of,
     pixel_score,
     rate_for,
     smooth,
@@ -74,6 +79,60 @@ def plain(channels: int) -> ResidualGaussian:
     return ResidualGaussian(torch.eye(channels), codes, one, one)
 
 
+def of_world(world: GaussianWorld, x: torch.Tensor, timesteps=TIMESTEPS) -> dict[int, torch.Tensor]:
+    return moved_features(world.features, x, world.features(x), timesteps)
+
+
+# -- the grid is laid three times ----------------------------------------------------------------------------
+
+
+def test_the_default_timesteps_see_the_picture_on_three_grids():
+    assert [offset_of(t, 8) for t in TIMESTEPS] == [0, 4, -4]
+    assert [offset_of(t, 1) for t in TIMESTEPS] == [0, 0, 0]  # a grid of pixels is not cut anywhere
+
+
+@pytest.mark.parametrize("by", [-3, 2, 0])
+def test_moving_back_undoes_moving_but_for_the_border(by):
+    x = pictures(2)
+    there = moved(x, by)
+    y = range(max(0, -by), SIZE - max(0, by))
+    assert there.shape == x.shape and all(torch.equal(there[:, :, i, i], x[:, :, i + by, i + by]) for i in y)
+    inner = (..., slice(4, -4), slice(4, -4))
+    assert torch.equal(moved(there, -by)[inner], x[inner])
+    if by:
+        assert torch.equal(there[..., -1 if by > 0 else 0, :], there[..., -2 if by > 0 else 1, :])
+
+
+def test_features_are_asked_for_once_for_every_grid():
+    asked = []
+
+    def extract(x):
+        asked.append(x)
+        return x[..., ::4, ::4]
+
+    x = pictures(2)
+    features = moved_features(extract, x, x[..., ::4, ::4], (20, 50, 200, 250, 400, 800))
+    assert len(asked) == 2 and sorted(features) == [-2, 0, 2]
+    for by, values in features.items():
+        assert torch.equal(values, moved(x, by)[..., ::4, ::4])
+    assert list(moved_features(extract, x, x[..., ::4, ::4], (20, 50))) == [0] and len(asked) == 2
+
+
+def test_the_maps_of_all_timesteps_lie_on_the_picture():
+    """Whichever grid saw it: the centre of what stands out is the defect's, to half a pixel."""
+    world = GaussianWorld.independent(smooth_mean(32), 0.05)
+    broken = world.mean.float()[None].clone()
+    broken[..., 10:14, 18:24] += 0.6
+    pixel, residual = evidence(LINEAR, world, broken, of_world(world, broken))
+    feature = feature_maps(residual, plain(residual.shape[3]), 32, TIMESTEPS)
+    y, x = torch.arange(32.0)[:, None], torch.arange(32.0)[None]
+    for name, maps in {"pixel": pixel, "feature": feature}.items():
+        for t, one in zip(TIMESTEPS, maps[0]):
+            high = (one - one.median()).clamp(min=0) ** 2
+            centre = float((high * y).sum() / high.sum()), float((high * x).sum() / high.sum())
+            assert centre == pytest.approx((11.5, 20.5), abs=0.5), (name, t)
+
+
 # -- the one network call ------------------------------------------------------------------------------------
 
 
@@ -105,38 +164,41 @@ def test_no_two_noises_of_a_session_are_the_same():
 
 def test_every_timestep_and_draw_is_in_one_call_in_the_stated_order():
     denoise, x = Recorded(stub), pictures(2)
-    x_t, t, prediction = denoise_all(LINEAR, denoise, x, (20, 400), seed=7, draws=3)
+    shown, x_t, t, prediction = denoise_all(LINEAR, denoise, x, (20, 400), seed=7, draws=3, cell=4)
     assert len(denoise.calls) == 1 and denoise.calls[0][0] is x_t
     assert t.tolist() == [20, 20, 20, 400, 400, 400] * 2
     for row, (picture, time, draw) in enumerate(
         (p, t, d) for p in range(2) for t in (20, 400) for d in range(3)
     ):
-        expected = LINEAR.q_sample(
-            x[picture, None], torch.tensor([time]), noise_for(7, time, draw, x.shape[1:])
-        )
+        there = moved(x[picture, None], {20: 0, 400: -2}[time])
+        assert torch.equal(shown[row], there[0])
+        expected = LINEAR.q_sample(there, torch.tensor([time]), noise_for(7, time, draw, x.shape[1:]))
         torch.testing.assert_close(x_t[row], expected[0])
     torch.testing.assert_close(prediction.noise, stub(x_t, t).noise)
 
 
 def test_evidence_is_one_call_and_has_the_stated_shapes():
     denoise, x = Recorded(stub), pictures(2)
-    pixel, residual = evidence(LINEAR, denoise, x, torch.zeros(2, 3, 4, 4), (20, 200, 400), draws=2)
+    pixel, residual = evidence(
+        LINEAR, denoise, x, dict.fromkeys((0, 2, -2), torch.zeros(2, 3, 4, 4)), (20, 200, 400), draws=2
+    )
     assert len(denoise.calls) == 1 and len(denoise.calls[0][0]) == 12
     assert pixel.shape == (2, 3, SIZE, SIZE) and residual.shape == (2, 3, 2, 3, 4, 4)
     assert pixel.dtype == residual.dtype == torch.float32
 
 
 def test_a_map_depends_neither_on_the_batch_nor_on_the_other_timesteps():
-    x, features = pictures(3), torch.rand(3, 3, 4, 4)
+    x, features = pictures(3), {by: torch.rand(3, 3, 4, 4) for by in (0, 2, -2)}
     pixel, residual = evidence(LINEAR, stub, x, features, (20, 200, 400), seed=2, draws=2)
-    alone = evidence(LINEAR, stub, x[1:2], features[1:2], (200,), seed=2, draws=2)
+    one = {by: values[1:2] for by, values in features.items()}
+    alone = evidence(LINEAR, stub, x[1:2], one, (200,), seed=2, draws=2)
     torch.testing.assert_close(alone[0], pixel[1:2, 1:2])
     torch.testing.assert_close(alone[1], residual[1:2, 1:2])
 
 
 def test_draws_are_averaged_as_scores_not_as_predictions():
     x, features, covariance = pictures(1), torch.rand(1, 3, 4, 4), plain(3)
-    pixel, residual = evidence(LINEAR, stub, x, features, (50,), draws=3)
+    pixel, residual = evidence(LINEAR, stub, x, {0: features}, (50,), draws=3)
     maps = []
     for draw in range(3):
         t = torch.tensor([50])
@@ -146,7 +208,7 @@ def test_draws_are_averaged_as_scores_not_as_predictions():
         maps.append((pixel_score(LINEAR, prediction, x, x_t, t), error))
     mean_pixel, mean_error = (torch.stack(both).mean(0) for both in zip(*maps))
     torch.testing.assert_close(pixel[:, 0], smooth(mean_pixel))
-    size_four = feature_maps(residual, covariance, 4)
+    size_four = feature_maps(residual, covariance, 4, (50,))
     torch.testing.assert_close(size_four[:, 0], smooth(mean_error))
 
 
@@ -197,8 +259,10 @@ def test_kl_score_is_the_schedules_kl_at_its_stride(world, normal, stride):
 
 
 def test_an_unknown_score_is_refused(world, normal):
-    with pytest.raises(ValueError, match="uncertainty, kl, rgb"):
+    with pytest.raises(ValueError, match="patches, uncertainty, kl, rgb"):
         scored(world, normal, 20, "ssim")
+    with pytest.raises(ValueError, match="needs a category's"):
+        scored(world, normal, 20, "patches")
 
 
 @pytest.mark.parametrize("kind", ["uncertainty", "kl", "rgb"])
@@ -206,8 +270,10 @@ def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     broken = world.mean.float()[None].clone()
     broken[..., PATCH[0], PATCH[1]] += 0.6
-    pixel, _ = evidence(LINEAR, world, broken, world.features(broken), kind=kind)
-    good, _ = evidence(LINEAR, world, world.mean.float()[None], world.features(broken), kind=kind)
+    pixel, _ = evidence(LINEAR, world, broken, of_world(world, broken), kind=kind)
+    good, _ = evidence(
+        LINEAR, world, world.mean.float()[None], of_world(world, broken), kind=kind
+    )
     for i in range(len(TIMESTEPS)):
         inside, away = pixel[0, i][PATCH], pixel[0, i][:, :7]
         assert inside.mean() > 4 * good[0, i][PATCH].mean() and inside.min() > away.mean(), TIMESTEPS[i]
@@ -218,9 +284,9 @@ def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
 
 
 def test_residuals_are_the_feature_maps_of_the_prediction_error(world, normal):
-    _, residual = evidence(LINEAR, world, normal[:2], world.features(normal[:2]), (200,))
-    t = torch.tensor([200, 200])
-    x_t = LINEAR.q_sample(normal[:2], t, noise_for(0, 200, 0, normal.shape[1:]).expand(2, -1, -1, -1))
+    _, residual = evidence(LINEAR, world, normal[:2], of_world(world, normal[:2], (50,)), (50,))
+    t = torch.tensor([50, 50])
+    x_t = LINEAR.q_sample(normal[:2], t, noise_for(0, 50, 0, normal.shape[1:]).expand(2, -1, -1, -1))
     error = world.features(normal[:2].double() - world.posterior(x_t, t)[0])
     torch.testing.assert_close(residual[:, 0, 0].double(), error, rtol=1e-3, atol=1e-4)
 
@@ -228,14 +294,14 @@ def test_residuals_are_the_feature_maps_of_the_prediction_error(world, normal):
 def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     x = world.sample(24).float()
-    _, residual = evidence(LINEAR, world, x, world.features(x))
+    _, residual = evidence(LINEAR, world, x, of_world(world, x))
     covariance = ResidualGaussian.fit([residual.flatten(0, 2)], block=None, shrinkage=0.0)
-    good = feature_maps(residual, covariance, SIZE)
+    good = feature_maps(residual, covariance, SIZE, TIMESTEPS)
     assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
     broken = x[:1].clone()
     broken[..., PATCH[0], PATCH[1]] += 0.6
-    _, residual = evidence(LINEAR, world, broken, world.features(broken))
-    maps = feature_maps(residual, covariance, SIZE)[0]
+    _, residual = evidence(LINEAR, world, broken, of_world(world, broken))
+    maps = feature_maps(residual, covariance, SIZE, TIMESTEPS)[0]
     assert all(maps[i][PATCH].mean() > 10 and maps[i][:, :7].mean() < 2 for i in range(3))
 
 
@@ -243,7 +309,7 @@ def test_a_feature_map_lies_where_its_cells_lie():
     """Cell (2, 5) of 8 px covers 16 … 23 and 40 … 47."""
     residual = torch.zeros(1, 1, 1, 3, 8, 8)
     residual[..., 2, 5] = 1
-    spot = feature_maps(residual, plain(3), 64)[0, 0]
+    spot = feature_maps(residual, plain(3), 64, (20,))[0, 0]
     share = spot / spot.sum()
     place = torch.arange(64)
     assert float((share.sum(1) * place).sum()) == pytest.approx(19.5, abs=1e-3)
@@ -283,14 +349,23 @@ def test_smoothing_is_linear_and_turns_with_the_picture():
 # -- fusion and image score ----------------------------------------------------------------------------------
 
 
-def test_fusion_is_the_mean_over_timesteps_and_linear_in_alpha():
+def test_fusion_is_the_weighed_mean_over_timesteps():
     rng = np.random.default_rng(0)
     pixel, feature = rng.normal(size=(2, 3, 5, 5))
     np.testing.assert_allclose(fuse(pixel, feature, 1), pixel.mean(0))
     np.testing.assert_allclose(fuse(pixel, feature, 0), feature.mean(0))
     for alpha in (0.25, 0.8):
-        expected = sum(alpha * p + (1 - alpha) * f for p, f in zip(pixel, feature)) / 3  # (11), term by term
+        w = branch_weights(alpha)
+        expected = sum(w[0] * p + w[1] * f for p, f in zip(pixel, feature)) / 3  # (11), term by term
         np.testing.assert_allclose(fuse(pixel, feature, alpha), expected)
+
+
+def test_at_a_half_a_deviation_of_the_pixels_counts_for_their_trust():
+    pixel, feature = branch_weights(0.5)
+    assert pixel / feature == pytest.approx(PIXEL_TRUST)
+    shares = [branch_weights(alpha) for alpha in np.linspace(0, 1, 21)]
+    assert all(sum(pair) == pytest.approx(1) for pair in shares)
+    assert all(one[0] < other[0] for one, other in pairwise(shares))
 
 
 def test_image_score_is_the_mean_of_the_highest():

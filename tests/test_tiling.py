@@ -9,7 +9,7 @@ import torch
 
 from diffad.data import DataError, Geometry
 from diffad.inspector import Inspector
-from diffad.scoring import image_score
+from diffad.scoring import branch_weights, image_score
 from diffad.synthetic import make_part
 from diffad.tiling import GRID, TILE_CELLS, Tiling, smallest_side
 
@@ -151,7 +151,8 @@ def test_a_defect_is_found_where_it_is_at_its_own_size(inspector, leather, defec
 
 def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
     maps = defective.reduced_maps()
-    fused = np.mean([0.5 * pixel + 0.5 * feature for pixel, feature in maps.values()], axis=0)
+    weights = branch_weights(0.5)
+    fused = np.mean([np.tensordot(weights, both, 1) for both in maps.values()], axis=0)
     assert fused.shape == (512, 256)
     assert defective.score == pytest.approx(np.sort(fused.ravel())[-defective.top_pixels :].mean(), rel=1e-5)
     small = defective.reduced_maps(100)

@@ -18,6 +18,7 @@ import numpy as np
 
 from diffad import __version__, render
 from diffad.report import number, report, share_in_words
+from diffad.scoring import fuse
 from diffad.ui import cards
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
     for t in inspection.timesteps:
         found[f"pixel-t{t:03d}"], found[f"feature-t{t:03d}"] = maps[t]
     pixel, feature = (np.mean([maps[t][branch] for t in inspection.timesteps], axis=0) for branch in (0, 1))
-    return found | {"fused": inspection.alpha * pixel + (1 - inspection.alpha) * feature}
+    return found | {"fused": fuse(pixel[None], feature[None], inspection.alpha)}
 
 
 def _npy(values: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@
   const ROWS = [
     { kind: "pixel", title: "Pixels", says: () => "how it looks" },
     { kind: "feature", title: "Features", says: () => "what it means" },
-    { kind: "both", title: "Together", says: (alpha) => `${alpha.toFixed(2)} of pixels, <br>${(1 - alpha).toFixed(2)} of features` },
+    { kind: "both", title: "Together", says: (alpha) => `α = ${alpha.toFixed(2)}` },
   ];
   const weigh = (pixel, feature, alpha) => diffad.scores.fuse(pixel, feature, alpha);
 
@@ -200,7 +200,7 @@
     const [width, height] = [240, 76];
     const top = 1.1 * Math.max(...pixel, ...feature, limit, 1e-6);
     const [first, last] = [timesteps[0], timesteps[timesteps.length - 1]];
-    const x = (t) => 34 + (width - 94) * (last > first ? (t - first) / (last - first) : 0.5);
+    const x = (t) => 34 + (width - 102) * (last > first ? (t - first) / (last - first) : 0.5);
     const y = (value) => height - 16 - ((height - 26) * Math.max(value, 0)) / top;
     const curve = (kind, values) => {
       const points = values.map((value, i) => [x(timesteps[i]).toFixed(1), y(value).toFixed(1)]);
@@ -217,7 +217,7 @@
       const by = Math.max(pixelY, featureY) - lowest;
       [pixelY, featureY] = [pixelY - by, featureY - by];
     }
-    const right = width - 52;
+    const right = width - 60; // room for the longer name
     return `<svg class="profile" viewBox="0 0 ${width} ${height}" role="img" aria-label="Scores at this point against the noise level">
       <line class="limit" x1="26" x2="${right}" y1="${y(limit)}" y2="${y(limit)}"/>
       <line class="axis" x1="26" x2="${right}" y1="${height - 15}" y2="${height - 15}"/>

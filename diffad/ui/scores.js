@@ -1,7 +1,7 @@
 // What `scoring.py` does after the network, in the browser: the same evidence weighed otherwise while a slider moves.
 // Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
 (() => {
-  const EULER = 0.5772156649015329;
+  const [EULER, PIXEL_TRUST] = [0.5772156649015329, 0.15];
 
   // Mean of the given maps or rows, element by element.
   function mean(rows) {
@@ -11,10 +11,11 @@
     return sum;
   }
 
-  // (11): α · pixel + (1 − α) · feature.
+  // (11): α · pixel + (1 − α) · feature, a σ of the pixels counting for less.
   function fuse(pixel, feature, alpha) {
     const fused = new Float32Array(pixel.length);
-    for (let i = 0; i < fused.length; i++) fused[i] = alpha * pixel[i] + (1 - alpha) * feature[i];
+    const share = (alpha * PIXEL_TRUST) / (alpha * PIXEL_TRUST + 1 - alpha);
+    for (let i = 0; i < fused.length; i++) fused[i] = share * pixel[i] + (1 - share) * feature[i];
     return fused;
   }
 
