@@ -8,7 +8,7 @@ from diffad import profiles
 from diffad.metrics import aupro, auroc
 from diffad.profiles import artificial_defects, in_words, rehearse
 from diffad.rehearsal import KINDS, _likely_centres, add_defect
-from diffad.scoring import RawMaps
+from diffad.scoring import TIMESTEPS, RawMaps
 from diffad.synthetic import make_part
 
 
@@ -120,3 +120,22 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
     )
     assert asked == [False, True]
     assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
+
+
+def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
+    looks, honest = [], profiles.denoise_all
+
+    def spy(schedule, network, x_start, timesteps, seed, cell):
+        looks.append((len(x_start), timesteps, cell))
+        return honest(schedule, network, x_start, timesteps, seed, cell=cell)
+
+    monkeypatch.setattr(profiles, "denoise_all", spy)
+    pictures = torch.stack(
+        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
+    )
+    profile = profiles.fit_profile(
+        inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
+    )
+    assert looks == [(3, (t,), 8) for t in TIMESTEPS]
+    assert profile.patches.fine.scale.shape == (16, 16, 48)
+    assert profile.patches.coarse.scale.shape == (8, 8, 48)
