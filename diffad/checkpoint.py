@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
-FORMAT = 5
+FORMAT = 6
 _COVARIANCES = ("residual", "patches.fine", "patches.coarse")
 
 
@@ -97,8 +98,8 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
         covariances = profile.residual, profile.patches.fine, profile.patches.coarse
         for name, covariance in zip(_COVARIANCES, covariances, strict=True):
             tensors |= {
-                f"profile.{index}.{name}.common": _pack(covariance.common).half(),
-                f"profile.{index}.{name}.codes": _to_bits(_pack(covariance.codes, -1)),
+                f"profile.{index}.{name}.common": covariance.common.half(),
+                f"profile.{index}.{name}.codes": _coded(_pack(covariance.codes, -1)),
                 f"profile.{index}.{name}.scale": covariance.scale.half(),
                 f"profile.{index}.{name}.diagonal": covariance.diagonal.half(),
             }
@@ -191,7 +192,7 @@ def load(path: str | Path) -> Checkpoint:
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, zlib.error) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); copy or train it again") from None
 
 
@@ -235,11 +236,9 @@ def _covariance(tensors: Mapping[str, Tensor], prefix: str) -> ResidualGaussian:
     common, codes, scale, diagonal = (
         tensors[prefix + name] for name in ("common", "codes", "scale", "diagonal")
     )
-    channels = scale.shape[-1]
-    triangle = _from_bits(codes, (*scale.shape[:2], channels * (channels - 1) // 2))
-    return ResidualGaussian(
-        _unpack(common.float(), channels), _unpack(triangle, channels, -1), scale.float(), diagonal.float()
-    )
+    kept = scale.shape[-1]
+    triangle = _decoded(codes, (*scale.shape[:-1], kept * (kept - 1) // 2))
+    return ResidualGaussian(common.float(), _unpack(triangle, kept, -1), scale.float(), diagonal.float())
 
 
 def _pack(triangular: Tensor, offset: int = 0) -> Tensor:
@@ -255,16 +254,22 @@ def _unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
     return full
 
 
-def _to_bits(codes: Tensor) -> Tensor:
-    """Whole numbers of −4 … 3 in three bits: int8 [..., n] → uint8 [3, bytes], a plane for each bit."""
-    planes = [((codes + 4).numpy().ravel() >> bit) & 1 for bit in range(3)]
-    return torch.from_numpy(np.packbits(np.stack(planes), axis=1))
+def _coded(codes: Tensor) -> Tensor:
+    """Small whole numbers in the bits that they need, some 2.3 an entry: int8 [..., n] → uint8 [bytes], a
+    zlib stream of Huffman codes.
+    """
+    coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    stream = coder.compress(codes.numpy().tobytes()) + coder.flush()
+    return torch.from_numpy(np.frombuffer(stream, dtype=np.uint8).copy())
 
 
-def _from_bits(planes: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`_to_bits` undone."""
-    bits = np.unpackbits(planes.numpy(), axis=1, count=math.prod(shape)).reshape(3, *shape)
-    return torch.from_numpy((bits[0] + 2 * bits[1] + 4 * bits[2]).astype(np.int8) - 4)
+def _decoded(stream: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`_coded` undone. Raises ValueError for a stream of another length, zlib.error for none."""
+    length = math.prod(shape)
+    plain = zlib.decompressobj().decompress(stream.numpy().tobytes(), length + 1)
+    if len(plain) != length:
+        raise ValueError(f"{len(plain)} codes instead of {length}")
+    return torch.from_numpy(np.frombuffer(plain, dtype=np.int8).reshape(shape).copy())
 
 
 def rounded(network: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ from torch import Tensor
 
 # σ of the errors of x̂_0 that count for nothing: 16 grey values of 255 in a pixel, 1 in the mean of 8 x 8
 UNSEEN_FINE, UNSEEN_COARSE = 16 / 127.5, 1 / 127.5
-_CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3, three bits
+KEPT = 48  # directions of a stage's feature residual, at most
+_FINEST = 0.5  # what a direction of the finest stage counts for beside one of the others
+_CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,14 @@ class PlaceGaussian:
 
 @dataclass(frozen=True)
 class ResidualGaussian:
-    """N(0, Σ_B) of the feature residual f(x_0) − f_θ, one full covariance for each block B of places.
+    """N(0, Σ_B) of the feature residual f(x_0) − f_θ, one full covariance for each block B of places and for
+    each of g grids that the picture is looked at on.
 
-    common: L⁻¹ of the covariance of all places, [c, c], float32. In the coordinates z = L⁻¹ r a block's
-    inverse factor is diag(diagonal) + scale · codes, codes strictly lower triangular: int8 [n, n, c, c] of
-    −3 … 3, scale by row and diagonal float32 [n, n, c]. Three bits an entry move the distances by a few
-    per cent and make 1.8 MB in a file of what would be 38 for 16 × 16 blocks of 192 channels.
+    common: L⁻¹ P, [k, c], float32; P keeps k directions of the c channels, L Lᵀ is the covariance of all
+    places there. In the coordinates z = L⁻¹ P r a block's inverse factor is diag(diagonal) + scale · codes,
+    codes strictly lower triangular: int8 [g, n, n, k, k] of −3 … 3, scale by row and diagonal float32
+    [g, n, n, k]. So coarse entries move the distances by a few per cent and make 0.5 MB in a file of what
+    would be 15 for 16 × 16 blocks of 120 directions.
     """
 
     common: Tensor
@@ -104,66 +109,106 @@ class ResidualGaussian:
 
     @staticmethod
     def fit(
-        batches: Iterable[Tensor], *, block: int | None = 2, shrinkage: float = 0.1, floor: float = 0.0
+        grids: Sequence[Iterable[Tensor]],
+        *,
+        block: int | None = 2,
+        shrinkage: float = 0.1,
+        floor: float = 0.0,
+        stages: Sequence[int] | None = None,
     ) -> ResidualGaussian:
-        """One streaming pass over residuals [b, c, g, g] of normal pictures; block: places a side that share
-        a covariance, None for all. floor: variance that is added to every component's.
+        """One streaming pass over each grid's residuals [b, c, g, g] of normal pictures. block: places a side
+        that share a covariance, None for all. floor: variance that is added to every component's.
+
+        stages: how many channels each stage of the backbone has, finest first. Of each the `KEPT` directions
+        count in which residuals vary most: a coarse stage has many channels, which would outvote the fine
+        ones. The finest counts half. None: one stage, all of it.
 
         S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures
         look like. The common Σ is (1 − λ) S + λ diag(S), with λ = shrinkage in [0, 1]: without blocks, 1
         gives the paper's (10) per standardised channel and 0 the full Mahalanobis distance. A block's S is
-        mixed with the common Σ as if that were 2 c observations more (the mode of an inverse Wishart law is
+        mixed with the common Σ as if that were 2 k observations more (the mode of an inverse Wishart law is
         of this form), so that few pictures fall back on what all places have in common. Where good pictures
         vary less than in the median block, as on an even background, as much of the common Σ is added as is
-        missing: a speck of dust there is no more than it would be elsewhere. Raises ValueError if there is no
-        picture or the grid does not divide into blocks.
+        missing: a speck of dust there is no more than it would be elsewhere. Raises ValueError if a grid has
+        no picture or does not divide into blocks, or if the stages have other channels.
         """
-        count, scatter = 0, 0.0
-        for batch in batches:
-            cell = batch.shape[-1] if block is None else block
-            if batch.shape[-1] % cell:
-                raise ValueError(f"a grid of {batch.shape[-1]} does not divide into blocks of {cell}")
-            count += len(batch) * cell**2
-            scatter = scatter + _outer_by_block(batch.float(), cell).double()
-        if not count:
-            raise ValueError("the Gaussian needs at least one normal picture")
-        channels = scatter.shape[-1]
-        scatter = scatter / count + floor * torch.eye(channels, dtype=scatter.dtype, device=scatter.device)
-        overall = scatter.mean(dim=(0, 1))
+        scatters, counts = zip(*(_scatter(batches, block) for batches in grids), strict=True)
+        overall = sum(scatter.mean(dim=(0, 1)) for scatter in scatters) / len(scatters)
+        overall = overall + floor * torch.eye(len(overall)).to(overall)
+        kept, weight = _kept(overall, stages)  # [k, c], [k]
+        overall = kept @ overall @ kept.T
         variance = overall.diagonal()
         only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
-        common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances)
-        eye = torch.eye(channels, dtype=common.dtype, device=common.device)
-        if block is None:
-            factors = eye[None, None]
-        else:
-            prior = 2 * channels / (2 * channels + count)
+        common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances) @ kept
+        eye = torch.eye(len(common)).to(overall)
+        factors = []
+        for scatter, count in zip(scatters, counts):
+            if block is None:
+                factors.append(eye[None, None])
+                continue
+            prior = 2 * len(common) / (2 * len(common) + count)
             mixed = (1 - prior) * common @ scatter @ common.T + prior * eye
+            mixed = mixed + (1 - prior) * floor * common @ common.T
             variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
             missing = (variance.median() - variance).clamp(min=0)
-            factors = inverse_cholesky(mixed + missing[..., None, None] * eye)
-        diagonal = factors.diagonal(dim1=-2, dim2=-1)
-        below = factors.tril(-1)
+            factors.append(inverse_cholesky(mixed + missing[..., None, None] * eye))
+        factor = torch.stack(factors) * weight.sqrt()[:, None]
+        diagonal = factor.diagonal(dim1=-2, dim2=-1)
+        below = factor.tril(-1)
         scale = (below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6).half().double()  # as in the file
         codes = (below / scale[..., None]).round().clamp(-_CODES, _CODES).to(torch.int8)
         return ResidualGaussian(common.float(), codes, scale.float(), diagonal.half().float())
 
-    def squared_mahalanobis(self, residual: Tensor) -> Tensor:
-        """rᵀ Σ_B⁻¹ r / c at every place: [b, c, g, g] → [b, g, g]; about 1 where normal."""
-        b, c, grid, _ = residual.shape
-        n, cell = len(self.scale), grid // len(self.scale)
+    def squared_mahalanobis(self, residual: Tensor, grid: int = 0) -> Tensor:
+        """rᵀ Σ_B⁻¹ r / k at every place: [b, c, g, g] → [b, g, g]; about 1 where normal. grid: which one."""
+        b, _, side, _ = residual.shape
+        codes, scale, diagonal = self.codes[grid], self.scale[grid], self.diagonal[grid]
+        n, k = len(scale), len(self.common)
+        cell = side // n
         z = torch.einsum("dc,bchw->bdhw", self.common, residual.float())
-        cells = z.reshape(b, c, n, cell, n, cell).permute(2, 4, 1, 0, 3, 5).reshape(n, n, c, b * cell**2)
-        # row by row: the codes of all blocks as floats would be 38 MB, which costs more than the products
-        mixed = torch.stack([codes.float() @ row for codes, row in zip(self.codes, cells)])
-        white = self.scale[..., None] * mixed + self.diagonal[..., None] * cells
+        cells = z.reshape(b, k, n, cell, n, cell).permute(2, 4, 1, 0, 3, 5).reshape(n, n, k, b * cell**2)
+        # row by row: the codes of all blocks as floats are many MB, which costs more than the products
+        mixed = torch.stack([row.float() @ there for row, there in zip(codes, cells)])
+        white = scale[..., None] * mixed + diagonal[..., None] * cells
         distance = white.square().mean(dim=2).reshape(n, n, b, cell, cell)
-        return distance.permute(2, 0, 3, 1, 4).reshape(b, grid, grid)
+        return distance.permute(2, 0, 3, 1, 4).reshape(b, side, side)
 
     def to(self, device: torch.device) -> ResidualGaussian:
         return ResidualGaussian(
             *(part.to(device) for part in (self.common, self.codes, self.scale, self.diagonal))
         )
+
+
+def _scatter(batches: Iterable[Tensor], block: int | None) -> tuple[Tensor, int]:
+    """Mean of r rᵀ by blocks, float64 [n, n, c, c], and of how many places a block's is."""
+    count, total = 0, None
+    for batch in batches:
+        cell = batch.shape[-1] if block is None else block
+        if batch.shape[-1] % cell:
+            raise ValueError(f"a grid of {batch.shape[-1]} does not divide into blocks of {cell}")
+        count += len(batch) * cell**2
+        products = _outer_by_block(batch.float(), cell)
+        if total is None:
+            total = torch.zeros_like(products, dtype=torch.float64)
+        total += products  # in place: it is large
+    if not count:
+        raise ValueError("the Gaussian needs at least one normal picture")
+    return total / count, count
+
+
+def _kept(covariance: Tensor, stages: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """The directions that count, orthonormal rows [k, c], and how much each does [k], 1 on the mean."""
+    if stages is None:
+        return torch.eye(len(covariance)).to(covariance), torch.ones(len(covariance)).to(covariance)
+    if sum(stages) != len(covariance):
+        raise ValueError(f"stages of {tuple(stages)} channels are not the residual's {len(covariance)}")
+    parts = [stage[:, -KEPT:].T for stage in (
+        torch.linalg.eigh(covariance[end - size : end, end - size : end]).eigenvectors
+        for size, end in zip(stages, accumulate(stages))
+    )]  # fmt: skip
+    weight = torch.ones(sum(len(part) for part in parts)).to(covariance)
+    weight[: len(parts[0])] = _FINEST
+    return torch.block_diag(*parts), weight / weight.mean()
 
 
 @dataclass(frozen=True)
@@ -187,8 +232,8 @@ class PatchGaussian:
         would turn rounding into evidence. Raises ValueError as `ResidualGaussian.fit` does.
         """
         return PatchGaussian(
-            ResidualGaussian.fit(map(_fine, errors), block=4, floor=UNSEEN_FINE**2),
-            ResidualGaussian.fit(map(_coarse, errors), block=2, floor=UNSEEN_COARSE**2),
+            ResidualGaussian.fit([map(_fine, errors)], block=4, floor=UNSEEN_FINE**2),
+            ResidualGaussian.fit([map(_coarse, errors)], block=2, floor=UNSEEN_COARSE**2),
         )
 
     def score(self, error: Tensor) -> Tensor:

@@ -242,7 +242,8 @@ class RepairStep:
     begins. image: uint8 [H, W, 3].
 
     score: anomaly score, measured at step 0, after some of the denoising steps and at the end, carried over
-    in between. mahalanobis: mean squared Mahalanobis distance per dimension (12), where the repair acts.
+    in between. mahalanobis: mean squared Mahalanobis distance per dimension, where the repair acts, from the
+    features that the network expects; by the method as printed from those of good parts (12).
     anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one, which is the
     best that was measured if the repair is weighed by the map.
     """

@@ -22,7 +22,7 @@ from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.data import MIN_SIDE, Geometry, read_image, resize_maps, to_square
 from diffad.features import FeatureExtractor
 from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps, letterboxed
-from diffad.reconstruction import gradient_denoising, repair_weight
+from diffad.reconstruction import gradient_denoising, repair_weight, weighed_repair
 from diffad.scoring import (
     TIMESTEPS,
     RawMaps,
@@ -308,8 +308,10 @@ class Inspector:
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
         details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
         score is that of the middle good part; as long as it stays above the threshold another round of
-        `steps` follows where the map is still high, three in all, unless one was in vain. It ends with the
-        best of the pictures that it scored on its way, so it leaves no part worse than it was.
+        `steps` follows where the map is still high, three in all. Each draws the place anew first, unless
+        that was in vain just before: then what is there is only led back, and if that is in vain too it
+        stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
+        than it was.
 
         tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
         repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
@@ -349,27 +351,31 @@ class Inspector:
         repaired = np.zeros(fused.shape, dtype=bool)
         tile, weight = _place_to_repair(first, fused, repaired, weighed)
         x_start, geometry = self._square(tiling, picture, tile)
-        with torch.no_grad():
-            before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
         done = (stop and score <= first.threshold) or (weighed and (weight is None or score <= usual))
-        yield RepairStep(0, total, picture, score, before, first.anomaly_map, done)
-        while not done:
+        filling = True
+        while True:
+            if weight is None:
+                with torch.no_grad():
+                    before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
+                walk = gradient_denoising(
+                    self._schedule, self._network, self._extractor, gaussian, x_start, steps=steps,
+                    denoise_every=denoise_every, step_size=step_size, timestep=timestep,
+                )  # fmt: skip
+            else:
+                walk = weighed_repair(
+                    self._schedule, self._network, self._extractor, self._residuals[first.category], x_start,
+                    weight.to(self.device), steps=steps, denoise_every=denoise_every, step_size=step_size,
+                    timestep=timestep, filling=filling, seed=first.seed + index,
+                )  # fmt: skip
+                before = next(walk).mahalanobis
+            if not index:
+                yield RepairStep(0, total, picture, score, before, first.anomaly_map, done)
+                if done:
+                    return
             there, untouched = picture[tile.box], fused[tile.cells]
             best = score, picture, fused
             share = resize_maps(tile.weight, there.shape[:2])[..., None]
-            for repair in gradient_denoising(
-                self._schedule,
-                self._network,
-                self._extractor,
-                gaussian,
-                x_start,
-                steps=steps,
-                denoise_every=denoise_every,
-                step_size=step_size,
-                timestep=timestep,
-                weight=None if weight is None else weight.to(self.device),
-                seed=first.seed + index,
-            ):
+            for repair in walk:
                 index += 1
                 anomaly_map, last = None, repair.index == steps
                 # a score costs as much as a step, and between two denoising steps there is only grain to see
@@ -393,11 +399,12 @@ class Inspector:
                 done = done or (weighed and score <= usual)
                 if last and not done:
                     vain = image is picture
-                    if first.tile is not None:  # a tile has one round, a whole picture others, if they help
+                    if first.tile is not None:  # a tile has one round, a whole picture others
                         repaired[tile.cells] |= tile.weight > 0.5
                     picture = image
                     tile, weight = _place_to_repair(first, fused, repaired, weighed, again=True)
-                    done = weight is None or (vain and first.tile is None)
+                    done = weight is None or (vain and not filling and first.tile is None)
+                    filling = first.tile is not None or not vain
                     total += 0 if done else steps
                     x_start, geometry = self._square(tiling, picture, tile)
                 yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from diffad.scoring import (
     fuse,
     image_score,
     moved_features,
+    offset_of,
     threshold_for,
     x_start_error,
 )
@@ -76,28 +78,29 @@ def fit_profile(
     held: held out of that, at least 2.
 
     The Gaussian is of all pictures. The covariances are of those used (networks of this kind do not overfit
-    in the time they are given): of the feature residual at every timestep, of the errors by patches at one
-    of them for each picture. The calibration is of the held-out ones.
+    in the time they are given): of the feature residual at every timestep and its grid, of the errors by
+    patches at one of them for each picture. The calibration is of the held-out ones.
     """
     network.eval()
     device = next(network.parameters()).device
-    gaussian = PlaceGaussian.fit(
-        extractor(to_float(batch, device)) for batch in torch.cat([used, held]).split(_ROWS)
-    )
+    known = [extractor(to_float(batch, device)).half() for batch in used[:FITTED].split(_ROWS)]
+    others = torch.cat([used[FITTED:], held]).split(_ROWS)
+    gaussian = PlaceGaussian.fit(chain(known, (extractor(to_float(batch, device)) for batch in others)))
 
     errors: list[Tensor] = []
 
-    def residuals() -> Iterator[Tensor]:
-        for index, t in enumerate(TIMESTEPS):  # each on its own grid
-            for number, batch in enumerate(used[:FITTED].split(_ROWS)):
-                x_start = to_float(batch, device)
-                cell = x_start.shape[-1] // extractor.grid
-                shown, x_t, times, prediction = denoise_all(schedule, network, x_start, (t,), seed, cell=cell)
-                if number % len(TIMESTEPS) == index:  # patches are few numbers: a look at each is enough
-                    errors.append(x_start_error(schedule, prediction, shown, x_t, times).half().cpu())
-                yield extractor(shown) - prediction.features
+    def residuals(index: int, t: int) -> Iterator[Tensor]:
+        for number, batch in enumerate(used[:FITTED].split(_ROWS)):
+            x_start = to_float(batch, device)
+            cell = x_start.shape[-1] // extractor.grid
+            shown, x_t, times, prediction = denoise_all(schedule, network, x_start, (t,), seed, cell=cell)
+            if number % len(TIMESTEPS) == index:  # patches are few numbers: a look at each is enough
+                errors.append(x_start_error(schedule, prediction, shown, x_t, times).half().cpu())
+            yield (extractor(shown) if offset_of(t, cell) else known[number].float()) - prediction.features
 
-    covariance = ResidualGaussian.fit(residuals()).to(torch.device("cpu"))
+    covariance = ResidualGaussian.fit(
+        [residuals(index, t) for index, t in enumerate(TIMESTEPS)], stages=extractor.stage_channels
+    ).to(torch.device("cpu"))
     patches = PatchGaussian.fit(errors)
     on_device = patches.to(device)
 

@@ -33,7 +33,7 @@ SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 256  # pixels whose mean is the image score, four places of the features' grid
 # What a σ of the pixel branch counts for beside one of the features: pixels tell less, everywhere. How much
 # less is not left to artificial defects: the network is taught to remove them, which flatters its pixels.
-PIXEL_TRUST = 0.15
+PIXEL_TRUST = 0.05
 PIXEL_SCORES = ("patches", "uncertainty", "kl", "rgb")
 # σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
 # background, errors too small to be seen would outshine defects.
@@ -65,14 +65,19 @@ def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator)
 
 
+def grid_of(t: int) -> int:
+    """Which of the three grids the picture is looked at on at a timestep: 0 below 100, 1 below 300, 2."""
+    return 0 if t < _MOVED_FROM else 1 if t < _MOVED_BACK_FROM else 2
+
+
 def offset_of(t: int, cell: int) -> int:
     """By how many px the picture is moved (up and left) under the features' grid at a timestep; cell: px of a
     place of that grid.
 
-    Not at all for t < 100, by half a place up to 300, and half a place back from there on: what a defect
+    Not at all on the first grid, by half a place on the second, half a place back on the third: what a defect
     shows depends on how places cut it, and the mean over low, middle and high t has seen three cuts.
     """
-    return 0 if t < _MOVED_FROM else cell // 2 if t < _MOVED_BACK_FROM else -(cell // 2)
+    return (0, 1, -1)[grid_of(t)] * (cell // 2)
 
 
 def moved(x: Tensor, by: int) -> Tensor:
@@ -194,8 +199,11 @@ def feature_maps(
     residual: Tensor, covariance: ResidualGaussian, size: int, timesteps: Sequence[int]
 ) -> Tensor:
     """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals with a category's Σ_r."""
-    score = covariance.squared_mahalanobis(residual.flatten(0, 2))
-    score = score.unflatten(0, residual.shape[:3]).mean(dim=2)
+    by_t = [
+        covariance.squared_mahalanobis(residual[:, i].flatten(0, 1), grid_of(t))
+        for i, t in enumerate(timesteps)
+    ]
+    score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
     # bicubic: peaks stay narrow, and may swing a little below 0 beside
     maps = F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
     return smooth(_moved_back(maps, timesteps, size // residual.shape[-1]))

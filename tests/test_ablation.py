@@ -36,7 +36,7 @@ def tiny(size: int = SIZE, seed: int = 0, categories: tuple[str, ...] = tuple(SH
     features = torch.randn(8, 192, config.feature_grid, config.feature_grid)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        ResidualGaussian.fit([features], block=None, shrinkage=1.0),
+        ResidualGaussian.fit([[features]] * 3, block=None, shrinkage=1.0),
         PatchGaussian.fit([0.3 * torch.randn(8, 3, size, size)]),
         Calibration.fit(RawMaps(maps, 3 * maps, (20, 200, 600))),
     )

@@ -23,7 +23,7 @@ def model():
     maps = torch.rand(5, 2, 64, 64, generator=generator)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        ResidualGaussian.fit([features]),
+        ResidualGaussian.fit([[features]] * 3),
         PatchGaussian.fit([0.2 * torch.randn(6, 3, 64, 64, generator=generator)]),
         Calibration.fit(RawMaps(maps, maps + 1, (20, 200))),
     )
@@ -89,11 +89,17 @@ def test_rounding_twice_is_rounding_once_and_zeros_stay_zero(model):
         assert torch.equal(value, once[name]), name
 
 
-def test_three_bits_hold_what_they_are_given():
-    codes = torch.randint(-4, 4, (5, 7, 3), generator=torch.Generator().manual_seed(0)).to(torch.int8)
-    packed = checkpoints._to_bits(codes)
-    assert packed.numel() == 3 * 14  # bytes for 105 codes
-    assert torch.equal(checkpoints._from_bits(packed, (5, 7, 3)), codes)
+def test_codes_come_back_and_take_the_bits_that_they_need():
+    normal = torch.randn(3, 4, 5000, generator=torch.Generator().manual_seed(0))
+    codes = normal.round().clamp(-3, 3).to(torch.int8)
+    stream = checkpoints._coded(codes)
+    assert stream.dtype == torch.uint8 and torch.equal(checkpoints._decoded(stream, codes.shape), codes)
+    share = torch.bincount(codes.flatten().long() + 3) / codes.numel()
+    entropy = float(-(share * share.log2()).sum())
+    assert 8 * len(stream) / codes.numel() < 1.05 * entropy + 0.05
+    for shape in ((3, 4, 4999), (3, 4, 5001)):
+        with pytest.raises(ValueError, match="codes instead of"):
+            checkpoints._decoded(stream, shape)
 
 
 def test_a_category_of_the_default_model_costs_less_than_three_megabytes(tmp_path, model):
@@ -101,7 +107,7 @@ def test_a_category_of_the_default_model_costs_less_than_three_megabytes(tmp_pat
     maps = torch.rand(48, 10, 256, 256)
     profile = Profile(
         PlaceGaussian.fit([features]),
-        ResidualGaussian.fit([features[:4]]),
+        ResidualGaussian.fit([[features[:4]]] * 3, stages=(24, 48, 120)),
         PatchGaussian.fit([torch.randn(4, 3, 256, 256)]),
         Calibration.fit(RawMaps(maps, maps, tuple(range(10))), by_place=True),
     )

@@ -190,8 +190,8 @@ def scatter(rows: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_identity_gives_the_papers_mean_square():
-    residual, one = torch.randn(2, 5, 4, 4), torch.ones(1, 1, 5)
-    plain = ResidualGaussian(torch.eye(5), torch.zeros(1, 1, 5, 5, dtype=torch.int8), one, one)
+    residual, one = torch.randn(2, 5, 4, 4), torch.ones(1, 1, 1, 5)
+    plain = ResidualGaussian(torch.eye(5), torch.zeros(1, 1, 1, 5, 5, dtype=torch.int8), one, one)
     torch.testing.assert_close(plain.squared_mahalanobis(residual), residual.square().mean(1))
 
 
@@ -201,7 +201,7 @@ def test_one_covariance_is_the_squared_mahalanobis_distance_per_channel(rows, sh
     covariance = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
     field = on_a_grid(rows)
     expected = torch.einsum("bcyx,cd,bdyx->byx", field, torch.linalg.inv(covariance), field) / 6
-    gaussian = ResidualGaussian.fit(field.split(5), block=None, shrinkage=shrinkage)
+    gaussian = ResidualGaussian.fit([field.split(5)], block=None, shrinkage=shrinkage)
     torch.testing.assert_close(gaussian.squared_mahalanobis(field).double(), expected, rtol=1e-3, atol=1e-4)
     if shrinkage != 0.3:  # both ends leave every channel, or every direction, with variance 1
         assert float(gaussian.squared_mahalanobis(field).mean()) == pytest.approx(1, abs=1e-4)
@@ -211,7 +211,7 @@ def test_a_block_has_its_own_covariance_mixed_with_the_common_one(rows, monkeypa
     monkeypatch.setattr("diffad.gaussian._CODES", 127)  # without the rounding to three bits
     field = on_a_grid(rows).clone()
     field[:, :, 2:, :2] *= 3  # louder at the lower left
-    gaussian = ResidualGaussian.fit([field], block=2, shrinkage=0.0)
+    gaussian = ResidualGaussian.fit([[field]], block=2, shrinkage=0.0)
     common, count = scatter(places(field)), 4 * len(field)
     prior = 12 / (12 + count)  # two observations a channel
     blocks = field.unfold(2, 2, 2).unfold(3, 2, 2).permute(2, 3, 0, 4, 5, 1).reshape(4, -1, 6)
@@ -232,7 +232,7 @@ def test_what_is_usual_at_one_place_is_a_surprise_at_another():
     field = torch.randn(200, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     field[:, 2, :2, :2] *= 10
     field[:, 3, :2, :2] = field[:, 1, :2, :2] + 0.1 * field[:, 3, :2, :2]
-    gaussian = ResidualGaussian.fit([field], block=2)
+    gaussian = ResidualGaussian.fit([[field]], block=2)
     loud, torn = torch.zeros(2, 1, 6, 4, 4)
     loud[0, 2] = 5.0
     torn[0, 1], torn[0, 3] = 2.0, -2.0
@@ -245,7 +245,7 @@ def test_what_is_usual_at_one_place_is_a_surprise_at_another():
 def test_dust_on_an_even_background_counts_no_more_than_on_the_median_block(rows):
     field = on_a_grid(rows).clone()
     field[:, :, :2, :2] *= 0.01
-    gaussian = ResidualGaussian.fit([field], block=2)
+    gaussian = ResidualGaussian.fit([[field]], block=2)
     dust = (5 * rows[0].float()).view(1, 6, 1, 1).expand(1, 6, 4, 4)
     background, *others = gaussian.squared_mahalanobis(dust)[0, ::2, ::2].flatten().tolist()
     assert 0.7 < background / sorted(others)[1] < 1.4
@@ -254,19 +254,19 @@ def test_dust_on_an_even_background_counts_no_more_than_on_the_median_block(rows
 def test_three_bits_change_a_good_pictures_distances_little():
     field = torch.randn(300, 24, 4, 4, generator=torch.Generator().manual_seed(0))
     field[:, 1:] += 0.7 * field[:, :-1]
-    coarse = ResidualGaussian.fit([field], block=2)
+    coarse = ResidualGaussian.fit([[field]], block=2)
     assert int(coarse.codes.abs().max()) == 3 and not coarse.codes.triu().any()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffad.gaussian._CODES", 127)
-        fine = ResidualGaussian.fit([field], block=2)
+        fine = ResidualGaussian.fit([[field]], block=2)
     ratio = coarse.squared_mahalanobis(field) / fine.squared_mahalanobis(field)
     assert float((ratio - 1).abs().mean()) < 0.03
 
 
 def test_few_pictures_fall_back_on_what_all_places_have_in_common(rows):
     field = on_a_grid(rows)
-    alone = ResidualGaussian.fit([field[:1]], block=2)
-    common = ResidualGaussian.fit([field[:1]], block=None)
+    alone = ResidualGaussian.fit([[field[:1]]], block=2)
+    common = ResidualGaussian.fit([[field[:1]]], block=None)
     far = alone.squared_mahalanobis(field) / common.squared_mahalanobis(field)
     assert 0.3 < float(far.median()) < 2
 
@@ -276,15 +276,49 @@ def test_a_channel_that_never_moves_breaks_nothing(rows):
     still[:, 2] = 0
     for field in (still, torch.zeros(1, 6, 4, 4)):
         for block in (None, 2):
-            gaussian = ResidualGaussian.fit([field], block=block)
+            gaussian = ResidualGaussian.fit([[field]], block=block)
             assert bool(torch.isfinite(gaussian.squared_mahalanobis(field)).all())
 
 
+def test_every_grid_has_covariances_of_its_own():
+    """On the second grid channels 1 and 2 move together in one block; nowhere on the first."""
+    first, second = torch.randn(2, 300, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    second[:, 1, :2, :2] = second[:, 2, :2, :2] + 0.1 * second[:, 1, :2, :2]
+    gaussian = ResidualGaussian.fit([[first], [second]], block=2)
+    torn = torch.zeros(1, 6, 4, 4)
+    torn[0, 1], torn[0, 2] = 2.0, -2.0
+    there = [gaussian.squared_mahalanobis(torn, grid)[0] for grid in (0, 1)]
+    assert there[1][0, 0] > 5 * there[0][0, 0]
+    assert float(there[1][3, 3]) == pytest.approx(float(there[0][3, 3]), rel=0.3)
+    for grid, field in enumerate((first, second)):
+        assert float(gaussian.squared_mahalanobis(field, grid).mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_half(monkeypatch):
+    """Two stages of 2 and 3 independent channels; the last hardly varies and is not among the 2 kept."""
+    monkeypatch.setattr("diffad.gaussian.KEPT", 2)
+    deviations = torch.tensor([1.0, 2.0, 3.0, 2.0, 0.5])
+    noise = torch.randn(4000, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    field = deviations.view(1, 5, 1, 1) * noise
+    gaussian = ResidualGaussian.fit([[field]], block=None, stages=(2, 3))
+    assert gaussian.common.shape == (4, 5)
+    ones = torch.eye(5).view(5, 5, 1, 1).expand(5, 5, 4, 4)
+    distances = gaussian.squared_mahalanobis(ones).mean(dim=(1, 2)).tolist()
+    # a distance is the mean over 4 directions; weights 1/2 and 1, of mean 1: 2/3 and 4/3
+    expected = [2 / 3 / 4, 2 / 3 / 4 / 4, 4 / 3 / 4 / 9, 4 / 3 / 4 / 4, 0]
+    assert distances == pytest.approx(expected, rel=0.03, abs=0.002)
+    assert float(gaussian.squared_mahalanobis(field).mean()) == pytest.approx(1, abs=0.01)
+
+
 def test_residuals_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"stages of \(2, 3\) channels are not the residual's 6"):
+        ResidualGaussian.fit([[torch.ones(1, 6, 4, 4)]], stages=(2, 3))
     with pytest.raises(ValueError, match="at least one normal picture"):
-        ResidualGaussian.fit([])
+        ResidualGaussian.fit([[torch.ones(1, 6, 4, 4)], []])
+    with pytest.raises(ValueError, match="at least one normal picture"):
+        ResidualGaussian.fit([[]])
     with pytest.raises(ValueError, match="a grid of 4 does not divide into blocks of 3"):
-        ResidualGaussian.fit([torch.zeros(1, 6, 4, 4)], block=3)
+        ResidualGaussian.fit([[torch.zeros(1, 6, 4, 4)]], block=3)
 
 
 # -- errors by patches ---------------------------------------------------------------------------------------

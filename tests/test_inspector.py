@@ -11,6 +11,7 @@ from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
 from diffad.inspector import Inspector, _place_to_repair
+from diffad.reconstruction import weighed_repair
 from diffad.scoring import branch_weights, fuse, image_score
 from diffad.synthetic import CATEGORIES, make_part
 
@@ -239,7 +240,8 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
 
 
 @pytest.mark.parametrize("levels, best, end", [
-    ((40, 35, 44), 0, 15),  # worse than before: no second round
+    ((40, 35, 44, 50, 45, 41), 0, 30),  # worse than before, twice: no third round
+    ((40, 35, 44, 2, 1.8, 0.9), 30, 30),  # led back where drawing anew was in vain
     ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8), 40, 45),
     ((0.95, 0.9, 0.98), 10, 15),  # below the threshold: no second round
     ((1.3, 0.05), 10, 10),  # as good as a good part: nothing more to do
@@ -254,6 +256,26 @@ def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkey
     assert steps[-1].score == steps[best].score == min(step.score for step in steps)
     assert np.array_equal(steps[-1].image, steps[best].image)
     assert np.array_equal(steps[-1].anomaly_map, steps[best].anomaly_map)
+
+
+@pytest.mark.parametrize("levels, drawn", [
+    ((40, 40, 40), [True, False]),
+    ((3, 2.5, 2), [True, True, True]),
+    ((40, 2, 1.5), [True, False, True]),
+])  # fmt: skip
+def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, monkeypatch, levels, drawn):
+    """The score of each round's end as planted, in thresholds."""
+    threshold, asked = inspector.threshold("gear"), []
+    planted = (level * threshold for level in levels)
+    monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
+
+    def walk(*arguments, filling, **options):
+        asked.append(filling)
+        return weighed_repair(*arguments, filling=filling, **options)
+
+    monkeypatch.setattr("diffad.inspector.weighed_repair", walk)
+    list(inspector.reconstruct(DEFECTIVE.image, steps=3))
+    assert asked == drawn
 
 
 def test_the_printed_algorithm_moves_the_whole_picture(inspector):

@@ -137,5 +137,6 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
         inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
     )
     assert looks == [(3, (t,), 8) for t in TIMESTEPS]
-    assert profile.patches.fine.scale.shape == (16, 16, 48)
-    assert profile.patches.coarse.scale.shape == (8, 8, 48)
+    assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
+    assert profile.patches.fine.scale.shape == (1, 16, 16, 48)
+    assert profile.patches.coarse.scale.shape == (1, 8, 8, 48)

@@ -15,8 +15,9 @@ def test_the_library_example_runs():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("gear True")
-    assert lines[-1].startswith("20 ")
+    category, anomalous, score, threshold = lines[0].split()
+    assert (category, anomalous) == ("gear", "True") and float(score) > float(threshold)
+    assert lines[3].startswith("0 ") and float(lines[-1].split()[1]) < float(threshold)
 
 
 def test_every_file_it_names_is_there():

@@ -8,12 +8,21 @@ import torch.nn.functional as F
 from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
-from diffad.gaussian import PlaceGaussian
-from diffad.reconstruction import FILLED_TO, FINEST, RENEWED, Repair, fill, gradient_denoising, repair_weight
-from diffad.scoring import noise_for
+from diffad.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.reconstruction import (
+    FILLED_TO,
+    FINEST,
+    RENEWED,
+    Repair,
+    fill,
+    gradient_denoising,
+    repair_weight,
+    weighed_repair,
+)
+from diffad.scoring import TIMESTEPS, denoise_all, grid_of, moved, noise_for
 
 LINEAR = Schedule.linear()
-SIZE = 16
+SIZE, CELL = 16, 2
 PATCH = (..., slice(4, 8), slice(8, 12))  # where the anomaly is planted
 WORLD = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
 NORMAL = WORLD.mean.float()[None]
@@ -22,6 +31,16 @@ NORMAL = WORLD.mean.float()[None]
 @pytest.fixture(scope="module")
 def gaussian() -> PlaceGaussian:
     return PlaceGaussian.fit([WORLD.features(WORLD.sample(400)).float()], dims=12, block=2, ridge=1e-4)
+
+
+@pytest.fixture(scope="module")
+def covariance() -> ResidualGaussian:
+    """Of the features' residual in this world, on the grid of each timestep."""
+    x, grids = WORLD.sample(200).float(), []
+    for t in TIMESTEPS:
+        shown, _, _, prediction = denoise_all(LINEAR, WORLD, x, (t,), cell=CELL)
+        grids.append([WORLD.features(shown) - prediction.features])
+    return ResidualGaussian.fit(grids, block=None)
 
 
 @pytest.fixture
@@ -55,6 +74,12 @@ def repairs(gaussian: PlaceGaussian, x: torch.Tensor, denoise=WORLD, **options) 
     return list(gradient_denoising(LINEAR, denoise, WORLD.features, gaussian, x, **options))
 
 
+def walk_of(covariance: ResidualGaussian, x, weight, denoise=WORLD, **options) -> list[Repair]:
+    untouched, *walk = weighed_repair(LINEAR, denoise, WORLD.features, covariance, x, weight, **options)
+    assert untouched.index == 0 and torch.equal(untouched.x, x) and not untouched.denoised
+    return walk
+
+
 def off(x: torch.Tensor) -> float:
     """Mean distance from the normal picture at the planted anomaly."""
     return float((x - NORMAL)[PATCH].abs().mean())
@@ -63,50 +88,50 @@ def off(x: torch.Tensor) -> float:
 # -- the weighed variant -------------------------------------------------------------------------------------
 
 
-def test_a_planted_anomaly_is_removed_and_the_loss_falls(gaussian, broken, weight):
-    walk = repairs(gaussian, broken, steps=60, weight=weight)
+def test_a_planted_anomaly_is_removed_and_the_loss_falls(covariance, broken, weight):
+    walk = walk_of(covariance, broken, weight, steps=60)
     losses = [repair.mahalanobis for repair in walk]
     assert off(broken) == pytest.approx(0.6) and off(walk[-1].x) < 0.05  # one σ of this world
     assert losses[-1] < 0.02 * losses[0]
     assert max(losses) == losses[0] and losses[30] < 0.5 * losses[0]
 
 
-def test_the_gradient_alone_removes_it_too(gaussian, broken, weight):
+def test_the_gradient_alone_removes_it_too(covariance, broken, weight):
     """Without the diffusion model, so that a wrong sign could not hide behind it."""
-    walk = repairs(gaussian, broken, steps=30, denoise_every=1000, timestep=50, weight=weight)[:-1]
+    walk = walk_of(covariance, broken, weight, steps=30, denoise_every=1000, timestep=50)[:-1]
     losses = [repair.mahalanobis for repair in walk]
     assert off(walk[-1].x) < 0.3 and losses[-1] < 0.3 * losses[0]
-    assert all(later < earlier for earlier, later in pairwise(losses[:12]))
+    assert all(later < earlier for earlier, later in pairwise(losses[2:12]))
 
 
-def test_places_of_weight_zero_stay_to_the_last_bit(gaussian, weight):
+def test_places_of_weight_zero_stay_to_the_last_bit(covariance, weight):
     x = WORLD.sample(1, seed=4).float()
     x[PATCH] += 0.6
     outside = (weight == 0).expand_as(x)
-    for repair in repairs(gaussian, x, steps=11, weight=weight):
+    for repair in walk_of(covariance, x, weight, steps=11):
         assert torch.equal(repair.x[outside], x[outside])
         assert bool((repair.x != x)[~outside].any())
 
 
-def test_a_normal_picture_of_weight_zero_stays_to_the_last_bit(gaussian):
-    walk = repairs(gaussian, NORMAL, steps=6, weight=torch.zeros(1, 1, SIZE, SIZE))
+def test_a_normal_picture_of_weight_zero_stays_to_the_last_bit(covariance):
+    walk = walk_of(covariance, NORMAL, torch.zeros(1, 1, SIZE, SIZE), steps=6)
     assert len(walk) == 6 and all(torch.equal(repair.x, NORMAL) for repair in walk)
 
 
-def test_steps_have_the_stated_size_and_fall_to_a_tenth(gaussian, weight):
+def test_steps_have_the_stated_size_and_fall_to_a_tenth(covariance, weight):
     """Root mean square of a move where it acts, the defect large or small."""
     x = WORLD.sample(1, seed=4).float() * 0.5
     for where in (weight.round(), torch.ones_like(weight)):  # round(½) = 0
-        walk = repairs(gaussian, x, steps=9, denoise_every=1000, step_size=0.03, timestep=50, weight=where)
+        walk = walk_of(covariance, x, where, steps=9, denoise_every=1000, step_size=0.03, timestep=50)
         moving = [x, *(repair.x for repair in walk[:-1])]  # the last one denoises
         for index, (before, after) in enumerate(pairwise(moving)):
             size = float(((after - before) ** 2 * where).sum() / (3 * where.sum())) ** 0.5
             assert size == pytest.approx(0.03 * (1 - 0.9 * index / 9), rel=1e-3)
 
 
-def test_a_hole_is_filled_by_a_walk_of_ddim(gaussian, broken, weight):
+def test_a_hole_is_filled_by_a_walk_of_ddim(covariance, broken, weight):
     """A third of the steps; ε is carried on, half of its power renewed."""
-    walk = repairs(gaussian, broken, steps=9, timestep=900, weight=weight, seed=5)
+    walk = walk_of(covariance, broken, weight, steps=9, timestep=900, seed=5)
     x, hole, noise = broken, weight > 0, noise_for(5, 900, 0, broken.shape[1:])[None]
     assert [repair.denoised for repair in walk[:4]] == [True, True, True, False]
     for repair, t in zip(walk, (900, 300, FILLED_TO)):
@@ -120,12 +145,12 @@ def test_a_hole_is_filled_by_a_walk_of_ddim(gaussian, broken, weight):
         noise = (1 - RENEWED**2) ** 0.5 * carried + RENEWED * fresh
 
 
-def test_a_pull_goes_half_way_to_what_the_model_expects(gaussian, broken, weight):
+def test_a_pull_goes_half_way_to_what_the_model_expects(covariance, broken, weight):
     """Steps of almost no size leave the pulls alone; a rim of weight ½ keeps half of the original."""
     options = {"steps": 2, "denoise_every": 1, "step_size": 1e-6, "timestep": 80}
     x = broken
     assert FILLED_TO > 80  # nothing is filled
-    for repair, t in zip(repairs(gaussian, broken, weight=weight, seed=3, **options), (80, 40)):
+    for repair, t in zip(walk_of(covariance, broken, weight, seed=3, **options), (80, 40)):
         t_ = torch.tensor([t])
         noise = noise_for(3 + repair.index, t, 0, broken.shape[1:])[None]
         expectation = WORLD.posterior(LINEAR.q_sample(x, t_, noise), t_)[0].float()
@@ -133,17 +158,20 @@ def test_a_pull_goes_half_way_to_what_the_model_expects(gaussian, broken, weight
         torch.testing.assert_close(repair.x, x, atol=1e-5, rtol=0)
 
 
-def test_timesteps_fall_geometrically_to_the_finest(gaussian, broken, weight):
+def test_timesteps_fall_geometrically_to_the_finest(covariance, broken, weight):
     denoise = Recorded()
-    repairs(gaussian, broken, denoise, steps=150, denoise_every=1, timestep=600, weight=weight)
+    walk_of(covariance, broken, weight, denoise, steps=150, denoise_every=1, timestep=600)
     asked = torch.tensor(denoise.timesteps, dtype=torch.float64)
-    assert (FILLED_TO, FINEST) == (100, 20) and asked[0] == 600 and 20 <= asked[-1] <= 21
+    assert (FILLED_TO, FINEST) == (100, 20) and 20 <= asked[-1] <= 21
     filling = 600 * (100 / 600) ** (torch.arange(50) / 49)
     pulling = 100 * (20 / 100) ** (torch.arange(100) / 100)
-    torch.testing.assert_close(asked, torch.cat([filling, pulling]).double(), atol=0.51, rtol=0)
+    torch.testing.assert_close(asked[3:53], filling.double(), atol=0.51, rtol=0)
+    torch.testing.assert_close(asked[54::2], pulling.double(), atol=0.51, rtol=0)
+    # what features are expected
+    assert [*asked[:3], *asked[53::2]] == [*TIMESTEPS, *(TIMESTEPS[index % 3] for index in range(51, 151))]
     denoise = Recorded()
-    repairs(gaussian, broken, denoise, steps=4, denoise_every=2, timestep=7, weight=weight)
-    assert denoise.timesteps == [7, 7]  # already finer
+    walk_of(covariance, broken, weight, denoise, steps=4, denoise_every=2, timestep=7)
+    assert denoise.timesteps == [*TIMESTEPS, 200, 400, 7, 20, 200, 7]  # already finer
 
 
 @pytest.mark.parametrize("t", [60, 400])
@@ -158,18 +186,36 @@ def test_a_filling_is_the_posterior_mean_with_its_noise(t, weight):
     torch.testing.assert_close(bar**0.5 * filled + (1 - bar) ** 0.5 * left, x_t, atol=1e-5, rtol=0)
 
 
-def test_model_calls_and_flags_of_the_weighed_variant(gaussian, broken, weight):
+def test_model_calls_and_flags_of_the_weighed_variant(covariance, broken, weight):
     denoise = Recorded()
-    walk = repairs(gaussian, broken, denoise, steps=12, denoise_every=5, weight=weight)
+    walk = walk_of(covariance, broken, weight, denoise, steps=12, denoise_every=5)
     denoised = [repair.index for repair in walk if repair.denoised]
     assert denoised == [1, 2, 3, 4, 5, 10, 12]  # four fillings, two pulls, and one at the end
-    assert len(denoise.timesteps) == 7
+    assert len(denoise.timesteps) == 7 + 3 + 8  # and what is expected, at the start and in gradient steps
+    denoise = Recorded()
+    walk = walk_of(covariance, broken, weight, denoise, steps=6, filling=False)
+    assert [repair.denoised for repair in walk] == [False] * 4 + [True] * 2
+    assert len(denoise.timesteps) == 2 + 3 + 6
 
 
-def test_a_seed_decides_the_weighed_walk(gaussian, broken, weight):
+def test_without_filling_what_is_there_is_led_back(covariance, broken, weight):
+    walk = walk_of(covariance, broken, weight, steps=60, filling=False)
+    assert off(walk[0].x) > 0.5 and off(walk[-1].x) < 0.05
+
+
+def test_what_leads_is_what_the_network_expects_of_this_picture(covariance, broken, weight):
+    """A part that lies elsewhere: the same walk, moved, though no Gaussian of places knows of it."""
+    shift = 2 * CELL
+    elsewhere = GaussianWorld.independent(torch.roll(WORLD.mean, shift, -1), 0.05)
+    x, where = torch.roll(broken, shift, -1), torch.roll(weight, shift, -1)
+    walk = walk_of(covariance, x, where, elsewhere, steps=60)
+    assert float((walk[-1].x - elsewhere.mean.float())[where.expand_as(x) == 1].abs().mean()) < 0.05
+
+
+def test_a_seed_decides_the_weighed_walk(covariance, broken, weight):
     def end(seed: int) -> torch.Tensor:
         torch.rand(seed + 1)  # the global state must not matter
-        return repairs(gaussian, broken, steps=7, weight=weight, seed=seed)[-1].x
+        return walk_of(covariance, broken, weight, steps=7, seed=seed)[-1].x
 
     assert torch.equal(end(0), end(0)) and not torch.equal(end(0), end(1))
 
@@ -207,11 +253,6 @@ def test_as_printed_it_removes_the_anomaly(gaussian, broken):
     assert off(walk[-1].x) < 0.1 and walk[-1].mahalanobis < 0.1 * walk[0].mahalanobis
 
 
-def test_as_printed_it_draws_nothing(gaussian, broken):
-    first, second = (repairs(gaussian, broken, steps=6, seed=seed)[-1].x for seed in (0, 1))
-    assert torch.equal(first, second)
-
-
 def test_model_calls_and_flags_as_printed(gaussian, broken):
     denoise = Recorded()
     walk = repairs(gaussian, broken, denoise, steps=7, denoise_every=3, timestep=32)
@@ -222,52 +263,72 @@ def test_model_calls_and_flags_as_printed(gaussian, broken):
 # -- both ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weighed", [True, False])
-def test_the_generator_yields_exactly_its_steps_one_at_a_time(gaussian, broken, weight, weighed):
+def test_the_generators_yield_exactly_their_steps_one_at_a_time(gaussian, covariance, broken, weight):
     asked = []
 
     def extract(x: torch.Tensor) -> torch.Tensor:
         asked.append(x)
         return WORLD.features(x)
 
-    walk = gradient_denoising(
-        LINEAR, WORLD, extract, gaussian, broken, steps=7, weight=weight if weighed else None
+    printed = gradient_denoising(LINEAR, WORLD, extract, gaussian, broken, steps=7)
+    weighed = weighed_repair(LINEAR, WORLD, extract, covariance, broken, weight, steps=7)
+    for walk, first in ((printed, 1), (weighed, 0)):
+        assert asked == []
+        assert next(walk).index == first and len(asked) == (1 if first else 4)
+        assert [repair.index for repair in walk] == list(range(first + 1, 8))
+        asked.clear()
+
+
+def test_the_loss_told_is_the_mean_distance_before_the_move(gaussian, covariance, broken, weight):
+    walk = repairs(gaussian, broken, steps=3)
+    for repair, x in zip(walk, [broken, *(repair.x for repair in walk)]):
+        told = float(gaussian.squared_mahalanobis(WORLD.features(x)).mean())
+        assert repair.mahalanobis == pytest.approx(told, rel=1e-5)
+    def distance(x: torch.Tensor, index: int) -> float:
+        t = TIMESTEPS[index % 3]
+        by, t_ = (0, 1, -1)[index % 3], torch.tensor([t])
+        shown = moved(x, by)
+        noise = noise_for(4 + index, t, 0, x.shape[1:])[None]
+        residual = WORLD.features(shown) - WORLD(LINEAR.q_sample(shown, t_, noise), t_).features
+        there = covariance.squared_mahalanobis(residual, grid_of(t))[0]
+        share = F.avg_pool2d(moved(weight, by), 2)[0, 0]
+        return float((there * share).sum() / share.sum())
+
+    walk = list(
+        weighed_repair(
+            LINEAR, WORLD, WORLD.features, covariance, broken, weight, steps=6, filling=False, seed=4
+        )
     )
-    assert asked == []
-    first = next(walk)
-    assert len(asked) == 1 and first.index == 1
-    assert [repair.index for repair in walk] == [2, 3, 4, 5, 6, 7]
+    latest = [distance(broken, index) for index in range(3)]
+    assert walk[0].mahalanobis == pytest.approx(sum(latest) / 3, rel=1e-4)
+    for before, after in pairwise(walk):
+        latest[after.index % 3] = distance(before.x, after.index)
+        assert after.mahalanobis == pytest.approx(sum(latest) / 3, rel=1e-4)
 
 
-def test_the_loss_told_is_the_mean_distance_before_the_move(gaussian, broken, weight):
-    for where in (None, weight):
-        walk = repairs(gaussian, broken, steps=3, weight=where)
-        for repair, x in zip(walk, [broken, *(repair.x for repair in walk)]):
-            distance = gaussian.squared_mahalanobis(WORLD.features(x))[0]
-            share = torch.ones_like(distance) if where is None else F.avg_pool2d(where, 2)[0, 0]
-            told = float((distance * share).sum() / share.sum())
-            assert repair.mahalanobis == pytest.approx(told, rel=1e-5)
-
-
-@pytest.mark.parametrize("weighed", [True, False])
-def test_every_repair_is_a_picture(gaussian, weight, weighed):
+def test_every_repair_is_a_picture(gaussian, covariance, weight):
     """In [−1, 1] even where the features ask for more; detached, float32; the start is left alone."""
     x = NORMAL.clone()
     x[PATCH] = 0.9
     before = x.clone()
     beyond = torch.einsum("dc,bchw->dhw", gaussian.projection, WORLD.features(x + 1))
-    everywhere = torch.ones_like(weight)
-    outward = PlaceGaussian(gaussian.projection, beyond, gaussian.whitening)
-    for repair in repairs(outward, x, steps=8, step_size=0.1, weight=everywhere if weighed else None):
+    further = PlaceGaussian(gaussian.projection, beyond, gaussian.whitening)
+    printed = repairs(further, x, steps=8, step_size=0.1)
+
+    def outward(x_t: torch.Tensor, t: torch.Tensor) -> Prediction:
+        return WORLD(x_t, t)._replace(features=WORLD.features(x + 1))
+
+    weighed = walk_of(covariance, x, torch.ones_like(weight), outward, steps=8, step_size=0.1)
+    for repair in (*printed, *weighed):
         assert repair.x.shape == x.shape and repair.x.dtype == torch.float32 and not repair.x.requires_grad
         assert float(repair.x.abs().max()) <= 1, repair.index
     assert torch.equal(x, before)
 
 
-def test_gradients_are_taken_also_where_they_are_switched_off(gaussian, broken, weight):
+def test_gradients_are_taken_also_where_they_are_switched_off(covariance, broken, weight):
     with torch.no_grad():
-        quiet = repairs(gaussian, broken, steps=6, weight=weight)[-1].x
-    assert torch.equal(quiet, repairs(gaussian, broken, steps=6, weight=weight)[-1].x)
+        quiet = walk_of(covariance, broken, weight, steps=6)[-1].x
+    assert torch.equal(quiet, walk_of(covariance, broken, weight, steps=6)[-1].x)
 
 
 @pytest.mark.parametrize(
@@ -281,9 +342,11 @@ def test_gradients_are_taken_also_where_they_are_switched_off(gaussian, broken, 
         {"timestep": 1000},
     ],
 )
-def test_arguments_out_of_range_are_refused(gaussian, broken, wrong):
+def test_arguments_out_of_range_are_refused(gaussian, covariance, broken, weight, wrong):
     with pytest.raises(ValueError, match="step_size lies in"):
         repairs(gaussian, broken, **wrong)
+    with pytest.raises(ValueError, match="step_size lies in"):
+        walk_of(covariance, broken, weight, **wrong)
 
 
 # -- where to repair -----------------------------------------------------------------------------------------

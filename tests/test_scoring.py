@@ -73,9 +73,9 @@ def pictures(count: int = 3, size: int = SIZE, seed: int = 0) -> torch.Tensor:
 
 
 def plain(channels: int) -> ResidualGaussian:
-    """The identity: the feature score is the mean square."""
-    codes = torch.zeros(1, 1, channels, channels, dtype=torch.int8)
-    one = torch.ones(1, 1, channels)
+    """The identity on every grid: the feature score is the mean square."""
+    codes = torch.zeros(3, 1, 1, channels, channels, dtype=torch.int8)
+    one = torch.ones(3, 1, 1, channels)
     return ResidualGaussian(torch.eye(channels), codes, one, one)
 
 
@@ -295,7 +295,7 @@ def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     x = world.sample(24).float()
     _, residual = evidence(LINEAR, world, x, of_world(world, x))
-    covariance = ResidualGaussian.fit([residual.flatten(0, 2)], block=None, shrinkage=0.0)
+    covariance = ResidualGaussian.fit([[residual.flatten(0, 2)]] * 3, block=None, shrinkage=0.0)
     good = feature_maps(residual, covariance, SIZE, TIMESTEPS)
     assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
     broken = x[:1].clone()

@@ -1,7 +1,7 @@
 // What `scoring.py` does after the network, in the browser: the same evidence weighed otherwise while a slider moves.
 // Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
 (() => {
-  const [EULER, PIXEL_TRUST] = [0.5772156649015329, 0.15];
+  const [EULER, PIXEL_TRUST] = [0.5772156649015329, 0.05];
 
   // Mean of the given maps or rows, element by element.
   function mean(rows) {
