@@ -102,6 +102,16 @@ def test_codes_come_back_and_take_the_bits_that_they_need():
             checkpoints._decoded(stream, shape)
 
 
+@pytest.mark.parametrize("spoil", [lambda codes: codes[: len(codes) // 2], lambda codes: codes * 0])
+def test_damaged_codes_are_told(tmp_path, model, spoil):
+    file = checkpoints.save(tmp_path / "m.safetensors", model)
+    tensors, metadata = checkpoints.load_tensors(file)
+    name = next(name for name in tensors if name.endswith("residual.codes"))
+    checkpoints.save_tensors(file, tensors | {name: spoil(tensors[name])}, metadata)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.load(file)
+
+
 def test_a_category_of_the_default_model_costs_less_than_three_megabytes(tmp_path, model):
     features = torch.randn(40, 192, 32, 32, generator=torch.Generator().manual_seed(0))
     maps = torch.rand(48, 10, 256, 256)
