@@ -19,12 +19,10 @@ from torch import Tensor
 
 from diffad.data import (
     DataError,
-    Geometry,
     Sample,
     labelled,
-    mask_to_square,
+    mask_inside,
     read_image,
-    read_mask,
     to_square,
 )
 from diffad.diffusion import Prediction
@@ -126,7 +124,7 @@ def ablate(
         for sample in group:
             image = read_image(sample.image)
             maps.append(_maps(inspector, image, name, fitted, scores, experts[name], seed))
-            masks.append(_mask(sample, image, inspector.size))
+            masks.append(mask_inside(sample, image.shape[:2], inspector.size))
             step()
         labels = [bool(sample.is_anomalous) for sample in group]
         measured[name] = {}
@@ -411,15 +409,6 @@ def _check(inspector: Inspector, groups: Iterable[str], experts: Iterable[Inspec
                 f"{expert.name} works at {expert.size} px, {inspector.name} at {inspector.size} px: "
                 "give models of one size"
             )
-
-
-def _mask(sample: Sample, image: np.ndarray, size: int) -> np.ndarray | None:
-    """bool [h, w] where the picture is in the model's square; None for a defect that nobody has drawn."""
-    if sample.is_anomalous and sample.mask is None:
-        return None
-    mask = read_mask(sample.mask, image.shape[:2]) if sample.mask else np.zeros(image.shape[:2], bool)
-    geometry = Geometry.letterbox(*image.shape[:2], size)
-    return mask_to_square(mask, geometry)[geometry.inner]
 
 
 def _measured(

@@ -27,13 +27,11 @@ from diffad import __version__, render
 from diffad.data import (
     IMAGE_SUFFIXES,
     DataError,
-    Geometry,
     Sample,
     find_samples,
-    mask_to_square,
+    mask_inside,
     picture_files,
     read_image,
-    read_mask,
     subfolders,
 )
 from diffad.evaluation import Scored, measure
@@ -281,14 +279,8 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
 
 def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
     """The row's mask where the reduced map of that shape lies, as `evaluation` brings it there."""
-    if not row.sample.is_anomalous:
-        return np.zeros(shape, bool)
-    if row.sample.mask is None:
-        return None
-    width, height = row.size
-    geometry = Geometry.letterbox(height, width, max(shape))
     with suppress(DataError):
-        return mask_to_square(read_mask(row.sample.mask, (height, width)), geometry)[geometry.inner]
+        return mask_inside(row.sample, row.size[::-1], max(shape))
     return None
 
 

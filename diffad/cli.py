@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from diffad.commands import (
     compare,
     evaluate,
     inspect,
+    leave_stdout,
     reconstruct,
     samples,
     say,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 exit codes:
   0    finished
-  1    a picture could not be read; everything else was done
+  1    a picture could not be read; everything else was done (comes before 3)
   2    wrong options, paths or checkpoint, or the system refused
   3    inspect --fail-on-anomaly found an anomalous picture
   130  interrupted
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left, as in `diffad inspect … | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        leave_stdout()
         return FINISHED
     except OSError as error:
         say(f"{error.filename or 'the system'}: {error.strerror or error}")
@@ -210,7 +210,8 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
         device, as_json)
 
     own = command(inspect, "judge pictures and show where they are anomalous", """
-A folder is taken whole: a plain folder's pictures, or all pictures of an MVTec tree.""")
+A folder is taken whole: a plain folder's pictures, or all pictures of an MVTec tree, which are judged as its
+categories if the model knows them.""")
     add(own, sources, *model, category, alpha, timesteps, seed,
         threshold, option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
         tile,
@@ -232,7 +233,7 @@ judged as its folder's category if the model knows it, else as the recognised on
         option("--seeds", "N,N,…", _seeds, "noise seeds; of several, means and standard deviations", (0,)),
         option("--out", "DIR", _path, "write results.json, results.md and report.html there"),
         flag("--repair", "also measure the repair, which is slow; the options below are its own"),
-        option("--limit", "N", whole(1, 10**6), "repair at most N good and N defective pictures a category"),
+        option("--limit", "N", whole(1, 10**6), "with --repair: at most N good and N defective a category"),
         flag("--sheet", "with --out: draw ten repairs a category, <category>_repairs.png"),
         *repair, as_json)
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import math
 import os
+import signal
 import statistics
 import sys
 import time
@@ -59,6 +60,7 @@ def train(arguments: argparse.Namespace) -> int:
         raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
     for source in arguments.data:
         _must_exist(source)
+    categories = training.normal_paths(arguments.data)
     names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence")
     recipe = {name: getattr(arguments, name) for name in names}
     try:
@@ -85,38 +87,44 @@ def train(arguments: argparse.Namespace) -> int:
             last_line = time.monotonic()
 
     started = time.perf_counter()
-    with _document(arguments) as put, bar:
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process speaks
+    if first:  # before hours are spent: a folder that is missing, or two parts in one
+        for name, paths in categories.items():
+            folders = len({path.parent for path in paths})
+            say(f"{name}: {len(paths)} good pictures" + (f" from {folders} folders" if folders > 1 else ""))
+    with _document(arguments) as put, bar, _terminated_like_interrupted():
         try:
             path = training.train(config, arguments.data, arguments.out, resume=arguments.resume,
                                   start_from=arguments.start, device=arguments.device, progress=progress)
         except KeyboardInterrupt:
-            say("to go on from here, give the same options and --resume")
+            if training.state_file(arguments.out).exists():
+                say("to go on from here, give the same options and --resume")
             raise
-        if int(os.environ.get("RANK", "0")) == 0:  # under torchrun one process speaks
+        if first:
             profiles = checkpoint.load(path).profiles
-            rehearsals = {name: profile.rehearsal for name, profile in profiles.items()}
+            rehearsals = {name: profiles[name].rehearsal for name in categories}
             put({"checkpoint": str(path), "seconds": round(time.perf_counter() - started, 1),
                  "rehearsal": rehearsals},
                 "\n".join([f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
-                           *(in_words(name, values) for name, values in rehearsals.items() if values)]))
+                           *(in_words(name, values) for name, values in rehearsals.items())]))
     return FINISHED
 
 
 def inspect(arguments: argparse.Namespace) -> int:
     from diffad import batch
-    from diffad.data import Sample
 
-    paths = _pictures(arguments.sources)
+    samples = _pictures(arguments.sources, arguments.out)
+    paths = [sample.image for sample in samples]
     inspector = _load_inspector(arguments)
     endings = ["_overlay.png", "_map.npy", "_evidence.png", *(["_report.html"] if arguments.report else [])]
     if arguments.report and not arguments.out:
         raise Refused("--report writes into a folder: give --out DIR too")
     names = _output_names(paths, arguments.out, endings) if arguments.out else [""] * len(paths)
     records: list[dict[str, Any]] = []
-    with _document(arguments) as put:
+    with _document(arguments) as put, _results(arguments.out, records):
         options = ("timesteps", "alpha", "seed", "draws", "threshold", "tile")
         rows = batch.run(
-            inspector, {str(path): Sample(path, "") for path in paths}, arguments.category,
+            inspector, {str(sample.image): sample for sample in samples}, arguments.category,
             **{option: getattr(arguments, option) for option in options})
         for name, (row, inspection) in _progress(zip(names, rows, strict=True), "inspecting", len(paths)):
             record = row.to_dict()
@@ -133,12 +141,9 @@ def inspect(arguments: argparse.Namespace) -> int:
                 verdict = "ANOMALOUS" if record["is_anomalous"] else "good"
                 count = len(record["regions"])
                 regions = f"{count} region{'' if count == 1 else 's'}"
-                _print(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
-                       f"{regions}  {record['category']}  {row.name}", sys.stdout)
-        if arguments.out:
-            (arguments.out / "results.json").write_text(_json(records) + "\n", encoding="utf-8")
-            (arguments.out / "results.csv").write_text(
-                batch.csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")
+                fits = "" if record.get("category_fits", True) else "?  fits no category"
+                _tell(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
+                      f"{regions}  {record['category']}{fits}  {row.name}", keep_on=arguments.out)
         put(records, f"wrote results to {arguments.out}" if arguments.out else None)
     if any("error" in record for record in records):
         return UNREADABLE
@@ -150,7 +155,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     from diffad.data import DataError
     from diffad.render import animation, png_bytes
 
-    paths = _pictures(arguments.sources)
+    paths = [sample.image for sample in _pictures(arguments.sources, arguments.out)]
     inspector = _load_inspector(arguments)
     endings = (f"_repair.{arguments.format}", "_repaired.png")
     records: list[dict[str, Any]] = []
@@ -179,26 +184,26 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 "score_before": scores[0], "score_after": scores[-1], "seconds": seconds})
             if not arguments.json:
                 fall = f"score {scores[0]:.2f} → {scores[-1]:.2f}"
-                _print(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", sys.stdout)
+                _tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
         put(records)
     return UNREADABLE if any("error" in record for record in records) else FINISHED
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from diffad.data import DataError, find_samples
+    from diffad.data import DataError, find_all
     from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, repair_table
 
     out = arguments.out
     if arguments.sheet and not (arguments.repair and out):
         raise Refused("--sheet draws repairs into a folder: give --repair and --out DIR too")
-    if out and out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file: --out names a folder")
-    samples = []
+    if arguments.limit and not arguments.repair:
+        raise Refused("--limit is for the repairs, all pictures are inspected: give --repair too")
     for source in arguments.data:
         _must_exist(source)
-        samples += find_samples(source, split="test")
+    samples = find_all(arguments.data, split="test")
     if all(sample.is_anomalous is None for sample in samples):
         raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
+    _make_folder(out)
     inspector = _load_inspector(arguments)
     with _document(arguments) as put:
         try:
@@ -241,7 +246,6 @@ def ablate(arguments: argparse.Namespace) -> int:
             result = ablate(inspector, samples, singles, arguments.limit, arguments.seed, progress)
         plots = {}
         if out:
-            out.mkdir(parents=True, exist_ok=True)
             for table in result["tables"]:
                 plots[table["name"]] = f"{table['name']}.png"
                 ablation_plot(table, METRICS, out / plots[table["name"]])
@@ -266,7 +270,6 @@ def compare(arguments: argparse.Namespace) -> int:
                              arguments.seed, progress)
         report = comparison_report(result)
         if out:
-            out.mkdir(parents=True, exist_ok=True)
             (out / "comparison.json").write_text(_json(result) + "\n", encoding="utf-8")
             (out / "comparison.md").write_text(report + "\n", encoding="utf-8")
         put(result, report)
@@ -323,8 +326,10 @@ def samples(arguments: argparse.Namespace) -> int:
     root = arguments.folder
     if root.is_dir() and any(root.iterdir()):
         raise Refused(f"{root} is not empty: name a new folder")
+    if not arguments.train + arguments.good + arguments.defective:
+        raise Refused("no picture is asked for: give --train, --good or --defective")
     with _document(arguments) as put:
-        chosen = arguments.category or list(CATEGORIES)
+        chosen = list(dict.fromkeys(arguments.category or CATEGORIES))
         numbers = arguments.train, arguments.good, arguments.defective
         write_set(root, chosen, *numbers, arguments.size, arguments.seed)
         count = len(chosen) * sum(numbers)
@@ -358,6 +363,10 @@ def serve(arguments: argparse.Namespace) -> int:
               max_upload=arguments.max_upload, mcp=arguments.mcp)
     except ValueError as error:  # malformed logins, or no MCP here
         raise Refused(str(error)) from error
+    except OSError as error:
+        if arguments.port and "port" in str(error):
+            raise Refused(f"port {arguments.port} is taken: choose another --port") from error
+        raise
     return FINISHED
 
 
@@ -382,13 +391,24 @@ def _load_inspector(arguments: argparse.Namespace, path: Path | None = None) -> 
 
 def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[Sample]]:
     """Where to write, and all pictures of DATA, those to train on too."""
-    from diffad.data import find_samples
+    from diffad.data import find_all
 
-    if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
-        raise Refused(f"{arguments.out} is a file: --out names a folder")
     for source in arguments.data:
         _must_exist(source)
-    return arguments.out, [sample for source in arguments.data for sample in find_samples(source)]
+    samples = find_all(arguments.data)
+    _make_folder(arguments.out)
+    return arguments.out, samples
+
+
+def _make_folder(out: Path | None) -> None:
+    """Before the work, which may take hours. Raises Refused, OSError."""
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise Refused(f"{out} is a file: --out names a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise Refused(f"nothing may be written into {out}: choose another --out")
 
 
 def _must_exist(path: Path) -> None:
@@ -396,15 +416,20 @@ def _must_exist(path: Path) -> None:
         raise Refused(f"there is no file or folder {path}: check the path")
 
 
-def _pictures(sources: Sequence[Path]) -> list[Path]:
-    """The picture files of all sources, each once, in the order given."""
-    from diffad.data import find_samples
+def _pictures(sources: Sequence[Path], out: Path | None) -> list[Sample]:
+    """The pictures of all sources, each once, in the order given.
 
-    found: dict[str, Path] = {}
+    Raises Refused where `out` is one of the sources: the next run would judge what this one writes.
+    """
+    from diffad.data import Sample, find_samples
+
+    found: dict[str, Sample] = {}
     for source in sources:
         _must_exist(source)
-        for path in [sample.image for sample in find_samples(source)] if source.is_dir() else [source]:
-            found.setdefault(os.path.abspath(path), path)
+        if source.is_dir() and out is not None and out.resolve() == source.resolve():
+            raise Refused(f"the results would lie among the pictures in {source}: choose another --out")
+        for sample in find_samples(source) if source.is_dir() else [Sample(source, "")]:
+            found.setdefault(os.path.abspath(sample.image), sample)
     return list(found.values())
 
 
@@ -413,9 +438,7 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
 
     No two pictures share a name and no file is an input. Makes the folder.
     """
-    if out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file: --out names a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     inputs = {path.resolve() for path in paths}
     if inputs & {(out / "results.json").resolve(), (out / "results.csv").resolve()}:
         raise Refused(f"the results would overwrite an input in {out}: choose another --out")
@@ -455,7 +478,6 @@ def _write_evaluation(
     from diffad.evaluation_report import html_report, markdown_report, repair_sheet
     from diffad.render import png_bytes
 
-    out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(_json(result) + "\n", encoding="utf-8")
     (out / "results.md").write_text(markdown_report(result), encoding="utf-8")
     sheets = {name: repair_sheet(shown) for name, shown in repairs.items()}
@@ -509,6 +531,34 @@ def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
 
 
 @contextlib.contextmanager
+def _results(out: Path | None, records: list[dict[str, Any]]) -> Iterator[None]:
+    """Writes results.json and results.csv of the records when the context ends, or is interrupted."""
+    from diffad.batch import csv_text
+
+    try:
+        yield
+    finally:
+        if out:
+            (out / "results.json").write_text(_json(records) + "\n", encoding="utf-8")
+            (out / "results.csv").write_text(
+                csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl+C does, so that a run that is stopped can go on."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _document(arguments: argparse.Namespace) -> Iterator[Callable[..., None]]:
     """Yields put(value, text), which prints one of them; with --json nothing else reaches standard output."""
     out = sys.stdout
@@ -545,6 +595,22 @@ def _counter(what: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+def _tell(line: str, keep_on: Any) -> None:
+    """A line on standard output. keep_on: what is written into files goes on when nobody reads the lines."""
+    try:
+        _print(line, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not keep_on:
+            raise
+        leave_stdout()
+
+
+def leave_stdout() -> None:
+    """Print into the void: the reader of our output has left, as in `diffad inspect … | head -1`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -184,7 +188,18 @@ def _size_text(shape: tuple[int, ...]) -> str:
 
 
 def _from_16_bit(values: np.ndarray) -> np.ndarray:
+    if values.max() < 1 << 12:
+        _warn_of_12_bits()  # to stretch it would make a dark picture of a bright part a bright one
     return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+
+
+@cache
+def _warn_of_12_bits() -> None:
+    """Once is enough for a folder of them."""
+    log.warning(
+        "a 16-bit picture uses at most 12 of its bits and is seen nearly black; if your camera has 12 bits, "
+        "save its pictures multiplied by 16"
+    )
 
 
 def _from_unit(values: np.ndarray, name: str) -> np.ndarray:
@@ -310,6 +325,21 @@ def mask_to_square(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
     return square
 
 
+def mask_of(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
+    """The defect's mask bool [H, W] of a picture of that shape, empty without a file. Raises DataError."""
+    return np.zeros(shape[:2], bool) if sample.mask is None else read_mask(sample.mask, shape)
+
+
+def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray | None:
+    """`mask_of` in the rectangle that the picture fills in a square of `size`, bool [h, w]; None for a defect
+    that nobody has drawn. Raises DataError.
+    """
+    if sample.is_anomalous and sample.mask is None:
+        return None
+    geometry = Geometry.letterbox(*shape[:2], size)
+    return mask_to_square(mask_of(sample, shape), geometry)[geometry.inner]
+
+
 def _nearest(inner: int, outer: int) -> np.ndarray:
     """For each of `inner` pixels the one of `outer` pixels under its centre, in exact integers."""
     return (2 * np.arange(inner) + 1) * outer // (2 * inner)
@@ -341,8 +371,9 @@ class Sample:
 def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
     """List the pictures under an MVTec category, a folder of categories, a plain folder, or one file.
 
-    In plain folders (not searched deeper) and for single files the category is the folder's name, split and
-    defect are "". Masks are ground_truth/<defect>/<stem>_mask.png or <stem>.png, by exact stem, else None.
+    In plain folders (not searched deeper) and for single files the category is the folder's name (of `good`
+    and `train` that of the folder around it), split and defect are "". Masks are
+    ground_truth/<defect>/<stem>_mask.png or <stem>.png, by exact stem, also of other kinds, else None.
     The order is natural ("2" before "10") by category, split, defect and name. `split` keeps only "train" or
     "test"; pictures without a split are always kept. Raises DataError if there is nothing.
     """
@@ -360,6 +391,17 @@ def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
     if not kept:
         raise DataError(f"no {split} pictures in {root}: {LAYOUT}")
     return kept
+
+
+def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Sample]:
+    """`find_samples` of several folders; a picture that is reached twice is taken once: else one that is held
+    out of training by one name could be trained on by the other.
+    """
+    found: dict[Path, Sample] = {}
+    for root in roots:
+        for sample in find_samples(root, split):
+            found.setdefault(sample.image.resolve(), sample)
+    return list(found.values())
 
 
 def labelled(samples: Sequence[Sample], category: str, limit: int | None = None) -> list[Sample]:
@@ -396,16 +438,15 @@ def _category_samples(folder: Path) -> Iterator[Sample]:
     for path in picture_files(folder / "train" / "good"):
         yield Sample(path, category, "train", "good")
     for defect in subfolders(folder / "test"):
+        name = "good" if defect.name.casefold() == "good" else defect.name
         for path in picture_files(defect):
-            yield Sample(path, category, "test", defect.name, _mask_of(path, folder))
+            yield Sample(path, category, "test", name, None if name == "good" else _mask_of(path, folder))
 
 
 def _mask_of(path: Path, category: Path) -> Path | None:
-    defect = path.parent.name
-    if defect == "good":
-        return None
-    folder = category / "ground_truth" / defect
-    candidates = (folder / f"{path.stem}_mask.png", folder / f"{path.stem}.png")
+    folder = category / "ground_truth" / path.parent.name
+    kinds = (".png", *sorted(IMAGE_SUFFIXES - {".png"}))
+    candidates = (folder / f"{path.stem}{end}{kind}" for kind in kinds for end in ("_mask", ""))
     return next((mask for mask in candidates if mask.is_file()), None)
 
 
@@ -414,7 +455,8 @@ def _is_category(folder: Path) -> bool:
 
 
 def _folder_name(folder: Path) -> str:
-    return folder.name or folder.resolve().name  # "." has no name of its own
+    parts = folder.resolve().parts if folder.name in ("", "..", "good", "train") else folder.parts
+    return next((part for part in reversed(parts) if part not in ("good", "train")), folder.name)
 
 
 def subfolders(parent: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from diffad.data import DataError, Geometry, Sample, mask_to_square, read_image, read_mask
+from diffad.data import DataError, Geometry, Sample, mask_inside, mask_of, mask_to_square, read_image
 from diffad.metrics import (
     aupro,
     auroc,
@@ -203,7 +203,7 @@ def evaluate_repair(
                 good_distant.append(_mean_at(moved, geometry, np.zeros(image.shape[:2], bool)))
             else:
                 after = inspector.inspect(last.image, category=before.category, **shared)
-                mask = _mask(sample, image)
+                mask = mask_of(sample, image.shape[:2])
                 inside = mask_to_square(mask, geometry)[geometry.inner]
                 falls.append(_fall(_inner_map(before, geometry)[inside], _inner_map(after, geometry)[inside]))
                 grown = _grown(mask, REPAIR_MARGIN * max(image.shape[:2]) / inspector.size)
@@ -439,11 +439,9 @@ def _score(inspector: Any, sample: Sample, profile: str | None, settings: dict[s
     recognised = inspection.category
     if profile not in (None, recognised):  # recognised as something else than it is
         inspection = inspector.inspect(image, category=profile, **settings)
-    anomaly_map = mask = None
-    if not sample.is_anomalous or sample.mask is not None:
-        geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
-        anomaly_map = _inner_map(inspection, geometry)
-        mask = mask_to_square(_mask(sample, image), geometry)[geometry.inner]
+    mask = mask_inside(sample, image.shape[:2], inspector.size)
+    inner = Geometry.letterbox(*image.shape[:2], inspector.size)
+    anomaly_map = None if mask is None else _inner_map(inspection, inner)
     return Scored(
         path=sample.image, label=bool(sample.is_anomalous), score=inspection.score, anomaly_map=anomaly_map,
         mask=mask, verdict=inspection.is_anomalous, threshold=inspection.threshold, defect=sample.defect,
@@ -469,11 +467,6 @@ def _labelled(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 def _profile(inspector: Any, name: str, category: str | None) -> str | None:
     return category if category is not None else (name if name in inspector.categories else None)
-
-
-def _mask(sample: Sample, image: np.ndarray) -> np.ndarray:
-    """The defect's mask [H, W] in the picture's geometry, empty without a file."""
-    return np.zeros(image.shape[:2], bool) if sample.mask is None else read_mask(sample.mask, image.shape[:2])
 
 
 def _fall(before: np.ndarray, after: np.ndarray) -> float:

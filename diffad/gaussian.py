@@ -254,7 +254,7 @@ class PatchGaussian:
 
 def _fine(error: Tensor) -> Tensor:
     """[b, 3, size, size] → [b, 48, 64, 64]."""
-    return F.pixel_unshuffle(F.avg_pool2d(error.float(), max(1, error.shape[-1] // 256)), 4)
+    return F.pixel_unshuffle(F.adaptive_avg_pool2d(error.float(), min(256, error.shape[-1])), 4)
 
 
 def _coarse(error: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Inspection:
 
     @cached_property
     def score(self) -> float:
-        """Mean of the highest values of the fused map: as many as 64 px of a model's square of 256 px."""
+        """Mean of the highest values of the fused map: as many as 256 px of a model's square of 256 px."""
         return image_score(self._fused_map, self._tiling.cells)
 
     @cached_property

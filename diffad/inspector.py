@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -168,8 +169,12 @@ class Inspector:
         timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
         if not 1 <= draws <= 16:
             raise ValueError(f"draws must lie in 1 … 16, not {draws}")
+        if isinstance(tile, Integral):
+            tile = int(tile)
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
             raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
+        if threshold is not None and math.isnan(threshold):
+            raise ValueError("a threshold of NaN would call every part good: give a number")
         begun = time.perf_counter()
         pixels = read_image(image)
         look = self._look(pixels, category if category is None else self._known(category), tile)

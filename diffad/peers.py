@@ -28,9 +28,8 @@ from diffad.data import (
     Geometry,
     Sample,
     labelled,
-    mask_to_square,
+    mask_inside,
     read_image,
-    read_mask,
     to_square,
 )
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
@@ -425,12 +424,7 @@ def _scored(sample: Sample, judge: Judge, size: int) -> Scored:
     started = time.perf_counter()
     score, anomaly_map = judge(image)
     seconds = time.perf_counter() - started
-    mask = None
-    if anomaly_map is not None and (sample.mask is not None or not sample.is_anomalous):
-        shape = image.shape[:2]
-        geometry = Geometry.letterbox(*shape, size)
-        mask = read_mask(sample.mask, shape) if sample.mask else np.zeros(shape, bool)
-        mask = mask_to_square(mask, geometry)[geometry.inner]
+    mask = None if anomaly_map is None else mask_inside(sample, image.shape[:2], size)
     return Scored(
         path=sample.image, label=bool(sample.is_anomalous), score=score, mask=mask, defect=sample.defect,
         anomaly_map=None if mask is None else np.ascontiguousarray(anomaly_map, np.float32), seconds=seconds,

@@ -119,22 +119,22 @@ def fit_profile(
 
     good = look(held, CALIBRATION_TIMESTEPS)
     defects, masks, kinds = artificial_defects(held[:REHEARSED], used, seed)
-    spoiled = look(defects, TIMESTEPS)
     columns = [CALIBRATION_TIMESTEPS.index(t) for t in TIMESTEPS]
-    usual = Evidence(good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns])
-    rehearsed = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
-
-    best: dict[str, Any] = {}
-    for by_place in (False, True):
-        result = rehearse(*rehearsed, masks, kinds, by_place)
-        if not best or result["worth"] > best["worth"]:
-            best = result | {"by_place": by_place}
+    best: dict[str, Any] = {"by_place": False, "good": len(held), "defects": 0}
+    if kinds:
+        usual = Evidence(good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns])
+        spoiled = look(defects, TIMESTEPS)
+        rehearsed = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
+        either = [rehearse(*rehearsed, masks, kinds, by) | {"by_place": by} for by in (False, True)]
+        best = max(either, key=lambda result: result["worth"])
     calibration = Calibration.fit(good.maps(covariance, CALIBRATION_TIMESTEPS), best["by_place"])
     return Profile(gaussian.to(torch.device("cpu")), covariance, patches, calibration, best)
 
 
 def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
-    """Two defects on copies of each held-out picture: uint8 [2n, 3, s, s], masks bool [s, s], kinds."""
+    """Two defects on copies of each held-out picture: uint8 [n, 3, s, s], masks bool [s, s], kinds. Fewer
+    where one hardly shows, none on pictures that are all but black.
+    """
     rng = np.random.default_rng(seed)
     others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]  # enough to take patches from
     pictures, masks, kinds = [], [], []
@@ -146,7 +146,7 @@ def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, l
             pictures.append(torch.from_numpy(spoiled).permute(2, 0, 1))
             masks.append(mask)
             kinds.append(kind)
-    return torch.stack(pictures), masks, kinds
+    return torch.stack(pictures) if pictures else held[:0], masks, kinds
 
 
 def rehearse(
@@ -188,14 +188,7 @@ def rehearse(
 
 def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
     """What may be expected of a category, in a few honest sentences."""
-    share, good = rehearsal["found"], rehearsal["good"]
-    judgement = (
-        "good enough to try" if share > 0.8
-        else "it will miss subtle defects" if share > 0.5
-        else "it misses most of them: train longer, or with more pictures"
-    )  # fmt: skip
-    weak = [kind for kind, found in rehearsal["found_by_kind"].items() if found < 0.5]
-    missed = f"; most often missed: {', '.join(weak)}" if weak else ""
+    good = rehearsal["good"]
     few = f" With {good} held-out good pictures take the threshold as a guess." if good < 20 else ""
     odd = [f"{name} ({score:.1f})" for name, score in rehearsal.get("unusual", {}).items()]
     if odd:
@@ -203,6 +196,19 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
             f" Unusual among the held-out good pictures: {', '.join(odd)}. Look at them, and train again "
             "without those that are not good."
         )
+    if not rehearsal["defects"]:
+        return (
+            f"{category}: its pictures are too dark for artificial defects to show, so that there is no "
+            f"forecast: measure with `diffad evaluate`.{few}"
+        )
+    share = rehearsal["found"]
+    judgement = (
+        "good enough to try" if share >= 0.8
+        else "it will miss subtle defects" if share >= 0.5
+        else "it misses most of them: train longer, or with more pictures"
+    )  # fmt: skip
+    weak = [kind for kind, found in rehearsal["found_by_kind"].items() if found < 0.5]
+    missed = f"; most often missed: {', '.join(weak)}" if weak else ""
     return (
         f"{category}: of {rehearsal['defects']} artificial defects {share:.0%} were found at 1 false alarm "
         f"in 100 (image AUROC {rehearsal['image_auroc']:.2f}, AUPRO {rehearsal['aupro']:.2f}), "

@@ -3,8 +3,9 @@ blended.
 
 Maps live on a grid over the picture alone. Of a picture inspected whole it is the rectangle that the picture
 fills in the model's square. Of a tiled one it has at most `GRID` cells a side, so that memory stays bounded
-whatever the picture, and at least `TILE_CELLS` cells for the side of a tile: maps are smoothed over σ = 1/64
-of a tile, and a coarser grid would flatten their peaks. Both together bound how small tiles may be.
+whatever the picture, and at least `TILE_CELLS` cells (or one a pixel) for the side of a tile: maps are
+smoothed over σ = 1/64 of a tile, and a coarser grid would flatten their peaks. Both together bound how small
+tiles may be.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
 
 GRID = 1024  # cells; longest side of a tiled picture's maps
-TILE_CELLS = 64  # the fewest cells along a tile
+TILE_CELLS = 64  # the fewest cells along a tile, unless it has fewer pixels
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, find_samples, read_image, to_square
+from diffad.data import DataError, find_all, read_image, to_square
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
@@ -77,6 +77,8 @@ class TrainConfig:
             raise ValueError("give either steps or minutes")
         if (self.steps or 0) < 0 or (self.minutes is not None and self.minutes <= 0) or self.batch < 1:
             raise ValueError("steps, minutes and batch must be positive")
+        if self.unet.feature_grid % 4:  # blocks of a profile's covariances
+            raise ValueError(f"a size of {self.unet.size} px does not suit: give a multiple of 32")
 
 
 @dataclass
@@ -127,6 +129,7 @@ def train(
         )  # fmt: skip
     paths = normal_paths(sources)
     pictures = load_normal(paths, config.unet.size)
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
     split = {name: split_held_out(images, config.held_out, config.seed) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
 
@@ -164,7 +167,7 @@ def train(
                 profiles, config.schedule, config.pixel_score, config.stride, provenance,
             ),
         )  # fmt: skip
-        _state_file(out).unlink(missing_ok=True)
+        state_file(out).unlink(missing_ok=True)
     if run.world > 1:
         distributed.barrier()
         distributed.destroy_process_group()
@@ -213,17 +216,16 @@ def _fit_network(
     progress: Callable[[dict], None] | None, save_every: float,
 ) -> None:  # fmt: skip
     """The loop with its files: log, state to resume from, loss picture."""
-    state_file, log_file = _state_file(out), out.with_suffix(".log.jsonl")
+    state, log_file = state_file(out), out.with_suffix(".log.jsonl")
     fingerprint = json.dumps(
         {"config": asdict(run.config), "categories": {k: len(v) for k, v in pictures.items()}}, sort_keys=True
     )
     if resume:
-        _read_state(run, state_file, fingerprint)
+        _read_state(run, state, fingerprint)
     elif run.rank == 0:
-        if state_file.exists():
-            log.warning("%s is an unfinished run; it is started over (--resume would go on)", state_file)
+        if state.exists():
+            log.warning("%s is an unfinished run; it is started over (--resume would go on)", state)
         log_file.unlink(missing_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     saved = time.monotonic()
     try:
         for row in _loop(run, pool):
@@ -235,11 +237,11 @@ def _fit_network(
             if progress:
                 progress(row)
             if time.monotonic() - saved > save_every:
-                _write_state(run, state_file, fingerprint)
+                _write_state(run, state, fingerprint)
                 saved = time.monotonic()
     finally:
         if run.rank == 0:
-            _write_state(run, state_file, fingerprint)
+            _write_state(run, state, fingerprint)
     if run.rank == 0 and log_file.exists():
         from diffad.render import loss_plot  # brings matplotlib
 
@@ -251,14 +253,13 @@ def _fit_network(
 
 
 def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Normal training pictures by category, categories in their alphabet's order. Raises DataError if there
-    are none or a category has fewer than 8.
+    """Normal training pictures by category, categories in their alphabet's order, each picture once. Raises
+    DataError if there are none or a category has fewer than 8.
     """
     found: dict[str, list[Path]] = {}
-    for source in sources:
-        for sample in find_samples(Path(source)):
-            if (sample.split == "train" and sample.defect == "good") or sample.split == "":
-                found.setdefault(sample.category, []).append(sample.image)
+    for sample in find_all(sources):
+        if (sample.split == "train" and sample.defect == "good") or sample.split == "":
+            found.setdefault(sample.category, []).append(sample.image)
     if not found:
         raise DataError(
             "no normal training pictures found: expected <category>/train/good or a folder of pictures"
@@ -470,7 +471,8 @@ def _join(device: str) -> tuple[int, int, torch.device]:
 # -- state of an unfinished run ----------------------------------------------------------------------------
 
 
-def _state_file(out: Path) -> Path:
+def state_file(out: Path) -> Path:
+    """What an unfinished run of `out` goes on from."""
     return out.with_suffix(".resume.safetensors")
 
 
@@ -486,6 +488,8 @@ def _write_state(run: _Run, file: Path, fingerprint: str) -> None:
 
 
 def _read_state(run: _Run, file: Path, fingerprint: str) -> None:
+    if not file.exists():
+        raise CheckpointError(f"there is no unfinished run to go on with ({file}): drop --resume")
     tensors, metadata = checkpoints.load_tensors(file)
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(

@@ -190,7 +190,7 @@ def pick_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # "meta" holds no values
     except (RuntimeError, AssertionError):
         raise ValueError(f"there is no device {device!r} here; use 'auto' or 'cpu'") from None
     return chosen

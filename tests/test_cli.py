@@ -224,6 +224,53 @@ def test_inspect_for_people(toy, tmp_path, capsys):
     assert second.startswith("good") and "b.png" in second
 
 
+def test_pictures_of_a_tree_are_judged_as_their_category_and_keep_their_labels(toy, tmp_path, capsys):
+    root = labelled(tmp_path / "set")
+    (root / "nut").rename(root / "ring")
+    assert main(["inspect", str(root), "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["label"] for record in records] == ["good", "good", "cut", "cut", "good", "good"]
+    assert {call["category"] for call in toy.calls} == {"ring"}
+
+
+def test_what_fits_no_category_is_said(toy, tmp_path, capsys, monkeypatch):
+    inspect = toy.inspect
+
+    def stranger(*arguments, **options):
+        inspection = inspect(*arguments, **options)
+        inspection.to_dict = lambda to_dict=inspection.to_dict: to_dict() | {"category_fits": False}
+        return inspection
+
+    monkeypatch.setattr(toy, "inspect", stranger)
+    assert main(["inspect", str(picture(tmp_path / "a.png", red=50))]) == 0
+    assert "nut?  fits no category" in capsys.readouterr().out
+
+
+def test_what_was_judged_before_an_interruption_is_kept(toy, tmp_path, capsys, monkeypatch):
+    sources, inspect = [str(picture(tmp_path / f"{i}.png")) for i in range(3)], toy.inspect
+
+    def interrupted(image, *arguments, **options):
+        if Path(image).name == "2.png":
+            raise KeyboardInterrupt
+        return inspect(image, *arguments, **options)
+
+    monkeypatch.setattr(toy, "inspect", interrupted)
+    assert main(["inspect", *sources, "--out", str(tmp_path / "out")]) == 130
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
+
+
+def test_results_are_never_taken_for_pictures(toy, tmp_path, capsys):
+    parts = picture(tmp_path / "parts" / "a.png").parent
+    for command in ("inspect", "reconstruct"):
+        assert main([command, str(parts), "--out", str(parts)]) == 2
+        assert "among the pictures" in only_error(capsys)
+        for _ in range(2):
+            assert main([command, str(parts), "--out", str(parts / command), "--json"]) == 0
+            assert len(json.loads(capsys.readouterr().out)) == 1
+    assert sorted(path.name for path in parts.iterdir()) == ["a.png", "inspect", "reconstruct"]
+
+
 def test_exit_codes_that_scripts_can_use(toy, tmp_path, capsys):
     good, bad = str(picture(tmp_path / "good.png")), str(picture(tmp_path / "bad.png", red=50))
     assert main(["inspect", good, bad]) == 0
@@ -367,7 +414,8 @@ def test_evaluate_writes_json_markdown_and_a_page(toy, tmp_path, capsys):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and page.count("<svg") == 3
     for argv, hint in ((["--sheet"], "--out"), (["--sheet", "--repair"], "--out"),
-                       (["--out", str(out / "results.md")], "is a file"), (["--seeds", "1,x"], "--seeds")):
+                       (["--limit", "3"], "--repair"), (["--out", str(out / "results.md")], "is a file"),
+                       (["--seeds", "1,x"], "--seeds")):
         assert main(["evaluate", str(tmp_path / "nut"), *argv]) == 2
         assert hint in only_error(capsys)
 
@@ -377,6 +425,10 @@ def test_evaluate_refuses_what_it_cannot_measure(toy, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "plain")]) == 2
     assert "labelled" in only_error(capsys)
     root = labelled(tmp_path / "set")
+    for command in (["evaluate"], ["ablate"], ["compare", "--peers", "none"]):  # before the work, not after
+        out = str(tmp_path / "plain" / "a.png" / "deeper")
+        assert main([*command, str(root), "--out", out]) == 2 and not toy.calls
+        assert "a.png" in only_error(capsys)
     (root / "nut" / "test" / "good" / "1.png").write_bytes(b"torn")
     assert main(["evaluate", str(root), "--json"]) == 1  # never a number over fewer pictures than given
     assert "1.png" in only_error(capsys)
@@ -390,6 +442,11 @@ def test_samples_writes_a_set_once(tmp_path, capsys):
     assert len(list((tmp_path / "set").rglob("*.png"))) == 3  # and a mask
     assert main(argv) == 2
     assert "not empty" in only_error(capsys)
+    nothing = "--train 0 --good 0 --defective 0".split()
+    assert main(["samples", str(tmp_path / "new"), *nothing]) == 2
+    assert "--train" in only_error(capsys)
+    assert main(["samples", str(tmp_path / "two"), *options, "--category", "leather"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 2  # asked for twice, written once
     assert main(["samples", str(tmp_path / "new"), "--category", "cheese"]) == 2
     assert "leather" in only_error(capsys) and not (tmp_path / "new").exists()
 
@@ -444,7 +501,9 @@ def test_train_refuses(workshop, tmp_path, capsys):
         ([data, *out, "--steps", "1", "--resume", "--size", "64", "--channels", "64,64"], "resume"),
     ):
         assert main(["train", *argv]) == 2, argv
-        assert hint in only_error(capsys), argv
+        out, err = capsys.readouterr()  # what was found may be told before
+        assert not out and all(line.startswith("diffad: ") for line in err.splitlines()), argv
+        assert hint in err.splitlines()[-1], argv
     assert list(tmp_path.iterdir()) == []
 
 
@@ -473,6 +532,18 @@ def test_inspect_in_a_process_of_its_own(workshop, tmp_path):
     own = Inspector.load(workshop / "tiny.safetensors", device="cpu").inspect(cut)
     assert records[3]["score"] == pytest.approx(own.score, abs=1e-4)
     assert np.allclose(np.load(tmp_path / "out" / "cut_000_map.npy"), own.anomaly_map, atol=1e-4)
+
+
+def test_files_are_written_when_nobody_reads_the_lines(workshop, tmp_path):
+    """As in `diffad inspect … --out DIR | head -1`."""
+    pictures = sorted((workshop / "set").rglob("test/*/*.png"))[:3]
+    argv = ["inspect", *pictures, "--checkpoint", workshop / "tiny.safetensors", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert process.wait() == 0 and "Traceback" not in said and "Exception" not in said, said
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 3
 
 
 def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from diffad import data
 from diffad.data import (
     DataError,
     Geometry,
     Sample,
+    find_all,
     find_samples,
     mask_to_square,
     read_image,
@@ -555,6 +557,38 @@ def test_plain_folder_and_single_file(tmp_path, monkeypatch):
     assert find_samples(tmp_path / "photos" / "b.JPG") == expected[-1:]
     monkeypatch.chdir(tmp_path / "photos")
     assert [sample.category for sample in find_samples(".")] == ["photos"] * 3
+
+
+def test_a_picture_that_is_reached_twice_is_taken_once(tmp_path):
+    root = mvtec(tmp_path / "nut")
+    once = find_samples(root)
+    assert find_all([root, tmp_path, root / "test" / "..", f"{root}/", root / "train" / "good"]) == once
+    assert find_all([root, root], "test") == find_samples(root, "test")
+
+
+def test_a_folder_called_good_is_named_by_the_part_around_it(tmp_path):
+    for place in ("nut/good", "bolt/train/good"):
+        touch(tmp_path / place / "000.png")
+        assert [sample.category for sample in find_samples(tmp_path / place)] == [place.split("/")[0]]
+
+
+def test_good_is_good_however_it_is_written_and_masks_may_be_of_any_kind(tmp_path):
+    for place in ("test/Good/0.png", "test/cut/0.png", "test/cut/1.png", "ground_truth/cut/0_mask.bmp",
+                  "ground_truth/cut/1.tif", "ground_truth/Good/0.png"):  # fmt: skip
+        touch(tmp_path / "nut" / place)
+    samples = find_samples(tmp_path / "nut")
+    assert [(s.is_anomalous, s.mask and s.mask.name) for s in samples] == [
+        (True, "0_mask.bmp"), (True, "1.tif"), (False, None),
+    ]  # fmt: skip
+
+
+def test_12_bits_in_a_file_of_16_are_pointed_out_once(caplog):
+    data._warn_of_12_bits.cache_clear()
+    read_image(np.full((20, 20), 4096, np.uint16))
+    assert not caplog.messages
+    for _ in range(2):
+        assert read_image(np.full((20, 20), 4095, np.uint16)).max() == 16
+    assert len(caplog.messages) == 1 and "multiplied by 16" in caplog.text
 
 
 def test_nothing_found_says_where_and_what_is_expected(tmp_path):

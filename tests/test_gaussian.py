@@ -375,3 +375,10 @@ def test_a_larger_picture_is_measured_at_the_same_scale():
     large = torch.nn.functional.interpolate(small, scale_factor=2, mode="nearest")
     again = torch.nn.functional.avg_pool2d(gaussian.score(large)[:, None], 2)[:, 0]
     assert float((again - gaussian.score(small)).abs().mean()) < 0.02
+
+def test_a_size_need_not_be_a_multiple_of_256():
+    small = white(2, 0.3, 256)
+    large = torch.nn.functional.interpolate(small, size=(800, 800), mode="nearest")
+    score = PatchGaussian.fit([large]).score(large)
+    assert score.shape == (2, 800, 800)
+    assert float(score.mean()) == pytest.approx(float(PatchGaussian.fit([small]).score(small).mean()), 0.2)

@@ -177,6 +177,8 @@ def test_paths_pictures_and_arrays_are_the_same_picture(inspector, defective, tm
         ({"timesteps": (20, 1000)}, "between 0 and 999"),
         ({"alpha": 1.5}, "alpha lies between"),
         ({"draws": 0}, "draws"),
+        ({"threshold": float("nan")}, "NaN"),
+        ({"tile": 8}, "at least 16"),
     ],
 )
 def test_settings_out_of_range_are_refused(inspector, settings, message):

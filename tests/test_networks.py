@@ -227,7 +227,7 @@ def test_no_two_timesteps_look_alike():
 def test_devices():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device().type in ("cpu", "cuda")
-    for absent in ("cuda:99", "nonsense"):
+    for absent in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(ValueError, match=f"no device '{absent}'"):
             pick_device(absent)
 

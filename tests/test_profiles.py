@@ -122,6 +122,18 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
     assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
 
 
+def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspector):
+    pictures = torch.randint(0, 12, (5, 3, 256, 256), generator=torch.Generator().manual_seed(0))
+    pictures = pictures.to(torch.uint8)
+    profile = profiles.fit_profile(
+        inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
+    )
+    assert profile.rehearsal == {"by_place": False, "good": 2, "defects": 0}
+    assert bool(torch.isfinite(profile.calibration.moments).all())
+    said = in_words("coal", profile.rehearsal | {"unusual": {"a.png": 5.71}})
+    assert "too dark" in said and "no forecast" in said and "2 held-out" in said and "a.png (5.7)" in said
+
+
 def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
     looks, honest = [], profiles.denoise_all
 

@@ -139,7 +139,7 @@ def test_a_process_killed_by_signal_leaves_a_state_to_resume(parts, tmp_path):
 
 
 def test_resuming_another_run_or_none_is_refused(parts, tmp_path):
-    with pytest.raises(CheckpointError, match="there is no"):
+    with pytest.raises(CheckpointError, match="there is no unfinished run"):
         train(config(), [parts], tmp_path / "m.safetensors", resume=True)
 
 
@@ -270,6 +270,8 @@ def test_settings_that_contradict_are_refused(tmp_path, parts):
         TrainConfig()
     with pytest.raises(ValueError, match="either steps or minutes"):
         TrainConfig(steps=1, minutes=1)
+    with pytest.raises(ValueError, match="multiple of 32"):  # said before the training, not after
+        TrainConfig(steps=1, unet=UNetConfig(size=48, channels=(64, 64)))
     with pytest.raises(CheckpointError, match=r"\.safetensors"):
         train(config(), [parts], tmp_path / "model.pt")
 
