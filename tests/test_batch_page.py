@@ -204,6 +204,26 @@ def test_a_reload_in_the_middle_loses_nothing_and_cancel_keeps_what_is_done(page
     expect(page.locator("tbody tr[data-index]").first).to_be_visible()
 
 
+def test_a_lost_answer_is_waited_for_and_another_batch_ends_this_one(page: Page):
+    inspect_folder(page, "long")
+    page.wait_for_function("() => (diffad.batchState().run?.rows.length ?? 0) >= 1")
+    first = state(page)["id"]
+    page.route("**/component_server/**", lambda route: route.fulfill(body="lost"))
+    doing = page.locator(".doing")
+    expect(doing).to_contain_text("does not answer")
+    page.locator(".cancel").click()
+    expect(doing).to_contain_text("cancel again")
+    assert state(page)["state"] == "running"
+    page.unroute("**/component_server/**")
+    expect(doing).to_contain_text(f"of {LONG} · about")
+    inspect_folder(page, "set")
+    page.wait_for_function("first => diffad.batchState().run.id !== first", arg=first)
+    finish(page)
+    page.evaluate("run => history.replaceState(null, '', `?batch=${run}`)", first)
+    page.reload()
+    finish(page, "stopped")
+
+
 def test_a_run_that_the_server_does_not_have_is_said(page: Page, url: str):
     page.goto(f"{url}?batch=unknown")
     expect(page.locator(".batch-summary")).to_contain_text("This batch is gone")

@@ -31,7 +31,7 @@ def inspection(inspector: Inspector) -> Inspection:
 
 @pytest.fixture(scope="module")
 def film(inspector: Inspector, inspection: Inspection) -> downloads.Film:
-    film = downloads.Film(inspection, inspection.threshold, lambda data, name: name)
+    film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
     for step in inspector.reconstruct(inspection.image, inspection.category, steps=5):
         film.add(step)
     film.ending = "done"
@@ -77,7 +77,7 @@ def test_the_zip_holds_everything(inspection, inspector, film):
 @pytest.mark.parametrize("scores, best", [((9, 30, 4, 6), 2), ((9, 30, 12), 0), ((9, 5), 1)])
 def test_a_stopped_repair_ends_with_the_best(inspection, scores, best):
     """Not with a draft: scores as planted, measured at every step."""
-    film = downloads.Film(inspection, inspection.threshold, lambda data, name: name)
+    film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
     for index, score in enumerate(scores):
         shade = np.full((32, 32, 3), index, np.uint8)
         film.add(RepairStep(index, 9, shade, score, 1.0, np.zeros((32, 32), np.float32), False))
@@ -87,7 +87,7 @@ def test_a_stopped_repair_ends_with_the_best(inspection, scores, best):
 
 
 def test_a_repair_that_found_nothing_better_says_so(inspection):
-    film = downloads.Film(inspection, inspection.threshold, lambda data, name: name)
+    film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
     for index, score in enumerate((9.0, 30.0, 9.0)):
         shade = np.full((32, 32, 3), index % 2, np.uint8)
         film.add(RepairStep(index, 2, shade, score, 1.0, None, index == 2))
@@ -136,6 +136,17 @@ def test_mp4_plays_in_the_browser(inspection, inspector, film, browser: Browser,
 
 
 # -- the report ---------------------------------------------------------------------------------------------
+
+
+def test_a_report_gives_the_repairs_score_only_beside_a_verdict_of_its_kind(inspection, inspector, film):
+    """At another α, or of other timesteps, it would be compared with what it cannot be compared with."""
+    first = inspection.timesteps[:1]
+    for shown, told in (
+        (inspection, True), (inspection.fused(alpha=0.95), False), (inspection.fused(timesteps=first), False),
+        (inspection.fused(threshold=20), True),
+    ):  # fmt: skip
+        page = take("report", shown, inspector, film)[1].decode()
+        assert "by the model" in page and ("by the model, score" in page) is told
 
 
 def test_report_says_what_was_found(inspection, inspector):

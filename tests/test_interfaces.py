@@ -102,7 +102,7 @@ def test_reconstruct_brings_numbers_picture_and_film(client: Client):
         handle_file(DEFECTIVE), category="gear", steps=5, api_name="/reconstruct"
     )
     rounds, rest = divmod(len(result["scores"]) - 1, 5)  # of 5 steps each, after the untouched picture
-    assert len(result["mahalanobis"]) == len(result["scores"]) and rounds in (1, 2, 3) and not rest
+    assert len(result["mahalanobis"]) == len(result["scores"]) and 1 <= rounds <= 5 and not rest
     with Image.open(picture) as repaired, Image.open(film) as frames:
         assert repaired.size == (256, 256)
         assert frames.format == "GIF" and frames.n_frames > 1

@@ -218,6 +218,51 @@ def test_a_region_is_zoomed_to_and_a_double_click_shows_the_whole(page: Page):
     expect(page.locator("#view .divider")).to_have_attribute("aria-valuenow", "100")
 
 
+def test_a_number_out_of_range_never_leaves_its_box(page: Page):
+    """Nor does an empty one: what is computed is what the box says in the end."""
+    inspect(page, "gear_good")
+    alpha = page.locator("#alpha input[type=number]")
+    for typed, end, stands in (("7", "Tab", 1), ("", "Tab", 1), ("0.3", "Enter", 0.3), ("-2", "Enter", 0)):
+        alpha.fill(typed)
+        alpha.press(end)
+        stands_at(page, "#alpha", stands)
+        page.wait_for_function("alpha => diffad.choices().alpha === alpha", arg=stands)
+    page.wait_for_function("location.search.includes('alpha=0')")
+    highest = page.locator("#highest input[type=number]")
+    highest.fill("5000")
+    highest.press("Enter")
+    expect(highest).to_have_value("999")
+    page.wait_for_function("diffad.state().part.timesteps?.at(-1) === 999")
+    count = page.locator("#count input[type=number]")
+    count.fill("")
+    count.press("Tab")
+    expect(count).to_have_value("3")
+
+
+def test_a_long_part_can_be_looked_at(page: Page, tmp_path: Path):
+    for wide, high in ((60, 2000), (3000, 60)):
+        path = tmp_path / f"{wide}.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (high, wide, 3), np.uint8)).save(path)
+        upload(page, path)
+        page.wait_for_function("size => diffad.state().part?.size?.join() === size", arg=f"{wide},{high}")
+        settled(page)
+        assert page.locator("#view .stage").bounding_box()["height"] >= 160
+        cell = page.locator("#evidence .cell").first
+        box = cell.bounding_box()
+        assert box["width"] >= 20 and 20 <= box["height"] <= 180
+        cell.click(position={"x": 0.5 * box["width"], "y": 0.75 * box["height"]})
+        assert now(page)["point"] == pytest.approx([0.5, 0.75], abs=0.06)
+        page.keyboard.press("Escape")
+
+
+def test_a_format_that_browsers_cannot_draw_is_shown(page: Page, defective: Path, tmp_path: Path):
+    Image.open(defective).save(tmp_path / "part.tif")
+    upload(page, tmp_path / "part.tif")
+    expect(page.locator("#picture img")).to_have_js_property("naturalWidth", 256)
+    inspect(page, "gear_good")
+    expect(page.locator("#picture img")).to_have_attribute("src", re.compile("gear_good"))
+
+
 def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: Path):
     upload(page, defective)
     expect(page.locator(".verdict.bad")).to_be_visible()
@@ -238,6 +283,13 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     message = page.locator(".player .message").inner_text()
     first, last, end = map(float, re.search(r"score ([\d.]+) → ([\d.]+) after (\d+)", message).groups())
     assert last < first and end % 30 == 0
+    # Its scores stay those of its α, and say so where the page has another.
+    limit = now(page)["threshold"]
+    move(page, "#alpha", 0.9)
+    told = f" · scored at α = 0.50, t = 20, 200, 400, threshold {limit:.2f}"
+    expect(page.locator(".player .message")).to_have_text(message + told)
+    move(page, "#alpha", 0.5)
+    expect(page.locator(".player .message")).to_have_text(message)
     loaded(page.locator(".player .strip img"), 5)
     expect(page.locator(".player .caption")).to_contain_text(f"step {end:.0f}")
     page.locator(".strip button").first.click()
@@ -249,7 +301,7 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     page.locator(".before-after").click()
     expect(page.locator(".screen .first")).to_be_visible()
     expect(page.locator(".screen input")).to_be_visible()
-    page.keyboard.press("d")
+    page.keyboard.press("Shift+D")
     expect(page.locator(".screen .changed")).to_be_visible()
     coloured(page, ".screen .changed", 5)
     film = fetch(page, "gif", tmp_path)
@@ -275,6 +327,24 @@ def test_a_reload_during_a_repair_leaves_a_usable_page(browser: Browser, url: st
     page.locator("#repair").click()
     expect(page.locator(".player")).to_have_attribute("data-state", "done")
     page.close()
+
+
+def test_a_threshold_of_ones_own_is_not_taken_to_another_category(page: Page, tmp_path: Path):
+    """Not even when a file that cannot be read came between, which leaves neither ring nor address."""
+    inspect(page, "gear_good")
+    move(page, "#threshold", 10)
+    page.wait_for_function("location.search.includes('gear_good')")
+    (tmp_path / "broken.png").write_bytes(b"this is not a picture")
+    upload(page, tmp_path / "broken.png")
+    expect(page.locator("#verdict .empty")).to_contain_text("broken.png")
+    expect(page.locator("#samples button.on")).to_have_count(0)
+    page.wait_for_function("!location.search.includes('sample')")
+    inspect(page, "gear_good")
+    assert now(page)["threshold"] == 10
+    upload(page, tmp_path / "broken.png")
+    expect(page.locator("#verdict .empty")).to_contain_text("broken.png")
+    inspect(page, "leather_good")
+    assert now(page)["threshold"] < 10 and not now(page)["own"]
 
 
 def test_the_address_holds_the_choices(page: Page, browser: Browser, url: str):
@@ -364,6 +434,7 @@ def test_a_phone_shows_everything(phone: Page):
     )
     assert cut == []
     expect(phone.locator("#opacity-name")).to_be_visible()
+    assert phone.locator("#picture-card").bounding_box()["x"] == 12
     phone.locator("#evidence .cell").first.tap()
     expect(phone.locator("#enlarged")).to_be_visible()
     phone.locator("#enlarged .close").tap()

@@ -51,15 +51,13 @@
       address(id);
       paint();
       while (run === mine) {
-        let news;
-        try {
-          news = await server.news({ run: id, have: run.rows.length });
-        } catch {
+        const news = await server.news({ run: id, have: run.rows.length });
+        if (run !== mine) return;
+        if (news === undefined) { // Gradio's word for an answer that was lost
           doing("The server does not answer; trying again.");
           await pause(2000);
           continue;
         }
-        if (run !== mine) return;
         if (news === null) {
           run = null;
           address(null);
@@ -128,7 +126,7 @@
     }
     async function recount() {
       const [mine, turn] = [run, ++recounting];
-      const counts = isMoved() ? await server.regions({ run: run.id, thresholds: view.moved }).catch(() => null) : null;
+      const counts = isMoved() ? await server.regions({ run: run.id, thresholds: view.moved }) : null;
       if (run !== mine || turn !== recounting || (isMoved() && !counts)) return;
       for (const row of run.rows) {
         row.recount = isMoved() ? counts[row.index] ?? row.regions : row.regions;
@@ -173,8 +171,9 @@
       const count = (verdict) => run.rows.filter((row) => row.verdict === verdict).length;
       const [bad, failed] = [count("anomalous"), count("failed")];
       const inspected = run.rows.length - failed;
-      find(".batch-summary h2").textContent = run.rows.length ? `${bad} of ${inspected} anomalous` : "Reading the first picture";
-      const facts = [`${count("good")} good`];
+      find(".batch-summary h2").textContent = inspected ? `${bad} of ${inspected} anomalous`
+        : run.rows.length ? "No picture could be read" : "Reading the first picture";
+      const facts = inspected ? [`${count("good")} good`] : [];
       if (failed) facts.push(`${failed} could not be read`);
       const labelled = run.rows.filter((row) => !row.error && typeof row.bad === "boolean");
       if (labelled.length) {
@@ -190,6 +189,7 @@
 
     function progress() {
       const { done, total, seconds, finished, state } = run;
+      find(".batch-summary h2").ariaBusy = !finished; // read out once it stands
       const bar = find(".progress");
       bar.hidden = finished;
       bar.setAttribute("aria-valuemax", total);
@@ -239,7 +239,7 @@
       const limit = thresholdOf(view.category);
       const rate = rateFor(run.good[view.category], limit);
       put(find(".score"), limit.toFixed(2));
-      put(find(".rate"), rate > 0 && rate < 0.5 ? String(Math.round(1 / rate)) : "");
+      put(find(".rate"), rate >= 1e-5 && rate < 0.5 ? String(Math.round(1 / rate)) : "");
       const alike = names.every((name) => Math.abs(Math.log(rateFor(run.good[name], thresholdOf(name)) / rate)) < 0.01);
       find(".beyond").textContent = rate >= 0.5 ? `rejects ${Math.round(100 * rate)} % of the good parts`
         : names.length < 2 ? "" : alike ? "in every category" : `of ${view.category}; the others keep theirs`;
@@ -561,10 +561,14 @@
 
     // Buttons, and what Gradio sends
 
-    find(".cancel").addEventListener("click", () => {
-      run.state = "stopping";
+    find(".cancel").addEventListener("click", async () => {
+      const mine = run;
+      mine.state = "stopping";
       progress();
-      server.cancel({ run: run.id });
+      if ((await server.cancel({ run: mine.id })) !== undefined || run !== mine) return;
+      mine.state = "running";
+      progress();
+      doing("The server did not answer: please cancel again.");
     });
     find(".take").addEventListener("click", (event) => {
       const kind = event.target.closest("button")?.dataset.take;
@@ -575,7 +579,10 @@
       if (value?.refused) {
         if (run) doing(value.refused);
         else say("That did not work", value.refused);
-      } else if (value?.run && value.run !== run?.id) follow(value.run);
+      } else if (value?.run && value.run !== run?.id) {
+        if (run && !run.finished) server.cancel({ run: run.id }); // nobody watches it any more
+        follow(value.run);
+      }
     });
 
     // For tests: what is listed, as it is judged.

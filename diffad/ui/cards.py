@@ -168,8 +168,8 @@ SHORTCUTS = """
     <dt><kbd>Esc</kbd></dt><dd>close what is open</dd>
     <dt><kbd>?</kbd></dt><dd>this list</dd>
   </dl>
-  <p class="quiet">In a large map the arrows move through the evidence. Wheel or pinch zooms the picture, a
-  drag moves it, a double click shows it whole.</p>
+  <p class="quiet">In a large map the arrows move through the evidence. Pinch, Ctrl and the wheel, or after a
+  click the wheel alone zooms the picture; a drag moves it, a double click shows it whole.</p>
 </dialog>"""
 
 
@@ -177,7 +177,8 @@ def verdict(sentence: str) -> str:
     """The verdict's place; the sentence stands there until there is a part."""
     waiting = escape(sentence)
     return f"""
-<div class="empty" data-waiting="{waiting}"><p>{waiting}</p></div><div class="verdict-slot" hidden></div>"""
+<div class="empty" data-waiting="{waiting}"><p>{waiting}</p></div><div class="verdict-slot" hidden></div>
+<div class="unseen" role="status"></div>"""
 
 
 def row_head(title: str, explanation: str) -> str:

@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -43,8 +43,13 @@ class Film:
     `keep(data, name)` stores a file where the page may serve it and returns its path.
     """
 
-    def __init__(self, inspection: Inspection, threshold: float, keep: Callable[[bytes, str], str]):
+    def __init__(
+        self, inspection: Inspection, timesteps: Sequence[int], threshold: float,
+        keep: Callable[[bytes, str], str],
+    ) -> None:
+        """timesteps: those at which its pictures are scored, and for which the threshold is."""
         self._inspection = inspection
+        self._timesteps = tuple(timesteps)
         self._threshold = threshold
         self._keep = keep
         self.frames: list[np.ndarray] = []
@@ -84,6 +89,11 @@ class Film:
         """Of the newest picture; None before there is one."""
         return self._scores[-1] if self._scores else None
 
+    def score_beside(self, inspection: Inspection) -> float | None:
+        """The same, unless this verdict's α or timesteps are others than the repair's."""
+        alike = (inspection.alpha, inspection.timesteps) == (self._inspection.alpha, self._timesteps)
+        return self.score if alike else None
+
     def value(self) -> dict[str, Any]:
         """What the player shows."""
         if not self._played:
@@ -106,6 +116,8 @@ class Film:
             "scores": list(self._scores),
             "losses": list(self._losses),
             "total": done if self.ending else self._total,
+            "alpha": self._inspection.alpha,
+            "timesteps": list(self._timesteps),
             "threshold": self._threshold,
             "message": message,
             "state": self.ending or "running",
@@ -150,7 +162,7 @@ def contents(
     would be interpolation): float32 `.npy`, and 16-bit PNG whose scale is in the JSON.
     """
     if kind == "report":
-        repaired, score = (film.repaired, film.score) if _repaired(film) else (None, None)
+        repaired, score = (film.repaired, film.score_beside(inspection)) if _repaired(film) else (None, None)
         page = report(inspection, inspector, name, repaired, score, opacity, colormap)
         return f"{name}-report.html", page.encode()
     if kind == "overlay":

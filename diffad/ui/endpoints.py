@@ -96,7 +96,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         Args:
             image: the picture.
             category: what the part is, one of `categories`; empty to have it recognised.
-            steps: of a round of the repair, 1 to 5000; there are three rounds at most.
+            steps: of a round of the repair, 1 to 5000; there are five rounds at most.
             denoise_every: gradient steps between two denoising steps.
             step_size: length of a gradient step; 0 for the method's usual one.
             method: "weighed" acts where the anomaly map is high, "paper" everywhere.

@@ -41,7 +41,7 @@
           const place = k === part.n ? (kind === "both" ? "fused" : "mean") : "";
           return `<button class="cell ${kind} ${place}" data-row="${i}" data-k="${k}" aria-label="${nameOf(part, ROWS[i], k)}, enlarge"><canvas></canvas></button>`;
         }).join("");
-      slot.innerHTML = `<div class="sheet" style="--columns:${part.n + 1}"><span></span>${heads.join("")}<span class="t-head mean">mean</span>` +
+      slot.innerHTML = `<div class="sheet" style="--columns:${part.n + 1};--aspect:${part.size[0] / part.size[1]}"><span></span>${heads.join("")}<span class="t-head mean">mean</span>` +
         `${ROWS.map(row).join("")}<span class="corner">anomaly map</span></div>`;
     }
 

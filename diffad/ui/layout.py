@@ -62,7 +62,6 @@ def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> Sim
                 _view(p)
                 _evidence()
             _repair(p)
-    html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
     p.file = gr.File(visible="hidden", elem_id="file", interactive=False)
     return p
 
@@ -118,8 +117,10 @@ def _repair_settings(p: SimpleNamespace) -> None:
     with gr.Column(elem_classes="card", elem_id="repair-settings"):
         html("<h3>Repair</h3>")
         with gr.Row(elem_classes="pair"):
-            p.steps = number(10, 500, 90, step=10, label="Steps", elem_id="steps")
-            p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every")
+            p.steps = number(
+                10, 500, 90, step=10, label="Steps", elem_id="steps", info="in each round"
+            )
+            p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every", info="steps")
         with gr.Row(elem_classes="pair"):
             p.step_size = number(0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size")
             p.level = number(20, 900, 900, step=10, label="From t", elem_id="level")

@@ -5,12 +5,14 @@
   const diffad = (window.diffad ??= {});
   const { mean, fuse, topMean, thresholdFor, rateFor, regions, reduced } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
+  const INSPECTING = "Inspecting…";
 
   const choices = { alpha: 0.5, rate: 0.01, threshold: null, opacity: 0.7, colormap: "inferno", chosen: null, point: null };
   const listeners = [];
   let tell = () => {}; // tells Gradio that its threshold and rate should follow
   let part = null;
   let result = null; // read by current() only
+  let last = null; // model, category and timesteps of the last part that could be judged
   let stale = true; // whether something was chosen since it was judged
   let due = false;
   let turn = 0; // of the newest request for an inspection; the server answers the newest
@@ -126,12 +128,13 @@
 
   // A new part, or a sentence in its place.
   function receive(value) {
-    const before = part;
     part = value?.maps ? unpack(value) : value || {};
+    if (part.sentence && part.sentence !== INSPECTING) mark(null);
     if (part.maps) {
-      const same = before?.maps && before.model === part.model && before.category === part.category;
-      if (before?.maps && !same) choices.threshold = null;
-      if (!same || before.timesteps.join() !== part.timesteps.join() || !choices.chosen) choices.chosen = part.timesteps.map((_, k) => k);
+      const same = last && last.model === part.model && last.category === part.category;
+      if (last && !same) choices.threshold = null;
+      if (!same || last.timesteps.join() !== part.timesteps.join()) choices.chosen = part.timesteps.map((_, k) => k);
+      last = { model: part.model, category: part.category, timesteps: part.timesteps };
       if (linked.off) {
         const kept = part.timesteps.map((_, k) => k).filter((k) => !linked.off.includes(part.timesteps[k]));
         if (kept.length) choices.chosen = kept;
@@ -139,6 +142,7 @@
       }
       choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, choices.alpha), part);
       tell();
+      for (const image of document.querySelectorAll("#picture img")) if (image.complete && !image.naturalWidth) substitute(image);
     }
     draw(true);
   }
@@ -160,13 +164,13 @@
   function remember() {
     clearTimeout(later);
     later = setTimeout(() => {
-      if (!part?.maps) return;
+      if (!part?.maps && (!part?.sentence || part.sentence === INSPECTING)) return;
       const link = new URLSearchParams(location.search);
-      const off = part.timesteps.filter((_, k) => !choices.chosen.includes(k));
-      const state = {
+      const off = part.timesteps?.filter((_, k) => !choices.chosen.includes(k));
+      const state = part.maps ? {
         ...part.link, alpha: choices.alpha, rate: choices.threshold === null ? choices.rate : 0.01, opacity: choices.opacity,
         colormap: choices.colormap, threshold: choices.threshold === null ? null : rounded(choices.threshold), off: off.join(",") || null,
-      };
+      } : { sample: null };
       for (const [name, value] of Object.entries(state)) {
         if (value === null || value === undefined || String(value) === String(USUAL[name])) link.delete(name);
         else link.set(name, value);
@@ -219,17 +223,39 @@
     "?": () => document.querySelector("#shortcuts").showModal(),
   };
 
-  // Shortcuts hold on the Inspect tab, outside of whatever has keys of its own.
+  // Shortcuts hold on the Inspect tab, but for the keys of whatever has the focus; their list opens everywhere.
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     if (document.querySelector("dialog[open]")) return;
-    if (!document.querySelector("#page")?.offsetParent) return;
-    const busy = event.target.closest?.("input, textarea, select, [role=slider], [role=listbox], [role=tab], [contenteditable]");
-    if (busy || (event.key === " " && event.target.closest?.("button, a"))) return;
-    const act = /^[1-9]$/.test(event.key) ? () => diffad.zoomTo(Number(event.key) - 1) : KEYS[event.key];
+    if (!document.querySelector("#page")?.offsetParent && event.key !== "?") return;
+    const on = (selector) => event.target.closest?.(selector);
+    if (on("input:not([type=range]), textarea, select, [role=listbox], [contenteditable]")) return;
+    if (/^(Arrow|Page|Home|End)/.test(event.key) && on("input, [role=slider], [role=tab]")) return;
+    if (event.key === " " && on("button, a, input, [role=slider]")) return;
+    const act = /^[1-9]$/.test(event.key) ? () => diffad.zoomTo(Number(event.key) - 1) : KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
     if (!act) return;
     event.preventDefault();
     act();
+  });
+
+  // Gradio hands on whatever is typed and corrects the box afterwards. So it hears of numbers in the slider's range
+  // only, and what is left in the box at the end is corrected before Gradio reads it. The range knows the last number.
+  const typed = ({ target }) => (target.matches?.("#controls input[type=number]") ? target : null);
+  document.addEventListener("input", (event) => {
+    const box = typed(event);
+    if (box && (box.value === "" || box.validity.rangeUnderflow || box.validity.rangeOverflow)) event.stopPropagation();
+  }, true);
+  document.addEventListener("blur", (event) => {
+    const box = typed(event);
+    if (!box) return;
+    const last = box.closest(".block").querySelector("input[type=range]").value;
+    const value = String(box.value === "" ? Number(last) : Math.min(Math.max(Number(box.value), box.min), box.max));
+    if (value === box.value) return;
+    box.value = value;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  }, true);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") typed(event)?.blur();
   });
 
   // Gradio's sliders report their release to the pointer only; the arrow keys deserve it too.
@@ -254,7 +280,7 @@
       begun = name === "click" ? 0 : ++turn;
     }, true);
   const nextTurn = (picture, mine = ++turn) => {
-    if (picture && !part?.maps) receive({ sentence: "Inspecting…" });
+    if (picture && !part?.maps) receive({ sentence: INSPECTING });
     return mine;
   };
   const uploaded = (file) => {
@@ -263,6 +289,15 @@
     [begun, cleared] = [0, false];
     return [mine, file];
   };
+
+  // A format that the browser cannot draw is shown as the server read it.
+  function substitute(image) {
+    const known = part?.maps && part.turn === turn;
+    image.style.visibility = known ? "" : "hidden";
+    if (known && image.src !== part.picture) image.src = part.picture;
+  }
+  document.addEventListener("error", ({ target }) => target.matches?.("#picture img") && substitute(target), true);
+  document.addEventListener("load", ({ target }) => target.matches?.("#picture img") && (target.style.visibility = ""), true);
 
   // A picture that is pasted anywhere on the tab goes the way of a dropped one.
   document.addEventListener("paste", (event) => {
@@ -278,6 +313,12 @@
     });
   });
 
+  // A button at work looks it (page.css) and cannot be pressed again.
+  const busy = (id, on) => document.getElementById(id)?.setAttribute("aria-busy", on);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("button[aria-busy=true]")) event.stopImmediatePropagation();
+  }, true);
+
   // Hands a file to the person.
   const save = (file) => Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
 
@@ -285,7 +326,7 @@
   const number = (value) => value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2).replace("-", "−");
 
   Object.assign(diffad, {
-    choose, decide, limits, toggle, link, arrive, samples, mark, number, save,
+    choose, decide, limits, toggle, link, arrive, samples, mark, number, busy, save,
     nextTurn, uploaded,
     // Whether nothing was asked for since this part was.
     newest: (part) => part.turn === turn,

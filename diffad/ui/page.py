@@ -28,7 +28,7 @@ from diffad.inspector import METHODS, SCALE_TOP
 from diffad.render import COLORMAPS
 from diffad.ui import batch, cards, downloads, endpoints
 from diffad.ui.files import keep, sentence
-from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, lay_out
+from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, html, lay_out
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -123,14 +123,14 @@ def build_app(inspectors: Mapping[str, Inspector], data_root: Path | None = None
     with gr.Blocks(
         title="diffad", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 6 * HOUR)
     ) as app:
-        header = gr.HTML(
-            cards.header(next(iter(inspectors.values()))), elem_id="header", apply_default_css=False
-        )
+        header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Inspect", id="inspect"):
                 p = inspection_page(inspectors)
             with gr.Tab("Batch", id="batch", render_children=True):
                 batch.add(inspectors, p, tabs, data_root)
+        # Beside the tabs, for a hidden tab hides its dialogs too.
+        html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p.model.change(lambda name: cards.header(inspectors[name]), p.model, header, **LIVE)
         open_link(app, inspectors, p)
         endpoints.add(inspectors)
@@ -238,7 +238,8 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
         if not choices["own"]:
             of_one = -math.expm1(math.log1p(-choices["rate"]) / inspection.chances)
             threshold = inspector.threshold(inspection.category, inspection.alpha, rate=of_one)
-        film = session.film = downloads.Film(inspection, threshold, partial(keep, p.player))
+        film = downloads.Film(inspection, inspector.timesteps, threshold, partial(keep, p.player))
+        session.film = film
         for step in inspector.reconstruct(
             inspection.image, category=inspection.category, steps=int(steps), denoise_every=int(every),
             step_size=step_size, timestep=int(level), method=method, alpha=inspection.alpha,
@@ -289,9 +290,18 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
 
     p.repair.click(
         repair, [p.session, p.choices, p.steps, p.every, p.step_size, p.level, p.method], repairing,
-        js="(session, choices, ...settings) => [session, diffad.choices(), ...settings]",
+        js="""(session, choices, ...settings) => {
+            diffad.starting(true);
+            return [session, diffad.choices(), ...settings];
+        }""",
         concurrency_id="repair", concurrency_limit=2, trigger_mode="multiple", **QUIET,
-    ).then(repairable, p.session, p.repair, **LIVE)
+    ).then(
+        repairable, p.session, p.repair, **LIVE,
+        js="""(session) => {
+            diffad.starting(false);
+            return [session];
+        }""",
+    )
     p.stop.click(stop, p.session, None, **LIVE)
     p.cancel.click(cancel, p.session, None, **LIVE)
     # each method has its own usual step and noise level; the other's would spoil the picture
@@ -353,10 +363,15 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     p.view.select(None, None, [p.threshold, p.rate], js="() => diffad.limits()")
 
     for kind, button in p.download.items():
-        button.click(
-            partial(download, kind), [p.session, p.choices], p.file,
-            js="(session) => [session, diffad.choices()]", **QUIET,
-        ).success(None, p.file, None, js="(file) => diffad.save(file)")
+        made = button.click(
+            partial(download, kind), [p.session, p.choices], p.file, **QUIET,
+            js=f"""(session) => {{
+                diffad.busy("{button.elem_id}", true);
+                return [session, diffad.choices()];
+            }}""",
+        )
+        made.success(None, p.file, None, js="(file) => diffad.save(file)")
+        made.then(None, None, None, js=f"() => diffad.busy('{button.elem_id}', false)")
     return p
 
 

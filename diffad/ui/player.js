@@ -19,8 +19,18 @@
       play.textContent = "▶ Play";
     };
 
+    // The scores are of the repair's own α and timesteps: only where the page has the same does its threshold hold.
+    function judged() {
+      const { alpha, timesteps, threshold } = value();
+      const now = diffad.choices();
+      const alike = now.alpha === alpha && now.timesteps.join() === timesteps.join();
+      const moved = !alike || Math.abs(now.threshold - threshold) > 0.005;
+      return { alike, threshold: alike ? now.threshold : threshold, moved };
+    }
+
     function curves(at) {
-      const { scores, losses, total, threshold } = value();
+      const { scores, losses, total } = value();
+      const { threshold } = judged();
       const [w, h] = [260, 112];
       // The first drafts score far beyond any defect: they run out of the picture, for what matters lies below.
       const top = Math.max(scores[0], scores[scores.length - 1], threshold) * 1.4;
@@ -68,12 +78,13 @@
     }
 
     function show(at) {
-      const { frames, threshold } = value();
+      const { frames } = value();
       const frame = frames[clamp(at, 0, frames.length - 1)];
       if (!frame) return;
+      const { alike, threshold } = judged();
       put(now, frame.file.url);
       put(first, frames[0].file.url);
-      const below = frame.score <= threshold ? " · below the threshold" : "";
+      const below = frame.score > threshold ? "" : ` · below ${alike ? "the threshold" : diffad.number(threshold)}`;
       find(".caption").textContent = `step ${frame.step} · score ${frame.score.toFixed(2)}${below}`;
       find(".plot").innerHTML = curves(frame.step);
       element.querySelectorAll(".strip button").forEach((b) => b.classList.toggle("on", Number(b.dataset.position) === at));
@@ -95,11 +106,18 @@
       });
     }
 
+    function say() {
+      const { frames, message, alpha, timesteps, threshold } = value();
+      const of = frames.length && judged().moved
+        ? ` · scored at α = ${alpha.toFixed(2)}, t = ${timesteps.join(", ")}, threshold ${diffad.number(threshold)}` : "";
+      find(".message").textContent = `${message || ""}${of}`;
+    }
+
     function update() {
-      const { frames, state, message } = value();
+      const { frames, state } = value();
       root.dataset.state = state || "empty";
-      find(".message").textContent = message || "";
-      if (!frames || !frames.length) {
+      starting(false);
+      if (!frames.length) {
         stop();
         following = true;
         return;
@@ -148,7 +166,20 @@
       if (button) look(button.dataset.view === root.dataset.view ? "repaired" : button.dataset.view);
     });
     find(".begin").addEventListener("click", () => document.querySelector("#repair:not(:disabled)")?.click());
-    diffad.onResult(({ result }) => (find(".begin").hidden = !result));
+    diffad.onResult(({ result, fresh }) => {
+      find(".begin").hidden = !result;
+      if (fresh) starting(false);
+      if (!result || !value().frames.length) return;
+      say();
+      show(position());
+    });
+    // From the press until the first frame.
+    function starting(on) {
+      diffad.busy("repair", on);
+      if (on) find(".message").textContent = "Starting…";
+      else say();
+    }
+    diffad.starting = starting;
     divider.addEventListener("input", () => screen.style.setProperty("--cut", `${divider.value}%`));
     watch("value", update);
     update();

@@ -35,10 +35,10 @@
     slot.innerHTML = `
       <div class="judgement"><h2><span class="mark" aria-hidden="true"><i></i></span><span class="word"></span></h2>
         <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><p class="note" hidden></p></div>
-      <svg class="histogram" viewBox="0 -14 ${WIDTH} 102" role="group" aria-label="Scores of good parts">
+      <svg class="histogram" viewBox="0 -20 ${WIDTH} 114" role="group" aria-label="Scores of good parts">
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
         <text class="quiet" x="2" y="-3"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
-        <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="83"></text>
+        <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="90"></text>
         <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="0">
           <rect x="-9" y="2" width="18" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="12" y2="${BASE + 4}"/>
           <path class="knob" d="M-5 2h10v6l-5 5l-5 -5z"/><text class="quiet" x="9" y="19">threshold</text></g>
@@ -46,13 +46,18 @@
     const find = (name) => slot.querySelector(name);
     const [svg, grip] = [find("svg"), find(".limit-grip")];
     const sentence = element.querySelector(".empty");
+    const spoken = element.querySelector("[role=status]"); // once a part, not with every move of a slider
     let now = null;
     let scale = null;
 
     diffad.onResult(({ part, result, choices, fresh }) => {
       slot.hidden = !result;
       sentence.hidden = !!result;
-      if (!result) return void (sentence.firstElementChild.textContent = part?.sentence || sentence.dataset.waiting);
+      if (!result) {
+        sentence.firstElementChild.textContent = part?.sentence || sentence.dataset.waiting;
+        if (fresh) spoken.textContent = part?.sentence || "";
+        return;
+      }
       now = result;
       const { number } = diffad;
       const bad = result.anomalous;
@@ -61,6 +66,7 @@
       slot.dataset.threshold = result.threshold;
       find(".mark i").textContent = bad ? "✕" : "✓";
       find(".word").textContent = bad ? "Anomalous" : "Good";
+      if (fresh) spoken.textContent = `${bad ? "Anomalous" : "Good"}, score ${number(result.score)}, threshold ${number(result.threshold)}`;
       const count = result.regions.length;
       find(".reading").innerHTML = `score <b>${number(result.score)}</b> · threshold <b>${number(result.threshold)}</b>` +
         (bad ? ` · ${count} region${count === 1 ? "" : "s"}` : "");

@@ -201,11 +201,12 @@
 
     const pointers = new Map();
     let [moved, dividing] = [false, false];
+    let entered = false; // pressed since the pointer came: the wheel is the picture's
     stage.addEventListener("pointerdown", (event) => {
       if (!now?.part.maps || event.button) return;
       dividing = !!event.target.closest(".divider") || (view.scale <= 1.001 && pointers.size === 0 && event.pointerType !== "touch");
       pointers.set(event.pointerId, event);
-      moved = false;
+      [moved, entered] = [false, true];
       stage.setPointerCapture(event.pointerId);
       if (event.target.closest(".divider")) handle.focus({ preventScroll: true });
     });
@@ -239,10 +240,10 @@
     };
     stage.addEventListener("pointerup", release);
     stage.addEventListener("pointercancel", release);
-    stage.addEventListener("pointerleave", () => { readout.hidden = true; diffad.look?.(null); });
+    stage.addEventListener("pointerleave", () => { entered = false; readout.hidden = true; diffad.look?.(null); });
     stage.addEventListener("dblclick", () => zoomTo(null));
     stage.addEventListener("wheel", (event) => {
-      if (!now?.part.maps || (view.scale <= 1 && event.deltaY > 0)) return; // the page scrolls on
+      if (!now?.part.maps || (view.scale <= 1 && (event.deltaY > 0 || !(entered || event.ctrlKey)))) return; // the page scrolls on
       event.preventDefault();
       zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), event.clientX, event.clientY);
     }, { passive: false });
