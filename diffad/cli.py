@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     tile = option("--tile", "PX", _tile, "cut pictures into overlapping squares of that side, or inspect "
                   "them whole; auto: tiles if large pictures look like good parts only in pieces", "auto")
     repair = (
-        option("--steps", "N", whole(1, 5000), "steps of a round, of which there are three at most; of a "
+        option("--steps", "N", whole(1, 5000), "steps of a round, of which there are five at most; of a "
                "picture in tiles, of each of four tiles at most", 90),
         option("--denoise-every", "N", whole(1, 5000), "gradient steps between two denoising steps", 5),
         option("--step-size", "S", real(1e-6, 0.999), "length of a gradient step; weighed, of the first "

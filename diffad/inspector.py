@@ -47,7 +47,7 @@ _FITS = 2.0
 _FITS_WELL = 1.0  # what good pictures have on average
 _WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles must beat the whole picture
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
-_REPAIRED_TILES, _ROUNDS = 4, 3  # of a tiled picture, of a whole one, at most
+_REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
 _SCORED_EVERY = 5  # steps of a repair
 # Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
 # part is sound.

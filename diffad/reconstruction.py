@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -218,15 +220,31 @@ def _between(first: int, last: int, share: float) -> int:
 
 def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
     """Where to repair: 0 where the map [..., s, s] in σ is below `low` (of the same shape, or one number), 1
-    from a fifth above, a little wider, with a soft rim; [1, 1, s, s].
+    from a fifth above and in what such places enclose, a little wider, with a soft rim; [1, 1, s, s].
 
     Exactly 0 away from anomalies, so that good places stay as they are.
     """
     size = anomaly_map.shape[-1]
     ramp = ((anomaly_map - low) / (0.2 * low)).clamp(0, 1).reshape(1, 1, size, size)
+    inside = _enclosed((ramp[0, 0] > 0).cpu().numpy())
+    ramp = torch.where(torch.from_numpy(inside).to(ramp.device), 1.0, ramp)
     reach = 2 * round(size * 2 / 256) + 1  # px
     wide = smooth(F.max_pool2d(ramp, reach, stride=1, padding=reach // 2), sigma=1.5)
     return torch.where(wide < 0.01, torch.zeros_like(wide), wide)
+
+
+def _enclosed(above: np.ndarray) -> np.ndarray:
+    """What regions enclose, bool [s, s]: of a wide even stain the map shows the rim. Only holes of less than
+    half their region: what a ring around the part's own middle encloses is sound.
+    """
+    regions = above.astype(np.uint8)
+    outlines, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    whole = np.zeros_like(regions)
+    for index in range(len(outlines)):
+        filled = cv2.drawContours(np.zeros_like(regions), outlines, index, 1, cv2.FILLED)
+        if filled.sum() < 1.5 * (filled & regions).sum():
+            whole |= filled
+    return (whole > 0) & ~above
 
 
 def _gradient(distance: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> tuple[Tensor, float]:

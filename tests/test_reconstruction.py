@@ -393,3 +393,14 @@ def test_weight_scales_with_the_size(size):
     field[: size // 2, : size // 2] = 10
     share = float(repair_weight(field, 2).mean())
     assert share == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize(("ring", "filled"), [(12, True), (4, False)])  # px; the hole is 24 px wide
+def test_what_a_wide_ring_encloses_is_repaired_too(ring, filled):
+    field = torch.zeros(128, 128)
+    field[40 - ring : 64 + ring, 40 - ring : 64 + ring] = 9
+    field[40:64, 40:64] = 0
+    weight = repair_weight(field, low=2.5)[0, 0]
+    assert float(weight[52, 52]) == pytest.approx(float(filled), abs=1e-5)
+    field[52, :52] = 0  # and a way out: then nothing is enclosed
+    assert float(repair_weight(field, low=2.5)[0, 0, 52, 52]) == 0
