@@ -234,15 +234,15 @@ def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
 
 
 def _enclosed(above: np.ndarray) -> np.ndarray:
-    """What regions enclose, bool [s, s]: of a wide even stain the map shows the rim. Only holes of less than
-    half their region: what a ring around the part's own middle encloses is sound.
+    """What regions enclose, bool [s, s]: of a wide even stain the map shows the rim. Only holes smaller than
+    the region around them: what a thin ring around the part's own middle encloses is sound.
     """
     regions = above.astype(np.uint8)
     outlines, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     whole = np.zeros_like(regions)
     for index in range(len(outlines)):
         filled = cv2.drawContours(np.zeros_like(regions), outlines, index, 1, cv2.FILLED)
-        if filled.sum() < 1.5 * (filled & regions).sum():
+        if filled.sum() < 2 * (filled & regions).sum():
             whole |= filled
     return (whole > 0) & ~above
 
