@@ -532,13 +532,13 @@ def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
 
 @contextlib.contextmanager
 def _results(out: Path | None, records: list[dict[str, Any]]) -> Iterator[None]:
-    """Writes results.json and results.csv of the records when the context ends, or is interrupted."""
+    """Writes results.json and results.csv of the records when the context ends, also by an interruption."""
     from diffad.batch import csv_text
 
     try:
         yield
     finally:
-        if out:
+        if out and records:  # else those of an earlier run stay
             (out / "results.json").write_text(_json(records) + "\n", encoding="utf-8")
             (out / "results.csv").write_text(
                 csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")

@@ -258,6 +258,8 @@ def test_what_was_judged_before_an_interruption_is_kept(toy, tmp_path, capsys, m
     assert main(["inspect", *sources, "--out", str(tmp_path / "out")]) == 130
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
     assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
+    assert main(["inspect", sources[2], "--out", str(tmp_path / "out")]) == 130  # before anything was judged
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
 
 
 def test_results_are_never_taken_for_pictures(toy, tmp_path, capsys):
