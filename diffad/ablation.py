@@ -20,6 +20,7 @@ from torch import Tensor
 from diffad.data import (
     DataError,
     Sample,
+    check_readable,
     labelled,
     mask_inside,
     read_image,
@@ -101,9 +102,10 @@ def ablate(
     read, or a single model has another size.
     """
     samples = list(samples)
-    groups = _chosen(samples, limit)
+    groups = labelled(samples, limit)
     experts = {name: next((one for one in singles if name in one.categories), None) for name in groups}
     _check(inspector, groups, experts.values())
+    check_readable(groups)
     training = {name: _training_pictures(samples, name, seed) for name in groups}
     scores = _pixel_scores(inspector) if any(training.values()) else {}
     tables = _tables(inspector, scores, any(experts.values()))
@@ -380,16 +382,6 @@ def _fused(maps: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.n
 
 # ---------------------------------------------------------------------------------------------------------
 # Pictures and results
-
-
-def _chosen(samples: Sequence[Sample], limit: int | None) -> dict[str, list[Sample]]:
-    """Labelled test samples by category, in their order; each label thinned evenly to at most `limit`."""
-    names = dict.fromkeys(sample.category for sample in samples)
-    groups = {name: labelled(samples, name, limit) for name in names}
-    groups = {name: group for name, group in groups.items() if group}
-    if not groups:
-        raise DataError("no picture has a label: ablations need test/good and test/<defect> folders (MVTec)")
-    return groups
 
 
 def _training_pictures(samples: Sequence[Sample], category: str, seed: int) -> list[Sample]:

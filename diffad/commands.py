@@ -190,7 +190,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from diffad.data import DataError, find_all
+    from diffad.data import find_all
     from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, repair_table
 
     out = arguments.out
@@ -206,25 +206,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
     _make_folder(out)
     inspector = _load_inspector(arguments)
     with _document(arguments) as put:
-        try:
-            settings = {"category": arguments.category, "alpha": arguments.alpha}
-            with _counter("inspecting") as progress:
-                result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
-                                  progress=progress, **settings)
-            tables = [evaluation_table(result)]
-            shown: dict[str, Any] = {}
-            if arguments.repair:
-                with _counter("repairing") as progress:
-                    repaired = evaluate_repair(
-                        inspector, samples, limit=arguments.limit, progress=progress, seed=arguments.seeds[0],
-                        show=shown.__setitem__ if arguments.sheet else None, **settings,
-                        **_repair_options(arguments))
-                tables.append(repair_table(repaired))
-                for name, values in repaired.items():
-                    result[name]["repair"] = values
-        except DataError as error:  # numbers over fewer pictures than were given would mislead
-            say(str(error))
-            return UNREADABLE
+        settings = {"category": arguments.category, "alpha": arguments.alpha}
+        with _counter("inspecting") as progress:
+            result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
+                              progress=progress, **settings)
+        tables = [evaluation_table(result)]
+        shown: dict[str, Any] = {}
+        if arguments.repair:
+            with _counter("repairing") as progress:
+                repaired = evaluate_repair(
+                    inspector, samples, limit=arguments.limit, progress=progress, seed=arguments.seeds[0],
+                    show=shown.__setitem__ if arguments.sheet else None, **settings,
+                    **_repair_options(arguments))
+            tables.append(repair_table(repaired))
+            for name, values in repaired.items():
+                result[name]["repair"] = values
         for name, values in result.items():
             for note in values["notes"] + values.get("repair", {}).get("notes", []):
                 say(f"{name}: {note}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -404,20 +406,35 @@ def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Samp
     return list(found.values())
 
 
-def labelled(samples: Sequence[Sample], category: str, limit: int | None = None) -> list[Sample]:
-    """A category's labelled pictures that are not for training, good ones first, each label in its order and
-    thinned evenly to at most `limit`.
+def labelled(samples: Iterable[Sample], limit: int | None = None) -> dict[str, list[Sample]]:
+    """Labelled pictures that are not for training by category, good ones first, each label in its order and
+    thinned evenly to at most `limit`. Raises DataError if there is none.
     """
-    chosen = []
-    for anomalous in (False, True):
-        some = [
-            sample for sample in samples
-            if sample.category == category and sample.split != "train" and sample.is_anomalous is anomalous
-        ]  # fmt: skip
-        if limit is not None and len(some) > limit:
-            some = [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
-        chosen += some
-    return chosen
+    labels: dict[str, tuple[list[Sample], list[Sample]]] = {}
+    for sample in samples:
+        if sample.split != "train" and sample.is_anomalous is not None:
+            labels.setdefault(sample.category, ([], []))[sample.is_anomalous].append(sample)
+    if not labels:
+        raise DataError("no picture has a label: measuring needs test/good and test/<defect> folders (MVTec)")
+    return {name: [*chain(*(_thinned(some, limit) for some in both))] for name, both in labels.items()}
+
+
+def _thinned(some: list[Sample], limit: int | None) -> list[Sample]:
+    if limit is None or len(some) <= limit:
+        return some
+    return [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
+
+
+def check_readable(groups: Mapping[str, Sequence[Sample]]) -> None:
+    """Decode every picture and mask of samples by category once, so that a damaged one is known before the
+    work and not in its midst. Raises DataError for the first.
+    """
+    with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter's lock
+        checked = pool.map(
+            lambda sample: mask_of(sample, read_image(sample.image).shape[:2]), chain(*groups.values())
+        )
+        for _ in checked:
+            pass
 
 
 def _samples(root: Path) -> Iterator[Sample]:

@@ -20,7 +20,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from diffad.data import DataError, Geometry, Sample, mask_inside, mask_of, mask_to_square, read_image
+from diffad.data import (
+    DataError,
+    Geometry,
+    Sample,
+    check_readable,
+    mask_inside,
+    mask_of,
+    mask_to_square,
+    read_image,
+)
 from diffad.metrics import (
     aupro,
     auroc,
@@ -103,9 +112,11 @@ def evaluate(
     pictures come from the first; pictures: path, defect, score, anomalous (the verdict) of each; setting;
     notes: sentences, among them why a value is None.
     progress(done, total) is called after every picture and seed.
-    Raises DataError if no sample has a label or a file cannot be read.
+    Raises DataError before the first inspection if no sample has a label, a file cannot be read or a mask
+    is not of its picture's size.
     """
     groups = _labelled(samples)
+    check_readable(groups)
     total, done = len(seeds) * sum(map(len, groups.values())), 0
     result = {}
     for name, group in groups.items():
@@ -179,6 +190,7 @@ def evaluate_repair(
     chosen = {name: _spread([s for s in group if not s.is_anomalous], limit)
               + _spread([s for s in group if s.is_anomalous and s.mask is not None], limit)
               for name, group in groups.items()}
+    check_readable(chosen)
     total = sum(len(group) for group in chosen.values())
     shared = {key: options[key] for key in ("alpha", "seed", "threshold") if key in options}
     result, done = {}, 0

@@ -27,6 +27,7 @@ from diffad.data import (
     DataError,
     Geometry,
     Sample,
+    check_readable,
     labelled,
     mask_inside,
     read_image,
@@ -97,23 +98,21 @@ def compare(
     category and method all of `measure`, fit_seconds (with diffad's network what its checkpoint says that it
     was trained for, None if it does not), model_megabytes (what judging a picture needs in memory besides the
     picture's own maps). notes: sentences. progress(done, total) is called after every picture and method.
-    Raises DataError for a category that the model does not know or that has no normal training pictures,
-    ValueError as `checked`.
+    Raises DataError as `labelled`, for a category that the model does not know or that has no normal
+    training pictures, ValueError as `checked`.
     """
     peers = checked(peers)
     if peers:
         with warnings.catch_warnings():  # anomalib's about its own parts
             warnings.simplefilter("ignore")
             import anomalib.models  # noqa: F401 - takes seconds, before any clock runs
-    groups = {name: labelled(samples, name, limit) for name in dict.fromkeys(s.category for s in samples)}
-    groups = {name: group for name, group in groups.items() if group}
-    if not groups:
-        raise DataError("no picture has a label: comparing needs test/good and test/<defect> folders (MVTec)")
+    groups = labelled(samples, limit)
     if unknown := [name for name in groups if name not in inspector.categories]:
         raise DataError(
             f"{inspector.name} has no category {', '.join(unknown)}: "
             f"give a model that has, or only folders of {', '.join(inspector.categories)}"
         )
+    check_readable(groups)
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
         "RGB error": lambda category, _: _rgb_error(inspector, seed),

@@ -16,7 +16,7 @@ from diffad import ablation, checkpoint
 from diffad.ablation import METRICS, ablate, ablation_report
 from diffad.checkpoint import Checkpoint, Profile
 from diffad.cli import main
-from diffad.data import DataError, Geometry, Sample, find_samples, read_image, to_square
+from diffad.data import DataError, Geometry, Sample, find_samples, labelled, read_image, to_square
 from diffad.evaluation import evaluate
 from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.inspector import Inspector
@@ -231,7 +231,7 @@ def test_limit_spreads_over_the_kinds_and_progress_counts(inspector, folder):
     assert few["pictures"] == {name: {"good": 1, "defective": 1} for name in SHAPES}
     assert calls == [(i + 1, calls[0][1]) for i in range(calls[0][1])]
     many = [Sample(Path(f"{kind}{i}"), "nut", "test", kind) for kind in ("good", "a", "b") for i in range(9)]
-    chosen = [sample.image.name for sample in ablation._chosen(many, 2)["nut"]]
+    chosen = [sample.image.name for sample in labelled(many, 2)["nut"]]
     assert chosen == ["good2", "good6", "a4", "b4"]
 
 

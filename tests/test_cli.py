@@ -431,8 +431,15 @@ def test_evaluate_refuses_what_it_cannot_measure(toy, tmp_path, capsys):
         out = str(tmp_path / "plain" / "a.png" / "deeper")
         assert main([*command, str(root), "--out", out]) == 2 and not toy.calls
         assert "a.png" in only_error(capsys)
+    truth = root / "nut" / "ground_truth" / "cut" / "1_mask.png"
+    drawn = truth.read_bytes()
+    picture(truth, size=(31, 32))
+    for command in (["evaluate"], ["evaluate", "--repair"], ["ablate"], ["compare", "--peers", "none"]):
+        assert main([*command, str(root)]) == 2 and not toy.calls  # nor a picture inspected in vain
+        assert "1_mask.png" in only_error(capsys)
+    truth.write_bytes(drawn)
     (root / "nut" / "test" / "good" / "1.png").write_bytes(b"torn")
-    assert main(["evaluate", str(root), "--json"]) == 1  # never a number over fewer pictures than given
+    assert main(["evaluate", str(root), "--json"]) == 2  # never a number over fewer pictures than given
     assert "1.png" in only_error(capsys)
 
 

@@ -67,10 +67,10 @@ def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
 def test_the_limit_thins_test_pictures_evenly_and_leaves_training_alone(gears):
     samples = find_samples(gears)
     test = [sample for sample in samples if sample.split == "test"]
-    chosen = labelled(samples, "gear", limit=1)
+    chosen = labelled(samples, limit=1)["gear"]
     assert [sample.is_anomalous for sample in chosen] == [False, True]
     assert set(chosen) <= set(test)
-    assert set(labelled(samples, "gear", limit=None)) == set(test)
+    assert set(labelled(samples)["gear"]) == set(test)
     assert len(peers._normal_squares(samples, "gear", 32)) == 2
 
 
