@@ -313,7 +313,7 @@ class Inspector:
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
         details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
         score is that of the middle good part; as long as it stays above the threshold another round of
-        `steps` follows where the map is still high, three in all. Each draws the place anew first, unless
+        `steps` follows where the map is still high, five in all. Each draws the place anew first, unless
         that was in vain just before: then what is there is only led back, and if that is in vain too it
         stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
         than it was.
@@ -385,16 +385,16 @@ class Inspector:
                 anomaly_map, last = None, repair.index == steps
                 # a score costs as much as a step, and between two denoising steps there is only grain to see
                 scored = last or (repair.denoised and index - scored_at >= _SCORED_EVERY)
-                if scored:
-                    scored_at = index
-                    here = self._fused(repair.x, first)
-                    fused = fused.copy()
-                    fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
-                    score = image_score(fused, tiling.cells)
                 change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0)
                 image = picture.copy()
                 image[tile.box] = np.clip(np.rint(there + 127.5 * share * change), 0, 255).astype(np.uint8)
                 if scored:
+                    scored_at = index
+                    # not of repair.x: whole grey values and the way back into the square move a score too
+                    here = self._fused(self._square(tiling, image, tile)[0], first)
+                    fused = fused.copy()
+                    fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
+                    score = image_score(fused, tiling.cells)
                     if score < best[0]:
                         best = score, image, fused
                     if last and weighed:

@@ -48,7 +48,8 @@ class TrainConfig:
     T·u^low_t, so 2 favours the timesteps that are scored, 1 is uniform. spoiled: share of the pictures that
     are shown with one to three artificial defects, to be removed like noise. holes: share of the pictures
     that are noised in places only, to learn to fill them (from t = 100 on: below, variances are what counts).
-    held_out: share of each category's normal pictures kept from training to calibrate on (4 to 48 pictures).
+    held_out: share of each category's normal pictures kept from training to calibrate on (4 to 48 pictures,
+    the same ones whatever the seed).
     """
 
     steps: int | None = None
@@ -130,7 +131,7 @@ def train(
     paths = normal_paths(sources)
     pictures = load_normal(paths, config.unet.size)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
-    split = {name: split_held_out(images, config.held_out, config.seed) for name, images in pictures.items()}
+    split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
 
     if config.steps != 0:
@@ -145,7 +146,7 @@ def train(
                 run.network, run.extractor, run.schedule, used, held,
                 kind=config.pixel_score, stride=config.stride, seed=config.seed,
             )  # fmt: skip
-            _, order = split_held_out(torch.arange(len(paths[name])), config.held_out, config.seed)
+            _, order = split_held_out(torch.arange(len(paths[name])), config.held_out)
             scores = profile.calibration.good_scores()
             odd = {paths[name][order[i]].name: float(scores[i]) for i in unusual(scores).nonzero()[0]}
             profiles[name] = replace(profile, rehearsal=profile.rehearsal | {"unusual": odd})
@@ -280,9 +281,11 @@ def load_normal(paths: Mapping[str, Sequence[Path]], size: int) -> dict[str, Ten
     }
 
 
-def split_held_out(pictures: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(for training, held out), a seeded split of the first dimension; 4 to 48 pictures are held out."""
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
+def split_held_out(pictures: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(for training, held out) of the first dimension; 4 to 48 pictures are held out, the same ones in every
+    run: with one's own seed, a run that goes on from a checkpoint would train on what that one held out.
+    """
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     held = min(48, max(4, round(share * len(pictures))))
     return pictures[order[held:]], pictures[order[:held]]
 

@@ -213,6 +213,13 @@ def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defe
     assert changed[DEFECTIVE.mask].any()
 
 
+def test_a_repair_is_scored_as_the_picture_that_it_gives(inspector):
+    *_, last = inspector.reconstruct(DEFECTIVE.image, steps=15)
+    again = inspector.inspect(last.image, DEFECTIVE.category)
+    assert last.score == pytest.approx(again.score, rel=1e-3)
+    np.testing.assert_allclose(last.anomaly_map, again.anomaly_map, atol=0.02)
+
+
 def test_a_good_part_comes_out_as_it_went_in(inspector):
     steps = list(inspector.reconstruct(GOOD.image, steps=10))
     assert steps[-1].done

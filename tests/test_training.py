@@ -73,7 +73,7 @@ def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
     for seed in range(24):
         picture = make_part(CATEGORIES[0], seed, size=64).image
         Image.fromarray(picture).save(tmp_path / f"{seed:02}.png")
-    odd = sorted(tmp_path.glob("*.png"))[split_held_out(torch.arange(24), 0.3, 0)[1][2]]
+    odd = sorted(tmp_path.glob("*.png"))[split_held_out(torch.arange(24), 0.3)[1][2]]
     Image.fromarray(255 - np.asarray(Image.open(odd))).save(odd)
     out = train(config(steps=0, held_out=0.3), [tmp_path], tmp_path / "m.safetensors", start_from=trained)
     assert odd.name in checkpoints.load(out).profiles[tmp_path.name].rehearsal["unusual"]
@@ -81,10 +81,28 @@ def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
 
 def test_held_out_pictures_are_not_trained_on():
     pictures = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1)
-    used, held = split_held_out(pictures, 0.15, seed=0)
+    used, held = split_held_out(pictures, 0.15)
     assert len(held) == 6
     assert sorted(torch.cat([used, held]).flatten().tolist()) == list(range(40))
-    assert torch.equal(split_held_out(pictures, 0.15, seed=0)[1], held)
+    assert torch.equal(split_held_out(pictures, 0.15)[1], held)
+
+
+def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, monkeypatch):
+    """Else a run that goes on from a checkpoint would train on what its thresholds come from."""
+    held_out = []
+
+    class Seen(Exception):
+        pass
+
+    def look(network, extractor, schedule, used, held, **settings):
+        held_out.append(held)
+        raise Seen
+
+    monkeypatch.setattr("diffad.training.fit_profile", look)
+    for seed in (0, 5):
+        with pytest.raises(Seen):
+            train(config(steps=0, seed=seed), [parts], tmp_path / "m.safetensors", start_from=trained)
+    assert torch.equal(*held_out)
 
 
 def test_only_normal_training_pictures_are_read(parts):
