@@ -347,9 +347,7 @@ def shown(
     image: np.ndarray, reduced: np.ndarray, inspector: Inspector, row: Row, longest: int
 ) -> np.ndarray:
     """The picture with its heat and contour, uint8 [h, w, 3] with at most `longest` px."""
-    scale = min(1.0, longest / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    heat = cv2.resize(reduced.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    small = render.reduced(image, longest)
+    heat = cv2.resize(reduced.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     top, said = inspector.scale_top(row.result["category"]), row.result
     return render.overlay(small, heat, top, said["threshold"], contour=said["is_anomalous"])

@@ -73,9 +73,6 @@ class Checkpoint:
     stride: int = 4
     provenance: Mapping[str, object] = field(default_factory=dict)
 
-    def make_schedule(self) -> Schedule:
-        return Schedule.linear() if self.schedule == "linear" else Schedule.cosine()
-
 
 def save(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write atomically (nobody ever sees half a file), making missing folders; returns the path."""
@@ -137,8 +134,9 @@ def load(path: str | Path) -> Checkpoint:
         if header["format"] < FORMAT:
             raise CheckpointError(f"{path} was written by an older diffad; train it again with this one")
         config = UNetConfig(**{**header["config"], "channels": tuple(header["config"]["channels"])})
-        if header["schedule"] not in ("linear", "cosine") or header["pixel_score"] not in PIXEL_SCORES:
-            raise ValueError("unknown schedule or pixel score")
+        Schedule.named(header["schedule"])
+        if header["pixel_score"] not in PIXEL_SCORES:
+            raise ValueError("unknown pixel score")
         profiles = {}
         for index, category in enumerate(header["categories"]):
             part = {

@@ -1,7 +1,4 @@
-"""The command line: `diffad train · inspect · reconstruct · evaluate · ablate · benchmark · samples · serve`.
-
-The options and their help; what the commands do is in `commands.py`.
-"""
+"""The command line `diffad`: the options and their help. What the commands do is in `commands.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from diffad import __version__
 from diffad.commands import (
@@ -26,17 +23,12 @@ from diffad.commands import (
     compare,
     evaluate,
     inspect,
-    leave_stdout,
     reconstruct,
     samples,
-    say,
     serve,
     train,
 )
-
-if TYPE_CHECKING:
-
-    pass
+from diffad.console import leave_stdout, say
 
 EXIT_CODES = """\
 exit codes:

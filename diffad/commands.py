@@ -1,7 +1,6 @@
-"""What each command of the command line does; `cli.py` says how it is asked for.
+"""What each command of the command line does; `cli.py` says how it is asked for, `console.py` prints.
 
-Everything heavy is imported inside the commands, so that `diffad --help` answers at once. With --json,
-standard output is exactly one JSON document; progress, warnings and what libraries print go to stderr.
+Everything heavy is imported inside the commands, so that `diffad --help` answers at once.
 A command takes the parsed arguments and returns an exit code.
 """
 
@@ -9,26 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from diffad.console import counter, document, json_text, say, tell, tracked, training_bar
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from diffad.data import Sample
     from diffad.inspector import Inspector
 
 FINISHED, UNREADABLE, REFUSED, ANOMALOUS, INTERRUPTED = 0, 1, 2, 3, 130
 FRAME_SIDE = 768  # px; longest side of an animation's frames
-_Item = TypeVar("_Item")
 
 
 class Refused(ValueError):
@@ -45,8 +41,6 @@ def default_checkpoint() -> Path:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from diffad import checkpoint, training
     from diffad.features import FeatureExtractor
     from diffad.profiles import in_words
@@ -72,27 +66,13 @@ def train(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise Refused(str(error)) from error
 
-    bar = tqdm(total=1.0, disable=None, bar_format="{percentage:3.0f}%|{bar:30}| {postfix}")
-    last_line = -math.inf
-
-    def progress(row: dict[str, Any]) -> None:
-        nonlocal last_line
-        left = "" if row["eta"] is None else f"  {row['eta'] / 60:.1f} min left"
-        line = f"step {row['step']}  loss {row['loss']:.4f}{left}"
-        if not bar.disable:
-            bar.n = min(1.0, row["done"])
-            bar.set_postfix_str(line)
-        elif time.monotonic() - last_line > 30:  # into a log: now and then a line
-            _print(line)
-            last_line = time.monotonic()
-
     started = time.perf_counter()
     first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process speaks
     if first:  # before hours are spent: a folder that is missing, or two parts in one
         for name, paths in categories.items():
             folders = len({path.parent for path in paths})
             say(f"{name}: {len(paths)} good pictures" + (f" from {folders} folders" if folders > 1 else ""))
-    with _document(arguments) as put, bar, _terminated_like_interrupted():
+    with document(arguments.json) as put, training_bar() as progress, _terminated_like_interrupted():
         try:
             path = training.train(config, arguments.data, arguments.out, resume=arguments.resume,
                                   start_from=arguments.start, device=arguments.device, progress=progress)
@@ -121,12 +101,12 @@ def inspect(arguments: argparse.Namespace) -> int:
         raise Refused("--report writes into a folder: give --out DIR too")
     names = _output_names(paths, arguments.out, endings) if arguments.out else [""] * len(paths)
     records: list[dict[str, Any]] = []
-    with _document(arguments) as put, _results(arguments.out, records):
+    with document(arguments.json) as put, _results(arguments.out, records):
         options = ("timesteps", "alpha", "seed", "draws", "threshold", "tile")
         rows = batch.run(
             inspector, {str(sample.image): sample for sample in samples}, arguments.category,
             **{option: getattr(arguments, option) for option in options})
-        for name, (row, inspection) in _progress(zip(names, rows, strict=True), "inspecting", len(paths)):
+        for name, (row, inspection) in tracked(zip(names, rows, strict=True), "inspecting", len(paths)):
             record = row.to_dict()
             if row.error:
                 say(row.error)
@@ -142,8 +122,8 @@ def inspect(arguments: argparse.Namespace) -> int:
                 count = len(record["regions"])
                 regions = f"{count} region{'' if count == 1 else 's'}"
                 fits = "" if record.get("category_fits", True) else "?  fits no category"
-                _tell(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
-                      f"{regions}  {record['category']}{fits}  {row.name}", keep_on=arguments.out)
+                tell(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
+                     f"{regions}  {record['category']}{fits}  {row.name}", keep_on=arguments.out)
         put(records, f"wrote results to {arguments.out}" if arguments.out else None)
     if any("error" in record for record in records):
         return UNREADABLE
@@ -153,13 +133,13 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def reconstruct(arguments: argparse.Namespace) -> int:
     from diffad.data import DataError
-    from diffad.render import animation, png_bytes
+    from diffad.render import animation, png_bytes, reduced
 
     paths = [sample.image for sample in _pictures(arguments.sources, arguments.out)]
     inspector = _load_inspector(arguments)
     endings = (f"_repair.{arguments.format}", "_repaired.png")
     records: list[dict[str, Any]] = []
-    with _document(arguments) as put:
+    with document(arguments.json) as put:
         for path, name in zip(paths, _output_names(paths, arguments.out, endings), strict=True):
             film, picture = (arguments.out / f"{name}{ending}" for ending in endings)
             started = time.perf_counter()
@@ -172,8 +152,10 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 records.append(_unreadable(path, error))
                 continue
             frames, scores = [], []
-            for step in _progress(repair, str(path), arguments.steps + 1):
-                frames.append(_frame(step.image))
+            bar = tracked(repair, str(path), arguments.steps + 1)
+            for step in bar:
+                bar.total = step.total + 1  # grows by a round
+                frames.append(reduced(step.image, FRAME_SIDE))
                 scores.append(step.score)
                 repaired, steps = step.image, step.index
             seconds = time.perf_counter() - started
@@ -184,7 +166,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 "score_before": scores[0], "score_after": scores[-1], "seconds": seconds})
             if not arguments.json:
                 fall = f"score {scores[0]:.2f} → {scores[-1]:.2f}"
-                _tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
+                tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
         put(records)
     return UNREADABLE if any("error" in record for record in records) else FINISHED
 
@@ -205,15 +187,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
     _make_folder(out)
     inspector = _load_inspector(arguments)
-    with _document(arguments) as put:
+    with document(arguments.json) as put:
         settings = {"category": arguments.category, "alpha": arguments.alpha}
-        with _counter("inspecting") as progress:
+        with counter("inspecting") as progress:
             result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
                               progress=progress, **settings)
         tables = [evaluation_table(result)]
         shown: dict[str, Any] = {}
         if arguments.repair:
-            with _counter("repairing") as progress:
+            with counter("repairing") as progress:
                 repaired = evaluate_repair(
                     inspector, samples, limit=arguments.limit, progress=progress, seed=arguments.seeds[0],
                     show=shown.__setitem__ if arguments.sheet else None, **settings,
@@ -237,15 +219,15 @@ def ablate(arguments: argparse.Namespace) -> int:
     out, samples = _labelled_folders(arguments)
     inspector = _load_inspector(arguments)
     singles = [_load_inspector(arguments, path) for path in arguments.single]
-    with _document(arguments) as put:
-        with _counter("ablating") as progress:
+    with document(arguments.json) as put:
+        with counter("ablating") as progress:
             result = ablate(inspector, samples, singles, arguments.limit, arguments.seed, progress)
         plots = {}
         if out:
             for table in result["tables"]:
                 plots[table["name"]] = f"{table['name']}.png"
                 ablation_plot(table, METRICS, out / plots[table["name"]])
-            (out / "ablation.json").write_text(_json(result) + "\n", encoding="utf-8")
+            (out / "ablation.json").write_text(json_text(result) + "\n", encoding="utf-8")
             (out / "ablation.md").write_text(ablation_report(result, plots) + "\n", encoding="utf-8")
         put(result, ablation_report(result))
     return FINISHED
@@ -260,13 +242,13 @@ def compare(arguments: argparse.Namespace) -> int:
         raise Refused(str(error)) from error
     out, samples = _labelled_folders(arguments)
     inspector = _load_inspector(arguments)
-    with _document(arguments) as put:
-        with _counter("comparing") as progress:
+    with document(arguments.json) as put:
+        with counter("comparing") as progress:
             result = compare(inspector, samples, peers, arguments.limit, arguments.minutes_each,
                              arguments.seed, progress)
         report = comparison_report(result)
         if out:
-            (out / "comparison.json").write_text(_json(result) + "\n", encoding="utf-8")
+            (out / "comparison.json").write_text(json_text(result) + "\n", encoding="utf-8")
             (out / "comparison.md").write_text(report + "\n", encoding="utf-8")
         put(result, report)
     return FINISHED
@@ -290,15 +272,15 @@ def benchmark(arguments: argparse.Namespace) -> int:
         inspector.inspect(picture, category=category, timesteps=arguments.timesteps).to_dict()
         return time.perf_counter() - begun
 
-    with _document(arguments) as put:
+    with document(arguments.json) as put:
         first = once()
         with _timed(inspector) as parts:
-            whole = statistics.median(once() for _ in _progress(range(arguments.runs), "inspecting"))
+            whole = statistics.median(once() for _ in tracked(range(arguments.runs), "inspecting"))
         features, network = (statistics.median(seconds) for seconds in parts)
         for method in ("weighed", "paper"):  # the first does nothing where it finds nothing
             begun = time.perf_counter()
             repair = inspector.reconstruct(picture, category=category, steps=arguments.steps, method=method)
-            marks = [time.perf_counter() - begun for _ in _progress(repair, "repairing", arguments.steps + 1)]
+            marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", arguments.steps + 1)]
             if len(marks) > 1:
                 break
         seconds = {
@@ -324,7 +306,7 @@ def samples(arguments: argparse.Namespace) -> int:
         raise Refused(f"{root} is not empty: name a new folder")
     if not arguments.train + arguments.good + arguments.defective:
         raise Refused("no picture is asked for: give --train, --good or --defective")
-    with _document(arguments) as put:
+    with document(arguments.json) as put:
         chosen = list(dict.fromkeys(arguments.category or CATEGORIES))
         numbers = arguments.train, arguments.good, arguments.defective
         write_set(root, chosen, *numbers, arguments.size, arguments.seed)
@@ -474,7 +456,7 @@ def _write_evaluation(
     from diffad.evaluation_report import html_report, markdown_report, repair_sheet
     from diffad.render import png_bytes
 
-    (out / "results.json").write_text(_json(result) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json_text(result) + "\n", encoding="utf-8")
     (out / "results.md").write_text(markdown_report(result), encoding="utf-8")
     sheets = {name: repair_sheet(shown) for name, shown in repairs.items()}
     for name, sheet in sheets.items():
@@ -491,17 +473,6 @@ def _unreadable(path: Path, error: ValueError) -> dict[str, str]:
 def _repair_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("steps", "denoise_every", "step_size", "timestep", "method")
     return {name: getattr(arguments, name) for name in names}
-
-
-def _frame(image: np.ndarray) -> np.ndarray:
-    """A frame no larger than the animation will be: a hundred full photographs would not fit in memory."""
-    import cv2
-
-    scale = FRAME_SIDE / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 @contextlib.contextmanager
@@ -535,7 +506,7 @@ def _results(out: Path | None, records: list[dict[str, Any]]) -> Iterator[None]:
         yield
     finally:
         if out and records:  # else those of an earlier run stay
-            (out / "results.json").write_text(_json(records) + "\n", encoding="utf-8")
+            (out / "results.json").write_text(json_text(records) + "\n", encoding="utf-8")
             (out / "results.csv").write_text(
                 csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")
 
@@ -552,68 +523,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _document(arguments: argparse.Namespace) -> Iterator[Callable[..., None]]:
-    """Yields put(value, text), which prints one of them; with --json nothing else reaches standard output."""
-    out = sys.stdout
-
-    def put(value: Any, text: str | None = None) -> None:
-        if arguments.json:
-            print(_json(value), file=out, flush=True)
-        elif text is not None:
-            print(text, file=out, flush=True)
-
-    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        yield put
-
-
-def _json(value: Any) -> str:
-    from diffad.batch import json_text
-
-    return json_text(value)
-
-
-def _progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, total=total, leave=False, disable=None)
-
-
-@contextlib.contextmanager
-def _counter(what: str) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(desc=what, leave=False, disable=None) as bar:
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
-def _tell(line: str, keep_on: Any) -> None:
-    """A line on standard output. keep_on: what is written into files goes on when nobody reads the lines."""
-    try:
-        _print(line, sys.stdout)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not keep_on:
-            raise
-        leave_stdout()
-
-
-def leave_stdout() -> None:
-    """Print into the void: the reader of our output has left, as in `diffad inspect … | head -1`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def say(message: str) -> None:
-    _print(f"diffad: {' '.join(message.split())}")
-
-
-def _print(line: str, file: Any = None) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(line, file=file or sys.stderr)  # goes above a progress bar instead of through it

@@ -310,6 +310,16 @@ def to_square(image: np.ndarray, size: int) -> tuple[torch.Tensor, Geometry]:
     return square.permute(2, 0, 1).contiguous(), geometry
 
 
+def to_uint8(square: torch.Tensor) -> torch.Tensor:
+    """float [-1, 1] → uint8."""
+    return ((square + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 [b, 3, s, s] → float32 in [−1, 1] on the device."""
+    return pictures.to(device).float() / 127.5 - 1
+
+
 def mask_to_square(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Bring a mask bool [H, W] into `to_square`'s square: bool [size, size], nearest, False in the padding.
 

@@ -78,6 +78,13 @@ class Schedule:
         betas = (1 - level[1:] / level[:-1]).clamp(max=0.999)
         return Schedule(torch.cumprod(1 - betas, 0))
 
+    @staticmethod
+    def named(name: str) -> Schedule:
+        """"linear" or "cosine", of 1000 steps. Raises ValueError for another name."""
+        if name not in ("linear", "cosine"):
+            raise ValueError(f"the schedule is linear or cosine, not {name!r}")
+        return Schedule.linear() if name == "linear" else Schedule.cosine()
+
     @property
     def steps(self) -> int:
         return len(self.alphas_cumprod)

@@ -106,11 +106,11 @@ def evaluate(
     """Inspect labelled samples and measure, per category of the samples. The result is ready for JSON.
 
     Each picture is judged with the profile `category`, else with its own category's if the inspector has
-    one, else with the recognised one. Samples without a label are left out. Keys are those of `measure`, and
-    std: standard deviation of each metric over the noise `seeds` (n − 1 in the denominator; empty for one
-    seed), while the metrics, their intervals and the rates are means over them, and by_defect, curves and
-    pictures come from the first; pictures: path, defect, score, anomalous (the verdict) of each; setting;
-    notes: sentences, among them why a value is None.
+    one, else with the recognised one. Samples for training or without a label are left out. Keys are those of
+    `measure`, and std: standard deviation of each metric over the noise `seeds` (n − 1 in the denominator;
+    empty for one seed), while the metrics, their intervals and the rates are means over them, and by_defect,
+    curves and pictures come from the first; pictures: path, defect, score, anomalous (the verdict) of each;
+    setting; notes: sentences, among them why a value is None.
     progress(done, total) is called after every picture and seed.
     Raises DataError before the first inspection if no sample has a label, a file cannot be read or a mask
     is not of its picture's size.
@@ -467,10 +467,10 @@ def _inner_map(inspection: Any, geometry: Geometry) -> np.ndarray:
 
 
 def _labelled(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    """Samples with a known label by category, in order of appearance."""
+    """Samples with a known label that are not for training, by category, in order of appearance."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        if sample.is_anomalous is not None:
+        if sample.is_anomalous is not None and sample.split != "train":
             groups.setdefault(sample.category, []).append(sample)
     if not groups:
         raise DataError("no picture has a label: measuring needs test/good and test/<defect> folders (MVTec)")

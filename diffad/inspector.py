@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.data import MIN_SIDE, Geometry, read_image, resize_maps, to_square
+from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps, letterboxed
 from diffad.reconstruction import gradient_denoising, repair_weight, weighed_repair
@@ -68,7 +69,7 @@ class Inspector:
         self.timesteps = TIMESTEPS
         self.categories = tuple(checkpoint.profiles)
         self._kind, self._stride = checkpoint.pixel_score, checkpoint.stride
-        self._schedule = checkpoint.make_schedule()
+        self._schedule = Schedule.named(checkpoint.schedule)
         self._calibrations = {
             category: profile.calibration for category, profile in checkpoint.profiles.items()
         }
@@ -336,19 +337,16 @@ class Inspector:
                 "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
             )
         first = self.inspect(image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile)
-        return self._repair(first, steps, denoise_every, step_size, timestep, method, stop_at_threshold)
+        options = {
+            "steps": steps, "denoise_every": denoise_every, "step_size": step_size, "timestep": timestep
+        }  # fmt: skip
+        return self._repair(first, method == "weighed", stop_at_threshold, options)
 
     def _repair(
-        self,
-        first: Inspection,
-        steps: int,
-        denoise_every: int,
-        step_size: float,
-        timestep: int,
-        method: str,
-        stop: bool,
+        self, first: Inspection, weighed: bool, stop: bool, options: dict[str, Any]
     ) -> Iterator[RepairStep]:
-        tiling, gaussian, weighed = first._tiling, self._gaussians[first.category], method == "weighed"
+        """options: of one round, as both generators in `reconstruction` take them."""
+        tiling, gaussian, steps = first._tiling, self._gaussians[first.category], options["steps"]
         rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
         total, index, scored_at = steps, 0, 0
         usual = float(np.median(self.good_scores(first.category, first.alpha)))
@@ -363,14 +361,12 @@ class Inspector:
                 with torch.no_grad():
                     before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
                 walk = gradient_denoising(
-                    self._schedule, self._network, self._extractor, gaussian, x_start, steps=steps,
-                    denoise_every=denoise_every, step_size=step_size, timestep=timestep,
-                )  # fmt: skip
+                    self._schedule, self._network, self._extractor, gaussian, x_start, **options
+                )
             else:
                 walk = weighed_repair(
                     self._schedule, self._network, self._extractor, self._residuals[first.category], x_start,
-                    weight.to(self.device), steps=steps, denoise_every=denoise_every, step_size=step_size,
-                    timestep=timestep, filling=filling, seed=first.seed + index,
+                    weight.to(self.device), filling=filling, seed=first.seed + index, **options,
                 )  # fmt: skip
                 before = next(walk).mahalanobis
             if not index:

@@ -31,13 +31,14 @@ from diffad.data import (
     labelled,
     mask_inside,
     read_image,
+    to_float,
     to_square,
+    to_uint8,
 )
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
 from diffad.scoring import denoise_all, image_score, pixel_score, smooth
-from diffad.training import to_float, to_uint8
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
 CORESET_RATIO = 0.1  # anomalib's default

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffad.checkpoint import Profile
+from diffad.data import to_float
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
@@ -214,13 +215,3 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
         f"in 100 (image AUROC {rehearsal['image_auroc']:.2f}, AUPRO {rehearsal['aupro']:.2f}), "
         f"{judgement}{missed}. Real defects may be harder: measure with `diffad evaluate`.{few}"
     )
-
-
-def to_uint8(square: Tensor) -> Tensor:
-    """float [-1, 1] → uint8."""
-    return ((square + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_float(pictures: Tensor, device: torch.device) -> Tensor:
-    """uint8 [b, 3, s, s] → float32 in [−1, 1] on the device."""
-    return pictures.to(device).float() / 127.5 - 1

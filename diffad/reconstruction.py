@@ -58,13 +58,19 @@ def gradient_denoising(
     """Algorithm 1 as printed; yields `steps` repairs of x_start [1, 3, size, size] in [−1, 1].
 
     extract: x → standardised features, differentiable. step_size: s in x ← √(1 − s²) x − s g with g of unit
-    standard deviation. timestep: t of the reverse steps, index in the full chain. Raises ValueError for
-    arguments out of range.
+    standard deviation. timestep: t of the reverse steps, index in the full chain.
     """
-    _check(schedule, steps, denoise_every, step_size, timestep)
-    return _as_printed(
-        schedule, denoise, extract, gaussian, x_start, steps, denoise_every, step_size, timestep
-    )
+    x, t = x_start, torch.tensor([timestep])
+    everywhere = torch.ones_like(x[:, :1])
+    for index in range(1, steps + 1):
+        gradient, told = _gradient(lambda y: gaussian.squared_mahalanobis(extract(y)), everywhere, x)
+        g = gradient / gradient.std().clamp(min=1e-12)
+        x = ((1 - step_size**2) ** 0.5 * x - step_size * g).clamp(-1, 1)
+        denoising = index % denoise_every == 0
+        if denoising:
+            with torch.no_grad():
+                x = schedule.ddpm_step(denoise(x, t), x, t, t - 1).clamp(-1, 1)
+        yield Repair(index, x.detach(), told, denoising)
 
 
 def weighed_repair(
@@ -89,60 +95,8 @@ def weighed_repair(
     and the predicted ones, on good pictures. step_size: s in x ← x − s g with g of unit mean square where it
     acts; falls linearly to a tenth. timestep: t of the first filling, falls geometrically to 100; pulls go on
     from there to 20. filling: whether the first third of the steps draws the place anew; without, what is
-    there is only led back. Raises ValueError for arguments out of range.
+    there is only led back.
     """
-    _check(schedule, steps, denoise_every, step_size, timestep)
-    return _weighed(
-        schedule, denoise, extract, covariance, x_start, weight, steps, denoise_every, step_size, timestep,
-        filling, seed,
-    )  # fmt: skip
-
-
-def _check(schedule: Schedule, steps: int, denoise_every: int, step_size: float, timestep: int) -> None:
-    if steps < 1 or denoise_every < 1 or not 0 < step_size < 1 or not 0 <= timestep < schedule.steps:
-        raise ValueError(
-            "steps and denoise_every are at least 1, step_size lies in (0, 1), timestep in the chain"
-        )
-
-
-def _as_printed(
-    schedule: Schedule,
-    denoise: Denoiser,
-    extract: Callable[[Tensor], Tensor],
-    gaussian: PlaceGaussian,
-    x: Tensor,
-    steps: int,
-    denoise_every: int,
-    step_size: float,
-    timestep: int,
-) -> Iterator[Repair]:
-    t = torch.tensor([timestep])
-    everywhere = torch.ones_like(x[:, :1])
-    for index in range(1, steps + 1):
-        gradient, told = _gradient(lambda y: gaussian.squared_mahalanobis(extract(y)), everywhere, x)
-        g = gradient / gradient.std().clamp(min=1e-12)
-        x = ((1 - step_size**2) ** 0.5 * x - step_size * g).clamp(-1, 1)
-        denoising = index % denoise_every == 0
-        if denoising:
-            with torch.no_grad():
-                x = schedule.ddpm_step(denoise(x, t), x, t, t - 1).clamp(-1, 1)
-        yield Repair(index, x.detach(), told, denoising)
-
-
-def _weighed(
-    schedule: Schedule,
-    denoise: Denoiser,
-    extract: Callable[[Tensor], Tensor],
-    covariance: ResidualGaussian,
-    x_start: Tensor,
-    weight: Tensor,
-    steps: int,
-    denoise_every: int,
-    step_size: float,
-    timestep: int,
-    filling: bool,
-    seed: int,
-) -> Iterator[Repair]:
     x, holes = x_start, weight > 0
     with torch.no_grad():
         cell = x_start.shape[-1] // extract(x_start).shape[-1]

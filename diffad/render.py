@@ -125,6 +125,16 @@ def _colours(colormap: str) -> np.ndarray:  # [256, 3]
     return colormaps[colormap](np.arange(256), bytes=True)[:, :3].copy()
 
 
+def reduced(picture: np.ndarray, longest: int) -> np.ndarray:
+    """The picture or map [H, W(, 3)] with its longest side at most `longest` pixels; a small one as it is."""
+    height, width = picture.shape[:2]
+    if max(height, width) <= longest:
+        return picture
+    factor = longest / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
 def png_bytes(image: np.ndarray) -> bytes:
     """Encode uint8 [H, W, 3] or [H, W] as PNG."""
     buffer = io.BytesIO()

@@ -102,14 +102,6 @@ def _category(inspection: Inspection) -> str:
 # Figures
 
 
-def _shrunk(picture: np.ndarray, longest: int) -> np.ndarray:
-    factor = longest / max(picture.shape[:2])
-    if factor >= 1:
-        return picture
-    size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
 def _uri(picture: np.ndarray, kind: str = "jpeg") -> str:
     """An RGB picture as a data URI; JPEG for photographs, PNG for maps."""
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
@@ -127,7 +119,7 @@ def _figures(
     colormap: str,
 ) -> str:
     height, width = inspection.image.shape[:2]
-    picture = _shrunk(inspection.image, PICTURE_PIXELS)
+    picture = render.reduced(inspection.image, PICTURE_PIXELS)
     heat = cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
     top = inspector.scale_top(inspection.category)
     bad = inspection.is_anomalous
@@ -140,7 +132,7 @@ def _figures(
     parts = [("Part", "as inspected", picture, ""), ("Anomaly map", found, over, marks)]
     if repaired is not None:
         after = "" if repaired_score is None else f", score {number(repaired_score)}"
-        parts.append(("Repaired", f"by the model{after}", _shrunk(repaired, PICTURE_PIXELS), ""))
+        parts.append(("Repaired", f"by the model{after}", render.reduced(repaired, PICTURE_PIXELS), ""))
     # Side by side at the same height, as tall as the sheet allows.
     room = (186 - 5 * (len(parts) - 1)) / len(parts)
     wide = min(room, (52 if len(parts) == 3 else 55) * width / height)

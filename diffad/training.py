@@ -25,14 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, find_all, read_image, to_square
+from diffad.data import DataError, find_all, read_image, to_float, to_square, to_uint8
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
-from diffad.profiles import fit_profile, to_float, to_uint8
+from diffad.profiles import fit_profile
 from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
-from diffad.scoring import unusual
+from diffad.scoring import PIXEL_SCORES, unusual
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,9 @@ class TrainConfig:
             raise ValueError("give either steps or minutes")
         if (self.steps or 0) < 0 or (self.minutes is not None and self.minutes <= 0) or self.batch < 1:
             raise ValueError("steps, minutes and batch must be positive")
+        Schedule.named(self.schedule)
+        if self.pixel_score not in PIXEL_SCORES:  # else found out hours later, by the profile
+            raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {self.pixel_score!r}")
         if self.unet.feature_grid % 4:  # blocks of a profile's covariances
             raise ValueError(f"a size of {self.unet.size} px does not suit: give a multiple of 32")
 
@@ -203,7 +206,7 @@ def _prepare(
                 head.bias.mul_(old_std).add_(old_mean - extractor.mean).div_(extractor.std)
     return _Run(
         config,
-        Schedule.linear() if config.schedule == "linear" else Schedule.cosine(),
+        Schedule.named(config.schedule),
         extractor,
         network,
         {name: value.clone() for name, value in network.state_dict().items()},

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from diffad import __version__, checkpoint, commands
+from diffad.batch import json_text
 from diffad.cli import main
 from diffad.data import Geometry, read_image
 from diffad.inspector import Inspector
@@ -289,7 +290,7 @@ def test_nan_never_reaches_json(toy, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["score"] is None
     assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
     numbers = {1: (np.float32("inf"), np.int64(3), np.bool_(True))}
-    assert json.loads(commands._json(numbers)) == {"1": [None, 3, True]}
+    assert json.loads(json_text(numbers)) == {"1": [None, 3, True]}
 
 
 def test_what_libraries_print_does_not_reach_the_document(toy, tmp_path, capsys, monkeypatch):
@@ -367,11 +368,6 @@ def test_reconstruct_writes_the_animation(kind, toy, tmp_path, capsys):
     assert (read_image(done["repaired"]) == read_image(source) // 4).all()  # lossless, the picture's own size
     expected = {"steps": 3, "denoise_every": 2, "step_size": 0.01, "timestep": 30, "method": "paper"}
     assert toy.calls[0] | expected == toy.calls[0]
-
-
-def test_frames_are_kept_no_larger_than_they_are_shown():
-    assert commands._frame(np.zeros((20, 4000, 3), np.uint8)).shape == (4, 768, 3)
-    assert commands._frame(np.zeros((16, 40_000, 3), np.uint8)).shape == (1, 768, 3)
 
 
 def labelled(root: Path) -> Path:

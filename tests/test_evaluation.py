@@ -106,6 +106,7 @@ def parts(tmp_path):
         write_part(ring, "0", "good", shape=(128, 96), blue=200),
         write_part(ring, "0", "dent", shape=(128, 96), blue=200),
         Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
+        Sample(nut / "test" / "good" / "1.png", "nut", "train", "good"),
     ]
 
 

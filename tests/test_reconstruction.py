@@ -331,24 +331,6 @@ def test_gradients_are_taken_also_where_they_are_switched_off(covariance, broken
     assert torch.equal(quiet, walk_of(covariance, broken, weight, steps=6)[-1].x)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"steps": 0},
-        {"denoise_every": 0},
-        {"step_size": 0.0},
-        {"step_size": 1.0},
-        {"timestep": -1},
-        {"timestep": 1000},
-    ],
-)
-def test_arguments_out_of_range_are_refused(gaussian, covariance, broken, weight, wrong):
-    with pytest.raises(ValueError, match="step_size lies in"):
-        repairs(gaussian, broken, **wrong)
-    with pytest.raises(ValueError, match="step_size lies in"):
-        walk_of(covariance, broken, weight, **wrong)
-
-
 # -- where to repair -----------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from diffad.render import (
     loss_plot,
     overlay,
     png_bytes,
+    reduced,
 )
 from diffad.scoring import fuse
 
@@ -337,3 +338,10 @@ def test_loss_plot_survives_a_real_log(tmp_path):
     for empty in ([], [{"step": 1}], [{"step": 1, "loss": float("nan")}]):
         with pytest.raises(DataError, match="no numbers"):
             loss_plot(empty, tmp_path / "none.png")
+
+
+def test_reduced_keeps_small_pictures_and_a_row_of_thin_ones():
+    assert reduced(np.zeros((20, 4000, 3), np.uint8), 768).shape == (4, 768, 3)
+    assert reduced(np.zeros((16, 40_000), np.float32), 768).shape == (1, 768)
+    small = np.zeros((20, 30, 3), np.uint8)
+    assert reduced(small, 768) is small

@@ -17,7 +17,7 @@ FLOORS = {
     2: {"reconstruction", "rehearsal", "data", "tiling", "inspection", "synthetic", "checkpoint", "render"},
     3: {"training", "profiles", "inspector", "ablation", "evaluation", "evaluation_report", "report", "peers",
         "batch"},
-    4: {"cli", "commands", "ui"},
+    4: {"cli", "commands", "console", "ui"},
 }
 SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor
 GROUND = {"torch", "numpy", "cv2"}  # all that floor 0 may know besides the standard library

@@ -288,6 +288,9 @@ def test_settings_that_contradict_are_refused(tmp_path, parts):
         TrainConfig()
     with pytest.raises(ValueError, match="either steps or minutes"):
         TrainConfig(steps=1, minutes=1)
+    for unknown in ({"schedule": "sigmoid"}, {"pixel_score": "magic"}):
+        with pytest.raises(ValueError, match=r"not '(sigmoid|magic)'"):
+            TrainConfig(steps=1, **unknown)
     with pytest.raises(ValueError, match="multiple of 32"):  # said before the training, not after
         TrainConfig(steps=1, unet=UNetConfig(size=48, channels=(64, 64)))
     with pytest.raises(CheckpointError, match=r"\.safetensors"):

@@ -24,15 +24,6 @@ VIEW_PIXELS = 1600  # longest side of the picture in the viewer
 LOSSLESS = 512 * 512  # a picture of up to so many pixels goes to the viewer as PNG
 STEPS = 2**16 - 1  # a map is sent in so many steps between its lowest and highest value
 
-def reduced(picture: np.ndarray, longest: int) -> np.ndarray:
-    """The picture or map [H, W(, 3)] with its longest side at most `longest` pixels; a small one as it is."""
-    height, width = picture.shape[:2]
-    if max(height, width) <= longest:
-        return picture
-    factor = longest / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
 
 def png_uri(picture: np.ndarray) -> str:
     """A data URI of an RGB or grey picture as lossless PNG, encoded for speed rather than size."""
@@ -43,7 +34,7 @@ def png_uri(picture: np.ndarray) -> str:
 
 def picture_uri(picture: np.ndarray) -> str:
     """A data URI for the viewer: a small picture lossless, a large one as JPEG of high quality."""
-    small = reduced(picture, VIEW_PIXELS)
+    small = render.reduced(picture, VIEW_PIXELS)
     if small.shape[0] * small.shape[1] <= LOSSLESS:
         return png_uri(small)
     _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
@@ -202,7 +193,7 @@ def thumbnails(samples: Sequence[Path]) -> str:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = png_uri(reduced(picture[..., ::-1], 96))
+        uri = png_uri(render.reduced(picture[..., ::-1], 96))
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 
 from diffad import __version__, render
+from diffad.batch import json_text
 from diffad.report import number, report, share_in_words
 from diffad.scoring import fuse
 from diffad.ui import cards
@@ -54,7 +54,7 @@ class Film:
         self._keep = keep
         self.frames: list[np.ndarray] = []
         self.repaired: np.ndarray | None = None  # the newest picture, in its own size
-        self.ending = ""  # "stopped" or "abandoned" on demand, "done" by itself
+        self.ending = ""  # "stopped" on demand, "done" by itself
         self._best: RepairStep | None = None  # the lowest that was scored
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
@@ -70,13 +70,11 @@ class Film:
             self._best = step
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
             return
-        frame = cards.reduced(step.image, FILM_PIXELS)
+        frame = render.reduced(step.image, FILM_PIXELS)
         self.frames.append(frame)
-        path = self._keep(render.png_bytes(cards.reduced(frame, PLAYED_PIXELS)), f"step-{step.index:03d}.png")
-        file = {
-            "path": path,
-            "meta": {"_type": "gradio.FileData"},
-        }  # Gradio adds the address to serve it under
+        played = render.png_bytes(render.reduced(frame, PLAYED_PIXELS))
+        path = self._keep(played, f"step-{step.index:03d}.png")
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}  # Gradio adds the address
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
 
     def end_with_best(self) -> None:
@@ -176,7 +174,7 @@ def contents(
     if kind == "evidence":
         return f"{name}-evidence.png", render.png_bytes(render.evidence_sheet(inspection, vmax, colormap))
     if kind == "json":
-        return f"{name}.json", _json(summary(inspection, inspector, name))
+        return f"{name}.json", json_text(summary(inspection, inspector, name)).encode()
     if kind in OF_FILM:
         assert film is not None and film.frames
         with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +202,7 @@ def contents(
             "png": "low + value / 65535 * (high - low)",
             "scales": scales,
         }}  # fmt: skip
-        archive.writestr(f"{name}.json", _json(about))
+        archive.writestr(f"{name}.json", json_text(about))
     return f"{name}-diffad.zip", data.getvalue()
 
 
@@ -254,7 +252,3 @@ def _sixteen_bit(values: np.ndarray) -> tuple[bytes, dict[str, float]]:
     low, high = float(values.min()), float(values.max())
     steps = np.rint((values - low) / max(high - low, 1e-12) * 65535).astype(np.uint16)
     return cv2.imencode(".png", steps)[1].tobytes(), {"low": low, "high": high}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, default=str).encode()

@@ -18,7 +18,6 @@ import numpy as np
 from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
-from diffad.ui import cards
 from diffad.ui.files import keep, picture_upload, sentence
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             ):
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
-                frames.append(cards.reduced(step.image, 768))
+                frames.append(render.reduced(step.image, 768))
                 last = step.image
         with tempfile.TemporaryDirectory() as folder:
             data = render.animation(frames, Path(folder) / "repair.gif").read_bytes()

@@ -25,11 +25,6 @@ SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "batch")
 STYLES = ("page", "batch")
 
 
-def sources(names: Sequence[str], kind: str) -> list[Path]:
-    """The page's own files of these names."""
-    return [path for name in names if (path := HERE / f"{name}.{kind}").is_file()]
-
-
 def theme() -> gr.themes.Base:
     """System fonts and greys; `page.css` does the rest."""
     fonts = ["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
@@ -72,13 +67,13 @@ def serve(
     app = build_app(inspectors, data_root)
     if open_browser is None:
         open_browser = has_display()
-    scripts = (path.read_text(encoding="utf-8") for path in sources(SCRIPTS, "js"))
+    scripts = ((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     app.queue(default_concurrency_limit=4, api_open=False)
     app.launch(
         server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
         prevent_thread_lock=True, run_history=False, enable_monitoring=False, ssr_mode=False,
         footer_links=["api"], state_session_capacity=64, max_file_size=f"{max_upload}mb", theme=theme(),
-        css_paths=sources(STYLES, "css"), favicon_path=HERE / "favicon.svg",
+        css_paths=[HERE / f"{name}.css" for name in STYLES], favicon_path=HERE / "favicon.svg",
         head="".join(f"<script>{script}</script>" for script in scripts),
         auth=list(auth) or None, mcp_server=mcp, show_error=True,
         app_kwargs={
