@@ -49,18 +49,30 @@ _ROWS = 4  # pictures a network call; a CPU is slower with more
 
 @dataclass(frozen=True)
 class Evidence:
-    """Raw pixel maps [n, n_t, s, s] and fp16 feature residuals [n, n_t, c, g, g] of n pictures; CPU."""
+    """Raw pixel maps [n, n_t, s, s] and fp16 feature residuals [n, n_t, c, g, g] of n pictures; inside: bool
+    [n, s, s], where the picture is and not its padding; CPU.
+    """
 
     pixel: Tensor
     residual: Tensor
+    inside: Tensor
 
     def maps(self, covariance: ResidualGaussian, timesteps: tuple[int, ...]) -> RawMaps:
-        """Picture by picture: the residuals of all in float32 would fill the memory."""
+        """What lies in the padding is set to the picture's mean: no inspection looks there."""
+        # picture by picture: the residuals of all in float32 would fill the memory
         size = self.pixel.shape[-1]
         feature = [
             feature_maps(one[None, :, None].float(), covariance, size, timesteps) for one in self.residual
         ]
-        return RawMaps(self.pixel, torch.cat(feature), timesteps)
+        pixel, features = (_levelled(maps, self.inside) for maps in (self.pixel, torch.cat(feature)))
+        return RawMaps(pixel, features, timesteps)
+
+
+def _levelled(maps: Tensor, inside: Tensor) -> Tensor:
+    """Maps [n, n_t, s, s] with each one's mean inside [n, s, s] everywhere else."""
+    there = inside[:, None].to(maps)
+    mean = (maps * there).sum(dim=(2, 3), keepdim=True) / there.sum(dim=(2, 3), keepdim=True)
+    return torch.where(inside[:, None], maps, mean)
 
 
 @torch.no_grad()
@@ -70,13 +82,15 @@ def fit_profile(
     schedule: Schedule,
     used: Tensor,
     held: Tensor,
+    inside: Tensor | None = None,
     *,
     kind: str = "patches",
     stride: int = 4,
     seed: int = 0,
 ) -> Profile:
     """The profile of one category. used: uint8 [n, 3, s, s], normal pictures that the network was trained on;
-    held: held out of that, at least 2.
+    held: held out of that, at least 2. inside: bool [n, s, s], where those are and not their padding (None:
+    everywhere).
 
     The Gaussian is of all pictures. The covariances are of those used (networks of this kind do not overfit
     in the time they are given): of the feature residual at every timestep and its grid, of the errors by
@@ -105,7 +119,7 @@ def fit_profile(
     patches = PatchGaussian.fit(errors)
     on_device = patches.to(device)
 
-    def look(pictures: Tensor, timesteps: tuple[int, ...]) -> Evidence:
+    def look(pictures: Tensor, inside: Tensor, timesteps: tuple[int, ...]) -> Evidence:
         pixel, residual = [], []
         for picture in pictures.split(1):
             x_start = to_float(picture, device)
@@ -116,15 +130,19 @@ def fit_profile(
             )  # fmt: skip
             pixel.append(maps.cpu())
             residual.append(rest[:, :, 0].half().cpu())
-        return Evidence(torch.cat(pixel), torch.cat(residual))
+        return Evidence(torch.cat(pixel), torch.cat(residual), inside)
 
-    good = look(held, CALIBRATION_TIMESTEPS)
-    defects, masks, kinds = artificial_defects(held[:REHEARSED], used, seed)
+    if inside is None:
+        inside = torch.ones_like(held[:, 0], dtype=torch.bool)
+    good = look(held, inside, CALIBRATION_TIMESTEPS)
+    defects, masks, kinds, origins = artificial_defects(held[:REHEARSED], inside, used, seed)
     columns = [CALIBRATION_TIMESTEPS.index(t) for t in TIMESTEPS]
     best: dict[str, Any] = {"by_place": False, "good": len(held), "defects": 0}
     if kinds:
-        usual = Evidence(good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns])
-        spoiled = look(defects, TIMESTEPS)
+        usual = Evidence(
+            good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns], inside[:REHEARSED]
+        )
+        spoiled = look(defects, inside[origins], TIMESTEPS)
         rehearsed = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
         either = [rehearse(*rehearsed, masks, kinds, by) | {"by_place": by} for by in (False, True)]
         best = max(either, key=lambda result: result["worth"])
@@ -132,22 +150,27 @@ def fit_profile(
     return Profile(gaussian.to(torch.device("cpu")), covariance, patches, calibration, best)
 
 
-def artificial_defects(held: Tensor, used: Tensor, seed: int) -> tuple[Tensor, list[np.ndarray], list[str]]:
-    """Two defects on copies of each held-out picture: uint8 [n, 3, s, s], masks bool [s, s], kinds. Fewer
-    where one hardly shows, none on pictures that are all but black.
+def artificial_defects(
+    held: Tensor, inside: Tensor, used: Tensor, seed: int
+) -> tuple[Tensor, list[np.ndarray], list[str], list[int]]:
+    """Two defects on copies of each held-out picture: uint8 [n, 3, s, s], masks bool [s, s] without what lies
+    in the padding, kinds, and the pictures' numbers. Fewer where one hardly shows, none on pictures that are
+    all but black.
     """
     rng = np.random.default_rng(seed)
     others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]  # enough to take patches from
-    pictures, masks, kinds = [], [], []
+    pictures, masks, kinds, origins = [], [], [], []
     for index in range(_DEFECTS_EACH * len(held)):
         kind = REHEARSED_KINDS[index % len(REHEARSED_KINDS)]
-        good = held[index // _DEFECTS_EACH].permute(1, 2, 0).numpy()
-        spoiled, mask = add_defect(good, others, kind, rng)
+        origin = index // _DEFECTS_EACH
+        spoiled, mask = add_defect(held[origin].permute(1, 2, 0).numpy(), others, kind, rng)
+        mask = mask & inside[origin].numpy()
         if mask.sum() * 256**2 >= 12 * mask.size:  # smaller ones are nothing that anyone could find
             pictures.append(torch.from_numpy(spoiled).permute(2, 0, 1))
             masks.append(mask)
             kinds.append(kind)
-    return torch.stack(pictures) if pictures else held[:0], masks, kinds
+            origins.append(origin)
+    return torch.stack(pictures) if pictures else held[:0], masks, kinds, origins
 
 
 def rehearse(

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, find_all, read_image, to_float, to_square, to_uint8
+from diffad.data import DataError, Geometry, find_all, read_image, to_float, to_square, to_uint8
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
@@ -145,11 +145,13 @@ def train(
         run.network.load_state_dict(checkpoints.rounded(run.average))
         profiles = dict(base.profiles) if base and config.steps == 0 else {}
         for name, (used, held) in split.items():
-            profile = fit_profile(
-                run.network, run.extractor, run.schedule, used, held,
-                kind=config.pixel_score, stride=config.stride, seed=config.seed,
-            )  # fmt: skip
             _, order = split_held_out(torch.arange(len(paths[name])), config.held_out)
+            inside = torch.stack([_inside(paths[name][i], config.unet.size) for i in order])
+            # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
+            profile = fit_profile(
+                run.network, run.extractor, run.schedule, used, held, inside,
+                kind=config.pixel_score, stride=config.stride,
+            )  # fmt: skip
             scores = profile.calibration.good_scores()
             odd = {paths[name][order[i]].name: float(scores[i]) for i in unusual(scores).nonzero()[0]}
             profiles[name] = replace(profile, rehearsal=profile.rehearsal | {"unusual": odd})
@@ -282,6 +284,13 @@ def load_normal(paths: Mapping[str, Sequence[Path]], size: int) -> dict[str, Ten
         category: torch.stack([to_uint8(to_square(read_image(path), size)[0]) for path in some])
         for category, some in paths.items()
     }
+
+
+def _inside(path: Path, size: int) -> Tensor:
+    """Where the picture lies in the model's square, bool [size, size]."""
+    inside = torch.zeros(size, size, dtype=torch.bool)
+    inside[Geometry.letterbox(*read_image(path).shape[:2], size).inner] = True
+    return inside
 
 
 def split_held_out(pictures: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,20 @@ def test_held_out_pictures_are_not_trained_on():
     assert torch.equal(split_held_out(pictures, 0.15)[1], held)
 
 
+def test_what_is_remembered_of_good_pictures_is_what_an_inspection_finds(trained, tmp_path):
+    """Of pictures that are not square the model sees padding too, which no score counts."""
+    for seed in range(16):
+        picture = make_part(CATEGORIES[0], seed, size=64).image[15:49]
+        Image.fromarray(picture).save(tmp_path / f"{seed:02}.png")
+    out = train(config(steps=0, held_out=0.4), [tmp_path], tmp_path / "m.safetensors", start_from=trained)
+    _, held = split_held_out(torch.arange(16), 0.4)
+    inspector = Inspector.load(out, device="cpu")
+    remembered = inspector.good_scores(tmp_path.name)
+    for index, score in zip(held, remembered, strict=True):
+        found = inspector.inspect(tmp_path / f"{index:02}.png", tmp_path.name, tile=None)
+        assert found.score == pytest.approx(score, abs=0.02)
+
+
 def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, monkeypatch):
     """Else a run that goes on from a checkpoint would train on what its thresholds come from."""
     held_out = []
@@ -94,7 +108,7 @@ def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, m
     class Seen(Exception):
         pass
 
-    def look(network, extractor, schedule, used, held, **settings):
+    def look(network, extractor, schedule, used, held, inside, **settings):
         held_out.append(held)
         raise Seen
 
