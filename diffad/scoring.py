@@ -5,8 +5,9 @@ so that α, threshold and the choice among the computed timesteps act afterwards
 `fuse`) without a network.
 
 Units. Raw pixel scores are squared Mahalanobis distances of the errors of x̂_0 by patches (or what other kind
-a checkpoint names), raw feature scores those of the features, per component; about 1 where normal. Both are
-smoothed at the model's resolution.
+a checkpoint names), raw feature scores those of the features, per component. Where normal, the features' are
+about 1; the pixels' rise with t, since one covariance serves all. Both are smoothed at the model's
+resolution.
 Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
 timestep and branch.
 """
