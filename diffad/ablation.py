@@ -189,7 +189,7 @@ def _tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_si
         ),
         Table(
             "normalisation", "Normalisation of the maps", "normalised by",
-            "Each map in standard deviations of held-out good pictures' maps, or of its own values.",
+            "Each map in standard deviations of good pictures' maps, or of its own values.",
             (
                 Setting("good pictures", usual, default=True),
                 Setting("its own values", {"per image": 1.0}),
@@ -291,7 +291,8 @@ class _Answers:
 
     def raw(self, timesteps: Sequence[int], draws: int = 1) -> RawMaps:
         pixel, residual = self.pixel_and_residual(timesteps, draws)
-        feature = feature_maps(residual, self.residual_gaussian, self.inspector.size, timesteps)
+        distance = self.residual_gaussian.squared_mahalanobis
+        feature = feature_maps(residual, distance, self.inspector.size, timesteps)
         return RawMaps(pixel, feature, tuple(timesteps))
 
     def kept(self, maps: Tensor) -> np.ndarray:

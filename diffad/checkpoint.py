@@ -28,7 +28,7 @@ from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.scoring import PIXEL_SCORES, Calibration
 from diffad.unet import UNetConfig
 
-FORMAT = 6
+FORMAT = 7
 _COVARIANCES = ("residual", "patches.fine", "patches.coarse")
 
 
@@ -41,8 +41,8 @@ class Profile:
     """What one category adds to the shared network.
 
     gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. patches: that of the
-    errors of x̂_0. calibration: score statistics of held-out normal pictures. rehearsal: how well artificial
-    defects on those pictures were found, and the choices made by that (`profiles.rehearse`).
+    errors of x̂_0. calibration: score statistics of normal pictures. rehearsal: how well artificial
+    defects on some of those were found, and the choices made by that (`profiles.rehearse`).
     """
 
     gaussian: PlaceGaussian
@@ -111,6 +111,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             {
                 "name": name,
                 "timesteps": profile.calibration.timesteps,
+                "remembered": profile.calibration.remembered,
                 "rehearsal": dict(profile.rehearsal),
             }
             for name, profile in checkpoint.profiles.items()
@@ -163,6 +164,7 @@ def load(path: str | Path) -> Checkpoint:
                 tuple(category["timesteps"]),
                 part["calibration.level"],
                 part["calibration.moments"],
+                tuple(category["remembered"]),
                 part["calibration.good_places"],
             )
             profiles[category["name"]] = Profile(

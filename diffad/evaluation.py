@@ -54,6 +54,7 @@ SHOWN_REPAIRS = 10  # a category
 _COUNT = "{:d}"  # counts are summed in a table's last row, everything else is averaged
 
 Progress = Callable[[int, int], None]
+ANNOUNCED = (0.01, 0.02, 0.05, 0.1)  # shares of good parts that thresholds are asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,9 @@ class Scored:
 
     label: it is defective. anomaly_map: float32 [h, w], high where anomalous, over the picture alone (no
     padding). mask: bool [h, w], empty for good pictures; both are None if a defective picture has no mask.
-    verdict: judged defective, against `threshold`. category_right: recognised without being told. What a
-    method does not say is None.
+    verdict: judged defective, against `threshold`. limits: the thresholds that 1, 2, 5 and 10 good parts in
+    100 would exceed (`ANNOUNCED`). category_right: recognised without being told. What a method does not say
+    is None.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Scored:
     category_right: bool | None = None
     defect: str = ""
     seconds: float | None = None
+    limits: tuple[float, ...] | None = None
 
 
 def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
@@ -85,10 +88,11 @@ def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
     image_auroc, image_ap, image_f1, pixel_auroc, pixel_ap, pixel_f1, aupro and aupro_05 (up to a false
     positive rate of 0.3 and of 0.05): in [0, 1]; false_alarm_rate, miss_rate: shares of the good pictures
     judged defective and of the defective ones judged good; good_accuracy, defect_recall: the rest to 1;
-    category_accuracy; threshold, seconds_per_image: medians; images, defective: counts; intervals: 95 %
-    [low, high] of the metrics by resampling pictures (see `diffad.metrics`), of the two rates Wilson's;
-    by_defect: per kind of defect, its pictures against all good ones: images, image_auroc, pixel_auroc,
-    aupro, miss_rate; curves: points [x, y] of image_roc, pixel_roc and pro (to 0.3).
+    category_accuracy; announced: for each of `ANNOUNCED` [rate, false_alarm_rate, miss_rate] at its
+    threshold, None if a picture has none; threshold, seconds_per_image: medians; images, defective: counts;
+    intervals: 95 % [low, high] of the metrics but F1 by resampling pictures (see `diffad.metrics`), of the
+    rates Wilson's; by_defect: per kind of defect, its pictures against all good ones: images, image_auroc,
+    pixel_auroc, aupro, miss_rate; curves: points [x, y] of image_roc, pixel_roc and pro (to 0.3).
     """
     values, drawn = _measured(scored, draws)
     return {**values, "intervals": _intervals(values, drawn)}
@@ -390,6 +394,7 @@ def _measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, An
         "good_accuracy": good_accuracy,
         "defect_recall": defect_recall,
         "category_accuracy": _mean([one.category_right for one in scored if one.category_right is not None]),
+        "announced": _announced(scored),
         "threshold": _median([one.threshold for one in scored]),
         "seconds_per_image": _median([one.seconds for one in scored]),
         "images": len(scored),
@@ -399,6 +404,16 @@ def _measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, An
                    for name, points in curves.items()},
     }
     return values, drawn
+
+
+def _announced(scored: Sequence[Scored]) -> list[list[float | None]] | None:
+    if any(one.limits is None for one in scored):
+        return None
+    return [
+        [rate, _mean([one.score > one.limits[i] for one in scored if not one.label]),
+         _mean([one.score <= one.limits[i] for one in scored if one.label])]
+        for i, rate in enumerate(ANNOUNCED)
+    ]
 
 
 def _maps(scored: Iterable[Scored]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -426,7 +441,9 @@ def _by_defect(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
 def _intervals(values: dict[str, Any], drawn: dict[str, np.ndarray]) -> dict[str, list[float]]:
     if not drawn:
         return {}
-    found = {key: interval(drawn[key]) for key in drawn if values[key] is not None}
+    # not of F1: the best of all thresholds is better still in a resample, and would lie below the interval
+    known = [key for key in drawn if not key.endswith("_f1") and values[key] is not None]
+    found = {key: interval(drawn[key]) for key in known}
     counts = {"false_alarm_rate": values["images"] - values["defective"], "miss_rate": values["defective"]}
     return found | {key: rate_interval(values[key], count) for key, count in counts.items()
                     if values[key] is not None}
@@ -441,7 +458,8 @@ def _over_seeds(runs: Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]) ->
     # Every seed sees the same draws of pictures, so the mean over seeds has draws of its own.
     drawn = {key: np.mean([of_run[key] for _, of_run in runs], axis=0) for key in drawn}
     intervals = _intervals(values, drawn)
-    spread = {key: float(np.std(every[key], ddof=1)) for key in intervals} if len(runs) > 1 else {}
+    varying = {*drawn, *intervals} if len(runs) > 1 else {}
+    spread = {key: float(np.std(every[key], ddof=1)) for key in every if key in varying}
     return {**values, "intervals": intervals, "std": spread}
 
 
@@ -457,6 +475,7 @@ def _score(inspector: Any, sample: Sample, profile: str | None, settings: dict[s
     return Scored(
         path=sample.image, label=bool(sample.is_anomalous), score=inspection.score, anomaly_map=anomaly_map,
         mask=mask, verdict=inspection.is_anomalous, threshold=inspection.threshold, defect=sample.defect,
+        limits=tuple(inspection.threshold_at(rate) for rate in ANNOUNCED),
         category_right=recognised == sample.category if sample.category in inspector.categories else None,
         seconds=inspection.seconds)
 

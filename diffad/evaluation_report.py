@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffad import __version__
 from diffad.evaluation import (
+    ANNOUNCED,
     EVALUATION_COLUMNS,
     REPAIR_COLUMNS,
     REPAIR_MARGIN,
@@ -47,15 +48,22 @@ _HOW = (
     "The 95 % intervals are the percentile bootstrap of 1000 resamples of whole "
     "pictures, good among good and defective among defective; Wilson's interval for the rates of false "
     "alarms and misses. The interval of the mean takes the categories as independent. Where no resample can "
-    "err (an AUROC of 1), the bootstrap has no width, which is no certainty. After ± stands the standard "
+    "err (an AUROC of 1), the bootstrap has no width, which is no certainty; F1 has none, since the best "
+    "threshold of a resample flatters it. After ± stands the standard "
     "deviation over noise seeds.",
+)
+
+_THRESHOLDS = (
+    "False alarms among the good pictures / defective ones missed, at the thresholds that so many good parts "
+    "should exceed: what is announced against what is found."
 )
 
 
 def markdown_report(results: dict[str, dict[str, Any]]) -> str:
     """`evaluate`'s results as Markdown; with "repair" in a category, `evaluate_repair`'s, that too."""
     parts = ["# Evaluation", _setting(results), evaluation_table(results), "## 95 % intervals",
-             markdown(_interval_rows(results)), "## By kind of defect",
+             markdown(_interval_rows(results)), "## Thresholds", _THRESHOLDS,
+             markdown(_announced_rows(results)), "## By kind of defect",
              "Each kind's pictures against all good ones of its category."]
     for name, values in results.items():
         if values["by_defect"]:
@@ -82,6 +90,7 @@ def html_report(
         f"<p class=quiet>{escape(_setting(results))}</p></header>",
         _tiles(results),
         _section("Results", _table(_summary_rows(results)), "results"),
+        _section("Thresholds", f"<p>{_THRESHOLDS}</p>{_table(_announced_rows(results))}", "thresholds"),
     ]
     if repairs := _repairs(results):
         outside = (f"Outside is outside the mask, grown by {REPAIR_MARGIN} px at the model's resolution; the "
@@ -174,6 +183,28 @@ def _interval_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
     if len(results) > 1:
         rows.append(["mean", *(_range(mean_interval(results, key), form) for _, key, form in columns)])
     return rows
+
+
+def _announced_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """False alarms / missed defects by category at the thresholds of each announced rate, and their means."""
+    known = {name: values["announced"] for name, values in results.items() if values.get("announced")}
+    rows = [["category", *(f"{rate:.0%} announced" for rate in ANNOUNCED)]]
+    for name, announced in known.items():
+        rows.append([name, *(_both(alarms, missed) for _, alarms, missed in announced)])
+    if len(known) > 1:
+        columns = zip(*known.values())
+        rows.append(["mean", *(_both(_mean_of(c[1] for c in column), _mean_of(c[2] for c in column))
+                               for column in map(list, columns))])
+    return rows
+
+
+def _both(alarms: float | None, missed: float | None) -> str:
+    return " / ".join("–" if share is None else f"{share:.1%}" for share in (alarms, missed))
+
+
+def _mean_of(shares: Iterable[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _range(limits: Sequence[float] | None, form: str) -> str:

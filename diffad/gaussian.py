@@ -116,8 +116,23 @@ class ResidualGaussian:
         floor: float = 0.0,
         stages: Sequence[int] | None = None,
     ) -> ResidualGaussian:
-        """One streaming pass over each grid's residuals [b, c, g, g] of normal pictures. block: places a side
-        that share a covariance, None for all. floor: variance that is added to every component's.
+        """`fit_own`'s first result."""
+        return ResidualGaussian.fit_own(
+            grids, block=block, shrinkage=shrinkage, floor=floor, stages=stages
+        )[0]
+
+    @staticmethod
+    def fit_own(
+        grids: Sequence[Iterable[Tensor]],
+        *,
+        block: int | None = 2,
+        shrinkage: float = 0.1,
+        floor: float = 0.0,
+        stages: Sequence[int] | None = None,
+    ) -> tuple[ResidualGaussian, LeftOut]:
+        """The Gaussian, and how it would measure pictures it is fitted on, had they been left out. One
+        streaming pass over each grid's residuals [b, c, g, g] of normal pictures. block: places a side that
+        share a covariance, None for all. floor: variance that is added to every component's.
 
         stages: how many channels each stage of the backbone has, finest first. Of each the `KEPT` directions
         count in which residuals vary most: a coarse stage has many channels, which would outvote the fine
@@ -141,32 +156,33 @@ class ResidualGaussian:
         only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
         common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances) @ kept
         eye = torch.eye(len(common)).to(overall)
-        factors = []
+        factors, prior_count = [], 2 * len(common)
         for scatter, count in zip(scatters, counts):
             if block is None:
                 factors.append(eye[None, None])
                 continue
-            prior = 2 * len(common) / (2 * len(common) + count)
+            prior = prior_count / (prior_count + count)
             mixed = (1 - prior) * common @ scatter @ common.T + prior * eye
             mixed = mixed + (1 - prior) * floor * common @ common.T
             variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
             missing = (variance.median() - variance).clamp(min=0)
             factors.append(inverse_cholesky(mixed + missing[..., None, None] * eye))
-        factor = torch.stack(factors) * weight.sqrt()[:, None]
+        exact = torch.stack(factors)
+        factor = exact * weight.sqrt()[:, None]
         diagonal = factor.diagonal(dim1=-2, dim2=-1)
         below = factor.tril(-1)
         scale = (below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6).half().double()  # as in the file
         codes = (below / scale[..., None]).round().clamp(-_CODES, _CODES).to(torch.int8)
-        return ResidualGaussian(common.float(), codes, scale.float(), diagonal.half().float())
+        gaussian = ResidualGaussian(common.float(), codes, scale.float(), diagonal.half().float())
+        observations = tuple(prior_count + count for count in counts)
+        return gaussian, LeftOut(gaussian, exact.float(), weight.float(), observations)
 
     def squared_mahalanobis(self, residual: Tensor, grid: int = 0) -> Tensor:
         """rᵀ Σ_B⁻¹ r / k at every place: [b, c, g, g] → [b, g, g]; about 1 where normal. grid: which one."""
         b, _, side, _ = residual.shape
         codes, scale, diagonal = self.codes[grid], self.scale[grid], self.diagonal[grid]
-        n, k = len(scale), len(self.common)
-        cell = side // n
-        z = torch.einsum("dc,bchw->bdhw", self.common, residual.float())
-        cells = z.reshape(b, k, n, cell, n, cell).permute(2, 4, 1, 0, 3, 5).reshape(n, n, k, b * cell**2)
+        cells = _by_block(self.common, residual, len(scale))
+        n, cell = len(scale), side // len(scale)
         # row by row: the codes of all blocks as floats are many MB, which costs more than the products
         mixed = torch.stack([row.float() @ there for row, there in zip(codes, cells)])
         white = scale[..., None] * mixed + diagonal[..., None] * cells
@@ -179,6 +195,71 @@ class ResidualGaussian:
         )
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What a `ResidualGaussian` would say of the pictures that it is fitted on, had each been left out.
+
+    Else a covariance flatters what it is made of: in 120 dimensions, with 30 pictures, to half the distance.
+    By Woodbury's identity it needs no second fit: with N observations, the prior's among them, N Σ − Z Zᵀ is
+    what is left without a picture's residuals Z in a block. (The common Σ stays; it hardly moves.)
+
+    factors: L⁻¹ of each Σ as it was before it was rounded, float32 [g, n, n, k, k], without the directions'
+    weights [k] (of which the first ones, the finest stage's, are alike, and the others). observations: N by
+    grid.
+    """
+
+    gaussian: ResidualGaussian
+    factors: Tensor
+    weight: Tensor
+    observations: tuple[int, ...]
+
+    def squared_mahalanobis(self, residual: Tensor, own: Tensor, grid: int = 0) -> Tensor:
+        """As `ResidualGaussian.squared_mahalanobis`. own: of the same shape, the residuals by which each
+        picture is part of the fit; `residual` may be another of the picture's, with a defect or at another t.
+        """
+        b, _, side, _ = residual.shape
+        factor, total = self.factors[grid], self.observations[grid]
+        n, cell = len(factor), side // len(factor)
+
+        def white(of: Tensor) -> Tensor:  # [n, n, b, k, places]
+            cells = factor @ _by_block(self.gaussian.common, of, n)
+            return cells.unflatten(-1, (b, cell**2)).transpose(2, 3)
+
+        seen, fitted = white(residual), white(own)
+
+        def gain(rows: slice) -> Tensor:
+            """Of the distance over the first directions, which is a distance of its own since L is lower
+            triangular: [n, n, b, places].
+            """
+            of, by = seen[..., rows, :], fitted[..., rows, :]
+            left = total * torch.eye(by.shape[-1]).to(by) - by.transpose(-1, -2) @ by
+            root, failed = torch.linalg.cholesky_ex(left)
+            lever = torch.linalg.solve_triangular(root, by.transpose(-1, -2) @ of, upper=False)
+            lever = torch.where(failed[..., None, None] > 0, 0.0, lever)
+            share = cell**2 / total
+            return (1 - share) * lever.square().sum(dim=-2) - share * of.square().sum(dim=-2)
+
+        finest = int((self.weight == self.weight[0]).sum())
+        first, every = gain(slice(finest)), gain(slice(None))
+        gained = (self.weight[0] * first + self.weight[-1] * (every - first)) / len(self.weight)
+        gained = gained.unflatten(-1, (cell, cell)).permute(2, 0, 3, 1, 4).reshape(b, side, side)
+        return self.gaussian.squared_mahalanobis(residual, grid) + gained
+
+    def to(self, device: torch.device) -> LeftOut:
+        return LeftOut(
+            self.gaussian.to(device), self.factors.to(device), self.weight.to(device), self.observations
+        )
+
+
+def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
+    """Residuals [b, c, g, g] in a covariance's coordinates, block by block: [n, n, k, b · places]."""
+    b, _, side, _ = residual.shape
+    cell = side // blocks
+    z = torch.einsum("dc,bchw->bdhw", common, residual.float())
+    cells = z.reshape(b, -1, blocks, cell, blocks, cell).permute(2, 4, 1, 0, 3, 5)
+    return cells.reshape(blocks, blocks, -1, b * cell**2)
+
+
 def _scatter(batches: Iterable[Tensor], block: int | None) -> tuple[Tensor, int]:
     """Mean of r rᵀ by blocks, float64 [n, n, c, c], and of how many places a block's is."""
     count, total = 0, None
@@ -188,12 +269,10 @@ def _scatter(batches: Iterable[Tensor], block: int | None) -> tuple[Tensor, int]
             raise ValueError(f"a grid of {batch.shape[-1]} does not divide into blocks of {cell}")
         count += len(batch) * cell**2
         products = _outer_by_block(batch.float(), cell)
-        if total is None:
-            total = torch.zeros_like(products, dtype=torch.float64)
-        total += products  # in place: it is large
+        total = products if total is None else total.add_(products)  # in place: it is large
     if not count:
         raise ValueError("the Gaussian needs at least one normal picture")
-    return total / count, count
+    return total.double() / count, count
 
 
 def _kept(covariance: Tensor, stages: Sequence[int] | None) -> tuple[Tensor, Tensor]:

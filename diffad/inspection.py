@@ -18,7 +18,6 @@ from diffad.scoring import (
     Region,
     find_regions,
     fuse,
-    image_score,
     rate_for,
     threshold_for,
     top_count,
@@ -75,13 +74,15 @@ class Inspection:
 
     @cached_property
     def score(self) -> float:
-        """Mean of the highest values of the fused map: as many as 256 px of a model's square of 256 px."""
-        return image_score(self._fused_map, self._tiling.cells)
+        """Mean of the highest values of the fused map, as many as 256 px of a model's square of 256 px; of a
+        tiled picture that of its worst tile.
+        """
+        return self._tiling.score(self._fused_map)
 
     @cached_property
     def good_scores(self) -> np.ndarray:
-        """The score of held-out good pictures, inspected whole, at this α and these timesteps, float32
-        [pictures].
+        """The score of good pictures, each left out of the statistics, inspected whole, at this α and these
+        timesteps, float32 [pictures].
         """
         return self._calibration.good_scores(self.alpha, self.timesteps)
 
@@ -125,9 +126,9 @@ class Inspection:
 
     def reduced_maps(self, longest: int = 512) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """t → (ŝ_t, ŝ^f_t) for all `computed_timesteps`, float32 [h, w] in the picture's aspect, small enough
-        to be shown. Of a picture inspected whole: as the model saw it, whatever `longest`; the score is the
-        mean of the fused map's `top_pixels` highest values. Of a tiled one: at most `longest` cells a side,
-        which gives its score but nearly, where its own grid is finer.
+        to be shown. The score is the mean of the fused map's `top_pixels` highest values in one of `windows`.
+        Of a picture inspected whole: as the model saw it, whatever `longest`. Of a tiled one: at most
+        `longest` cells a side, which gives its score but nearly, where its own grid is finer.
         """
         shape = self._reduced(longest)
         return {
@@ -137,9 +138,21 @@ class Inspection:
 
     @property
     def top_pixels(self) -> int:
-        """How many cells of `reduced_maps()` the image score averages."""
-        height, width = self._reduced()
-        return top_count(height * width, self._tiling.cells * height / self._tiling.shape[0])
+        """How many cells of a window of `reduced_maps()` the image score averages."""
+        top, left, bottom, right = self.windows[0]
+        cells = self._tiling.cells * self._reduced()[0] / self._tiling.shape[0]
+        return top_count((bottom - top) * (right - left), cells)
+
+    @property
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """Top, left, bottom and right of the tiles in `reduced_maps()`; of a picture inspected whole all of
+        it.
+        """
+        down, across = (reduced / own for reduced, own in zip(self._reduced(), self._tiling.shape))
+        return [
+            (round(down * y.start), round(across * x.start), round(down * y.stop), round(across * x.stop))
+            for y, x in (tile.cells for tile in self._tiling.tiles)
+        ]
 
     def _reduced(self, longest: int = 512) -> tuple[int, int]:
         shrink = 1.0 if self.tile is None else min(1.0, longest / max(self._tiling.shape))
@@ -147,7 +160,7 @@ class Inspection:
         return height, width
 
     def good_evidence(self) -> np.ndarray:
-        """Standardised values of the held-out good pictures' highest places at `computed_timesteps`, float32
+        """Standardised values of the good pictures' highest places at `computed_timesteps`, float32
         [pictures, 2 (pixel, feature), n_t, places].
 
         A good picture's score at α and some of the timesteps is the mean of the `good_top` highest places of

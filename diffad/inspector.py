@@ -31,7 +31,6 @@ from diffad.scoring import (
     evidence,
     feature_maps,
     fuse,
-    image_score,
     moved_features,
     rate_for,
     threshold_for,
@@ -106,7 +105,9 @@ class Inspector:
     def good_scores(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
     ) -> np.ndarray:
-        """Scores of held-out good pictures of a category, inspected whole, float32 [pictures]; no network."""
+        """Scores of good pictures of a category, each as if it were none of those that its statistics are
+        made of, inspected whole, float32 [pictures]; no network.
+        """
         return self._calibrations[self._known(category)].good_scores(
             checked_alpha(alpha), checked_timesteps(timesteps)
         )
@@ -286,7 +287,8 @@ class Inspector:
             stride=self._stride,
             patches=self._patches[category],
         )
-        feature = feature_maps(residual, self._residuals[category], self.size, timesteps)
+        distance = self._residuals[category].squared_mahalanobis
+        feature = feature_maps(residual, distance, self.size, timesteps)
         return self._calibrations[category].standardise(RawMaps(pixel, feature, timesteps))
 
     # -- repair ----------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ class Inspector:
                     here = self._fused(self._square(tiling, image, tile)[0], first)
                     fused = fused.copy()
                     fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
-                    score = image_score(fused, tiling.cells)
+                    score = tiling.score(fused)
                     if score < best[0]:
                         best = score, image, fused
                     if last and weighed:
@@ -463,7 +465,7 @@ def _place_to_repair(
     row, column = np.unravel_index(left.argmax(), left.shape)
     tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
     high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
-    if not weighed or (again and image_score(left, tiling.cells) <= high):
+    if not weighed or (again and tiling.score(left) <= high):
         return tile, None
     height, width = first.image[tile.box].shape[:2]
     square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))

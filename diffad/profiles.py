@@ -2,7 +2,7 @@
 calibration, rehearsal.
 
 Whether maps are divided by how hard each place is suits some categories and spoils others. No real defect
-may decide that, so artificial ones on held-out normal pictures do (`rehearse`); what they say is kept, as the
+may decide that, so artificial ones on normal pictures do (`rehearse`); what they say is kept, as the
 only forecast there is before defects are measured.
 """
 
@@ -21,7 +21,7 @@ from diffad.checkpoint import Profile
 from diffad.data import to_float
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
+from diffad.gaussian import LeftOut, PatchGaussian, PlaceGaussian, ResidualGaussian
 from diffad.metrics import aupro, auroc
 from diffad.rehearsal import REHEARSED_KINDS, add_defect
 from diffad.scoring import (
@@ -36,36 +36,52 @@ from diffad.scoring import (
     image_score,
     moved_features,
     offset_of,
+    pixel_score,
+    place_level,
+    placed,
+    reduced_maps,
     threshold_for,
     x_start_error,
 )
 from diffad.unet import UNet
 
-FITTED = 768  # training pictures that the covariance is fitted on, at most
-REHEARSED = 24  # held-out pictures that carry artificial defects
+FITTED = 768  # pictures that the covariances are fitted on, at most
+CALIBRATED = 192  # of them, whose scores are remembered
+_LOOKED = 24  # of those, seen at all calibrated timesteps
+REHEARSED = 24  # of those, that carry artificial defects
 _DEFECTS_EACH = 2
+_NAMED = 5  # unusual pictures, at most
 _ROWS = 4  # pictures a network call; a CPU is slower with more
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Raw pixel maps [n, n_t, s, s] and fp16 feature residuals [n, n_t, c, g, g] of n pictures; inside: bool
-    [n, s, s], where the picture is and not its padding; CPU.
+    """Raw pixel maps [n, n_t, s, s] and fp16 feature residuals [n, n_t, c, g, g] of n pictures. own: fp16
+    [n, 3, c, g, g], the residuals by which each, or the good picture that it was made of, is part of the
+    covariance. inside: bool [n, s, s], where the picture is and not its padding. All on the CPU.
     """
 
     pixel: Tensor
     residual: Tensor
+    timesteps: tuple[int, ...]
+    own: Tensor
     inside: Tensor
 
-    def maps(self, covariance: ResidualGaussian, timesteps: tuple[int, ...]) -> RawMaps:
-        """What lies in the padding is set to the picture's mean: no inspection looks there."""
-        # picture by picture: the residuals of all in float32 would fill the memory
-        size = self.pixel.shape[-1]
-        feature = [
-            feature_maps(one[None, :, None].float(), covariance, size, timesteps) for one in self.residual
-        ]
+    def maps(self, left_out: LeftOut) -> RawMaps:
+        """As if no picture were part of the covariance. What lies in the padding is set to the picture's
+        mean: no inspection looks there.
+        """
+        feature = []
+        for rows in torch.arange(len(self.pixel)).split(2 * _ROWS):  # all in float32 would fill the memory
+            own = self.own[rows].float()
+
+            def distance(residual: Tensor, grid: int, own: Tensor = own) -> Tensor:
+                return left_out.squared_mahalanobis(residual, own[:, grid], grid)
+
+            residual = self.residual[rows, :, None].float()
+            feature.append(feature_maps(residual, distance, self.pixel.shape[-1], self.timesteps))
         pixel, features = (_levelled(maps, self.inside) for maps in (self.pixel, torch.cat(feature)))
-        return RawMaps(pixel, features, timesteps)
+        return RawMaps(pixel, features, self.timesteps)
 
 
 def _levelled(maps: Tensor, inside: Tensor) -> Tensor:
@@ -89,37 +105,55 @@ def fit_profile(
     seed: int = 0,
 ) -> Profile:
     """The profile of one category. used: uint8 [n, 3, s, s], normal pictures that the network was trained on;
-    held: held out of that, at least 2. inside: bool [n, s, s], where those are and not their padding (None:
-    everywhere).
+    held: held out of that, at least 2. inside: bool [n, s, s], where those held out, then those used, are and
+    not their padding (None: everywhere).
 
-    The Gaussian is of all pictures. The covariances are of those used (networks of this kind do not overfit
-    in the time they are given): of the feature residual at every timestep and its grid, of the errors by
-    patches at one of them for each picture. The calibration is of the held-out ones.
+    The Gaussian and the covariances of feature residuals are of all pictures, at every timestep on its grid;
+    that of the errors by patches of those used, each at one of the timesteps. The calibration is of the first
+    192, measured as if they were not among those that the covariances are fitted on (`LeftOut`). That the
+    network was trained on some is allowed for by raising their maps to those of the pictures held out.
     """
     network.eval()
     device = next(network.parameters()).device
-    known = [extractor(to_float(batch, device)).half() for batch in used[:FITTED].split(_ROWS)]
-    others = torch.cat([used[FITTED:], held]).split(_ROWS)
+    pictures = torch.cat([held, used])
+    inside = torch.ones_like(pictures[:, 0], dtype=torch.bool) if inside is None else inside
+    known = [extractor(to_float(batch, device)).half() for batch in pictures[:FITTED].split(_ROWS)]
+    others = pictures[FITTED:].split(_ROWS)
     gaussian = PlaceGaussian.fit(chain(known, (extractor(to_float(batch, device)) for batch in others)))
-
-    errors: list[Tensor] = []
+    cell = pictures.shape[-1] // extractor.grid
+    errors: list[Tensor] = []  # of pictures used
+    # by timestep, of the first pictures: errors (or their pixel score) and residuals
+    first: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in TIMESTEPS]
 
     def residuals(index: int, t: int) -> Iterator[Tensor]:
-        for number, batch in enumerate(used[:FITTED].split(_ROWS)):
-            x_start = to_float(batch, device)
-            cell = x_start.shape[-1] // extractor.grid
+        for number, batch in enumerate(pictures[:FITTED].split(_ROWS)):
+            begin, x_start = number * _ROWS, to_float(batch, device)
             shown, x_t, times, prediction = denoise_all(schedule, network, x_start, (t,), seed, cell=cell)
-            if number % len(TIMESTEPS) == index:  # patches are few numbers: a look at each is enough
-                errors.append(x_start_error(schedule, prediction, shown, x_t, times).half().cpu())
-            yield (extractor(shown) if offset_of(t, cell) else known[number].float()) - prediction.features
+            features = extractor(shown) if offset_of(t, cell) else known[number].float()
+            residual = features - prediction.features
+            error = x_start_error(schedule, prediction, shown, x_t, times)
+            # patches are few numbers: a look at each picture is enough
+            turn = [i for i in range(len(batch)) if begin + i >= len(held) and (begin + i) % 3 == index]
+            if turn:
+                errors.append(error[turn].half().cpu())
+            if begin < CALIBRATED:
+                if kind != "patches":  # else the score waits for the errors' covariance
+                    error = pixel_score(schedule, prediction, shown, x_t, times, kind, stride)
+                for kept, values in zip(first[index], (error, residual)):
+                    kept.append(values[: CALIBRATED - begin].half().cpu())
+            yield residual
 
-    covariance = ResidualGaussian.fit(
-        [residuals(index, t) for index, t in enumerate(TIMESTEPS)], stages=extractor.stage_channels
-    ).to(torch.device("cpu"))
+    covariance, left_out = (
+        fitted.to(torch.device("cpu"))
+        for fitted in ResidualGaussian.fit_own(
+            [residuals(index, t) for index, t in enumerate(TIMESTEPS)], stages=extractor.stage_channels
+        )
+    )
     patches = PatchGaussian.fit(errors)
     on_device = patches.to(device)
 
-    def look(pictures: Tensor, inside: Tensor, timesteps: tuple[int, ...]) -> Evidence:
+    def look(pictures: Tensor, timesteps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Raw pixel maps and fp16 residuals."""
         pixel, residual = [], []
         for picture in pictures.split(1):
             x_start = to_float(picture, device)
@@ -130,65 +164,111 @@ def fit_profile(
             )  # fmt: skip
             pixel.append(maps.cpu())
             residual.append(rest[:, :, 0].half().cpu())
-        return Evidence(torch.cat(pixel), torch.cat(residual), inside)
+        return torch.cat(pixel), torch.cat(residual)
 
-    if inside is None:
-        inside = torch.ones_like(held[:, 0], dtype=torch.bool)
-    good = look(held, inside, CALIBRATION_TIMESTEPS)
-    defects, masks, kinds, origins = artificial_defects(held[:REHEARSED], inside, used, seed)
-    columns = [CALIBRATION_TIMESTEPS.index(t) for t in TIMESTEPS]
-    best: dict[str, Any] = {"by_place": False, "good": len(held), "defects": 0}
+    def scored(batch: Tensor) -> Tensor:
+        raw = on_device.score(batch.to(device)).cpu() if kind == "patches" else batch.float()
+        return raw[:, None]
+
+    own = torch.stack([torch.cat(kept) for _, kept in first], dim=1)  # [n, 3, c, g, g]
+    seen = [torch.cat([scored(batch) for batch in kept]) for kept, _ in first]
+    pixel = torch.cat([placed(maps, (t,), cell) for t, maps in zip(TIMESTEPS, seen)], dim=1)
+    good = Evidence(pixel, own, TIMESTEPS, own, inside[: len(own)]).maps(left_out)
+    raised = _raised(good, len(held))
+    good = _scaled(good, raised)
+    rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
+    looked = Evidence(*look(pictures[:_LOOKED], rest), rest, own[:_LOOKED], inside[:_LOOKED]).maps(left_out)
+    looked = _together(_first(good, _LOOKED), _scaled(looked, raised))
+    reduced = reduced_maps(good)
+    calibration = Calibration.fit(looked, False, reduced)
+    choice: dict[str, Any] = {"by_place": False, "defects": 0}
+    defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     if kinds:
-        usual = Evidence(
-            good.pixel[:REHEARSED, columns], good.residual[:REHEARSED, columns], inside[:REHEARSED]
-        )
-        spoiled = look(defects, inside[origins], TIMESTEPS)
-        rehearsed = usual.maps(covariance, TIMESTEPS), spoiled.maps(covariance, TIMESTEPS)
-        either = [rehearse(*rehearsed, masks, kinds, by) | {"by_place": by} for by in (False, True)]
-        best = max(either, key=lambda result: result["worth"])
-    calibration = Calibration.fit(good.maps(covariance, CALIBRATION_TIMESTEPS), best["by_place"])
-    return Profile(gaussian.to(torch.device("cpu")), covariance, patches, calibration, best)
+        spoiled = Evidence(*look(defects, TIMESTEPS), TIMESTEPS, own[origins], inside[origins]).maps(left_out)
+        spoiled = _scaled(spoiled, raised[origins])
+        # nor is a picture part of the level that it is judged by
+        _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
+        either = []
+        for by_place in (False, True):
+            each = Calibration.fit(looked, True, reduced) if by_place else calibration
+            standard = (
+                each.standardise(maps, levels[rows] if by_place else None)
+                for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
+            )
+            judged = rehearse(*standard, masks, kinds, threshold_for(each.good_scores()))
+            either.append((judged | {"by_place": by_place}, each))
+        choice, calibration = max(either, key=lambda judged: judged[0]["worth"])
+    choice = choice | {"good": len(own)}
+    return Profile(gaussian.to(torch.device("cpu")), covariance, patches, calibration, choice)
+
+
+def _raised(good: RawMaps, held: int) -> Tensor:
+    """How much higher a typical picture lies that the network was not trained on than one that it was, the
+    factor by which the maps of the latter are raised: [n, 2 (pixel, feature)], 1 for the first `held` and at
+    least 1.
+    """
+    factors = torch.ones(len(good.pixel), 2)
+    if held < len(good.pixel):
+        for branch, maps in enumerate((good.pixel, good.feature)):
+            means = maps.mean(dim=(2, 3))  # [n, n_t]
+            typical = means[:held].quantile(0.5, dim=0) / means[held:].quantile(0.5, dim=0)
+            factors[held:, branch] = typical.mean().clamp(min=1)
+    return factors
+
+
+def _scaled(maps: RawMaps, factors: Tensor) -> RawMaps:
+    pixel, feature = factors[: len(maps.pixel), :, None, None, None].unbind(dim=1)
+    return RawMaps(maps.pixel * pixel, maps.feature * feature, maps.timesteps)
+
+
+def _first(maps: RawMaps, count: int) -> RawMaps:
+    return RawMaps(maps.pixel[:count], maps.feature[:count], maps.timesteps)
+
+
+def _together(one: RawMaps, two: RawMaps) -> RawMaps:
+    """Of the same pictures at different timesteps: all, rising."""
+    timesteps = one.timesteps + two.timesteps
+    order = sorted(range(len(timesteps)), key=timesteps.__getitem__)
+    pixel, feature = (
+        torch.cat(both, dim=1)[:, order] for both in ((one.pixel, two.pixel), (one.feature, two.feature))
+    )
+    return RawMaps(pixel, feature, tuple(sorted(timesteps)))
 
 
 def artificial_defects(
-    held: Tensor, inside: Tensor, used: Tensor, seed: int
+    pictures: Tensor, inside: Tensor, used: Tensor, seed: int
 ) -> tuple[Tensor, list[np.ndarray], list[str], list[int]]:
-    """Two defects on copies of each held-out picture: uint8 [n, 3, s, s], masks bool [s, s] without what lies
+    """Two defects on copies of each picture: uint8 [n, 3, s, s], masks bool [s, s] without what lies
     in the padding, kinds, and the pictures' numbers. Fewer where one hardly shows, none on pictures that are
     all but black.
     """
     rng = np.random.default_rng(seed)
     others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]  # enough to take patches from
-    pictures, masks, kinds, origins = [], [], [], []
-    for index in range(_DEFECTS_EACH * len(held)):
+    spoiled, masks, kinds, origins = [], [], [], []
+    for index in range(_DEFECTS_EACH * len(pictures)):
         kind = REHEARSED_KINDS[index % len(REHEARSED_KINDS)]
         origin = index // _DEFECTS_EACH
-        spoiled, mask = add_defect(held[origin].permute(1, 2, 0).numpy(), others, kind, rng)
+        picture, mask = add_defect(pictures[origin].permute(1, 2, 0).numpy(), others, kind, rng)
         mask = mask & inside[origin].numpy()
         if mask.sum() * 256**2 >= 12 * mask.size:  # smaller ones are nothing that anyone could find
-            pictures.append(torch.from_numpy(spoiled).permute(2, 0, 1))
+            spoiled.append(torch.from_numpy(picture).permute(2, 0, 1))
             masks.append(mask)
             kinds.append(kind)
             origins.append(origin)
-    return torch.stack(pictures) if pictures else held[:0], masks, kinds, origins
+    return torch.stack(spoiled) if spoiled else pictures[:0], masks, kinds, origins
 
 
 def rehearse(
-    good: RawMaps,
-    spoiled: RawMaps,
-    masks: list[np.ndarray],
-    kinds: list[str],
-    by_place: bool,
+    good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], threshold: float
 ) -> dict:
-    """How artificial defects are told from good pictures at α = 0.5 and one false alarm in 100.
+    """How artificial defects are told from good pictures at α = 0.5, from standardised maps.
 
     Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
     (share above the threshold), found_by_kind, good, defects (counts).
     """
-    calibration = Calibration.fit(good, by_place)
     fused = [
         fuse(pixel.numpy(), feature.numpy(), 0.5)
-        for maps in (calibration.standardise(good), calibration.standardise(spoiled))
+        for maps in (good, spoiled)
         for pixel, feature in zip(maps.pixel, maps.feature)
     ]
     count, size = len(good.pixel), good.pixel.shape[-1]
@@ -196,7 +276,7 @@ def rehearse(
     labels = np.arange(len(fused)) >= count
     nothing = np.zeros((size, size), bool)
     image, pixel = auroc(scores, labels), aupro(fused, [nothing] * count + masks)
-    found = scores[count:] > threshold_for(calibration.good_scores())
+    found = scores[count:] > threshold
     return {
         "worth": (image + pixel) / 2,
         "image_auroc": image,
@@ -213,11 +293,12 @@ def rehearse(
 def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
     """What may be expected of a category, in a few honest sentences."""
     good = rehearsal["good"]
-    few = f" With {good} held-out good pictures take the threshold as a guess." if good < 20 else ""
-    odd = [f"{name} ({score:.1f})" for name, score in rehearsal.get("unusual", {}).items()]
+    few = f" With {good} good pictures take the threshold as a guess." if good < 20 else ""
+    odd = sorted(rehearsal.get("unusual", {}).items(), key=lambda item: -item[1])
+    odd = [f"{name} ({score:.1f})" for name, score in odd[:_NAMED]]
     if odd:
         few += (
-            f" Unusual among the held-out good pictures: {', '.join(odd)}. Look at them, and train again "
+            f" Unusual among the good pictures: {', '.join(odd)}. Look at them, and train again "
             "without those that are not good."
         )
     if not rehearsal["defects"]:

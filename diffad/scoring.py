@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffad.diffusion import Denoiser, Prediction, Schedule
-from diffad.gaussian import PatchGaussian, ResidualGaussian
+from diffad.gaussian import PatchGaussian
 
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
-CALIBRATION_TIMESTEPS = (5, 20, 50, 100, 200, 300, 400, 500, 600, 800)
+# closer where the scores change fast, and none between two grids (`grid_of`)
+CALIBRATION_TIMESTEPS = (0, 20, 50, 99, 100, 200, 299, 300, 400, 600, 800, 999)
 SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
 TOP = 256  # pixels whose mean is the image score, four places of the features' grid
 # What a σ of the pixel branch counts for beside one of the features: pixels tell less, everywhere. How much
@@ -40,9 +41,9 @@ PIXEL_SCORES = ("patches", "uncertainty", "kl", "rgb")
 # background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
 _MOVED_FROM, _MOVED_BACK_FROM = 100, 300  # t
-_CELL = 4  # px; scale at which good pictures' places are remembered
-GOOD_TOP = TOP // _CELL**2  # of those places make a good picture's score
-_PLACES = 128  # places remembered per good picture
+_CELLS = 64  # a side, at which good pictures' places are remembered
+GOOD_TOP = TOP * _CELLS**2 // 256**2  # of those places make a good picture's score
+_PLACES = 96  # places remembered per good picture
 _TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
@@ -193,27 +194,26 @@ def evidence(
     pixel = pixel.unflatten(0, (len(x_start), len(timesteps), draws)).mean(dim=2)
     predicted = prediction.features.unflatten(0, (len(x_start), len(timesteps), draws))
     seen = torch.stack([features[offset_of(t, cell)] for t in timesteps], dim=1)
-    return smooth(_moved_back(pixel, timesteps, cell)), seen[:, :, None] - predicted
+    return placed(pixel, timesteps, cell), seen[:, :, None] - predicted
 
 
 def feature_maps(
-    residual: Tensor, covariance: ResidualGaussian, size: int, timesteps: Sequence[int]
+    residual: Tensor, distance: Callable[[Tensor, int], Tensor], size: int, timesteps: Sequence[int]
 ) -> Tensor:
-    """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals with a category's Σ_r."""
-    by_t = [
-        covariance.squared_mahalanobis(residual[:, i].flatten(0, 1), grid_of(t))
-        for i, t in enumerate(timesteps)
-    ]
+    """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals. distance: of residuals
+    [b, c, g, g] on one of the grids, [b, g, g], as a category's `ResidualGaussian.squared_mahalanobis`.
+    """
+    by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
     score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
     # bicubic: peaks stay narrow, and may swing a little below 0 beside
     maps = F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
-    return smooth(_moved_back(maps, timesteps, size // residual.shape[-1]))
+    return placed(maps, timesteps, size // residual.shape[-1])
 
 
-def _moved_back(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
-    """Maps [b, n_t, h, w] of moved pictures, onto the picture."""
+def placed(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
+    """Maps [b, n_t, h, w] of pictures that were moved as `offset_of` says: moved back, and smoothed."""
     back = [moved(maps[:, i : i + 1], -offset_of(t, cell)) for i, t in enumerate(timesteps)]
-    return torch.cat(back, dim=1)
+    return smooth(torch.cat(back, dim=1))
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
@@ -239,51 +239,59 @@ def _filter(side: int, sigma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What good pictures look like to the scores; from normal pictures held out of training. All float32.
+    """What good pictures look like to the scores. All float32.
 
     timesteps: the n calibrated t, rising; other t are interpolated between them. level: [2 (pixel, feature),
     g, g], how high good maps lie at each place, relative to their mean; raw maps are divided by it (see
     `place_level`). moments: [2, 2 (mean, σ), n] of the raw smoothed maps so divided; σ is measured at the
     tail, so that one place in a thousand of good pictures lies above 3.09 σ, as a normal law has it: the
     branch whose good maps have the heavier tail must not drown the other. good_places:
-    standardised values [pictures, 2, n, places] at the places of each good picture that come out highest in
-    some map: enough to know its image score at any α and any timesteps without the network.
+    standardised values [pictures, 2, m, places] at the places of each good picture that come out highest in
+    some map: enough to know its image score at any α and any timesteps without the network. remembered: the
+    m timesteps of those; another has, in its own units, the values of the nearest on its grid.
     """
 
     timesteps: tuple[int, ...]
     level: Tensor
     moments: Tensor
+    remembered: tuple[int, ...]
     good_places: Tensor
 
     @staticmethod
-    def fit(maps: RawMaps, by_place: bool = False) -> Calibration:
+    def fit(maps: RawMaps, by_place: bool = False, reduced: RawMaps | None = None) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere.
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere. reduced: the `reduced_maps` of
+        these pictures, and of more after them, at some of the timesteps: level and remembered places come
+        from those. None: of these at all timesteps.
         """
+        reduced = reduced_maps(maps) if reduced is None else reduced
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
+        small = torch.stack([reduced.pixel, reduced.feature], dim=1).float()  # [more, 2, m, cells, cells]
         level = torch.ones(2, 1, 1)
         if by_place:
-            level, without = place_level(both)
-            both = both / _to_size(without, both.shape[-1])[:, :, None]
+            level, without = place_level(small)
+            both = both / _to_size(without[: len(both)], both.shape[-1])[:, :, None]
+            small = small / _to_size(without, small.shape[-1])[:, :, None]
         mean = both.double().mean(dim=(0, 3, 4))
         rows = both.permute(1, 2, 0, 3, 4).flatten(2)  # [2, n, pixels]
         above = max(1, rows.shape[-1] // 1000)
         tail = rows.topk(above, dim=-1).values[..., -1].double()
         std = ((tail - mean) / _TAIL).clamp(min=1e-8)
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
-        standard = (both - moments[None, :, 0, :, None, None]) / moments[None, :, 1, :, None, None]
-        cell = max(1, both.shape[-1] * _CELL // 256)
-        cells = F.avg_pool2d(standard.flatten(1, 2), cell).flatten(2)  # [b, 2·n, cells]
-        # the highest of the usual fusion, then the highest of any single map among the rest
-        many = min(_PLACES, cells.shape[-1]) // 2
-        weights = cells.new_tensor(branch_weights(0.5)).repeat_interleave(both.shape[2])  # [2·n]
-        first = (cells * weights[:, None]).mean(dim=1).topk(many, dim=1).indices
-        second = cells.amax(dim=1).scatter(1, first, -torch.inf).topk(many, dim=1).indices
-        places = torch.cat([first, second], dim=1)  # [b, places]
-        values = torch.gather(cells, 2, places[:, None].expand(-1, cells.shape[1], -1))
-        values = values.reshape(*both.shape[:3], -1)
-        return Calibration(maps.timesteps, level.cpu(), moments.cpu(), values.cpu())
+        at = [maps.timesteps.index(t) for t in reduced.timesteps]
+        standard = (small - moments[None, :, 0, at, None, None]) / moments[None, :, 1, at, None, None]
+        cells = standard.flatten(3)  # [more, 2, m, cells]
+        pixel, feature = cells.mean(dim=2).unbind(dim=1)
+        of_pixel, of_feature = branch_weights(0.5)
+        # the highest of the usual fusion, of the pixels alone, and of any single map
+        ranked = (of_pixel * pixel + of_feature * feature, pixel, cells.amax(dim=(1, 2)))
+        many, taken = min(_PLACES, cells.shape[-1]) // len(ranked), torch.zeros_like(pixel, dtype=torch.bool)
+        for values in ranked:
+            places = values.masked_fill(taken, -torch.inf).topk(many, dim=1).indices
+            taken = taken.scatter(1, places, True)
+        values = torch.stack([cells[i][..., taken[i]] for i in range(len(cells))])
+        return Calibration(maps.timesteps, level.cpu(), moments.cpu(), reduced.timesteps, values.cpu())
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
         """Weights [len(timesteps), n] of linear interpolation in t, constant beyond the calibrated range."""
@@ -298,27 +306,48 @@ class Calibration:
         weights[rows, right - 1], weights[rows, right] = 1 - fraction, fraction
         return weights
 
-    def standardise(self, maps: RawMaps) -> RawMaps:
-        """(s / level − mean) / std per t and branch: the same shapes in σ of good pictures."""
+    def standardise(self, maps: RawMaps, levels: Tensor | None = None) -> RawMaps:
+        """(s / level − mean) / std per t and branch: the same shapes in σ of good pictures. levels: one for
+        each picture instead of `level`, [b, 2, g, g].
+        """
         weights = self._interpolation(maps.timesteps)
         mean, std = (self.moments @ weights.T).unbind(dim=1)  # [2, n_t] each
         mean, std = (value.to(maps.pixel.device)[:, :, None, None] for value in (mean, std))
-        level = _to_size(self.level.to(maps.pixel.device), maps.pixel.shape[-1])  # [2, size, size]
-        pixel, feature = maps.pixel / level[0], maps.feature / level[1]
+        levels = self.level[None] if levels is None else levels
+        levels = _to_size(levels.to(maps.pixel.device), maps.pixel.shape[-1])  # [b or 1, 2, size, size]
+        pixel, feature = maps.pixel / levels[:, :1], maps.feature / levels[:, 1:]
         return RawMaps((pixel - mean[0]) / std[0], (feature - mean[1]) / std[1], maps.timesteps)
 
     def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
-        """Image scores of the held-out good pictures at this α and these timesteps, float32 [pictures]."""
-        weights = self._interpolation(timesteps).mean(dim=0)  # [n]
-        pixel, feature = (self.good_places * weights[:, None]).sum(dim=2).unbind(dim=1)  # [pictures, places]
+        """Image scores of the good pictures at this α and these timesteps, float32 [pictures]."""
+        pixel, feature = self._places(timesteps).mean(dim=2).unbind(dim=1)  # [pictures, places]
         of_pixel, of_feature = branch_weights(alpha)
         fused = of_pixel * pixel + of_feature * feature
         return fused.topk(min(GOOD_TOP, fused.shape[1]), dim=1).values.mean(dim=1).numpy()
 
     def good_evidence(self, timesteps: Sequence[int]) -> np.ndarray:
         """`good_places` at these timesteps, float32 [pictures, 2, n_t, places]."""
-        weights = self._interpolation(timesteps)  # [n_t, n]
-        return torch.einsum("tn,bkns->bkts", weights, self.good_places).numpy()
+        return self._places(timesteps).numpy()
+
+    def _places(self, timesteps: Sequence[int]) -> Tensor:
+        """`good_places` at these timesteps. The mean over several t of a grid is then that of one: a little
+        high for good pictures, since such maps are alike but not the same.
+        """
+        nearest = [
+            min(
+                range(len(self.remembered)),
+                key=lambda i: (abs(grid_of(self.remembered[i]) - grid_of(t)), abs(self.remembered[i] - t)),
+            )
+            for t in timesteps
+        ]
+        return self.good_places[:, :, nearest]
+
+
+def reduced_maps(maps: RawMaps) -> RawMaps:
+    """Means of maps over 64 × 64 cells: of pixels where those are fewer."""
+    cells = min(_CELLS, maps.pixel.shape[-1])
+    pixel, feature = (F.adaptive_avg_pool2d(branch, cells) for branch in (maps.pixel, maps.feature))
+    return RawMaps(pixel, feature, maps.timesteps)
 
 
 def place_level(both: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
+from diffad.scoring import image_score
 
 GRID = 1024  # cells; longest side of a tiled picture's maps
 TILE_CELLS = 64  # the fewest cells along a tile, unless it has fewer pixels
@@ -89,6 +90,10 @@ class Tiling:
         if self.side is None:
             return 1.0
         return max(1.0, self.height / self.side) * max(1.0, self.width / self.side)
+
+    def score(self, fused: np.ndarray) -> float:
+        """The image score of the worst tile of a map over the grid: what `chances` speaks of."""
+        return max(image_score(fused[tile.cells], self.cells) for tile in self.tiles)
 
     def sample(self, most: int = 5) -> list[Tile]:
         """A handful of tiles from all over the picture, always the same."""

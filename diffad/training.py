@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, Geometry, find_all, read_image, to_float, to_square, to_uint8
+from diffad.data import DataError, find_all, read_image, to_float, to_square, to_uint8
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
@@ -132,7 +132,7 @@ def train(
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
     paths = normal_paths(sources)
-    pictures = load_normal(paths, config.unet.size)
+    pictures, inside = load_normal(paths, config.unet.size)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
@@ -145,11 +145,11 @@ def train(
         run.network.load_state_dict(checkpoints.rounded(run.average))
         profiles = dict(base.profiles) if base and config.steps == 0 else {}
         for name, (used, held) in split.items():
-            _, order = split_held_out(torch.arange(len(paths[name])), config.held_out)
-            inside = torch.stack([_inside(paths[name][i], config.unet.size) for i in order])
+            numbers = split_held_out(torch.arange(len(paths[name])), config.held_out)
+            order = torch.cat(numbers[::-1])  # those held out first
             # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
             profile = fit_profile(
-                run.network, run.extractor, run.schedule, used, held, inside,
+                run.network, run.extractor, run.schedule, used, held, inside[name][order],
                 kind=config.pixel_score, stride=config.stride,
             )  # fmt: skip
             scores = profile.calibration.good_scores()
@@ -278,19 +278,21 @@ def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def load_normal(paths: Mapping[str, Sequence[Path]], size: int) -> dict[str, Tensor]:
-    """`normal_paths`' pictures: uint8 [n, 3, size, size]. Raises DataError for one that cannot be read."""
-    return {
-        category: torch.stack([to_uint8(to_square(read_image(path), size)[0]) for path in some])
-        for category, some in paths.items()
-    }
-
-
-def _inside(path: Path, size: int) -> Tensor:
-    """Where the picture lies in the model's square, bool [size, size]."""
-    inside = torch.zeros(size, size, dtype=torch.bool)
-    inside[Geometry.letterbox(*read_image(path).shape[:2], size).inner] = True
-    return inside
+def load_normal(
+    paths: Mapping[str, Sequence[Path]], size: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`normal_paths`' pictures, uint8 [n, 3, size, size], and where each lies in the model's square, not its
+    padding, bool [n, size, size]. Raises DataError for one that cannot be read.
+    """
+    pictures, inside = {}, {}
+    for category, some in paths.items():
+        pictures[category] = torch.empty(len(some), 3, size, size, dtype=torch.uint8)
+        inside[category] = torch.zeros(len(some), size, size, dtype=torch.bool)
+        for picture, there, path in zip(pictures[category], inside[category], some):
+            square, geometry = to_square(read_image(path), size)
+            picture.copy_(to_uint8(square))
+            there[geometry.inner] = True
+    return pictures, inside
 
 
 def split_held_out(pictures: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def test_its_own_values_need_no_calibration(inspector, layers):
 def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, stride):
     image, _ = layers
     unit = Calibration(TIMESTEPS, torch.ones(2, 1, 1), torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(2, 2, 3),
-                       torch.zeros(1, 2, 3, 4))  # fmt: skip
+                       TIMESTEPS, torch.zeros(1, 2, 3, 4))  # fmt: skip
     kept = ablation._maps(inspector, image, "ring", {"x": unit}, {"x": (kind, stride)}, None, seed=3)["x"]
     square, geometry = to_square(image, SIZE)
     with torch.no_grad():

@@ -67,7 +67,7 @@ def test_what_is_saved_comes_back(model, file):
             assert torch.equal(getattr(one, name), getattr(other, name))
         torch.testing.assert_close(one.common, other.common, rtol=1e-3, atol=1e-3)
     assert after.rehearsal == before.rehearsal
-    assert after.calibration.timesteps == (20, 200)
+    assert after.calibration.timesteps == after.calibration.remembered == (20, 200)
     assert torch.equal(after.calibration.moments, before.calibration.moments)
     x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(

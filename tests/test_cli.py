@@ -66,7 +66,7 @@ class Toy:
         maps = dict.fromkeys(timesteps, heat)
         return SimpleNamespace(
             **result, image=pixels, anomaly_map=heat, square_map=square, pixel_maps=maps, feature_maps=maps,
-            timesteps=timesteps, alpha=alpha, to_dict=lambda: result)
+            timesteps=timesteps, alpha=alpha, to_dict=lambda: result, threshold_at=lambda rate: 1.0)
 
     def reconstruct(self, image, steps=100, **options):
         self.calls.append({"steps": steps, **options})

@@ -64,6 +64,7 @@ class ToyInspector:
         return SimpleNamespace(
             image=image, category=category or self.recognise(image), recognised=category is None, score=score,
             threshold=limit, is_anomalous=score > limit, square_map=padded, seconds=0.25,
+            threshold_at=lambda rate: {0.01: 3.0, 0.02: 2.5, 0.05: 1.5, 0.1: -1.0}[rate],
             anomaly_map=redness, timesteps=timesteps, alpha=alpha,
             pixel_maps=dict.fromkeys(timesteps, redness), feature_maps=dict.fromkeys(timesteps, redness))
 
@@ -127,6 +128,9 @@ def test_evaluate(parts):
         ("good", False), ("good", False), ("scratch", True), ("scratch", False)]
     assert nut["setting"]["seeds"] == [0] and nut["setting"]["profile"] == "nut"
     assert nut["threshold"] == 3.0 and nut["seconds_per_image"] == 0.25
+    # good ones score 0, the scratches 2 and more: what each limit of ToyInspector makes of them
+    assert nut["announced"] == [[0.01, 0.0, 0.5], [0.02, 0.0, 0.5], [0.05, 0.0, 0.0], [0.1, 1.0, 0.0]]
+    assert "| nut | 0.0% / 50.0% | 0.0% / 50.0% | 0.0% / 0.0% | 100.0% / 0.0% |" in markdown_report(result)
     assert result["ring"]["pixel_auroc"] > 0.99  # letterboxed, shrunk twice
     table = evaluation_table(result)
     assert table.count("\n") == 4 and "**mean**" in table and "25.0%" in table  # missed: 50 % and none
@@ -214,8 +218,8 @@ def test_measure_takes_any_method_and_says_none_for_what_it_does_not_say():
         assert values[key] is None, key
     assert values["image_auroc"] == auroc([p.score for p in pictures], [p.label for p in pictures])
     assert values["aupro_05"] == aupro([p.anomaly_map for p in pictures], [p.mask for p in pictures], 0.05)
-    assert set(values["intervals"]) == {"image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap",
-                                        "pixel_f1", "aupro", "aupro_05"}
+    assert set(values["intervals"]) == {"image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro",
+                                        "aupro_05"}
     for key, (low, high) in values["intervals"].items():
         assert low <= values[key] <= high and low < high, key
     assert measure(pictures, draws=0)["intervals"] == {}
@@ -360,7 +364,7 @@ def test_report_is_one_file_that_asks_no_network(parts):
     anchors = {source for source in page.sources if source.startswith("#")}
     assert all(f'id="{anchor[1:]}"' in text for anchor in anchors)
     written = markdown_report(results)
-    assert written.count("| nut |") == 3 and "### ring" in written and "| scratch | 2 |" in written
+    assert written.count("| nut |") == 4 and "### ring" in written and "| scratch | 2 |" in written
 
 
 def test_report_of_what_cannot_be_measured(parts):

@@ -310,6 +310,30 @@ def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_ha
     assert float(gaussian.squared_mahalanobis(field).mean()) == pytest.approx(1, abs=0.01)
 
 
+def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
+    """Woodbury against a second fit without it, for its own residual and for another of the same picture."""
+    monkeypatch.setattr("diffad.gaussian._CODES", 127)
+    field = on_a_grid(rows).clone()[:30]
+    field[4] *= 4  # an odd one, which stretches the covariance that it is measured with
+    grids, stages = [field, 2 * field.flip(0)], (2, 4)
+    gaussian, left_out = ResidualGaussian.fit_own([[grid] for grid in grids], block=2, stages=stages)
+    other = field[:1] + torch.randn(1, 6, 4, 4, generator=torch.Generator().manual_seed(3))
+    for index in (0, 4):
+        rest = [torch.cat([grid[:index], grid[index + 1 :]]) for grid in grids]
+        without = ResidualGaussian.fit([[grid] for grid in rest], block=2, stages=stages)
+        for number, grid in enumerate(grids):
+            own = grid[index : index + 1]
+            for residual in (own, other):
+                expected = without.squared_mahalanobis(residual, number)
+                found = left_out.squared_mahalanobis(residual, own, number)
+                torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05)
+        flattered = gaussian.squared_mahalanobis(field[index : index + 1]).mean()
+        honest = left_out.squared_mahalanobis(field[index : index + 1], field[index : index + 1]).mean()
+        assert float(honest) > (1.5 if index == 4 else 1.02) * float(flattered)
+    both = left_out.squared_mahalanobis(field[[0, 4]], field[[0, 4]])
+    torch.testing.assert_close(both[1:], left_out.squared_mahalanobis(field[4:5], field[4:5]))
+
+
 def test_residuals_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"stages of \(2, 3\) channels are not the residual's 6"):
         ResidualGaussian.fit([[torch.ones(1, 6, 4, 4)]], stages=(2, 3))

@@ -8,7 +8,7 @@ from diffad import profiles
 from diffad.metrics import aupro, auroc
 from diffad.profiles import artificial_defects, in_words, rehearse
 from diffad.rehearsal import KINDS, _likely_centres, add_defect
-from diffad.scoring import TIMESTEPS, RawMaps
+from diffad.scoring import TIMESTEPS, Calibration, RawMaps, threshold_for
 from diffad.synthetic import make_part
 
 
@@ -71,8 +71,11 @@ def test_a_defect_that_stands_out_is_found_and_one_that_does_not_is_missed():
     mask = np.zeros((64, 64), bool)
     mask[20:30, 20:30] = True
     masks, kinds = [mask] * 8, ["speck", "stain"] * 4
-    clear = rehearse(maps(0, 8), maps(1, 8, 5.0, mask), masks, kinds, False)
-    hidden = rehearse(maps(0, 8), maps(1, 8, 0.0, mask), masks, kinds, False)
+    calibration = Calibration.fit(maps(0, 8))
+    threshold = threshold_for(calibration.good_scores())
+    good, clear, hidden = map(calibration.standardise, (maps(0, 8), maps(1, 8, 5.0, mask), maps(1, 8)))
+    clear = rehearse(good, clear, masks, kinds, threshold)
+    hidden = rehearse(good, hidden, masks, kinds, threshold)
     assert clear["image_auroc"] == clear["found"] == 1.0 and clear["aupro"] > 0.99
     assert clear["found_by_kind"] == {"speck": 1.0, "stain": 1.0}
     assert hidden["found"] < 0.3 and hidden["aupro"] < 0.4 and hidden["image_auroc"] < 0.8
@@ -83,13 +86,13 @@ def test_the_rehearsal_agrees_with_the_metrics_on_its_own_maps():
     mask = np.zeros((64, 64), bool)
     mask[5:25, 30:50] = True
     good, bad = maps(2, 6), maps(3, 6, 0.4, mask)
-    result = rehearse(good, bad, [mask] * 6, ["worn"] * 6, False)
-    # without places, standardising is the same straight line for good and bad: ranks are those of raw maps
+    result = rehearse(good, bad, [mask] * 6, ["worn"] * 6, 0.9)
     raw = [one.mean(dim=0).numpy() for both in (good, bad) for one in both.pixel]
-    scores = [np.sort(one.ravel())[-4:].mean() for one in raw]
+    scores = [np.sort(one.ravel())[-16:].mean() for one in raw]  # 256 px of 256 × 256
     labels = [False] * 6 + [True] * 6
-    assert result["image_auroc"] == pytest.approx(auroc(scores, labels), abs=0.03)
-    assert result["aupro"] == pytest.approx(aupro(raw, [np.zeros_like(mask)] * 6 + [mask] * 6), abs=0.02)
+    assert result["image_auroc"] == pytest.approx(auroc(scores, labels))
+    assert result["found"] == np.mean(np.array(scores[6:]) > 0.9)
+    assert result["aupro"] == pytest.approx(aupro(raw, [np.zeros_like(mask)] * 6 + [mask] * 6))
 
 
 def test_words_follow_the_numbers():
@@ -110,9 +113,9 @@ def test_words_follow_the_numbers():
 def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
     asked = []
 
-    def judged(good, spoiled, masks, kinds, by_place):
-        asked.append(by_place)
-        return {"worth": 0.7 if by_place else 0.5, "found": 0.5}
+    def judged(good, spoiled, masks, kinds, threshold):
+        asked.append(threshold)
+        return {"worth": 0.4 + 0.1 * len(asked), "found": 0.5}  # the second is by place
 
     monkeypatch.setattr(profiles, "rehearse", judged)
     pictures = torch.stack(
@@ -121,7 +124,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
     profile = profiles.fit_profile(
         inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
     )
-    assert asked == [False, True]
+    assert len(asked) == 2
     assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
 
 
@@ -131,10 +134,11 @@ def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspe
     profile = profiles.fit_profile(
         inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
     )
-    assert profile.rehearsal == {"by_place": False, "good": 2, "defects": 0}
+    assert profile.rehearsal == {"by_place": False, "good": 5, "defects": 0}
     assert bool(torch.isfinite(profile.calibration.moments).all())
     said = in_words("coal", profile.rehearsal | {"unusual": {"a.png": 5.71}})
-    assert "too dark" in said and "no forecast" in said and "2 held-out" in said and "a.png (5.7)" in said
+    assert "too dark" in said and "no forecast" in said and "5 good pictures" in said
+    assert "a.png (5.7)" in said
 
 
 def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
@@ -151,7 +155,7 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
     profile = profiles.fit_profile(
         inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
     )
-    assert looks == [(3, (t,), 8) for t in TIMESTEPS]
+    assert looks == [(count, (t,), 8) for t in TIMESTEPS for count in (4, 1)]
     assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
     assert profile.patches.fine.scale.shape == (1, 16, 16, 48)
     assert profile.patches.coarse.scale.shape == (1, 8, 8, 48)

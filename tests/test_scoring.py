@@ -124,7 +124,7 @@ def test_the_maps_of_all_timesteps_lie_on_the_picture():
     broken = world.mean.float()[None].clone()
     broken[..., 10:14, 18:24] += 0.6
     pixel, residual = evidence(LINEAR, world, broken, of_world(world, broken))
-    feature = feature_maps(residual, plain(residual.shape[3]), 32, TIMESTEPS)
+    feature = feature_maps(residual, plain(residual.shape[3]).squared_mahalanobis, 32, TIMESTEPS)
     y, x = torch.arange(32.0)[:, None], torch.arange(32.0)[None]
     for name, maps in {"pixel": pixel, "feature": feature}.items():
         for t, one in zip(TIMESTEPS, maps[0]):
@@ -208,7 +208,7 @@ def test_draws_are_averaged_as_scores_not_as_predictions():
         maps.append((pixel_score(LINEAR, prediction, x, x_t, t), error))
     mean_pixel, mean_error = (torch.stack(both).mean(0) for both in zip(*maps))
     torch.testing.assert_close(pixel[:, 0], smooth(mean_pixel))
-    size_four = feature_maps(residual, covariance, 4, (50,))
+    size_four = feature_maps(residual, covariance.squared_mahalanobis, 4, (50,))
     torch.testing.assert_close(size_four[:, 0], smooth(mean_error))
 
 
@@ -296,12 +296,12 @@ def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
     x = world.sample(24).float()
     _, residual = evidence(LINEAR, world, x, of_world(world, x))
     covariance = ResidualGaussian.fit([[residual.flatten(0, 2)]] * 3, block=None, shrinkage=0.0)
-    good = feature_maps(residual, covariance, SIZE, TIMESTEPS)
+    good = feature_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)
     assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
     broken = x[:1].clone()
     broken[..., PATCH[0], PATCH[1]] += 0.6
     _, residual = evidence(LINEAR, world, broken, of_world(world, broken))
-    maps = feature_maps(residual, covariance, SIZE, TIMESTEPS)[0]
+    maps = feature_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)[0]
     assert all(maps[i][PATCH].mean() > 10 and maps[i][:, :7].mean() < 2 for i in range(3))
 
 
@@ -309,7 +309,7 @@ def test_a_feature_map_lies_where_its_cells_lie():
     """Cell (2, 5) of 8 px covers 16 … 23 and 40 … 47."""
     residual = torch.zeros(1, 1, 1, 3, 8, 8)
     residual[..., 2, 5] = 1
-    spot = feature_maps(residual, plain(3), 64, (20,))[0, 0]
+    spot = feature_maps(residual, plain(3).squared_mahalanobis, 64, (20,))[0, 0]
     share = spot / spot.sum()
     place = torch.arange(64)
     assert float((share.sum(1) * place).sum()) == pytest.approx(19.5, abs=1e-3)

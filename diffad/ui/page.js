@@ -3,7 +3,7 @@
 // draw; they register with `diffad.onResult`.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { mean, fuse, topMean, thresholdFor, rateFor, regions, reduced } = diffad.scores;
+  const { mean, fuse, topMean, imageScore, thresholdFor, rateFor, regions, reduced } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
   const INSPECTING = "Inspecting…";
 
@@ -63,7 +63,7 @@
   function judge() {
     const { pixel, feature } = meansOf(choices.chosen);
     const fused = fuse(pixel, feature, choices.alpha);
-    const [good, limit, score] = [goodScores(), threshold(), topMean(fused, part.top_pixels)];
+    const [good, limit, score] = [goodScores(), threshold(), imageScore(fused, part.width, part.windows, part.top_pixels)];
     const anomalous = score > limit;
     // A good part has no regions, and none is smaller than an eighth of what makes a score.
     const smallest = Math.max(1, Math.round(part.top_pixels / 8));

@@ -31,6 +31,15 @@
     return top.reduce((sum, value) => sum + value, 0) / top.length;
   }
 
+  // Of a map `width` wide: the highest of its windows' scores. A window is [top, left, bottom, right].
+  function imageScore(map, width, windows, count) {
+    return Math.max(...windows.map(([top, left, bottom, right]) => {
+      const values = new Float32Array((bottom - top) * (right - left));
+      for (let y = top; y < bottom; y++) values.set(map.subarray(y * width + left, y * width + right), (y - top) * (right - left));
+      return topMean(values, count);
+    }));
+  }
+
   // The score that hardly a good part exceeds by the law of the others' quartiles.
   function usualEnd(goodScores, rate = 3e-4) {
     const sorted = Float64Array.from(goodScores).sort();
@@ -146,5 +155,5 @@
     return { values: sum.map((value, i) => value / count[i]), width: w, height: h };
   }
 
-  (window.diffad ??= {}).scores = { mean, fuse, topMean, thresholdFor, rateFor, unusual, regions, contour, reduced };
+  (window.diffad ??= {}).scores = { mean, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced };
 })();
