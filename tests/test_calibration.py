@@ -170,7 +170,8 @@ def test_the_level_stays_well_above_zero_where_good_maps_vanish():
     maps[..., :32] = 0
     maps[..., :8, :8] = -1e-3  # a KL may be slightly negative
     level, without = place_level(maps)
-    assert float(level.min()) >= 0.1 - 1e-6 and float(without.min()) >= 0.1 - 1e-6
+    # all pictures are alike, so that the power is 1 and the floor of a half is what remains
+    assert float(level.min()) == pytest.approx(0.5) and float(without.min()) == pytest.approx(0.5)
 
 
 # interpolation in t

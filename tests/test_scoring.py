@@ -310,6 +310,9 @@ def test_a_feature_map_lies_where_its_cells_lie():
     residual = torch.zeros(1, 1, 1, 3, 8, 8)
     residual[..., 2, 5] = 1
     spot = feature_maps(residual, plain(3).squared_mahalanobis, 64, (20,))[0, 0]
+    cells = plain(3).squared_mahalanobis(residual[:, 0, 0])
+    enlarged = torch.nn.functional.interpolate(cells[None], size=(64, 64), mode="bicubic")
+    torch.testing.assert_close(spot, smooth(enlarged)[0, 0])
     share = spot / spot.sum()
     place = torch.arange(64)
     assert float((share.sum(1) * place).sum()) == pytest.approx(19.5, abs=1e-3)

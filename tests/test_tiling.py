@@ -119,6 +119,12 @@ def test_tiles_all_alike_leave_no_seam(inspector):
         assert np.abs(np.diff(blended, axis=1)).max() <= 1.2 * np.abs(np.diff(own, axis=1)).max()
 
 
+def test_chances_are_the_tiles_worth_of_picture():
+    assert Tiling.whole(900, 300, 256).chances == 1
+    assert Tiling.squares(512, 256, 256, 128).chances == 8
+    assert Tiling.squares(512, 100, 256, 128).chances == 4  # narrower than a tile
+
+
 def test_where_one_tile_lies_alone_its_map_is_that_of_the_piece(inspector, leather):
     piece = inspector.inspect(leather[1][:256], "leather", timesteps=(200,), tile=None)
     tiled = inspector.inspect(leather[1], "leather", timesteps=(200,), tile=256)
