@@ -49,8 +49,7 @@ _WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles mus
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
 _REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
 _SCORED_EVERY = 5  # steps of a repair
-_ORDINARY = 0.1  # a repaired part should look like one that so many good parts exceed, not just pass
-# Of that score and of a defect's peak: what is repaired. Around a strong defect the map is high where the
+# Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
 # part is sound.
 _REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
 
@@ -316,10 +315,10 @@ class Inspector:
         (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
         details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
-        score is that of the middle good part; as long as less than 1 good part in 10 would exceed it another
-        round of `steps` follows where the map is still high, five in all. Each draws the place anew first,
-        unless that was in vain just before: then what is there is only led back, and if that is in vain too
-        it stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
+        score is that of the middle good part; as long as it stays above the threshold another round of
+        `steps` follows where the map is still high, five in all. Each draws the place anew first, unless
+        that was in vain just before: then what is there is only led back, and if that is in vain too it
+        stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
         than it was.
 
         tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
@@ -352,11 +351,10 @@ class Inspector:
         tiling, gaussian, steps = first._tiling, self._gaussians[first.category], options["steps"]
         rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
         total, index, scored_at = steps, 0, 0
-        usual = float(np.median(first.good_scores))
-        enough = max(usual, min(first.threshold, first.threshold_at(_ORDINARY)))
+        usual = float(np.median(self.good_scores(first.category, first.alpha)))
         picture, fused, score = first.image, first._fused_map, first.score
         repaired = np.zeros(fused.shape, dtype=bool)
-        tile, weight = _place_to_repair(first, fused, repaired, enough if weighed else None)
+        tile, weight = _place_to_repair(first, fused, repaired, weighed)
         x_start, geometry = self._square(tiling, picture, tile)
         done = (stop and score <= first.threshold) or (weighed and (weight is None or score <= usual))
         filling = True
@@ -407,7 +405,7 @@ class Inspector:
                     if first.tile is not None:  # a tile has one round, a whole picture others
                         repaired[tile.cells] |= tile.weight > 0.5
                     picture = image
-                    tile, weight = _place_to_repair(first, fused, repaired, enough, again=True)
+                    tile, weight = _place_to_repair(first, fused, repaired, weighed, again=True)
                     done = weight is None or (vain and not filling and first.tile is None)
                     filling = first.tile is not None or not vain
                     total += 0 if done else steps
@@ -456,22 +454,23 @@ def _sides(height: int, width: int, size: int) -> list[int]:
 
 
 def _place_to_repair(
-    first: Inspection, fused: np.ndarray, repaired: np.ndarray, enough: float | None, again: bool = False
+    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, again: bool = False
 ) -> tuple[Tile, Tensor | None]:
     """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
     not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair
-    or, `again`, the score is not above `enough`; or if everything shall move alike (enough is None).
+    or, `again`, nothing that is judged anomalous, or if everything shall move alike.
     """
     tiling = first._tiling
     left = np.where(repaired, np.float32(0), fused)
     row, column = np.unravel_index(left.argmax(), left.shape)
     tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
-    if enough is None or (again and tiling.score(left) <= enough):
+    high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
+    if not weighed or (again and tiling.score(left) <= high):
         return tile, None
     height, width = first.image[tile.box].shape[:2]
     square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))
-    count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * enough).astype(np.uint8))
+    count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * high).astype(np.uint8))
     peaks = np.array([0.0, *(square[labels == label].max() for label in range(1, count))])
-    low = np.maximum(_REPAIRED_FROM * enough, _REPAIRED_SHARE * peaks[labels]).astype(np.float32)
+    low = np.maximum(_REPAIRED_FROM * high, _REPAIRED_SHARE * peaks[labels]).astype(np.float32)
     weight = repair_weight(torch.from_numpy(square), torch.from_numpy(low))
     return tile, weight if weight.any() else None

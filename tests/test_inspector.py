@@ -232,10 +232,10 @@ def test_a_hole_is_as_wide_as_its_own_defect_asks(defective):
     field = np.zeros((256, 256), np.float32)
     field[40:100, 40:100], field[60:80, 60:80] = 8, 40  # high around the strong one
     field[180:190, 180:190] = 8  # a weak defect, as high as that
-    _, weight = _place_to_repair(defective, field, np.zeros_like(field, dtype=bool), 3.0)
+    _, weight = _place_to_repair(defective, field, np.zeros_like(field, dtype=bool), weighed=True)
     assert weight[0, 0, 70, 70] > 0.99 and weight[0, 0, 185, 185] > 0.99
     assert weight[0, 0, 45, 45] == 0 and weight[0, 0, 230, 30] == 0
-    assert _place_to_repair(defective, field * 0, np.zeros_like(field, dtype=bool), 3.0)[1] is None
+    assert _place_to_repair(defective, field * 0, np.zeros_like(field, dtype=bool), weighed=True)[1] is None
 
 
 def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
@@ -252,12 +252,12 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
     ((40, 35, 44, 50, 45, 41), 0, 30),  # worse than before, twice: no third round
     ((40, 35, 44, 2, 1.8, 0.9), 30, 30),  # led back where drawing anew was in vain
     ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8, 1.5, 1.4, 1.6, 1.25, 1.2, 1.22), 70, 75),  # no sixth round
-    ((0.95, 0.9, 0.98), 10, 15),  # below that: no second round
+    ((0.95, 0.9, 0.98), 10, 15),  # below the threshold: no second round
     ((1.3, 0.05), 10, 10),  # as good as a good part: nothing more to do
 ])  # fmt: skip
 def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):
-    """Scores of every fifth step as planted, in units of what 1 good part in 10 exceeds."""
-    planted = (level * defective.threshold_at(0.1) for level in levels)
+    """Scores of every fifth step as planted, in thresholds."""
+    planted = (level * defective.threshold for level in levels)
     monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=15))
     assert defective.score > 4 * defective.threshold
