@@ -48,8 +48,8 @@ class TrainConfig:
     T·u^low_t, so 2 favours the timesteps that are scored, 1 is uniform. spoiled: share of the pictures that
     are shown with one to three artificial defects, to be removed like noise. holes: share of the pictures
     that are noised in places only, to learn to fill them (from t = 100 on: below, variances are what counts).
-    held_out: share of each category's normal pictures kept from training to calibrate on (4 to 48 pictures,
-    the same ones whatever the seed).
+    held_out: share of each category's normal pictures kept from training, which tell how much lower the
+    others lie for having been trained on (4 to 48 pictures, the same ones whatever the seed).
     """
 
     steps: int | None = None
