@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,18 +109,9 @@ class ResidualGaussian:
     diagonal: Tensor
 
     @staticmethod
-    def fit(
-        grids: Sequence[Iterable[Tensor]],
-        *,
-        block: int | None = 2,
-        shrinkage: float = 0.1,
-        floor: float = 0.0,
-        stages: Sequence[int] | None = None,
-    ) -> ResidualGaussian:
-        """`fit_own`'s first result."""
-        return ResidualGaussian.fit_own(
-            grids, block=block, shrinkage=shrinkage, floor=floor, stages=stages
-        )[0]
+    def fit(grids: Sequence[Iterable[Tensor]], **settings: Any) -> ResidualGaussian:
+        """`fit_own`'s Gaussian alone, with the same settings."""
+        return ResidualGaussian.fit_own(grids, **settings)[0]
 
     @staticmethod
     def fit_own(
