@@ -191,7 +191,7 @@ class ResidualGaussian:
 class LeftOut:
     """What a `ResidualGaussian` would say of the pictures that it is fitted on, had each been left out.
 
-    Else a covariance flatters what it is made of: in 120 dimensions, with 30 pictures, to half the distance.
+    Else a covariance flatters what it is made of: in 120 dimensions, with 30 pictures, by 40 % of it.
     By Woodbury's identity it needs no second fit: with N observations, the prior's among them, N Σ − Z Zᵀ is
     what is left without a picture's residuals Z in a block. (The common Σ stays; it hardly moves.)
 
