@@ -201,10 +201,10 @@ def _tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_si
         about = "The same pictures, judged by one model or by the one trained on that category alone."
         tables.append(Table("single", "One model against one per category", "model", about, both))
     if scores:
-        stored = _score_name(inspector._kind, inspector._stride)
+        stored = _score_name(inspector.pixel_score, inspector.stride)
         about = (
             f"The pixel branch alone, mean of t = {_listed(TIMESTEPS)}; the checkpoint uses {stored}. "
-            f"The KL's variance was learned at a stride of {inspector._stride}."
+            f"The KL's variance was learned at a stride of {inspector.stride}."
         )
         rows = (
             Setting(name, _fusion(1.0, TIMESTEPS) if name == stored else {name: 1.0}, default=name == stored)
@@ -225,7 +225,7 @@ def _fusion(alpha: float, timesteps: Sequence[int]) -> dict[str, float]:
 def _pixel_scores(inspector: Inspector) -> dict[str, tuple[str, int]]:
     """Name → kind and stride of those whose statistics the checkpoint does not hold."""
     named = {_score_name(kind, stride): (kind, stride) for kind, stride in PIXEL_SCORES}
-    named.pop(_score_name(inspector._kind, inspector._stride), None)
+    named.pop(_score_name(inspector.pixel_score, inspector.stride), None)
     return named
 
 
@@ -253,18 +253,16 @@ class _Answers:
         square, self.geometry = to_square(image, inspector.size)
         self.inspector, self.seed = inspector, seed
         self.x_start = square[None].to(inspector.device)
-        features = inspector._extractor(self.x_start)
+        features = inspector.extractor(self.x_start)
         self.cell = inspector.size // features.shape[-1]
-        self.features = moved_features(inspector._extractor, self.x_start, features, SINGLE_TIMESTEPS)
-        self.residual_gaussian = inspector._residuals[category]
-        self.patches = inspector._patches[category]
-        self.calibration = inspector._calibrations[category]
+        self.features = moved_features(inspector.extractor, self.x_start, features, SINGLE_TIMESTEPS)
+        self.profile = inspector.profiles[category]
         self.known: dict[tuple[int, int], Prediction] = {}
 
     @torch.no_grad()
     def ask(self, timesteps: Sequence[int], draws: int = 1) -> None:
         *_, answers = denoise_all(
-            self.inspector._schedule, self._denoise, self.x_start, timesteps, self.seed, draws, self.cell
+            self.inspector.schedule, self._denoise, self.x_start, timesteps, self.seed, draws, self.cell
         )
         keys = [(t, draw) for t in timesteps for draw in range(draws)]  # as denoise_all orders its batch
         for index, key in enumerate(keys):
@@ -273,7 +271,7 @@ class _Answers:
     def _denoise(self, x_t: Tensor, t: Tensor) -> Prediction:
         """As many at a time as an inspection asks for: less memory, and bf16 rounds alike."""
         size = len(TIMESTEPS)
-        parts = [self.inspector._network(*part) for part in zip(x_t.split(size), t.split(size))]
+        parts = [self.inspector.network(*part) for part in zip(x_t.split(size), t.split(size))]
         return Prediction(*(torch.cat(values) for values in zip(*parts)))
 
     @torch.no_grad()
@@ -284,14 +282,14 @@ class _Answers:
         rows = [self.known[t, draw] for t in timesteps for draw in range(draws)]
         answers = Prediction(*(torch.cat(values) for values in zip(*rows)))
         return evidence(
-            self.inspector._schedule, lambda x_t, t: answers, self.x_start, self.features, timesteps,
-            seed=self.seed, draws=draws, kind=kind or self.inspector._kind,
-            stride=self.inspector._stride if stride is None else stride, patches=self.patches,
+            self.inspector.schedule, lambda x_t, t: answers, self.x_start, self.features, timesteps,
+            seed=self.seed, draws=draws, kind=kind or self.inspector.pixel_score,
+            stride=self.inspector.stride if stride is None else stride, patches=self.profile.patches,
         )  # fmt: skip
 
     def raw(self, timesteps: Sequence[int], draws: int = 1) -> RawMaps:
         pixel, residual = self.pixel_and_residual(timesteps, draws)
-        distance = self.residual_gaussian.squared_mahalanobis
+        distance = self.profile.residual.squared_mahalanobis
         feature = feature_maps(residual, distance, self.inspector.size, timesteps)
         return RawMaps(pixel, feature, tuple(timesteps))
 
@@ -317,11 +315,11 @@ def _maps(
     answers.ask(TIMESTEPS, max(DRAWS))
     answers.ask([t for t in SINGLE_TIMESTEPS if t not in TIMESTEPS])
 
-    single = answers.calibration.standardise(answers.raw(SINGLE_TIMESTEPS))
+    single = answers.profile.calibration.standardise(answers.raw(SINGLE_TIMESTEPS))
     kept = {f"pixel {t}": answers.kept(single.pixel[:, i]) for i, t in enumerate(SINGLE_TIMESTEPS)}
     kept |= {f"feature {t}": answers.kept(single.feature[:, i]) for i, t in enumerate(SINGLE_TIMESTEPS)}
     for draws in DRAWS[1:]:
-        standard = answers.calibration.standardise(answers.raw(TIMESTEPS, draws))
+        standard = answers.profile.calibration.standardise(answers.raw(TIMESTEPS, draws))
         kept[f"draws {draws}"] = answers.kept(_fuse(standard))
     kept["per image"] = answers.kept(_fuse(_by_its_own_values(answers)))
     for name, calibration in fitted.items():
@@ -330,7 +328,7 @@ def _maps(
     if expert is not None:
         other = _Answers(expert, image, category, seed)
         other.ask(TIMESTEPS)
-        kept["single"] = other.kept(_fuse(other.calibration.standardise(other.raw(TIMESTEPS))))
+        kept["single"] = other.kept(_fuse(other.profile.calibration.standardise(other.raw(TIMESTEPS))))
     return kept
 
 
@@ -370,7 +368,7 @@ def _fit(
         answers.ask(TIMESTEPS)
         for name, (kind, stride) in scores.items():
             maps[name].append(answers.pixel_and_residual(TIMESTEPS, 1, kind, stride)[0].cpu())
-    by_place = bool((inspector._calibrations[category].level != 1).any())
+    by_place = bool((inspector.profiles[category].calibration.level != 1).any())
     return {
         name: Calibration.fit(RawMaps(torch.cat(some), torch.cat(some), TIMESTEPS), by_place)
         for name, some in maps.items()
@@ -391,11 +389,7 @@ def _training_pictures(samples: Sequence[Sample], category: str, seed: int) -> l
 
 
 def _check(inspector: Inspector, groups: Iterable[str], experts: Iterable[Inspector | None]) -> None:
-    if unknown := [name for name in groups if name not in inspector.categories]:
-        raise DataError(
-            f"{inspector.name} has no category {', '.join(unknown)}: "
-            f"give a model that has, or only folders of {', '.join(inspector.categories)}"
-        )
+    inspector.check_knows(groups)
     for expert in experts:
         if expert is not None and expert.size != inspector.size:
             raise DataError(

@@ -13,7 +13,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,15 @@ class Profile:
     patches: PatchGaussian
     calibration: Calibration
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Profile:
+        """The distances on a device; the calibration is small and stays where it is."""
+        return replace(
+            self,
+            gaussian=self.gaussian.to(device),
+            residual=self.residual.to(device),
+            patches=self.patches.to(device),
+        )
 
 
 @dataclass(frozen=True)

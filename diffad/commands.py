@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import signal
-import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -257,7 +256,8 @@ def compare(arguments: argparse.Namespace) -> int:
 def benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    import diffad.inspector  # noqa: F401 - before the clock starts
+    from diffad.benchmark import benchmark as measured
+    from diffad.data import DataError, read_image
     from diffad.synthetic import DEFECTS, make_part
 
     started = time.perf_counter()
@@ -265,36 +265,25 @@ def benchmark(arguments: argparse.Namespace) -> int:
     loaded = time.perf_counter() - started
     category = arguments.category or inspector.categories[0]
     kind = category if category in DEFECTS else next(iter(DEFECTS))
-    picture = arguments.picture or make_part(kind, 0, DEFECTS[kind][0]).image
-
-    def once() -> float:
-        begun = time.perf_counter()
-        inspector.inspect(picture, category=category, timesteps=arguments.timesteps).to_dict()
-        return time.perf_counter() - begun
-
+    try:
+        picture = read_image(arguments.picture or make_part(kind, 0, DEFECTS[kind][0]).image)
+    except DataError as error:
+        raise Refused(str(error)) from error
     with document(arguments.json) as put:
-        first = once()
-        with _timed(inspector) as parts:
-            whole = statistics.median(once() for _ in tracked(range(arguments.runs), "inspecting"))
-        features, network = (statistics.median(seconds) for seconds in parts)
-        for method in ("weighed", "paper"):  # the first does nothing where it finds nothing
-            begun = time.perf_counter()
-            repair = inspector.reconstruct(picture, category=category, steps=arguments.steps, method=method)
-            marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", arguments.steps + 1)]
-            if len(marks) > 1:
-                break
-        seconds = {
-            "load": loaded, "first_inspection": first, "inspection": whole, "features": features,
-            "network": network, "rest": max(0.0, whole - features - network),
-            "repair_first_frame": marks[1], "repair_step": (marks[-1] - marks[0]) / (len(marks) - 1)}
+        found = measured(
+            inspector, picture, category, arguments.timesteps, arguments.runs, arguments.steps, tracked)
         about = {
             "checkpoint": inspector.name, "parameters": inspector.parameters, "size": inspector.size,
-            "timesteps": list(arguments.timesteps), "repair_method": method,
+            "timesteps": list(arguments.timesteps), "repair_method": found.pop("repair_method"),
             "device": str(inspector.device), "threads": torch.get_num_threads()}
-        put(about | {f"{name}_seconds": value for name, value in seconds.items()}, "\n".join([
-            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()), "",
-            "| what | time |", "| --- | ---: |",
-            *(f"| {name.replace('_', ' ')} | {value * 1000:.1f} ms |" for name, value in seconds.items())]))
+        rates = {name: found.pop(f"{name}_rate") for name in ("batch", "training")}
+        seconds = {"load": loaded} | found
+        put(about | {f"{name}_seconds": value for name, value in seconds.items()}
+            | {f"{name}_pictures_per_second": value for name, value in rates.items()}, "\n".join([
+                ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()), "",
+                "| what | time |", "| --- | ---: |",
+                *(f"| {name.replace('_', ' ')} | {value * 1000:.1f} ms |" for name, value in seconds.items()),
+                *(f"| {name} | {value:.1f} pictures a second |" for name, value in rates.items())]))
     return FINISHED
 
 
@@ -473,28 +462,6 @@ def _unreadable(path: Path, error: ValueError) -> dict[str, str]:
 def _repair_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("steps", "denoise_every", "step_size", "timestep", "method")
     return {name: getattr(arguments, name) for name in names}
-
-
-@contextlib.contextmanager
-def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
-    """Collects the seconds of every call of the backbone and of the network while the context is open."""
-    import torch
-
-    def now() -> float:
-        if inspector.device.type == "cuda":
-            torch.cuda.synchronize(inspector.device)
-        return time.perf_counter()
-
-    seconds: tuple[list[float], list[float]] = ([], [])
-    hooks = []
-    for module, spent in zip((inspector._extractor, inspector._network), seconds, strict=True):
-        hooks.append(module.register_forward_pre_hook(lambda *_, spent=spent: spent.append(-now())))
-        hooks.append(module.register_forward_hook(lambda *_, spent=spent: spent.append(spent.pop() + now())))
-    try:
-        yield seconds
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextlib.contextmanager

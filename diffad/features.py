@@ -11,10 +11,12 @@ that nothing is downloaded at run time. This file owns the backbone's input norm
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from diffad.unet import autocast
@@ -137,4 +139,19 @@ def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
         own = network.state_dict()
         network.load_state_dict({name: value for name, value in zip(names, weights.values()) if name in own})
         network.blocks = network.blocks[: {2: 3, 3: 5}[len(stages)]]  # nothing behind the last stage is used
+        _fold_norms(network)
     return network
+
+
+@torch.no_grad()
+def _fold_norms(network: nn.Module) -> None:
+    """Put each batch norm's scale and shift into the convolution before it: the same function with one pass
+    over the activations less, and in bf16 one rounding less.
+    """
+    for parent in list(network.modules()):
+        for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+                conv.weight *= scale.view(-1, 1, 1, 1)
+                conv.bias = nn.Parameter(norm.bias - scale * norm.running_mean)
+                setattr(parent, name, norm.act)

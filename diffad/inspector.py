@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import MIN_SIDE, Geometry, read_image, resize_maps, to_square
+from diffad.data import MIN_SIDE, DataError, Geometry, read_image, resize_maps, to_square
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps, letterboxed
@@ -49,13 +49,18 @@ _WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles mus
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
 _REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
 _SCORED_EVERY = 5  # steps of a repair
+_ORDINARY = 0.1  # rounds follow until the part looks like one that so many good parts exceed
 # Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
 # part is sound.
 _REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
 
 
 class Inspector:
-    """A loaded checkpoint. Thread-safe: nothing changes after loading."""
+    """A loaded checkpoint. Thread-safe: nothing changes after loading.
+
+    network, extractor, schedule: what predicts, what that is compared with, and the noise. profiles: by
+    category, with their distances on `device`. pixel_score, stride: see `scoring.pixel_score`.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto", name: str = "model") -> None:
         """Raises CheckpointError if the weights do not fit their configuration, ValueError for a device that
@@ -67,31 +72,22 @@ class Inspector:
         self.provenance = dict(checkpoint.provenance)
         self.timesteps = TIMESTEPS
         self.categories = tuple(checkpoint.profiles)
-        self._kind, self._stride = checkpoint.pixel_score, checkpoint.stride
-        self._schedule = Schedule.named(checkpoint.schedule)
-        self._calibrations = {
-            category: profile.calibration for category, profile in checkpoint.profiles.items()
-        }
-        self._gaussians = {
-            category: p.gaussian.to(self.device) for category, p in checkpoint.profiles.items()
-        }
-        self._residuals = {
-            category: p.residual.to(self.device) for category, p in checkpoint.profiles.items()
-        }
-        self._patches = {category: p.patches.to(self.device) for category, p in checkpoint.profiles.items()}
-        self._extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.feature_grid)
-        self._network = UNet(checkpoint.config)
+        self.pixel_score, self.stride = checkpoint.pixel_score, checkpoint.stride
+        self.schedule = Schedule.named(checkpoint.schedule)
+        self.profiles = {name: profile.to(self.device) for name, profile in checkpoint.profiles.items()}
+        self.extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.feature_grid)
+        self.network = UNet(checkpoint.config)
         try:
-            self._network.load_state_dict(checkpoint.network)
-            self._extractor.mean.copy_(checkpoint.feature_mean)
-            self._extractor.std.copy_(checkpoint.feature_std)
+            self.network.load_state_dict(checkpoint.network)
+            self.extractor.mean.copy_(checkpoint.feature_mean)
+            self.extractor.std.copy_(checkpoint.feature_std)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the weights do not fit their configuration ({str(error).splitlines()[0]})"
             ) from None
-        self._extractor.to(self.device)
-        self._network.to(self.device).eval().requires_grad_(False)
-        self.parameters = sum(parameter.numel() for parameter in self._network.parameters())
+        self.extractor.to(self.device)
+        self.network.to(self.device).eval().requires_grad_(False)
+        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Inspector:
@@ -108,7 +104,7 @@ class Inspector:
         """Scores of good pictures of a category, each as if it were none of those that its statistics are
         made of, inspected whole, float32 [pictures]; no network.
         """
-        return self._calibrations[self._known(category)].good_scores(
+        return self.profiles[self._known(category)].calibration.good_scores(
             checked_alpha(alpha), checked_timesteps(timesteps)
         )
 
@@ -127,11 +123,19 @@ class Inspector:
         return rate_for(self.good_scores(category, alpha, timesteps), score)
 
     def _known(self, category: str) -> str:
-        if category not in self._calibrations:
+        if category not in self.profiles:
             raise ValueError(
                 f"there is no category {category!r} in {self.name}; it knows {', '.join(self.categories)}"
             )
         return category
+
+    def check_knows(self, categories: Iterable[str]) -> None:
+        """Raises DataError if one of these, which pictures are labelled with, is not among the model's."""
+        if unknown := [name for name in categories if name not in self.categories]:
+            raise DataError(
+                f"{self.name} has no category {', '.join(unknown)}: "
+                f"give a model that has, or only folders of {', '.join(self.categories)}"
+            )
 
     def scale_top(self, category: str) -> float:
         """Top of the colour scale in σ, the same for every picture of a category, so that two can be
@@ -192,7 +196,7 @@ class Inspector:
             threshold=math.nan,
             _maps={t: (maps[0, i], maps[1, i]) for i, t in enumerate(timesteps)},
             _tiling=look.tiling,
-            _calibration=self._calibrations[look.category],
+            _calibration=self.profiles[look.category].calibration,
             seconds=0.0,
         )
         threshold = inspection.threshold_at() if threshold is None else float(threshold)
@@ -204,7 +208,7 @@ class Inspector:
         [channels, grid, grid]. Raises DataError.
         """
         square, _ = to_square(read_image(image), self.size)
-        return self._extractor(square[None].to(self.device))[0].cpu().numpy()
+        return self.extractor(square[None].to(self.device))[0].cpu().numpy()
 
     def _look(self, image: np.ndarray, category: str | None, tile: int | Literal["auto"] | None) -> _Look:
         """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
@@ -225,14 +229,14 @@ class Inspector:
     @torch.no_grad()
     def _look_at(self, image: np.ndarray, category: str | None, tiling: Tiling) -> _Look:
         squares = torch.stack([tiling.square(image, tile)[0] for tile in tiling.sample()]).to(self.device)
-        features = self._extractor(squares)
+        features = self.extractor(squares)
         likelihoods = {
-            name: float(gaussian.log_likelihood(features).mean(dim=(1, 2)).median())
-            for name, gaussian in self._gaussians.items()
+            name: float(profile.gaussian.log_likelihood(features).mean(dim=(1, 2)).median())
+            for name, profile in self.profiles.items()
             if category in (None, name)
         }
         name = max(likelihoods, key=likelihoods.__getitem__)
-        distances = self._gaussians[name].squared_mahalanobis(features).flatten(1).median(dim=1).values
+        distances = self.profiles[name].gaussian.squared_mahalanobis(features).flatten(1).median(dim=1).values
         return _Look(tiling, name, likelihoods[name], float(distances.median()), squares, features)
 
     @torch.no_grad()
@@ -256,7 +260,7 @@ class Inspector:
                 x_start, features = look.squares, look.features
             else:
                 x_start = torch.stack([tiling.square(image, tile)[0] for tile in batch]).to(self.device)
-                features = self._extractor(x_start)
+                features = self.extractor(x_start)
             maps = self._standard_maps(x_start, features, look.category, timesteps, seed, draws)
             for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
                 both = tiling.to_cells(torch.stack([pixel, feature]), tile).numpy()
@@ -276,20 +280,20 @@ class Inspector:
         draws: int,
     ) -> RawMaps:
         pixel, residual = evidence(
-            self._schedule,
-            self._network,
+            self.schedule,
+            self.network,
             x_start,
-            moved_features(self._extractor, x_start, features, timesteps),
+            moved_features(self.extractor, x_start, features, timesteps),
             timesteps,
             seed=seed,
             draws=draws,
-            kind=self._kind,
-            stride=self._stride,
-            patches=self._patches[category],
+            kind=self.pixel_score,
+            stride=self.stride,
+            patches=self.profiles[category].patches,
         )
-        distance = self._residuals[category].squared_mahalanobis
+        distance = self.profiles[category].residual.squared_mahalanobis
         feature = feature_maps(residual, distance, self.size, timesteps)
-        return self._calibrations[category].standardise(RawMaps(pixel, feature, timesteps))
+        return self.profiles[category].calibration.standardise(RawMaps(pixel, feature, timesteps))
 
     # -- repair ----------------------------------------------------------------------------------------------
 
@@ -315,10 +319,10 @@ class Inspector:
         (0.02 and 32, the authors' values, if not given; their N is 500).
         stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
         details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
-        score is that of the middle good part; as long as it stays above the threshold another round of
-        `steps` follows where the map is still high, five in all. Each draws the place anew first, unless
-        that was in vain just before: then what is there is only led back, and if that is in vain too it
-        stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
+        score is that of the middle good part; as long as less than 1 good part in 10 would exceed it another
+        round of `steps` follows where the map is still high, five in all. Each draws the place anew first,
+        unless that was in vain just before: then what is there is only led back, and if that is in vain too
+        it stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
         than it was.
 
         tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
@@ -333,7 +337,7 @@ class Inspector:
             not 1 <= steps <= 5000
             or denoise_every < 1
             or not 0 < step_size < 1
-            or not 0 <= timestep < self._schedule.steps
+            or not 0 <= timestep < self.schedule.steps
         ):
             raise ValueError(
                 "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
@@ -348,10 +352,11 @@ class Inspector:
         self, first: Inspection, weighed: bool, stop: bool, options: dict[str, Any]
     ) -> Iterator[RepairStep]:
         """options: of one round, as both generators in `reconstruction` take them."""
-        tiling, gaussian, steps = first._tiling, self._gaussians[first.category], options["steps"]
+        tiling, profile, steps = first._tiling, self.profiles[first.category], options["steps"]
         rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
         total, index, scored_at = steps, 0, 0
-        usual = float(np.median(self.good_scores(first.category, first.alpha)))
+        usual = float(np.median(first.good_scores))
+        enough = max(1.0, min(first.threshold, first.threshold_at(_ORDINARY)))
         picture, fused, score = first.image, first._fused_map, first.score
         repaired = np.zeros(fused.shape, dtype=bool)
         tile, weight = _place_to_repair(first, fused, repaired, weighed)
@@ -361,13 +366,13 @@ class Inspector:
         while True:
             if weight is None:
                 with torch.no_grad():
-                    before = float(gaussian.squared_mahalanobis(self._extractor(x_start)).mean())
+                    before = float(profile.gaussian.squared_mahalanobis(self.extractor(x_start)).mean())
                 walk = gradient_denoising(
-                    self._schedule, self._network, self._extractor, gaussian, x_start, **options
+                    self.schedule, self.network, self.extractor, profile.gaussian, x_start, **options
                 )
             else:
                 walk = weighed_repair(
-                    self._schedule, self._network, self._extractor, self._residuals[first.category], x_start,
+                    self.schedule, self.network, self.extractor, profile.residual, x_start,
                     weight.to(self.device), filling=filling, seed=first.seed + index, **options,
                 )  # fmt: skip
                 before = next(walk).mahalanobis
@@ -405,7 +410,7 @@ class Inspector:
                     if first.tile is not None:  # a tile has one round, a whole picture others
                         repaired[tile.cells] |= tile.weight > 0.5
                     picture = image
-                    tile, weight = _place_to_repair(first, fused, repaired, weighed, again=True)
+                    tile, weight = _place_to_repair(first, fused, repaired, weighed, above=enough)
                     done = weight is None or (vain and not filling and first.tile is None)
                     filling = first.tile is not None or not vain
                     total += 0 if done else steps
@@ -422,7 +427,7 @@ class Inspector:
     def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
         """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
         maps = self._standard_maps(
-            x, self._extractor(x), first.category, first.timesteps, first.seed, draws=1
+            x, self.extractor(x), first.category, first.timesteps, first.seed, draws=1
         )
         return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha)
 
@@ -454,18 +459,18 @@ def _sides(height: int, width: int, size: int) -> list[int]:
 
 
 def _place_to_repair(
-    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, again: bool = False
+    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, above: float = -math.inf
 ) -> tuple[Tile, Tensor | None]:
     """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
-    not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair
-    or, `again`, nothing that is judged anomalous, or if everything shall move alike.
+    not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair,
+    or no score `above` that, or if everything shall move alike.
     """
     tiling = first._tiling
     left = np.where(repaired, np.float32(0), fused)
     row, column = np.unravel_index(left.argmax(), left.shape)
     tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
     high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
-    if not weighed or (again and tiling.score(left) <= high):
+    if not weighed or tiling.score(left) <= above:
         return tile, None
     height, width = first.image[tile.box].shape[:2]
     square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))

@@ -108,11 +108,7 @@ def compare(
             warnings.simplefilter("ignore")
             import anomalib.models  # noqa: F401 - takes seconds, before any clock runs
     groups = labelled(samples, limit)
-    if unknown := [name for name in groups if name not in inspector.categories]:
-        raise DataError(
-            f"{inspector.name} has no category {', '.join(unknown)}: "
-            f"give a model that has, or only folders of {', '.join(inspector.categories)}"
-        )
+    inspector.check_knows(groups)
     check_readable(groups)
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
@@ -120,7 +116,7 @@ def compare(
     }
     for name in peers:
         title, fit = PEERS[name]
-        methods[title] = lambda _, squares, fit=fit: fit(squares, inspector._extractor, 60 * minutes)
+        methods[title] = lambda _, squares, fit=fit: fit(squares, inspector.extractor, 60 * minutes)
 
     total, done = len(methods) * sum(map(len, groups.values())), 0
     categories, pictures, notes = {}, {}, []
@@ -222,23 +218,20 @@ def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
         geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
         return inspection.score, inspection.square_map[geometry.inner]
 
-    statistics = (
-        inspector._gaussians, inspector._residuals, inspector._patches, inspector._calibrations
-    )  # fmt: skip
-    return Fitted(judge, (inspector._network, inspector._extractor, *(of[category] for of in statistics)))
+    return Fitted(judge, (inspector.network, inspector.extractor, inspector.profiles[category]))
 
 
 def _rgb_error(inspector: Inspector, seed: int) -> Fitted:
     @torch.no_grad()
     def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
         square, geometry = to_square(image, inspector.size)
-        x_start, schedule = square[None].to(inspector.device), inspector._schedule
-        _, x_t, t, prediction = denoise_all(schedule, inspector._network, x_start, (RGB_TIMESTEP,), seed)
+        x_start, schedule = square[None].to(inspector.device), inspector.schedule
+        _, x_t, t, prediction = denoise_all(schedule, inspector.network, x_start, (RGB_TIMESTEP,), seed)
         error = smooth(pixel_score(schedule, prediction, x_start, x_t, t, kind="rgb"))[0]
         inner = error.cpu().numpy()[geometry.inner]
         return image_score(inner, inspector.size), inner
 
-    return Fitted(judge, (inspector._network,))
+    return Fitted(judge, (inspector.network,))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from diffad.scoring import PIXEL_SCORES, unusual
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
+_TIMED = 4  # steps
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,17 @@ def train(
         distributed.barrier()
         distributed.destroy_process_group()
     return out
+
+
+def training_rate(unet: UNetConfig, backbone: str, picture: Tensor, device: torch.device) -> float:
+    """Pictures a second that a network of this size is trained on, as soon as the features of all are known.
+    picture: uint8 [3, size, size].
+    """
+    config = TrainConfig(steps=_TIMED + 1, unet=unet, backbone=backbone, variants=1)
+    pictures = picture.expand(8, -1, -1, -1)  # few, so that the first step has seen nearly all
+    run = _prepare(config, None, [pictures], 1, 0, device)
+    spent = [run.seconds for _ in _loop(run, _Pool(run, [pictures]))]
+    return _TIMED * config.batch / (spent[-1] - spent[0])
 
 
 def _prepare(

@@ -160,8 +160,9 @@ def test_its_own_values_need_no_calibration(inspector, layers):
     image, kept = layers
     assert abs(kept["per image"].astype(np.float32).mean()) < 1e-3
     stranger = Inspector(tiny(), "cpu")
-    calibration = stranger._calibrations["ring"]
-    stranger._calibrations["ring"] = replace(calibration, moments=5 * calibration.moments + 1)
+    profile = stranger.profiles["ring"]
+    other = replace(profile.calibration, moments=5 * profile.calibration.moments + 1)
+    stranger.profiles["ring"] = replace(profile, calibration=other)
     other = ablation._maps(stranger, image, "ring", {}, {}, None, seed=0)
     assert np.array_equal(other["per image"], kept["per image"])
     assert not np.array_equal(other["pixel 20"], kept["pixel 20"])
@@ -175,9 +176,9 @@ def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, str
     kept = ablation._maps(inspector, image, "ring", {"x": unit}, {"x": (kind, stride)}, None, seed=3)["x"]
     square, geometry = to_square(image, SIZE)
     with torch.no_grad():
-        schedule, x_start = inspector._schedule, square[None]
+        schedule, x_start = inspector.schedule, square[None]
         shown, x_t, t, answers = denoise_all(
-            schedule, inspector._network, x_start, TIMESTEPS, seed=3, cell=SIZE // GRID
+            schedule, inspector.network, x_start, TIMESTEPS, seed=3, cell=SIZE // GRID
         )
         raw = pixel_score(schedule, answers, shown, x_t, t, kind, stride)
         back = [moved(one[None, None], -offset_of(t, SIZE // GRID)) for t, one in zip(TIMESTEPS, raw)]

@@ -39,6 +39,8 @@ class Toy:
     name, categories, size, parameters, provenance = "toy", ("nut", "ring"), 32, 1, {"licence": "none"}
     score_override: float | None = None
 
+    check_knows = Inspector.check_knows
+
     def __init__(self):
         self.calls: list[dict] = []
 
@@ -568,3 +570,4 @@ def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):
     speed = json.loads(capsys.readouterr().out)
     assert speed["inspection_seconds"] >= speed["network_seconds"] + speed["features_seconds"] > 0
     assert min(speed[key] for key in speed if key.endswith("seconds") and key != "rest_seconds") > 0
+    assert speed["batch_pictures_per_second"] > 0 and speed["training_pictures_per_second"] > 0

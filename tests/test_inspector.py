@@ -84,8 +84,8 @@ def test_the_same_seed_gives_the_same_maps_whatever_else_is_in_the_batch(inspect
 
 
 def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
-    monkeypatch.setattr(inspector, "_network", None)
-    monkeypatch.setattr(inspector, "_extractor", None)
+    monkeypatch.setattr(inspector, "network", None)
+    monkeypatch.setattr(inspector, "extractor", None)
     pixels = defective.fused(alpha=1, timesteps=(20,))
     np.testing.assert_allclose(pixels.anomaly_map, defective.pixel_maps[20], rtol=1e-6)
     meaning = defective.fused(alpha=0)
@@ -151,13 +151,13 @@ def test_threshold_and_rate_are_inverse_and_hold_for_good_parts(inspector):
 
 def test_one_network_call_for_all_timesteps_and_draws(inspector, monkeypatch):
     calls = []
-    forward = type(inspector._network).forward
+    forward = type(inspector.network).forward
 
     def counted(self, x_t, t):
         calls.append(len(t))
         return forward(self, x_t, t)
 
-    monkeypatch.setattr(type(inspector._network), "forward", counted)
+    monkeypatch.setattr(type(inspector.network), "forward", counted)
     inspector.inspect(GOOD.image, timesteps=(20, 100, 200, 400), draws=2)
     assert calls == [8]
 
@@ -250,9 +250,10 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
 
 @pytest.mark.parametrize("levels, best, end", [
     ((40, 35, 44, 50, 45, 41), 0, 30),  # worse than before, twice: no third round
-    ((40, 35, 44, 2, 1.8, 0.9), 30, 30),  # led back where drawing anew was in vain
+    ((40, 35, 44, 2, 1.8, 0.7), 30, 30),  # led back where drawing anew was in vain
     ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8, 1.5, 1.4, 1.6, 1.25, 1.2, 1.22), 70, 75),  # no sixth round
-    ((0.95, 0.9, 0.98), 10, 15),  # below the threshold: no second round
+    ((0.95, 0.7, 0.98), 10, 15),  # ordinary, as one good part in ten is not: no second round
+    ((0.95, 0.9, 0.98, 0.85, 0.8, 0.7), 30, 30),  # below the threshold, but not yet ordinary
     ((1.3, 0.05), 10, 10),  # as good as a good part: nothing more to do
 ])  # fmt: skip
 def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):

@@ -284,26 +284,33 @@ def packaged_weights() -> dict[str, torch.Tensor]:
 
 
 def test_the_packages_weights_are_in_the_layers_they_were_trained_for(extractor):
-    """By name and role, independent of the order by which they were loaded."""
+    """By name and role, independent of the order by which they were loaded; each convolution with the batch
+    norm behind it folded in.
+    """
     package, own = packaged_weights(), extractor.network.state_dict()
-    assert torch.equal(own["conv_stem.weight"], package["_conv_stem.weight"])
-    separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+
+    def same(mine: str, conv: str, norm: str) -> None:
+        scale = package[f"{norm}.weight"] / (package[f"{norm}.running_var"] + 1e-3).sqrt()
+        weight = package[f"{conv}.weight"] * scale[:, None, None, None]
+        torch.testing.assert_close(own.pop(f"{mine}.weight"), weight, msg=f"{mine}.weight")
+        shift = package[f"{norm}.bias"] - package[f"{norm}.running_mean"] * scale
+        torch.testing.assert_close(own.pop(f"{mine}.bias"), shift, msg=f"{mine}.bias", rtol=1e-4, atol=1e-5)
+
+    same("conv_stem", "_conv_stem", "_bn0")
+    separable = {"conv_dw": ("_depthwise_conv", "_bn1"), "conv_pw": ("_project_conv", "_bn2")}
     inverted = {
-        "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
-        "conv_pwl": "_project_conv", "bn3": "_bn2",
+        "conv_pw": ("_expand_conv", "_bn0"), "conv_dw": ("_depthwise_conv", "_bn1"),
+        "conv_pwl": ("_project_conv", "_bn2"),
     }  # fmt: skip
     places = sorted({tuple(map(int, name.split(".")[1:3])) for name in own if name.startswith("blocks.")})
-    compared = 0
+    assert len(places) == 15
     for number, (stage, block) in enumerate(places):
-        for mine, theirs in (separable if stage == 0 else inverted).items():
-            for kind in ("weight", "bias", "running_mean", "running_var"):
-                name = f"blocks.{stage}.{block}.{mine}.{kind}"
-                if name in own:
-                    assert torch.equal(own[name], package[f"_blocks.{number}.{theirs}.{kind}"]), name
-                    compared += 1
-    assert len(places) == 15 and compared == 10 + 14 * 15
-    fine = extractor.fine.state_dict()
-    assert len(fine) > 80 and all(torch.equal(own[name], value) for name, value in fine.items())
+        for mine, (conv, norm) in (separable if stage == 0 else inverted).items():
+            there = f"_blocks.{number}."
+            same(f"blocks.{stage}.{block}.{mine}", there + conv, there + norm)
+    assert not own  # nothing else is in it
+    network, fine = extractor.network.state_dict(), extractor.fine.state_dict()
+    assert len(fine) > 40 and all(torch.equal(network[name], value) for name, value in fine.items())
 
 
 def test_features_are_not_those_of_chance(extractor):

@@ -56,7 +56,7 @@ def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
         noise = (x_t - bar.sqrt() * grey) / (1 - bar).sqrt()
         return Prediction(noise, torch.zeros_like(x_t), torch.zeros_like(x_t))
 
-    stand_in = SimpleNamespace(size=32, device=torch.device("cpu"), _schedule=schedule, _network=sees_grey)
+    stand_in = SimpleNamespace(size=32, device=torch.device("cpu"), schedule=schedule, network=sees_grey)
     image = np.full((20, 32, 3), 51, np.uint8)  # -0.6, letterboxed
     score, error = peers._rgb_error(stand_in, seed=0).judge(image)
     assert error.shape == (20, 32)

@@ -122,7 +122,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
         [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
     )
     profile = profiles.fit_profile(
-        inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
+        inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     assert len(asked) == 2
     assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
@@ -132,7 +132,7 @@ def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspe
     pictures = torch.randint(0, 12, (5, 3, 256, 256), generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(torch.uint8)
     profile = profiles.fit_profile(
-        inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
+        inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     assert profile.rehearsal == {"by_place": False, "good": 5, "defects": 0}
     assert bool(torch.isfinite(profile.calibration.moments).all())
@@ -153,7 +153,7 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
         [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
     )
     profile = profiles.fit_profile(
-        inspector._network, inspector._extractor, inspector._schedule, pictures[:3], pictures[3:]
+        inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     assert looks == [(count, (t,), 8) for t in TIMESTEPS for count in (4, 1)]
     assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels

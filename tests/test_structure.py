@@ -16,7 +16,7 @@ FLOORS = {
     1: {"unet", "features"},
     2: {"reconstruction", "rehearsal", "data", "tiling", "inspection", "synthetic", "checkpoint", "render"},
     3: {"training", "profiles", "inspector", "ablation", "evaluation", "evaluation_report", "report", "peers",
-        "batch"},
+        "batch", "benchmark"},
     4: {"cli", "commands", "console", "ui"},
 }
 SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor

@@ -1,0 +1,95 @@
+"""How fast a model is on a machine: an inspection and its parts, many pictures, a repair, training."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffad import batch
+from diffad.data import Sample, to_square, to_uint8
+from diffad.inspector import Inspector
+from diffad.render import png_bytes
+from diffad.training import training_rate
+
+# what is waited for, what it is called, and how often it comes if that is known → the same, with a bar
+Tracked = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+def benchmark(
+    inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int, steps: int,
+    tracked: Tracked = lambda some, name, count: some,
+) -> dict[str, Any]:  # fmt: skip
+    """Medians of `runs` inspections of one picture, uint8 [H, W, 3], and the means of a batch of as many
+    files, of a repair of `steps` steps, and of training on that picture.
+
+    Keys in seconds: first_inspection, inspection, features (on the first grid), network, rest,
+    repair_first_frame, repair_step; in pictures a second: batch_rate, training_rate; and repair_method.
+    """
+
+    def once() -> float:
+        begun = time.perf_counter()
+        inspector.inspect(picture, category=category, timesteps=timesteps).to_dict()
+        return time.perf_counter() - begun
+
+    first = once()
+    with _timed(inspector) as parts:
+        whole = statistics.median(once() for _ in tracked(range(runs), "inspecting", runs))
+    features, network = (statistics.median(seconds) for seconds in parts)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {f"{index}.png": Sample(Path(folder) / f"{index}.png", "") for index in range(runs)}
+        for sample in files.values():
+            sample.image.write_bytes(png_bytes(picture))
+        begun = time.perf_counter()
+        for _ in tracked(batch.run(inspector, files, category, timesteps=timesteps), "batch", runs):
+            pass
+        batch_rate = runs / (time.perf_counter() - begun)
+    for method in ("weighed", "paper"):  # the first does nothing where it finds nothing
+        begun = time.perf_counter()
+        repair = inspector.reconstruct(picture, category=category, steps=steps, method=method)
+        marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", steps + 1)]
+        if len(marks) > 1:
+            break
+    square = to_uint8(to_square(picture, inspector.size)[0])
+    return {
+        "repair_method": method,
+        "first_inspection": first,
+        "inspection": whole,
+        "features": features,
+        "network": network,
+        "rest": max(0.0, whole - features - network),
+        "repair_first_frame": marks[1],
+        "repair_step": (marks[-1] - marks[0]) / (len(marks) - 1),
+        "batch_rate": batch_rate,
+        "training_rate": training_rate(
+            inspector.network.config, inspector.extractor.backbone_name, square, inspector.device
+        ),
+    }
+
+
+@contextmanager
+def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
+    """Collects the seconds of every call of the backbone and of the network while the context is open."""
+
+    def now() -> float:
+        if inspector.device.type == "cuda":
+            torch.cuda.synchronize(inspector.device)
+        return time.perf_counter()
+
+    seconds: tuple[list[float], list[float]] = ([], [])
+    hooks = []
+    for module, spent in zip((inspector.extractor, inspector.network), seconds, strict=True):
+        hooks.append(module.register_forward_pre_hook(lambda *_, spent=spent: spent.append(-now())))
+        hooks.append(module.register_forward_hook(lambda *_, spent=spent: spent.append(spent.pop() + now())))
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
