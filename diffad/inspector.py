@@ -356,7 +356,9 @@ class Inspector:
         rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
         total, index, scored_at = steps, 0, 0
         usual = float(np.median(first.good_scores))
-        enough = max(1.0, min(first.threshold, first.threshold_at(_ORDINARY)))
+        # of a tiled picture's other tiles only what is judged anomalous
+        ordinary = first.threshold_at(_ORDINARY) if first.tile is None else math.inf
+        enough = max(1.0, min(first.threshold, ordinary))
         picture, fused, score = first.image, first._fused_map, first.score
         repaired = np.zeros(fused.shape, dtype=bool)
         tile, weight = _place_to_repair(first, fused, repaired, weighed)
