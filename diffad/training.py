@@ -182,7 +182,7 @@ def train(
 
 
 def training_rate(unet: UNetConfig, backbone: str, picture: Tensor, device: torch.device) -> float:
-    """Pictures a second that a network of this size is trained on, as soon as the features of all are known.
+    """Pictures a second that a network of this size is trained on; on a CPU once all features are known.
     picture: uint8 [3, size, size].
     """
     config = TrainConfig(steps=_TIMED + 1, unet=unet, backbone=backbone, variants=1)
