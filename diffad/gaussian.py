@@ -11,14 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# σ of the errors of x̂_0 that count for nothing: 16 grey values of 255 in a pixel, 1 in the mean of 8 x 8
-UNSEEN_FINE, UNSEEN_COARSE = 16 / 127.5, 1 / 127.5
 KEPT = 48  # directions of a stage's feature residual, at most
 _FINEST = 0.5  # what a direction of the finest stage counts for beside one of the others
 _CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3
@@ -91,6 +87,32 @@ class PlaceGaussian:
         return PlaceGaussian(self.projection.to(device), self.mean.to(device), self.whitening.to(device))
 
 
+class Scatter:
+    """Sums r rᵀ of residuals block by block, a batch of pictures at a time.
+
+    block: places a side that share a covariance, None for all. count: places that each block has seen.
+    """
+
+    def __init__(self, block: int | None = 2) -> None:
+        self.block, self.count, self._total = block, 0, None
+
+    def add(self, residual: Tensor) -> Scatter:
+        """[b, c, g, g]; returns self. Raises ValueError if the grid does not divide into blocks."""
+        cell = residual.shape[-1] if self.block is None else self.block
+        if residual.shape[-1] % cell:
+            raise ValueError(f"a grid of {residual.shape[-1]} does not divide into blocks of {cell}")
+        self.count += len(residual) * cell**2
+        products = _outer_by_block(residual.float(), cell)
+        self._total = products if self._total is None else self._total.add_(products)  # in place: it is large
+        return self
+
+    def mean(self) -> Tensor:
+        """Second moment about zero, float64 [n, n, c, c]. Raises ValueError if nothing was added."""
+        if self._total is None:
+            raise ValueError("the Gaussian needs at least one normal picture")
+        return self._total.double() / self.count
+
+
 @dataclass(frozen=True)
 class ResidualGaussian:
     """N(0, Σ_B) of the feature residual f(x_0) − f_θ, one full covariance for each block B of places and for
@@ -99,8 +121,8 @@ class ResidualGaussian:
     common: L⁻¹ P, [k, c], float32; P keeps k directions of the c channels, L Lᵀ is the covariance of all
     places there. In the coordinates z = L⁻¹ P r a block's inverse factor is diag(diagonal) + scale · codes,
     codes strictly lower triangular: int8 [g, n, n, k, k] of −3 … 3, scale by row and diagonal float32
-    [g, n, n, k]. So coarse entries move the distances by a few per cent and make 0.5 MB in a file of what
-    would be 15 for 16 × 16 blocks of 120 directions.
+    [g, n, n, k], of 256 different values each (`to_steps`). So coarse entries move the distances by a few per
+    cent and make 0.5 MB in a file of what would be 15 for 16 × 16 blocks of 120 directions.
     """
 
     common: Tensor
@@ -109,22 +131,11 @@ class ResidualGaussian:
     diagonal: Tensor
 
     @staticmethod
-    def fit(grids: Sequence[Iterable[Tensor]], **settings: Any) -> ResidualGaussian:
-        """`fit_own`'s Gaussian alone, with the same settings."""
-        return ResidualGaussian.fit_own(grids, **settings)[0]
-
-    @staticmethod
-    def fit_own(
-        grids: Sequence[Iterable[Tensor]],
-        *,
-        block: int | None = 2,
-        shrinkage: float = 0.1,
-        floor: float = 0.0,
-        stages: Sequence[int] | None = None,
+    def fit(
+        grids: Sequence[Scatter], *, shrinkage: float = 0.1, stages: Sequence[int] | None = None
     ) -> tuple[ResidualGaussian, LeftOut]:
-        """The Gaussian, and how it would measure pictures it is fitted on, had they been left out. One
-        streaming pass over each grid's residuals [b, c, g, g] of normal pictures. block: places a side that
-        share a covariance, None for all. floor: variance that is added to every component's.
+        """The Gaussian of normal pictures' residuals, summed up grid by grid, and how it would measure those
+        pictures, had they been left out.
 
         stages: how many channels each stage of the backbone has, finest first. Of each the `KEPT` directions
         count in which residuals vary most: a coarse stage has many channels, which would outvote the fine
@@ -137,11 +148,10 @@ class ResidualGaussian:
         of this form), so that few pictures fall back on what all places have in common. Where good pictures
         vary less than in the median block, as on an even background, as much of the common Σ is added as is
         missing: a speck of dust there is no more than it would be elsewhere. Raises ValueError if a grid has
-        no picture or does not divide into blocks, or if the stages have other channels.
+        no picture, or if the stages have other channels.
         """
-        scatters, counts = zip(*(_scatter(batches, block) for batches in grids), strict=True)
-        overall = sum(scatter.mean(dim=(0, 1)) for scatter in scatters) / len(scatters)
-        overall = overall + floor * torch.eye(len(overall)).to(overall)
+        moments = [grid.mean() for grid in grids]
+        overall = sum(moment.mean(dim=(0, 1)) for moment in moments) / len(moments)
         kept, weight = _kept(overall, stages)  # [k, c], [k]
         overall = kept @ overall @ kept.T
         variance = overall.diagonal()
@@ -149,24 +159,24 @@ class ResidualGaussian:
         common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances) @ kept
         eye = torch.eye(len(common)).to(overall)
         factors, prior_count = [], 2 * len(common)
-        for scatter, count in zip(scatters, counts):
-            if block is None:
+        for moment, grid in zip(moments, grids):
+            if grid.block is None:
                 factors.append(eye[None, None])
                 continue
-            prior = prior_count / (prior_count + count)
-            mixed = (1 - prior) * common @ scatter @ common.T + prior * eye
-            mixed = mixed + (1 - prior) * floor * common @ common.T
+            prior = prior_count / (prior_count + grid.count)
+            mixed = (1 - prior) * common @ moment @ common.T + prior * eye
             variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
             missing = (variance.median() - variance).clamp(min=0)
             factors.append(inverse_cholesky(mixed + missing[..., None, None] * eye))
         exact = torch.stack(factors)
         factor = exact * weight.sqrt()[:, None]
-        diagonal = factor.diagonal(dim1=-2, dim2=-1)
         below = factor.tril(-1)
-        scale = (below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6).half().double()  # as in the file
+        # as a file gives them back
+        scale = from_steps(*to_steps((below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6)))
+        diagonal = from_steps(*to_steps(factor.diagonal(dim1=-2, dim2=-1)))
         codes = (below / scale[..., None]).round().clamp(-_CODES, _CODES).to(torch.int8)
-        gaussian = ResidualGaussian(common.float(), codes, scale.float(), diagonal.half().float())
-        observations = tuple(prior_count + count for count in counts)
+        gaussian = ResidualGaussian(common.float(), codes, scale, diagonal)
+        observations = tuple(prior_count + grid.count for grid in grids)
         return gaussian, LeftOut(gaussian, exact.float(), weight.float(), observations)
 
     def squared_mahalanobis(self, residual: Tensor, grid: int = 0) -> Tensor:
@@ -252,21 +262,6 @@ def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
     return cells.reshape(blocks, blocks, -1, b * cell**2)
 
 
-def _scatter(batches: Iterable[Tensor], block: int | None) -> tuple[Tensor, int]:
-    """Mean of r rᵀ by blocks, float64 [n, n, c, c], and of how many places a block's is."""
-    count, total = 0, None
-    for batch in batches:
-        cell = batch.shape[-1] if block is None else block
-        if batch.shape[-1] % cell:
-            raise ValueError(f"a grid of {batch.shape[-1]} does not divide into blocks of {cell}")
-        count += len(batch) * cell**2
-        products = _outer_by_block(batch.float(), cell)
-        total = products if total is None else total.add_(products)  # in place: it is large
-    if not count:
-        raise ValueError("the Gaussian needs at least one normal picture")
-    return total.double() / count, count
-
-
 def _kept(covariance: Tensor, stages: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     """The directions that count, orthonormal rows [k, c], and how much each does [k], 1 on the mean."""
     if stages is None:
@@ -282,57 +277,18 @@ def _kept(covariance: Tensor, stages: Sequence[int] | None) -> tuple[Tensor, Ten
     return torch.block_diag(*parts), weight / weight.mean()
 
 
-@dataclass(frozen=True)
-class PatchGaussian:
-    """N(0, Σ) of the errors x_0 − x̂_0 patch by patch: it tells not how large errors are, but how unlike those
-    on good pictures.
-
-    fine: of patches of 4 x 4 px, side by side. coarse: of patches of 32 x 32 px, seen as 4 x 4 means of 8 x 8
-    px, every 16 px (px of a 256 px picture): what a pixel's noise hides, the patches' common shift shows.
-    Both are covariances by blocks of 16 and 32 px.
-    """
-
-    fine: ResidualGaussian
-    coarse: ResidualGaussian
-
-    @staticmethod
-    def fit(errors: Sequence[Tensor]) -> PatchGaussian:
-        """From errors [b, 3, size, size] of normal pictures, in units of a picture in [−1, 1].
-
-        An error below UNSEEN_FINE or UNSEEN_COARSE is taken for noise: without a floor, even backgrounds
-        would turn rounding into evidence. Raises ValueError as `ResidualGaussian.fit` does.
-        """
-        return PatchGaussian(
-            ResidualGaussian.fit([map(_fine, errors)], block=4, floor=UNSEEN_FINE**2),
-            ResidualGaussian.fit([map(_coarse, errors)], block=2, floor=UNSEEN_COARSE**2),
-        )
-
-    def score(self, error: Tensor) -> Tensor:
-        """Squared Mahalanobis distances by component, [b, 3, size, size] → [b, size, size]; about 1 where
-        normal. The fine one counts for four, since a coarse patch's evidence is spread wide.
-        """
-        maps = [
-            F.interpolate(map_[:, None], size=error.shape[-2:], mode="bicubic", align_corners=False)[:, 0]
-            for map_ in (
-                self.fine.squared_mahalanobis(_fine(error)), self.coarse.squared_mahalanobis(_coarse(error))
-            )
-        ]  # fmt: skip
-        return 0.8 * maps[0] + 0.2 * maps[1]
-
-    def to(self, device: torch.device) -> PatchGaussian:
-        return PatchGaussian(self.fine.to(device), self.coarse.to(device))
+def to_steps(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Positive values in 255 steps of equal ratio: uint8, and the least and the largest, float32 [2]."""
+    ends = torch.stack([values.min(), values.max()]).float()
+    low, high = ends.double().log()
+    steps = 255 * (values.double().log() - low) / (high - low).clamp(min=1e-9)
+    return steps.round().clamp(0, 255).to(torch.uint8), ends
 
 
-def _fine(error: Tensor) -> Tensor:
-    """[b, 3, size, size] → [b, 48, 64, 64]."""
-    return F.pixel_unshuffle(F.adaptive_avg_pool2d(error.float(), min(256, error.shape[-1])), 4)
-
-
-def _coarse(error: Tensor) -> Tensor:
-    """[b, 3, size, size] → [b, 48, 16, 16]; borders mirrored."""
-    small = F.pad(F.avg_pool2d(error.float(), max(1, error.shape[-1] // 32)), (1, 1, 1, 1), mode="reflect")
-    side = small.shape[-1] // 2 - 1
-    return F.unfold(small, 4, stride=2).unflatten(-1, (side, side))
+def from_steps(steps: Tensor, ends: Tensor) -> Tensor:
+    """`to_steps` undone, float32; rounding again changes nothing."""
+    low, high = ends.double().log()
+    return (low + steps.double() / 255 * (high - low)).exp().float()
 
 
 def orthogonal_projection(channels: int, dims: int, seed: int) -> Tensor:

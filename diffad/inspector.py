@@ -28,11 +28,11 @@ from diffad.reconstruction import gradient_denoising, repair_weight, weighed_rep
 from diffad.scoring import (
     TIMESTEPS,
     RawMaps,
+    Seen,
     evidence,
-    feature_maps,
     fuse,
-    moved_features,
     rate_for,
+    seen_moved,
     threshold_for,
 )
 from diffad.tiling import Tile, Tiling, smallest_side
@@ -229,15 +229,16 @@ class Inspector:
     @torch.no_grad()
     def _look_at(self, image: np.ndarray, category: str | None, tiling: Tiling) -> _Look:
         squares = torch.stack([tiling.square(image, tile)[0] for tile in tiling.sample()]).to(self.device)
-        features = self.extractor(squares)
+        seen = self.extractor.seen(squares)
         likelihoods = {
-            name: float(profile.gaussian.log_likelihood(features).mean(dim=(1, 2)).median())
+            name: float(profile.gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
             for name, profile in self.profiles.items()
             if category in (None, name)
         }
         name = max(likelihoods, key=likelihoods.__getitem__)
-        distances = self.profiles[name].gaussian.squared_mahalanobis(features).flatten(1).median(dim=1).values
-        return _Look(tiling, name, likelihoods[name], float(distances.median()), squares, features)
+        distances = self.profiles[name].gaussian.squared_mahalanobis(seen.features).flatten(1)
+        distance = float(distances.median(dim=1).values.median())
+        return _Look(tiling, name, likelihoods[name], distance, squares, seen)
 
     @torch.no_grad()
     def _blended_maps(
@@ -257,11 +258,11 @@ class Inspector:
         for first in range(0, len(tiles), many):
             batch = tiles[first : first + many]
             if len(tiles) == 1:
-                x_start, features = look.squares, look.features
+                x_start, seen = look.squares, look.seen
             else:
                 x_start = torch.stack([tiling.square(image, tile)[0] for tile in batch]).to(self.device)
-                features = self.extractor(x_start)
-            maps = self._standard_maps(x_start, features, look.category, timesteps, seed, draws)
+                seen = self.extractor.seen(x_start)
+            maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
             for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
                 both = tiling.to_cells(torch.stack([pixel, feature]), tile).numpy()
                 blended[(..., *tile.cells)] += tile.weight * both
@@ -273,7 +274,7 @@ class Inspector:
     def _standard_maps(
         self,
         x_start: Tensor,
-        features: Tensor,
+        seen: Seen,
         category: str,
         timesteps: tuple[int, ...],
         seed: int,
@@ -283,17 +284,16 @@ class Inspector:
             self.schedule,
             self.network,
             x_start,
-            moved_features(self.extractor, x_start, features, timesteps),
+            seen_moved(self.extractor.seen, x_start, seen, timesteps),
             timesteps,
+            perceive=self.extractor.perceptual,
             seed=seed,
             draws=draws,
             kind=self.pixel_score,
             stride=self.stride,
-            patches=self.profiles[category].patches,
         )
-        distance = self.profiles[category].residual.squared_mahalanobis
-        feature = feature_maps(residual, distance, self.size, timesteps)
-        return self.profiles[category].calibration.standardise(RawMaps(pixel, feature, timesteps))
+        profile = self.profiles[category]
+        return profile.calibration.standardise(profile.raw_maps(pixel, residual, self.size, timesteps))
 
     # -- repair ----------------------------------------------------------------------------------------------
 
@@ -429,7 +429,7 @@ class Inspector:
     def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
         """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
         maps = self._standard_maps(
-            x, self.extractor(x), first.category, first.timesteps, first.seed, draws=1
+            x, self.extractor.seen(x), first.category, first.timesteps, first.seed, draws=1
         )
         return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha)
 
@@ -437,7 +437,7 @@ class Inspector:
 @dataclass(frozen=True)
 class _Look:
     """What a handful of tiles say about a tiling: the category that fits best, the median log-likelihood and
-    squared Mahalanobis distance under it; the tiles [b, 3, size, size] and their features.
+    squared Mahalanobis distance under it; the tiles [b, 3, size, size] and what the backbone sees of them.
     """
 
     tiling: Tiling
@@ -445,7 +445,7 @@ class _Look:
     likelihood: float
     distance: float
     squares: Tensor
-    features: Tensor
+    seen: Seen
 
 
 def _sides(height: int, width: int, size: int) -> list[int]:

@@ -8,8 +8,7 @@ only forecast there is before defects are measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,7 +20,7 @@ from diffad.checkpoint import Profile
 from diffad.data import to_float
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.gaussian import LeftOut, PatchGaussian, PlaceGaussian, ResidualGaussian
+from diffad.gaussian import LeftOut, PlaceGaussian, ResidualGaussian, Scatter
 from diffad.metrics import aupro, auroc
 from diffad.rehearsal import REHEARSED_KINDS, add_defect
 from diffad.scoring import (
@@ -29,19 +28,15 @@ from diffad.scoring import (
     TIMESTEPS,
     Calibration,
     RawMaps,
-    denoise_all,
+    Seen,
     evidence,
-    feature_maps,
     fuse,
     image_score,
-    moved_features,
-    offset_of,
-    pixel_score,
     place_level,
-    placed,
     reduced_maps,
+    residual_maps,
+    seen_moved,
     threshold_for,
-    x_start_error,
 )
 from diffad.unet import UNet
 
@@ -52,43 +47,7 @@ REHEARSED = 24  # of those, that carry artificial defects
 _DEFECTS_EACH = 2
 _NAMED = 5  # unusual pictures, at most
 _ROWS = 4  # pictures a network call; a CPU is slower with more
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Raw pixel maps [n, n_t, s, s] and fp16 feature residuals [n, n_t, c, g, g] of n pictures. own: fp16
-    [n, 3, c, g, g], the residuals by which each, or the good picture that it was made of, is part of the
-    covariance. inside: bool [n, s, s], where the picture is and not its padding. All on the CPU.
-    """
-
-    pixel: Tensor
-    residual: Tensor
-    timesteps: tuple[int, ...]
-    own: Tensor
-    inside: Tensor
-
-    def maps(self, left_out: LeftOut) -> RawMaps:
-        """As if no picture were part of the covariance. What lies in the padding is set to the picture's
-        mean: no inspection looks there.
-        """
-        feature = []
-        for rows in torch.arange(len(self.pixel)).split(2 * _ROWS):  # all in float32 would fill the memory
-            own = self.own[rows].float()
-
-            def distance(residual: Tensor, grid: int, own: Tensor = own) -> Tensor:
-                return left_out.squared_mahalanobis(residual, own[:, grid], grid)
-
-            residual = self.residual[rows, :, None].float()
-            feature.append(feature_maps(residual, distance, self.pixel.shape[-1], self.timesteps))
-        pixel, features = (_levelled(maps, self.inside) for maps in (self.pixel, torch.cat(feature)))
-        return RawMaps(pixel, features, self.timesteps)
-
-
-def _levelled(maps: Tensor, inside: Tensor) -> Tensor:
-    """Maps [n, n_t, s, s] with each one's mean inside [n, s, s] everywhere else."""
-    there = inside[:, None].to(maps)
-    mean = (maps * there).sum(dim=(2, 3), keepdim=True) / there.sum(dim=(2, 3), keepdim=True)
-    return torch.where(inside[:, None], maps, mean)
+_BLOCKS = 4, 2  # places a side that share a covariance, of the perceptual residual and of the features'
 
 
 @torch.no_grad()
@@ -100,7 +59,7 @@ def fit_profile(
     held: Tensor,
     inside: Tensor | None = None,
     *,
-    kind: str = "patches",
+    kind: str = "perceptual",
     stride: int = 4,
     seed: int = 0,
 ) -> Profile:
@@ -108,84 +67,81 @@ def fit_profile(
     held: held out of that, at least 2. inside: bool [n, s, s], where those held out, then those used, are and
     not their padding (None: everywhere).
 
-    The Gaussian and the covariances of feature residuals are of all pictures, at every timestep on its grid;
-    that of the errors by patches of those used, each at one of the timesteps. The calibration is of the first
-    192, measured as if they were not among those that the covariances are fitted on (`LeftOut`). That the
-    network was trained on some is allowed for by raising their maps to those of the pictures held out.
+    The Gaussian and the covariances of residuals are of all pictures, at every timestep on its grid. The
+    calibration is of the first 192, measured as if they were not among those that the covariances are fitted
+    on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to those of the
+    pictures held out.
     """
     network.eval()
-    device = next(network.parameters()).device
+    device, cpu = next(network.parameters()).device, torch.device("cpu")
     pictures = torch.cat([held, used])
     inside = torch.ones_like(pictures[:, 0], dtype=torch.bool) if inside is None else inside
-    known = [extractor(to_float(batch, device)).half() for batch in pictures[:FITTED].split(_ROWS)]
-    others = pictures[FITTED:].split(_ROWS)
-    gaussian = PlaceGaussian.fit(chain(known, (extractor(to_float(batch, device)) for batch in others)))
-    cell = pictures.shape[-1] // extractor.grid
-    errors: list[Tensor] = []  # of pictures used
-    # by timestep, of the first pictures: errors (or their pixel score) and residuals
-    first: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in TIMESTEPS]
 
-    def residuals(index: int, t: int) -> Iterator[Tensor]:
-        for number, batch in enumerate(pictures[:FITTED].split(_ROWS)):
-            begin, x_start = number * _ROWS, to_float(batch, device)
-            shown, x_t, times, prediction = denoise_all(schedule, network, x_start, (t,), seed, cell=cell)
-            features = extractor(shown) if offset_of(t, cell) else known[number].float()
-            residual = features - prediction.features
-            error = x_start_error(schedule, prediction, shown, x_t, times)
-            # patches are few numbers: a look at each picture is enough
-            turn = [i for i in range(len(batch)) if begin + i >= len(held) and (begin + i) % 3 == index]
-            if turn:
-                errors.append(error[turn].half().cpu())
-            if begin < CALIBRATED:
-                if kind != "patches":  # else the score waits for the errors' covariance
-                    error = pixel_score(schedule, prediction, shown, x_t, times, kind, stride)
-                for kept, values in zip(first[index], (error, residual)):
-                    kept.append(values[: CALIBRATED - begin].half().cpu())
-            yield residual
-
-    covariance, left_out = (
-        fitted.to(torch.device("cpu"))
-        for fitted in ResidualGaussian.fit_own(
-            [residuals(index, t) for index, t in enumerate(TIMESTEPS)], stages=extractor.stage_channels
-        )
-    )
-    patches = PatchGaussian.fit(errors)
-    on_device = patches.to(device)
+    def find(
+        x_start: Tensor, seen: Mapping[int, Seen], timesteps: tuple[int, ...], kind: str
+    ) -> tuple[Tensor, Tensor]:
+        return evidence(
+            schedule, network, x_start, seen, timesteps,
+            perceive=extractor.perceptual, seed=seed, kind=kind, stride=stride,
+        )  # fmt: skip
 
     def look(pictures: Tensor, timesteps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Raw pixel maps and fp16 residuals."""
-        pixel, residual = [], []
+        """`evidence` of the kind that is scored by, residuals in fp16, on the CPU."""
+        found = []
         for picture in pictures.split(1):
             x_start = to_float(picture, device)
-            features = moved_features(extractor, x_start, extractor(x_start), timesteps)
-            maps, rest = evidence(
-                schedule, network, x_start, features, timesteps,
-                seed=seed, kind=kind, stride=stride, patches=on_device,
-            )  # fmt: skip
-            pixel.append(maps.cpu())
-            residual.append(rest[:, :, 0].half().cpu())
-        return torch.cat(pixel), torch.cat(residual)
+            seen = seen_moved(extractor.seen, x_start, extractor.seen(x_start), timesteps)
+            pixel, feature = find(x_start, seen, timesteps, kind)
+            found.append(((pixel.half() if pixel.dim() > 4 else pixel).cpu(), feature.half().cpu()))
+        pixel, feature = zip(*found)
+        return torch.cat(pixel), torch.cat(feature)
 
-    def scored(batch: Tensor) -> Tensor:
-        raw = on_device.score(batch.to(device)).cpu() if kind == "patches" else batch.float()
-        return raw[:, None]
+    first = list(range(len(pictures[:CALIBRATED])))
+    # of both branches, grid by grid
+    sums = [[Scatter(block) for _ in TIMESTEPS] for block in _BLOCKS]
+    shape = len(first), len(TIMESTEPS), 1, extractor.channels, extractor.grid, extractor.grid
+    own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]
+    known = []
+    for begin in range(0, len(pictures[:FITTED]), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        x_start = to_float(pictures[:FITTED][rows], device)
+        seen = extractor.seen(x_start)
+        known.append(seen.features.half())
+        there = seen_moved(extractor.seen, x_start, seen, TIMESTEPS)
+        for grid, t in enumerate(TIMESTEPS):
+            for total, kept, residual in zip(sums, own, find(x_start, there, (t,), "perceptual")):
+                total[grid].add(residual[:, 0, 0])
+                if begin < CALIBRATED:
+                    kept[rows, grid] = residual[:, 0]
+    others = (extractor(to_float(batch, device)) for batch in pictures[FITTED:].split(_ROWS))
+    gaussian = PlaceGaussian.fit(chain(known, others))
+    fitted = [ResidualGaussian.fit(grids, stages=extractor.stage_channels) for grids in sums]
+    (perceptual, _), (residual, _) = fitted = [[each.to(cpu) for each in both] for both in fitted]
 
-    own = torch.stack([torch.cat(kept) for _, kept in first], dim=1)  # [n, 3, c, g, g]
-    seen = [torch.cat([scored(batch) for batch in kept]) for kept, _ in first]
-    pixel = torch.cat([placed(maps, (t,), cell) for t, maps in zip(TIMESTEPS, seen)], dim=1)
-    good = Evidence(pixel, own, TIMESTEPS, own, inside[: len(own)]).maps(left_out)
+    def maps(found: Sequence[Tensor], timesteps: tuple[int, ...], of: Sequence[int]) -> RawMaps:
+        """As if no picture were part of the covariances. of: the numbers of the good pictures that these are,
+        or were made of.
+        """
+        branches = []
+        for values, fit, (_, left_out) in zip(found, own, fitted):
+            if values.dim() > 4:
+                values = _left_out_maps(values, timesteps, left_out, fit[of], pictures.shape[-1])
+            branches.append(_levelled(values, inside[of]))
+        return RawMaps(*branches, timesteps)
+
+    found = own if kind == "perceptual" else look(pictures[first], TIMESTEPS)
+    good = maps(found, TIMESTEPS, first)
     raised = _raised(good, len(held))
     good = _scaled(good, raised)
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
-    looked = Evidence(*look(pictures[:_LOOKED], rest), rest, own[:_LOOKED], inside[:_LOOKED]).maps(left_out)
-    looked = _together(_first(good, _LOOKED), _scaled(looked, raised))
+    looked = _scaled(maps(look(pictures[:_LOOKED], rest), rest, first[:_LOOKED]), raised)
+    looked = _together(_first(good, _LOOKED), looked)
     reduced = reduced_maps(good)
     calibration = Calibration.fit(looked, False, reduced)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     if kinds:
-        spoiled = Evidence(*look(defects, TIMESTEPS), TIMESTEPS, own[origins], inside[origins]).maps(left_out)
-        spoiled = _scaled(spoiled, raised[origins])
+        spoiled = _scaled(maps(look(defects, TIMESTEPS), TIMESTEPS, origins), raised[origins])
         # nor is a picture part of the level that it is judged by
         _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
         either = []
@@ -198,8 +154,31 @@ def fit_profile(
             judged = rehearse(*standard, masks, kinds, threshold_for(each.good_scores()))
             either.append((judged | {"by_place": by_place}, each))
         choice, calibration = max(either, key=lambda judged: judged[0]["worth"])
-    choice = choice | {"good": len(own)}
-    return Profile(gaussian.to(torch.device("cpu")), covariance, patches, calibration, choice)
+    choice = choice | {"good": len(first)}
+    return Profile(gaussian.to(cpu), residual, perceptual, calibration, choice)
+
+
+def _left_out_maps(
+    residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor, size: int
+) -> Tensor:
+    """Raw maps [n, n_t, size, size] of residuals [n, n_t, 1, c, g, g] of pictures that are part of the fit by
+    own [n, 3, 1, c, g, g].
+    """
+    maps = []
+    for some, fit in zip(residuals.split(2 * _ROWS), own.split(2 * _ROWS)):  # all in float32 fill the memory
+
+        def distance(residual: Tensor, grid: int, fit: Tensor = fit) -> Tensor:
+            return left_out.squared_mahalanobis(residual, fit[:, grid, 0].float(), grid)
+
+        maps.append(residual_maps(some.float(), distance, size, timesteps))
+    return torch.cat(maps)
+
+
+def _levelled(maps: Tensor, inside: Tensor) -> Tensor:
+    """Maps [n, n_t, s, s] with each one's mean inside [n, s, s] elsewhere too: no inspection looks there."""
+    there = inside[:, None].to(maps)
+    mean = (maps * there).sum(dim=(2, 3), keepdim=True) / there.sum(dim=(2, 3), keepdim=True)
+    return torch.where(inside[:, None], maps, mean)
 
 
 def _raised(good: RawMaps, held: int) -> Tensor:

@@ -4,10 +4,9 @@ One inspection: all (t, draw) pairs are one batch and one network call (`evidenc
 so that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
 `fuse`) without a network.
 
-Units. Raw pixel scores are squared Mahalanobis distances of the errors of x̂_0 by patches (or what other kind
-a checkpoint names), raw feature scores those of the features, per component. Where normal, the features' are
-about 1; the pixels' rise with t, since one covariance serves all. Both are smoothed at the model's
-resolution.
+Units. Raw pixel scores are squared Mahalanobis distances per component between what a backbone sees of the
+picture and of x̂_0 (or what other kind a checkpoint names), raw feature scores those between the picture's
+features and the predicted ones: about 1 where normal. Both are smoothed at the model's resolution.
 Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
 timestep and branch.
 """
@@ -18,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffad.diffusion import Denoiser, Prediction, Schedule
-from diffad.gaussian import PatchGaussian
 
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
 # closer where the scores change fast, and none between two grids (`grid_of`)
@@ -36,7 +35,7 @@ TOP = 256  # pixels whose mean is the image score, four places of the features' 
 # What a σ of the pixel branch counts for beside one of the features: pixels tell less, everywhere. How much
 # less is not left to artificial defects: the network is taught to remove them, which flatters its pixels.
 PIXEL_TRUST = 0.05
-PIXEL_SCORES = ("patches", "uncertainty", "kl", "rgb")
+PIXEL_SCORES = ("perceptual", "uncertainty", "kl", "rgb")
 # σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
 # background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
@@ -91,14 +90,23 @@ def moved(x: Tensor, by: int) -> Tensor:
     return far[..., abs(by) + by :, abs(by) + by :][..., :height, :width]
 
 
-def moved_features(
-    extract: Callable[[Tensor], Tensor], x_start: Tensor, features: Tensor, timesteps: Sequence[int]
-) -> dict[int, Tensor]:
-    """Features [b, c, g, g] of the picture at each `offset_of` the timesteps. features: extract(x_start)."""
-    cell = x_start.shape[-1] // features.shape[-1]
+class Seen(NamedTuple):
+    """A picture through the backbone, standardised, [b, c, g, g] each. features: what the network predicts.
+    perceptual: by which the picture is compared with x̂_0.
+    """
+
+    features: Tensor
+    perceptual: Tensor
+
+
+def seen_moved(
+    see: Callable[[Tensor], Seen], x_start: Tensor, seen: Seen, timesteps: Sequence[int]
+) -> dict[int, Seen]:
+    """The picture at each `offset_of` the timesteps. seen: see(x_start)."""
+    cell = x_start.shape[-1] // seen.features.shape[-1]
     others = sorted({offset_of(t, cell) for t in timesteps} - {0})
     # one after the other: on a CPU a larger batch is slower
-    return {0: features} | {by: extract(moved(x_start, by)) for by in others}
+    return {0: seen} | {by: see(moved(x_start, by)) for by in others}
 
 
 def denoise_all(
@@ -125,83 +133,76 @@ def denoise_all(
     return shown, x_t, t, denoise(x_t, t)
 
 
-def x_start_error(
-    schedule: Schedule, prediction: Prediction, x_start: Tensor, x_t: Tensor, t: Tensor
-) -> Tensor:
-    """x_0 − x̂_0, float32 [b, 3, h, w]."""
-    return x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)
-
-
 def pixel_score(
     schedule: Schedule,
     prediction: Prediction,
     x_start: Tensor,
     x_t: Tensor,
     t: Tensor,
-    kind: str = "uncertainty",
+    kind: str,
     stride: int = 4,
-    patches: PatchGaussian | None = None,
 ) -> Tensor:
-    """s_t per pixel, float32 [b, h, w].
+    """s_t per pixel, a mean over the colour channels, float32 [b, h, w]; for "perceptual" see `evidence`.
 
-    "patches": squared Mahalanobis distance of x_0 − x̂_0 in patches, as those of good pictures vary
-    (`PatchGaussian`): the KL's error term for a stride so long that what the network cannot know is all of
-    its variance, with that variance measured and the correlation of neighbours in it. Needs `patches`, a
-    category's. "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the same with the network's own
-    variance of each pixel; the standardised error is averaged over some 3 px before it is squared, since a
-    defect shifts neighbours together and noise does not. "kl": the paper's KL (nats) of a step of `stride`
-    with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as reconstruction methods score. All but the
-    first are means over the colour channels. Raises ValueError for another kind, or without `patches`.
+    "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so long that
+    what the network cannot know is all of its variance; the standardised error is averaged over some 3 px
+    before it is squared, since a defect shifts neighbours together and noise does not. "kl": the paper's KL
+    (nats) of a step of `stride` with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as
+    reconstruction methods score. Raises ValueError for another kind.
     """
-    if kind not in PIXEL_SCORES:
-        raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {kind!r}")
     if kind == "kl":
         return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
-    error = x_start_error(schedule, prediction, x_start, x_t, t)
+    error = x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)
     if kind == "rgb":
         return error.square().mean(dim=1)
     if kind == "uncertainty":
         standard = error * torch.rsqrt(prediction.x_start_log_variance.float().exp() + UNSEEN**2)
         return smooth(standard, sigma=1).square().mean(dim=1)
-    if patches is None:
-        raise ValueError("the pixel score by patches needs a category's PatchGaussian")
-    return patches.score(error)
+    raise ValueError(f"a score of single pixels is one of {', '.join(PIXEL_SCORES[1:])}, not {kind!r}")
 
 
 def evidence(
     schedule: Schedule,
     denoise: Denoiser,
     x_start: Tensor,
-    features: Mapping[int, Tensor],
+    seen: Mapping[int, Seen],
     timesteps: Sequence[int] = TIMESTEPS,
     *,
+    perceive: Callable[[Tensor], Tensor],
     seed: int = 0,
     draws: int = 1,
-    kind: str = "uncertainty",
+    kind: str = "perceptual",
     stride: int = 4,
-    patches: PatchGaussian | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the network cannot explain: one network call for a batch of pictures. kind, stride, patches: see
-    `pixel_score`.
+    """What the network cannot explain of a batch of pictures, by one network call: (pixels, features).
 
-    x_start [b, 3, size, size] in [−1, 1]; features: `moved_features` for these timesteps. Returns the raw
-    smoothed pixel maps [b, n_t, size, size], averaged over the noise draws, and the feature residuals f(x_0)
-    − f_θ [b, n_t, draws, c, g, g], of the picture as it was moved for each t.
+    x_start [b, 3, size, size] in [−1, 1]; seen: `seen_moved` for these timesteps; perceive: a picture → its
+    `Seen.perceptual`. features are the residuals f(x_0) − f_θ [b, n_t, draws, c, g, g], of the picture as it
+    was moved for each t. So are the pixels by the kind "perceptual": φ(x_0) − φ(x̂_0), what a backbone sees
+    of the picture and of what the network draws instead (φ after Zhang et al. 2018: a change of edges and
+    grain, not of grey values). By the other kinds (`pixel_score`) they are raw smoothed maps
+    [b, n_t, size, size], averaged over the draws.
     """
-    cell = x_start.shape[-1] // features[0].shape[-1]
+    cell = x_start.shape[-1] // seen[0].features.shape[-1]
     shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
-    pixel = pixel_score(schedule, prediction, shown, x_t, t, kind, stride, patches)
-    pixel = pixel.unflatten(0, (len(x_start), len(timesteps), draws)).mean(dim=2)
-    predicted = prediction.features.unflatten(0, (len(x_start), len(timesteps), draws))
-    seen = torch.stack([features[offset_of(t, cell)] for t in timesteps], dim=1)
-    return placed(pixel, timesteps, cell), seen[:, :, None] - predicted
+
+    def rows(flat: Tensor) -> Tensor:
+        return flat.unflatten(0, (len(x_start), len(timesteps), draws))
+
+    here = [seen[offset_of(t, cell)] for t in timesteps]
+    features = torch.stack([each.features for each in here], dim=1)[:, :, None] - rows(prediction.features)
+    if kind != "perceptual":
+        pixel = rows(pixel_score(schedule, prediction, shown, x_t, t, kind, stride)).mean(dim=2)
+        return placed(pixel, timesteps, cell), features
+    drawn = perceive(schedule.predict_x_start(prediction.noise.float(), x_t.float(), t))
+    return torch.stack([each.perceptual for each in here], dim=1)[:, :, None] - rows(drawn), features
 
 
-def feature_maps(
+def residual_maps(
     residual: Tensor, distance: Callable[[Tensor, int], Tensor], size: int, timesteps: Sequence[int]
 ) -> Tensor:
-    """Raw smoothed feature maps [b, n_t, size, size] of `evidence`'s residuals. distance: of residuals
-    [b, c, g, g] on one of the grids, [b, g, g], as a category's `ResidualGaussian.squared_mahalanobis`.
+    """Raw smoothed maps [b, n_t, size, size] of `evidence`'s residuals. distance: of residuals [b, c, g, g]
+    on one of the grids, [b, g, g], as a category's `ResidualGaussian.squared_mahalanobis`.
     """
     by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
     score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)

@@ -69,7 +69,7 @@ class TrainConfig:
     shift: int = 4
     variants: int = 6
     held_out: float = 0.15
-    pixel_score: str = "patches"
+    pixel_score: str = "perceptual"
     stride: int = 4
     seed: int = 0
     licence: str = ""

@@ -6,7 +6,9 @@ the formulas of `diffad.diffusion`, so that agreement means something.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffad.diffusion import Prediction
+from diffad.gaussian import ResidualGaussian, Scatter
+from diffad.scoring import Seen
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 ALPHA_BAR = np.append(np.cumprod(1 - BETAS), 1.0)  # index −1 is the clean picture
@@ -86,6 +90,13 @@ class GaussianWorld:
         """f(x) = W x, [b, c, s, s] → [b, 4c, s/2, s/2], differentiable."""
         return F.conv2d(x, self.kernel.to(x.dtype), stride=2)
 
+    def seen(self, x: Tensor) -> Seen:
+        """As a backbone: what is compared are the colours themselves, means over 2 × 2."""
+        return Seen(self.features(x), self.perceptual(x))
+
+    def perceptual(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2)
+
     def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
         bar, previous = alpha_bar(t), (t - self.stride).clamp(min=-1)
         mean, variance = self.posterior(x_t, t)
@@ -121,6 +132,22 @@ def _kernel(channels: int) -> Tensor:
     width = 4 * channels
     weights = torch.randn(width, width, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return (weights / width**0.5 + torch.eye(width)).view(width, channels, 2, 2)
+
+
+def residual_gaussian(
+    grids: Sequence[Iterable[Tensor]], block: int | None = 2, **settings: Any
+) -> ResidualGaussian:
+    """Of each grid's batches of residuals."""
+    return ResidualGaussian.fit(summed(grids, block), **settings)[0]
+
+
+def summed(grids: Sequence[Iterable[Tensor]], block: int | None = 2) -> list[Scatter]:
+    sums = []
+    for batches in grids:
+        sums.append(Scatter(block))
+        for batch in batches:
+            assert sums[-1].add(batch) is sums[-1]
+    return sums
 
 
 def smooth_mean(size: int, channels: int = 3) -> Tensor:

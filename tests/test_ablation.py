@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from gaussian_world import residual_gaussian
 from PIL import Image
 
 from diffad import ablation, checkpoint
@@ -18,7 +19,7 @@ from diffad.checkpoint import Checkpoint, Profile
 from diffad.cli import main
 from diffad.data import DataError, Geometry, Sample, find_samples, labelled, read_image, to_square
 from diffad.evaluation import evaluate
-from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
+from diffad.gaussian import PlaceGaussian
 from diffad.inspector import Inspector
 from diffad.render import ablation_plot
 from diffad.scoring import TIMESTEPS, Calibration, RawMaps, denoise_all, moved, offset_of, pixel_score, smooth
@@ -36,8 +37,8 @@ def tiny(size: int = SIZE, seed: int = 0, categories: tuple[str, ...] = tuple(SH
     features = torch.randn(8, 192, config.feature_grid, config.feature_grid)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        ResidualGaussian.fit([[features]] * 3, block=None, shrinkage=1.0),
-        PatchGaussian.fit([0.3 * torch.randn(8, 3, size, size)]),
+        residual_gaussian([[features]] * 3, block=None, shrinkage=1.0),
+        residual_gaussian([[2 * features]] * 3, block=None),
         Calibration.fit(RawMaps(maps, 3 * maps, (20, 200, 600))),
     )
     zero, one = torch.zeros(192), torch.ones(192)
@@ -123,9 +124,9 @@ def test_the_same_setting_is_the_same_in_every_table(result):
         ("normalisation", "good pictures"), ("single", "one for all"),
     ):  # fmt: skip
         assert row(result, *others) == usual, others
-    assert row(result, "alpha", "1") == row(result, "pixel_scores", "patches")
+    assert row(result, "alpha", "1") == row(result, "pixel_scores", "perceptual")
     assert [one["label"] for table in result["tables"] for one in table["rows"] if one["default"]] == [
-        "0.5", "20, 200, 400", "1", "good pictures", "one for all", "patches",
+        "0.5", "20, 200, 400", "1", "good pictures", "one for all", "perceptual",
     ]  # fmt: skip
 
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from gaussian_world import residual_gaussian
 from safetensors.torch import save_file
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError, Profile
-from diffad.gaussian import PatchGaussian, PlaceGaussian, ResidualGaussian
+from diffad.gaussian import PlaceGaussian
 from diffad.scoring import Calibration, RawMaps
 from diffad.unet import UNet, UNetConfig
 
@@ -23,8 +24,8 @@ def model():
     maps = torch.rand(5, 2, 64, 64, generator=generator)
     profile = Profile(
         PlaceGaussian.fit([features], dims=6),
-        ResidualGaussian.fit([[features]] * 3),
-        PatchGaussian.fit([0.2 * torch.randn(6, 3, 64, 64, generator=generator)]),
+        residual_gaussian([[features]] * 3),
+        residual_gaussian([[2 * features]] * 3, block=4),
         Calibration.fit(RawMaps(maps, maps + 1, (20, 200))),
     )
     return Checkpoint(
@@ -60,8 +61,7 @@ def test_what_is_saved_comes_back(model, file):
     before, after = model.profiles["bolt"], loaded.profiles["bolt"]
     for one, other in (
         (after.residual, before.residual),
-        (after.patches.fine, before.patches.fine),
-        (after.patches.coarse, before.patches.coarse),
+        (after.perceptual, before.perceptual),
     ):
         for name in ("codes", "scale", "diagonal"):
             assert torch.equal(getattr(one, name), getattr(other, name))
@@ -117,8 +117,8 @@ def test_a_category_of_the_default_model_costs_less_than_three_megabytes(tmp_pat
     maps = torch.rand(48, 10, 256, 256)
     profile = Profile(
         PlaceGaussian.fit([features]),
-        ResidualGaussian.fit([[features[:4]]] * 3, stages=(24, 48, 120)),
-        PatchGaussian.fit([torch.randn(4, 3, 256, 256)]),
+        residual_gaussian([[features[:4]]] * 3, stages=(24, 48, 120)),
+        residual_gaussian([[features[:4]]] * 3, block=4, stages=(24, 48, 120)),
         Calibration.fit(RawMaps(maps, maps, tuple(range(10))), by_place=True),
     )
     config = UNetConfig(size=64, channels=(64, 96), feature_channels=192)

@@ -568,6 +568,6 @@ def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):
     assert record["steps"] == 3 and Image.open(record["animation"]).n_frames >= 2
     assert main(["benchmark", "--runs", "2", "--steps", "2", *model]) == 0
     speed = json.loads(capsys.readouterr().out)
-    assert speed["inspection_seconds"] >= speed["network_seconds"] + speed["features_seconds"] > 0
+    assert speed["inspection_seconds"] >= speed["network_seconds"] + speed["backbone_seconds"] > 0
     assert min(speed[key] for key in speed if key.endswith("seconds") and key != "rest_seconds") > 0
     assert speed["batch_pictures_per_second"] > 0 and speed["training_pictures_per_second"] > 0

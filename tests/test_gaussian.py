@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from gaussian_world import residual_gaussian, summed
 from torch.distributions import MultivariateNormal
 
 from diffad.gaussian import (
-    UNSEEN_COARSE,
-    UNSEEN_FINE,
-    PatchGaussian,
     PlaceGaussian,
     ResidualGaussian,
-    _coarse,
+    from_steps,
     inverse_cholesky,
     orthogonal_projection,
+    to_steps,
 )
 
 CHANNELS, GRID, BLOCK, RIDGE = 6, 4, 2, 0.05
@@ -201,7 +200,7 @@ def test_one_covariance_is_the_squared_mahalanobis_distance_per_channel(rows, sh
     covariance = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
     field = on_a_grid(rows)
     expected = torch.einsum("bcyx,cd,bdyx->byx", field, torch.linalg.inv(covariance), field) / 6
-    gaussian = ResidualGaussian.fit([field.split(5)], block=None, shrinkage=shrinkage)
+    gaussian = residual_gaussian([field.split(5)], block=None, shrinkage=shrinkage)
     torch.testing.assert_close(gaussian.squared_mahalanobis(field).double(), expected, rtol=1e-3, atol=1e-4)
     if shrinkage != 0.3:  # both ends leave every channel, or every direction, with variance 1
         assert float(gaussian.squared_mahalanobis(field).mean()) == pytest.approx(1, abs=1e-4)
@@ -211,7 +210,7 @@ def test_a_block_has_its_own_covariance_mixed_with_the_common_one(rows, monkeypa
     monkeypatch.setattr("diffad.gaussian._CODES", 127)  # without the rounding to three bits
     field = on_a_grid(rows).clone()
     field[:, :, 2:, :2] *= 3  # louder at the lower left
-    gaussian = ResidualGaussian.fit([[field]], block=2, shrinkage=0.0)
+    gaussian = residual_gaussian([[field]], block=2, shrinkage=0.0)
     common, count = scatter(places(field)), 4 * len(field)
     prior = 12 / (12 + count)  # two observations a channel
     blocks = field.unfold(2, 2, 2).unfold(3, 2, 2).permute(2, 3, 0, 4, 5, 1).reshape(4, -1, 6)
@@ -232,7 +231,7 @@ def test_what_is_usual_at_one_place_is_a_surprise_at_another():
     field = torch.randn(200, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     field[:, 2, :2, :2] *= 10
     field[:, 3, :2, :2] = field[:, 1, :2, :2] + 0.1 * field[:, 3, :2, :2]
-    gaussian = ResidualGaussian.fit([[field]], block=2)
+    gaussian = residual_gaussian([[field]], block=2)
     loud, torn = torch.zeros(2, 1, 6, 4, 4)
     loud[0, 2] = 5.0
     torn[0, 1], torn[0, 3] = 2.0, -2.0
@@ -245,7 +244,7 @@ def test_what_is_usual_at_one_place_is_a_surprise_at_another():
 def test_dust_on_an_even_background_counts_no_more_than_on_the_median_block(rows):
     field = on_a_grid(rows).clone()
     field[:, :, :2, :2] *= 0.01
-    gaussian = ResidualGaussian.fit([[field]], block=2)
+    gaussian = residual_gaussian([[field]], block=2)
     dust = (5 * rows[0].float()).view(1, 6, 1, 1).expand(1, 6, 4, 4)
     background, *others = gaussian.squared_mahalanobis(dust)[0, ::2, ::2].flatten().tolist()
     assert 0.7 < background / sorted(others)[1] < 1.4
@@ -254,19 +253,19 @@ def test_dust_on_an_even_background_counts_no_more_than_on_the_median_block(rows
 def test_three_bits_change_a_good_pictures_distances_little():
     field = torch.randn(300, 24, 4, 4, generator=torch.Generator().manual_seed(0))
     field[:, 1:] += 0.7 * field[:, :-1]
-    coarse = ResidualGaussian.fit([[field]], block=2)
+    coarse = residual_gaussian([[field]], block=2)
     assert int(coarse.codes.abs().max()) == 3 and not coarse.codes.triu().any()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffad.gaussian._CODES", 127)
-        fine = ResidualGaussian.fit([[field]], block=2)
+        fine = residual_gaussian([[field]], block=2)
     ratio = coarse.squared_mahalanobis(field) / fine.squared_mahalanobis(field)
     assert float((ratio - 1).abs().mean()) < 0.03
 
 
 def test_few_pictures_fall_back_on_what_all_places_have_in_common(rows):
     field = on_a_grid(rows)
-    alone = ResidualGaussian.fit([[field[:1]]], block=2)
-    common = ResidualGaussian.fit([[field[:1]]], block=None)
+    alone = residual_gaussian([[field[:1]]], block=2)
+    common = residual_gaussian([[field[:1]]], block=None)
     far = alone.squared_mahalanobis(field) / common.squared_mahalanobis(field)
     assert 0.3 < float(far.median()) < 2
 
@@ -276,7 +275,7 @@ def test_a_channel_that_never_moves_breaks_nothing(rows):
     still[:, 2] = 0
     for field in (still, torch.zeros(1, 6, 4, 4)):
         for block in (None, 2):
-            gaussian = ResidualGaussian.fit([[field]], block=block)
+            gaussian = residual_gaussian([[field]], block=block)
             assert bool(torch.isfinite(gaussian.squared_mahalanobis(field)).all())
 
 
@@ -284,7 +283,7 @@ def test_every_grid_has_covariances_of_its_own():
     """On the second grid channels 1 and 2 move together in one block; nowhere on the first."""
     first, second = torch.randn(2, 300, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     second[:, 1, :2, :2] = second[:, 2, :2, :2] + 0.1 * second[:, 1, :2, :2]
-    gaussian = ResidualGaussian.fit([[first], [second]], block=2)
+    gaussian = residual_gaussian([[first], [second]], block=2)
     torn = torch.zeros(1, 6, 4, 4)
     torn[0, 1], torn[0, 2] = 2.0, -2.0
     there = [gaussian.squared_mahalanobis(torn, grid)[0] for grid in (0, 1)]
@@ -300,7 +299,7 @@ def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_ha
     deviations = torch.tensor([1.0, 2.0, 3.0, 2.0, 0.5])
     noise = torch.randn(4000, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     field = deviations.view(1, 5, 1, 1) * noise
-    gaussian = ResidualGaussian.fit([[field]], block=None, stages=(2, 3))
+    gaussian = residual_gaussian([[field]], block=None, stages=(2, 3))
     assert gaussian.common.shape == (4, 5)
     ones = torch.eye(5).view(5, 5, 1, 1).expand(5, 5, 4, 4)
     distances = gaussian.squared_mahalanobis(ones).mean(dim=(1, 2)).tolist()
@@ -316,11 +315,11 @@ def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
     field = on_a_grid(rows).clone()[:30]
     field[4] *= 4  # an odd one, which stretches the covariance that it is measured with
     grids, stages = [field, 2 * field.flip(0)], (2, 4)
-    gaussian, left_out = ResidualGaussian.fit_own([[grid] for grid in grids], block=2, stages=stages)
+    gaussian, left_out = ResidualGaussian.fit(summed([[grid] for grid in grids]), stages=stages)
     other = field[:1] + torch.randn(1, 6, 4, 4, generator=torch.Generator().manual_seed(3))
     for index in (0, 4):
         rest = [torch.cat([grid[:index], grid[index + 1 :]]) for grid in grids]
-        without = ResidualGaussian.fit([[grid] for grid in rest], block=2, stages=stages)
+        without = residual_gaussian([[grid] for grid in rest], block=2, stages=stages)
         for number, grid in enumerate(grids):
             own = grid[index : index + 1]
             for residual in (own, other):
@@ -336,73 +335,26 @@ def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
 
 def test_residuals_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"stages of \(2, 3\) channels are not the residual's 6"):
-        ResidualGaussian.fit([[torch.ones(1, 6, 4, 4)]], stages=(2, 3))
+        residual_gaussian([[torch.ones(1, 6, 4, 4)]], stages=(2, 3))
     with pytest.raises(ValueError, match="at least one normal picture"):
-        ResidualGaussian.fit([[torch.ones(1, 6, 4, 4)], []])
+        residual_gaussian([[torch.ones(1, 6, 4, 4)], []])
     with pytest.raises(ValueError, match="at least one normal picture"):
-        ResidualGaussian.fit([[]])
+        residual_gaussian([[]])
     with pytest.raises(ValueError, match="a grid of 4 does not divide into blocks of 3"):
-        ResidualGaussian.fit([[torch.zeros(1, 6, 4, 4)]], block=3)
+        residual_gaussian([[torch.zeros(1, 6, 4, 4)]], block=3)
 
 
-# -- errors by patches ---------------------------------------------------------------------------------------
+# -- what a file keeps ---------------------------------------------------------------------------------------
 
 
-def white(count: int, sigma: float, size: int = 128, seed: int = 0) -> torch.Tensor:
-    return sigma * torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.3])
-@pytest.mark.parametrize("size", [64, 128, 256])
-def test_errors_as_usual_score_one_but_for_what_nobody_would_see(size, sigma):
-    """White noise of σ: 48 components of variance σ² in a fine patch, and of σ²/pool² in a coarse one."""
-    pool = size // 32
-    gaussian = PatchGaussian.fit(white(48, sigma, size).split(8))
-    expected = 0.8 * sigma**2 / (sigma**2 + UNSEEN_FINE**2)
-    expected += 0.2 * (sigma / pool) ** 2 / ((sigma / pool) ** 2 + UNSEEN_COARSE**2)
-    score = gaussian.score(white(4, sigma, size, seed=1))
-    assert score.shape == (4, size, size)
-    assert float(score.mean()) == pytest.approx(expected, rel=0.1)
-
-
-def test_a_shift_below_the_pixels_noise_shows_where_it_is():
-    gaussian = PatchGaussian.fit(white(32, 0.3).split(8))
-    error = white(1, 0.3, seed=1)
-    error[:, :, 32:64, 64:96] += 0.2  # two thirds of a pixel's σ
-    score = gaussian.score(error)[0]
-    away = torch.ones_like(score, dtype=torch.bool)
-    away[16:80, 48:112] = False
-    assert float(score[36:60, 68:92].mean()) > 1.5 * float(score[away].mean())
-    alone = gaussian.coarse.squared_mahalanobis(_coarse(error))[0]
-    assert divmod(int(alone.argmax()), 16)[0] in (4, 5, 6, 7)
-    assert float(alone.max()) > 5 * float(alone[:, :4].mean())
-
-
-def test_usual_errors_of_edges_are_no_evidence_and_the_same_elsewhere_is():
-    """At the left, columns always flicker together; an equal flicker at the right is new."""
-    flicker = torch.zeros(33, 3, 128, 128)
-    generator = torch.Generator().manual_seed(2)
-    flicker[..., 8:12] = torch.randn(33, 1, 1, 1, generator=generator)
-    errors = white(33, 0.05) + flicker
-    gaussian = PatchGaussian.fit([errors[:32]])
-    moved = white(1, 0.05, seed=3)
-    moved[..., 104:108] = 1.0
-    usual = white(1, 0.05, seed=3)
-    usual[..., 8:12] = 1.0
-    there, here = gaussian.score(moved)[0, :, 104:108].mean(), gaussian.score(usual)[0, :, 8:12].mean()
-    assert float(there) > 20 * float(here)
-
-
-def test_a_larger_picture_is_measured_at_the_same_scale():
-    small = white(6, 0.3, 256)
-    gaussian = PatchGaussian.fit([small])
-    large = torch.nn.functional.interpolate(small, scale_factor=2, mode="nearest")
-    again = torch.nn.functional.avg_pool2d(gaussian.score(large)[:, None], 2)[:, 0]
-    assert float((again - gaussian.score(small)).abs().mean()) < 0.02
-
-def test_a_size_need_not_be_a_multiple_of_256():
-    small = white(2, 0.3, 256)
-    large = torch.nn.functional.interpolate(small, size=(800, 800), mode="nearest")
-    score = PatchGaussian.fit([large]).score(large)
-    assert score.shape == (2, 800, 800)
-    assert float(score.mean()) == pytest.approx(float(PatchGaussian.fit([small]).score(small).mean()), 0.2)
+@pytest.mark.parametrize("ratio", [1.0, 3.0, 1e6])
+def test_steps_of_equal_ratio_keep_the_ends_and_are_off_by_half_a_step_at_most(ratio):
+    generator = torch.Generator().manual_seed(0)
+    values = 0.2 * ratio ** torch.rand(4, 50, generator=generator)
+    steps, ends = to_steps(values)
+    back = from_steps(steps, ends)
+    assert steps.dtype == torch.uint8 and back.dtype == torch.float32 and back.shape == values.shape
+    assert float(back.min()) == float(values.min()) and float(back.max()) == float(values.max())
+    assert float((back / values).log().abs().max()) <= 0.5001 / 255 * float((ends[1] / ends[0]).log()) + 1e-6
+    again = to_steps(back)
+    assert torch.equal(again[0], steps) and torch.equal(from_steps(*again), back)

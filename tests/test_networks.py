@@ -343,12 +343,29 @@ def test_fine_stages_see_the_picture_enlarged_and_their_neighbours_the_coarse_on
     torch.testing.assert_close(found[:, 72:], up, atol=1e-4, rtol=1e-4)
 
 
-def test_all_stages_look_at_the_same_place(extractor):
+def test_two_pictures_are_compared_by_all_stages_as_they_are(fitted):
+    x = pictures(2, 64)
+    fine, middle, coarse = fitted.network(x)
+    neighbours = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    stages = (
+        F.avg_pool2d(neighbours(fine), 2), neighbours(middle),
+        F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False),
+    )  # fmt: skip
+    expected = (torch.cat(stages, dim=1) - fitted.mean.view(1, -1, 1, 1)) / fitted.std.view(1, -1, 1, 1)
+    torch.testing.assert_close(fitted.perceptual(x), expected, atol=1e-4, rtol=1e-4)
+    seen = fitted.seen(x)
+    assert torch.equal(seen.features, fitted(x)) and torch.equal(seen.perceptual, fitted.perceptual(x))
+    assert torch.equal(seen.features[:, 72:], seen.perceptual[:, 72:])  # the coarse stage is the same
+
+
+@pytest.mark.parametrize("of", ["forward", "perceptual"])
+def test_all_stages_look_at_the_same_place(extractor, of):
     """A spot changes every stage around its own cell of 8 px, with less than one cell of offset."""
     x = pictures(1, 256)
     spotted = x.clone()
     spotted[..., 64:72, 160:168] = 1
-    change = (extractor(spotted) - extractor(x)).square()[0]
+    look = getattr(extractor, of)
+    change = (look(spotted) - look(x)).square()[0]
     for first, last in ((0, 24), (24, 72), (72, 192)):
         share = change[first:last].sum(0) / change[first:last].sum()
         row, column = (float((share.sum(axis) * torch.arange(32)).sum()) for axis in (1, 0))

@@ -142,20 +142,35 @@ def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspe
 
 
 def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
-    looks, honest = [], profiles.denoise_all
+    looks, honest = [], profiles.evidence
 
-    def spy(schedule, network, x_start, timesteps, seed, cell):
-        looks.append((len(x_start), timesteps, cell))
-        return honest(schedule, network, x_start, timesteps, seed, cell=cell)
+    def spy(schedule, network, x_start, seen, timesteps, **settings):
+        looks.append((len(x_start), timesteps, sorted(seen), settings["kind"]))
+        return honest(schedule, network, x_start, seen, timesteps, **settings)
 
-    monkeypatch.setattr(profiles, "denoise_all", spy)
+    monkeypatch.setattr(profiles, "evidence", spy)
     pictures = torch.stack(
         [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
     )
     profile = profiles.fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
-    assert looks == [(count, (t,), 8) for t in TIMESTEPS for count in (4, 1)]
+    fitted = [(count, (t,), [-4, 0, 4], "perceptual") for count in (4, 1) for t in TIMESTEPS]
+    assert looks[:6] == fitted
+    assert all(count == 1 and len(timesteps) > 1 for count, timesteps, *_ in looks[6:])
     assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
-    assert profile.patches.fine.scale.shape == (1, 16, 16, 48)
-    assert profile.patches.coarse.scale.shape == (1, 8, 8, 48)
+    assert profile.perceptual.codes.shape == (3, 8, 8, 120, 120)
+
+
+def test_a_profile_of_another_pixel_score_is_in_its_units(inspector):
+    """The paper's KL has a calibration of its own; what is compared by features does not change."""
+    pictures = torch.stack(
+        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
+    )
+    parts = inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
+    usual, kl = (profiles.fit_profile(*parts, kind=kind, stride=4) for kind in ("perceptual", "kl"))
+    assert torch.equal(usual.residual.codes, kl.residual.codes)
+    (pixel, feature), (pixel_kl, feature_kl) = usual.calibration.moments, kl.calibration.moments
+    at = usual.calibration.timesteps.index(200)
+    assert float(pixel_kl[0, at]) < 0.1 * float(pixel[0, at])
+    torch.testing.assert_close(feature, feature_kl)

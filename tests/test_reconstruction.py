@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, smooth_mean
+from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, residual_gaussian, smooth_mean
 
 from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import PlaceGaussian, ResidualGaussian
@@ -40,7 +40,7 @@ def covariance() -> ResidualGaussian:
     for t in TIMESTEPS:
         shown, _, _, prediction = denoise_all(LINEAR, WORLD, x, (t,), cell=CELL)
         grids.append([WORLD.features(shown) - prediction.features])
-    return ResidualGaussian.fit(grids, block=None)
+    return residual_gaussian(grids, block=None)
 
 
 @pytest.fixture

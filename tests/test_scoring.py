@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from gaussian_world import GaussianWorld, alpha_bar, smooth_mean
+from gaussian_world import GaussianWorld, alpha_bar, residual_gaussian, smooth_mean
 
 from diffad import scoring
 from diffad.diffusion import Prediction, Schedule
@@ -15,19 +15,20 @@ from diffad.scoring import (
     PIXEL_TRUST,
     TIMESTEPS,
     UNSEEN,
+    Seen,
     branch_weights,
     denoise_all,
     evidence,
-    feature_maps,
     find_regions,
     fuse,
     image_score,
     moved,
-    moved_features,
     noise_for,
     offset_of,
     pixel_score,
     rate_for,
+    residual_maps,
+    seen_moved,
     smooth,
     threshold_for,
     unusual,
@@ -79,8 +80,17 @@ def plain(channels: int) -> ResidualGaussian:
     return ResidualGaussian(torch.eye(channels), codes, one, one)
 
 
-def of_world(world: GaussianWorld, x: torch.Tensor, timesteps=TIMESTEPS) -> dict[int, torch.Tensor]:
-    return moved_features(world.features, x, world.features(x), timesteps)
+def of_world(world: GaussianWorld, x: torch.Tensor, timesteps=TIMESTEPS) -> dict[int, Seen]:
+    return seen_moved(world.seen, x, world.seen(x), timesteps)
+
+
+def of_stub(features: torch.Tensor) -> Seen:
+    return Seen(features, features)
+
+
+def coarse(x: torch.Tensor) -> torch.Tensor:
+    """What the stub's pictures are compared by, [b, 3, h, w] → [b, 3, h/4, w/4]."""
+    return x[..., ::4, ::4]
 
 
 # -- the grid is laid three times ----------------------------------------------------------------------------
@@ -106,16 +116,17 @@ def test_moving_back_undoes_moving_but_for_the_border(by):
 def test_features_are_asked_for_once_for_every_grid():
     asked = []
 
-    def extract(x):
+    def see(x):
         asked.append(x)
-        return x[..., ::4, ::4]
+        return Seen(coarse(x), -coarse(x))
 
     x = pictures(2)
-    features = moved_features(extract, x, x[..., ::4, ::4], (20, 50, 200, 250, 400, 800))
-    assert len(asked) == 2 and sorted(features) == [-2, 0, 2]
-    for by, values in features.items():
-        assert torch.equal(values, moved(x, by)[..., ::4, ::4])
-    assert list(moved_features(extract, x, x[..., ::4, ::4], (20, 50))) == [0] and len(asked) == 2
+    first = Seen(coarse(x), -coarse(x))
+    seen = seen_moved(see, x, first, (20, 50, 200, 250, 400, 800))
+    assert len(asked) == 2 and sorted(seen) == [-2, 0, 2]
+    for by, values in seen.items():
+        assert torch.equal(values.features, coarse(moved(x, by)))
+    assert list(seen_moved(see, x, first, (20, 50))) == [0] and len(asked) == 2
 
 
 def test_the_maps_of_all_timesteps_lie_on_the_picture():
@@ -123,10 +134,15 @@ def test_the_maps_of_all_timesteps_lie_on_the_picture():
     world = GaussianWorld.independent(smooth_mean(32), 0.05)
     broken = world.mean.float()[None].clone()
     broken[..., 10:14, 18:24] += 0.6
-    pixel, residual = evidence(LINEAR, world, broken, of_world(world, broken))
-    feature = feature_maps(residual, plain(residual.shape[3]).squared_mahalanobis, 32, TIMESTEPS)
+    found = evidence(LINEAR, world, broken, of_world(world, broken), perceive=world.perceptual)
+    pixel, feature = (
+        residual_maps(each, plain(each.shape[3]).squared_mahalanobis, 32, TIMESTEPS) for each in found
+    )
+    alone, _ = evidence(
+        LINEAR, world, broken, of_world(world, broken), perceive=world.perceptual, kind="rgb"
+    )
     y, x = torch.arange(32.0)[:, None], torch.arange(32.0)[None]
-    for name, maps in {"pixel": pixel, "feature": feature}.items():
+    for name, maps in {"pixel": pixel, "feature": feature, "rgb": alone}.items():
         for t, one in zip(TIMESTEPS, maps[0]):
             high = (one - one.median()).clamp(min=0) ** 2
             centre = float((high * y).sum() / high.sum()), float((high * x).sum() / high.sum())
@@ -179,36 +195,41 @@ def test_every_timestep_and_draw_is_in_one_call_in_the_stated_order():
 
 def test_evidence_is_one_call_and_has_the_stated_shapes():
     denoise, x = Recorded(stub), pictures(2)
-    pixel, residual = evidence(
-        LINEAR, denoise, x, dict.fromkeys((0, 2, -2), torch.zeros(2, 3, 4, 4)), (20, 200, 400), draws=2
-    )
+    seen = dict.fromkeys((0, 2, -2), of_stub(torch.zeros(2, 3, 4, 4)))
+    pixel, residual = evidence(LINEAR, denoise, x, seen, perceive=coarse, draws=2)
     assert len(denoise.calls) == 1 and len(denoise.calls[0][0]) == 12
-    assert pixel.shape == (2, 3, SIZE, SIZE) and residual.shape == (2, 3, 2, 3, 4, 4)
-    assert pixel.dtype == residual.dtype == torch.float32
+    assert pixel.shape == residual.shape == (2, 3, 2, 3, 4, 4)
+    maps, _ = evidence(LINEAR, denoise, x, seen, perceive=coarse, draws=2, kind="kl")
+    assert maps.shape == (2, 3, SIZE, SIZE)
+    assert maps.dtype == pixel.dtype == residual.dtype == torch.float32
 
 
 def test_a_map_depends_neither_on_the_batch_nor_on_the_other_timesteps():
     x, features = pictures(3), {by: torch.rand(3, 3, 4, 4) for by in (0, 2, -2)}
-    pixel, residual = evidence(LINEAR, stub, x, features, (20, 200, 400), seed=2, draws=2)
-    one = {by: values[1:2] for by, values in features.items()}
-    alone = evidence(LINEAR, stub, x[1:2], one, (200,), seed=2, draws=2)
-    torch.testing.assert_close(alone[0], pixel[1:2, 1:2])
-    torch.testing.assert_close(alone[1], residual[1:2, 1:2])
+    seen = {by: of_stub(values) for by, values in features.items()}
+    one = {by: of_stub(values[1:2]) for by, values in features.items()}
+    for kind in ("perceptual", "uncertainty"):
+        settings = {"perceive": coarse, "seed": 2, "draws": 2, "kind": kind}
+        pixel, residual = evidence(LINEAR, stub, x, seen, (20, 200, 400), **settings)
+        alone = evidence(LINEAR, stub, x[1:2], one, (200,), **settings)
+        torch.testing.assert_close(alone[0], pixel[1:2, 1:2])
+        torch.testing.assert_close(alone[1], residual[1:2, 1:2])
 
 
 def test_draws_are_averaged_as_scores_not_as_predictions():
     x, features, covariance = pictures(1), torch.rand(1, 3, 4, 4), plain(3)
-    pixel, residual = evidence(LINEAR, stub, x, {0: features}, (50,), draws=3)
+    seen = {0: of_stub(features)}
+    pixel, residual = evidence(LINEAR, stub, x, seen, (50,), perceive=coarse, draws=3, kind="rgb")
     maps = []
     for draw in range(3):
         t = torch.tensor([50])
         x_t = LINEAR.q_sample(x, t, noise_for(0, 50, draw, x.shape[1:])[None])
         prediction = stub(x_t, t)
         error = (features - prediction.features).square().mean(1)
-        maps.append((pixel_score(LINEAR, prediction, x, x_t, t), error))
+        maps.append((pixel_score(LINEAR, prediction, x, x_t, t, "rgb"), error))
     mean_pixel, mean_error = (torch.stack(both).mean(0) for both in zip(*maps))
     torch.testing.assert_close(pixel[:, 0], smooth(mean_pixel))
-    size_four = feature_maps(residual, covariance.squared_mahalanobis, 4, (50,))
+    size_four = residual_maps(residual, covariance.squared_mahalanobis, 4, (50,))
     torch.testing.assert_close(size_four[:, 0], smooth(mean_error))
 
 
@@ -259,10 +280,23 @@ def test_kl_score_is_the_schedules_kl_at_its_stride(world, normal, stride):
 
 
 def test_an_unknown_score_is_refused(world, normal):
-    with pytest.raises(ValueError, match="patches, uncertainty, kl, rgb"):
-        scored(world, normal, 20, "ssim")
-    with pytest.raises(ValueError, match="needs a category's"):
-        scored(world, normal, 20, "patches")
+    for kind in ("ssim", "perceptual"):  # the latter is not of single pixels
+        with pytest.raises(ValueError, match="uncertainty, kl, rgb, not"):
+            scored(world, normal, 20, kind)
+
+
+@pytest.mark.parametrize("t", TIMESTEPS)
+def test_the_perceptual_residual_is_what_is_seen_of_the_picture_less_of_what_is_drawn(world, normal, t):
+    seen = of_world(world, normal, (t,))
+    residual, _ = evidence(LINEAR, world, normal, seen, (t,), perceive=world.perceptual, draws=2)
+    assert residual.shape == (24, 1, 2, 3, SIZE // 2, SIZE // 2)
+    times = torch.full((24,), t)
+    shown = moved(normal, offset_of(t, 2))
+    for draw in range(2):
+        x_t = LINEAR.q_sample(shown, times, noise_for(0, t, draw, normal.shape[1:]).expand_as(normal))
+        mean, _ = world.posterior(x_t, times)  # the ideal x̂_0
+        expected = torch.nn.functional.avg_pool2d(shown - mean, 2)
+        torch.testing.assert_close(residual[:, 0, draw].double(), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["uncertainty", "kl", "rgb"])
@@ -270,10 +304,9 @@ def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     broken = world.mean.float()[None].clone()
     broken[..., PATCH[0], PATCH[1]] += 0.6
-    pixel, _ = evidence(LINEAR, world, broken, of_world(world, broken), kind=kind)
-    good, _ = evidence(
-        LINEAR, world, world.mean.float()[None], of_world(world, broken), kind=kind
-    )
+    settings = {"perceive": world.perceptual, "kind": kind}
+    pixel, _ = evidence(LINEAR, world, broken, of_world(world, broken), **settings)
+    good, _ = evidence(LINEAR, world, world.mean.float()[None], of_world(world, broken), **settings)
     for i in range(len(TIMESTEPS)):
         inside, away = pixel[0, i][PATCH], pixel[0, i][:, :7]
         assert inside.mean() > 4 * good[0, i][PATCH].mean() and inside.min() > away.mean(), TIMESTEPS[i]
@@ -284,24 +317,26 @@ def test_an_anomalous_patch_raises_the_score_there_at_every_timestep(kind):
 
 
 def test_residuals_are_the_feature_maps_of_the_prediction_error(world, normal):
-    _, residual = evidence(LINEAR, world, normal[:2], of_world(world, normal[:2], (50,)), (50,))
+    seen = of_world(world, normal[:2], (50,))
+    _, residual = evidence(LINEAR, world, normal[:2], seen, (50,), perceive=world.perceptual)
     t = torch.tensor([50, 50])
     x_t = LINEAR.q_sample(normal[:2], t, noise_for(0, 50, 0, normal.shape[1:]).expand(2, -1, -1, -1))
     error = world.features(normal[:2].double() - world.posterior(x_t, t)[0])
     torch.testing.assert_close(residual[:, 0, 0].double(), error, rtol=1e-3, atol=1e-4)
 
 
-def test_feature_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out():
+@pytest.mark.parametrize("branch", [0, 1], ids=["pixel", "feature"])
+def test_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out(branch):
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     x = world.sample(24).float()
-    _, residual = evidence(LINEAR, world, x, of_world(world, x))
-    covariance = ResidualGaussian.fit([[residual.flatten(0, 2)]] * 3, block=None, shrinkage=0.0)
-    good = feature_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)
-    assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.02)
+    residual = evidence(LINEAR, world, x, of_world(world, x), perceive=world.perceptual)[branch]
+    covariance = residual_gaussian([[residual[:, i, 0]] for i in range(3)], SIZE // 2, shrinkage=0.0)
+    good = residual_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)
+    assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.06)
     broken = x[:1].clone()
     broken[..., PATCH[0], PATCH[1]] += 0.6
-    _, residual = evidence(LINEAR, world, broken, of_world(world, broken))
-    maps = feature_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)[0]
+    residual = evidence(LINEAR, world, broken, of_world(world, broken), perceive=world.perceptual)[branch]
+    maps = residual_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)[0]
     assert all(maps[i][PATCH].mean() > 10 and maps[i][:, :7].mean() < 2 for i in range(3))
 
 
@@ -309,7 +344,7 @@ def test_a_feature_map_lies_where_its_cells_lie():
     """Cell (2, 5) of 8 px covers 16 … 23 and 40 … 47."""
     residual = torch.zeros(1, 1, 1, 3, 8, 8)
     residual[..., 2, 5] = 1
-    spot = feature_maps(residual, plain(3).squared_mahalanobis, 64, (20,))[0, 0]
+    spot = residual_maps(residual, plain(3).squared_mahalanobis, 64, (20,))[0, 0]
     cells = plain(3).squared_mahalanobis(residual[:, 0, 0])
     enlarged = torch.nn.functional.interpolate(cells[None], size=(64, 64), mode="bicubic")
     torch.testing.assert_close(spot, smooth(enlarged)[0, 0])
