@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 FINISHED, UNREADABLE, REFUSED, ANOMALOUS, INTERRUPTED = 0, 1, 2, 3, 130
-FRAME_SIDE = 768  # px; longest side of an animation's frames
 
 
 class Refused(ValueError):
@@ -132,7 +131,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def reconstruct(arguments: argparse.Namespace) -> int:
     from diffad.data import DataError
-    from diffad.render import animation, png_bytes, reduced
+    from diffad.render import Reel, animation, png_bytes
 
     paths = [sample.image for sample in _pictures(arguments.sources, arguments.out)]
     inspector = _load_inspector(arguments)
@@ -150,15 +149,15 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             except DataError as error:
                 records.append(_unreadable(path, error))
                 continue
-            frames, scores = [], []
+            reel, scores = Reel(), []
             bar = tracked(repair, str(path), arguments.steps + 1)
             for step in bar:
                 bar.total = step.total + 1  # grows by a round
-                frames.append(reduced(step.image, FRAME_SIDE))
+                reel.add(step.image)
                 scores.append(step.score)
                 repaired, steps = step.image, step.index
             seconds = time.perf_counter() - started
-            animation(frames, film)
+            animation(reel.frames, film)
             picture.write_bytes(png_bytes(repaired))
             records.append({
                 "path": str(path), "animation": str(film), "repaired": str(picture), "steps": steps,

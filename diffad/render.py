@@ -281,6 +281,34 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 # ---------------------------------------------------------------------------------------------------------
 # Animations
 
+FRAME_SIDE = 768  # px; longest side of an animation's frames
+_FRAMES_KEPT = 128
+
+
+class Reel:
+    """Frames for `animation` as they come, uint8 [H, W, 3], scaled down to 768 px. Of many, evenly spaced
+    ones are kept, and always the newest: a repair of thousands of steps must not fill the memory.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+        self._newest: np.ndarray | None = None
+        self._count, self._stride = 0, 1
+
+    def add(self, image: np.ndarray) -> None:
+        self._newest = reduced(image, FRAME_SIDE)
+        if self._count % self._stride == 0:
+            self._kept.append(self._newest)
+        if len(self._kept) > _FRAMES_KEPT:
+            self._kept, self._stride = self._kept[::2], 2 * self._stride
+        self._count += 1
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        if self._newest is None or self._newest is self._kept[-1]:
+            return list(self._kept)
+        return [*self._kept, self._newest]
+
 
 def animation(frames: Sequence[np.ndarray], path: str | Path, seconds: float = 4.0) -> Path:
     """Write frames uint8 [H, W, 3] of one size as a looping .gif or .webp, or an .mp4; returns the path.
@@ -302,7 +330,7 @@ def animation(frames: Sequence[np.ndarray], path: str | Path, seconds: float = 4
         raise DataError(f"the folder {path.parent} does not exist: make it first")
     chosen, durations = _timing(len(frames), seconds)
     height, width = frames[0].shape[:2]
-    scale = 768 / max(height, width)
+    scale = FRAME_SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     kept = [_resize(frames[i], size) if scale < 1 else frames[i] for i in chosen]
     writers[path.suffix.lower()](kept, path, durations)

@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 from diffad.data import DataError
 from diffad.render import (
     COLORMAPS,
+    Reel,
     animation,
     contours,
     evidence_sheet,
@@ -345,3 +346,26 @@ def test_reduced_keeps_small_pictures_and_a_row_of_thin_ones():
     assert reduced(np.zeros((16, 40_000), np.float32), 768).shape == (1, 768)
     small = np.zeros((20, 30, 3), np.uint8)
     assert reduced(small, 768) is small
+
+
+# -- reels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 128, 129, 130, 1001, 5001])
+def test_a_reel_keeps_evenly_spaced_frames_the_first_and_the_newest(count):
+    reel = Reel()
+    for number in range(count):
+        reel.add(np.full((2, 3, 3), (number // 250, number % 250, 0), np.uint8))
+    numbers = [250 * int(frame[0, 0, 0]) + int(frame[0, 0, 1]) for frame in reel.frames]
+    if count:
+        assert (numbers[0], numbers[-1]) == (0, count - 1)
+    assert len(numbers) == count if count <= 128 else 64 < len(numbers) <= 130
+    assert len(set(np.diff(numbers)[:-1].tolist())) <= 1  # the last gap is what remains
+
+
+def test_a_reels_frames_are_small_enough_to_animate(tmp_path):
+    reel = Reel()
+    for _ in range(3):
+        reel.add(np.zeros((900, 1200, 3), np.uint8))
+    assert [frame.shape for frame in reel.frames] == [(576, 768, 3)] * 3
+    assert animation(reel.frames, tmp_path / "a.gif").exists()

@@ -31,7 +31,6 @@ OF_INSPECTION = {
     "json": "JSON",
 }  # fmt: skip
 OF_FILM = {"gif": "GIF", "webp": "WebP"} | ({"mp4": "MP4"} if render.has_mp4() else {})
-FILM_PIXELS = 768  # longest side of a frame that is kept, as render.animation wants them
 PLAYED_PIXELS = 384  # longest side of a frame in the page's player
 FRAMES_PLAYED = 60
 FULL_PRECISION = 2**22  # px; of larger pictures the zip holds the full-size map as float16
@@ -70,7 +69,7 @@ class Film:
             self._best = step
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
             return
-        frame = render.reduced(step.image, FILM_PIXELS)
+        frame = render.reduced(step.image, render.FRAME_SIDE)
         self.frames.append(frame)
         played = render.png_bytes(render.reduced(frame, PLAYED_PIXELS))
         path = self._keep(played, f"step-{step.index:03d}.png")

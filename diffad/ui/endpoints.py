@@ -102,7 +102,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             seed: of the noise.
             model: one of the served models.
         """
-        frames, scores, losses = [], [], []
+        reel, scores, losses = render.Reel(), [], []
         with refusals(image):
             for step in find(model).reconstruct(
                 required(image), category=category or None, steps=int(steps), step_size=step_size or None,
@@ -110,10 +110,10 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             ):
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
-                frames.append(render.reduced(step.image, 768))
+                reel.add(step.image)
                 last = step.image
         with tempfile.TemporaryDirectory() as folder:
-            data = render.animation(frames, Path(folder) / "repair.gif").read_bytes()
+            data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
         return {"scores": scores, "mahalanobis": losses}, last, keep(film, data, "repair.gif")
 
     def categories(model: str) -> list[dict[str, Any]]:
