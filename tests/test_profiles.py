@@ -173,4 +173,4 @@ def test_a_profile_of_another_pixel_score_is_in_its_units(inspector):
     (pixel, feature), (pixel_kl, feature_kl) = usual.calibration.moments, kl.calibration.moments
     at = usual.calibration.timesteps.index(200)
     assert float(pixel_kl[0, at]) < 0.1 * float(pixel[0, at])
-    torch.testing.assert_close(feature, feature_kl)
+    torch.testing.assert_close(feature, feature_kl, rtol=0.01, atol=1e-3)  # batches differ, and so rounding

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""What the README and the results show works as it stands."""
 
 import re
 import subprocess
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BOTH = README + (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 
 
 def test_the_library_example_runs():
@@ -20,17 +21,17 @@ def test_the_library_example_runs():
     assert lines[3].startswith("0 ") and float(lines[-1].split()[1]) < float(threshold)
 
 
-def test_every_file_it_names_is_there():
-    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)|`((?:assets|checkpoints|tests|diffad)/[\w./]+)`", README)
+def test_every_file_they_name_is_there():
+    named = re.findall(r"\[[^]]*\]\(([^):]+)\)|`((?:assets|checkpoints|tests|diffad)/[\w./]+)`", BOTH)
     assert named
     for path in (image or code for image, code in named):
         assert (ROOT / path).exists(), path
 
 
-def test_every_command_it_names_exists():
+def test_every_command_they_name_exists():
     from diffad.cli import main
 
-    for command in set(re.findall(r"^(?:\.venv/bin/)?diffad (\w+)|`diffad (\w+)", README, re.MULTILINE)):
+    for command in set(re.findall(r"^(?:\.venv/bin/)?diffad (\w+)|`diffad (\w+)", BOTH, re.MULTILINE)):
         try:
             main([*filter(None, command), "--help"])
         except SystemExit as end:

@@ -131,7 +131,8 @@ def test_where_one_tile_lies_alone_its_map_is_that_of_the_piece(inspector, leath
     alone = tiled._tiling.tiles[1].box[0].start
     for maps in ("pixel_maps", "feature_maps"):
         mine, own = getattr(tiled, maps)[200][:alone], getattr(piece, maps)[200][:alone]
-        np.testing.assert_allclose(mine, own, rtol=0.05, atol=0.1)  # bf16 differs with the batch
+        np.testing.assert_allclose(mine, own, rtol=0.05, atol=0.3)  # bf16 differs with the batch
+        assert np.abs(mine - own).mean() < 0.05
 
 
 def test_a_tile_as_large_as_the_picture_is_the_whole_inspection(inspector):
