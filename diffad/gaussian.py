@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-KEPT = 48  # directions of a stage's feature residual, at most
+KEPT = 48  # directions of a stage's residual, at most
 _FINEST = 0.5  # what a direction of the finest stage counts for beside one of the others
 _CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3
 
@@ -115,8 +115,8 @@ class Scatter:
 
 @dataclass(frozen=True)
 class ResidualGaussian:
-    """N(0, Σ_B) of the feature residual f(x_0) − f_θ, one full covariance for each block B of places and for
-    each of g grids that the picture is looked at on.
+    """N(0, Σ_B) of a residual, f(x_0) − f_θ or what is seen of x_0 less of x̂_0: one full covariance for each
+    block B of places and for each of g grids that the picture is looked at on.
 
     common: L⁻¹ P, [k, c], float32; P keeps k directions of the c channels, L Lᵀ is the covariance of all
     places there. In the coordinates z = L⁻¹ P r a block's inverse factor is diag(diagonal) + scale · codes,
