@@ -17,7 +17,7 @@ from itertools import pairwise
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 
 from diffad.scoring import Seen
@@ -155,6 +155,7 @@ def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
         network.load_state_dict({name: value for name, value in zip(names, weights.values()) if name in own})
         network.blocks = network.blocks[: {2: 3, 3: 5}[len(stages)]]  # nothing behind the last stage is used
         _fold_norms(network)
+        _turn(network)
     return network
 
 
@@ -170,3 +171,28 @@ def _fold_norms(network: nn.Module) -> None:
                 conv.weight *= scale.view(-1, 1, 1, 1)
                 conv.bias = nn.Parameter(norm.bias - scale * norm.running_mean)
                 setattr(parent, name, norm.act)
+
+
+@torch.no_grad()
+def _turn(network: nn.Module) -> None:
+    """The same function of pictures with sides divisible by 32: it turns them by 180°, and so its kernels.
+
+    The weights are TensorFlow's, whose convolutions of stride 2 pad an even side by one line more at its end
+    than at its beginning. timm copies all activations into a larger tensor for that. Turned, the beginning
+    gets the line more, and so it does from ordinary padding, whose last line a stride of 2 never reaches.
+    """
+    for parent in list(network.modules()):
+        for name, conv in list(parent.named_children()):
+            if not isinstance(conv, nn.Conv2d):
+                continue
+            conv.weight.copy_(conv.weight.flip(-2, -1))
+            if isinstance(conv, Conv2dSame):
+                padding = [(side - 1) // 2 for side in conv.kernel_size]
+                plain = nn.Conv2d(
+                    conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding,
+                    groups=conv.groups,
+                )  # fmt: skip
+                plain.weight, plain.bias = conv.weight, conv.bias
+                setattr(parent, name, plain)
+    network.register_forward_pre_hook(lambda _, inputs: inputs[0].flip(-2, -1))
+    network.register_forward_hook(lambda _, inputs, stages: [stage.flip(-2, -1) for stage in stages])

@@ -215,9 +215,10 @@ class LeftOut:
     weight: Tensor
     observations: tuple[int, ...]
 
-    def squared_mahalanobis(self, residual: Tensor, own: Tensor, grid: int = 0) -> Tensor:
+    def squared_mahalanobis(self, residual: Tensor, own: Tensor | None = None, grid: int = 0) -> Tensor:
         """As `ResidualGaussian.squared_mahalanobis`. own: of the same shape, the residuals by which each
-        picture is part of the fit; `residual` may be another of the picture's, with a defect or at another t.
+        picture is part of the fit, if those are others: `residual` may be the picture's with a defect, or at
+        another t.
         """
         b, _, side, _ = residual.shape
         factor, total = self.factors[grid], self.observations[grid]
@@ -227,7 +228,8 @@ class LeftOut:
             cells = factor @ _by_block(self.gaussian.common, of, n)
             return cells.unflatten(-1, (b, cell**2)).transpose(2, 3)
 
-        seen, fitted = white(residual), white(own)
+        seen = white(residual)
+        fitted = seen if own is None else white(own)
 
         def gain(rows: slice) -> Tensor:
             """Of the distance over the first directions, which is a distance of its own since L is lower

@@ -125,7 +125,8 @@ def fit_profile(
         branches = []
         for values, fit, (_, left_out) in zip(found, own, fitted):
             if values.dim() > 4:
-                values = _left_out_maps(values, timesteps, left_out, fit[of], pictures.shape[-1])
+                by = None if values is fit else fit[of]
+                values = _left_out_maps(values, timesteps, left_out, by, pictures.shape[-1])
             branches.append(_levelled(values, inside[of]))
         return RawMaps(*branches, timesteps)
 
@@ -159,16 +160,19 @@ def fit_profile(
 
 
 def _left_out_maps(
-    residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor, size: int
+    residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor | None, size: int
 ) -> Tensor:
     """Raw maps [n, n_t, size, size] of residuals [n, n_t, 1, c, g, g] of pictures that are part of the fit by
-    own [n, 3, 1, c, g, g].
+    own [n, 3, 1, c, g, g], None: by these very residuals.
     """
     maps = []
-    for some, fit in zip(residuals.split(2 * _ROWS), own.split(2 * _ROWS)):  # all in float32 fill the memory
+    for begin in range(0, len(residuals), 2 * _ROWS):  # all in float32 fill the memory
+        rows = slice(begin, begin + 2 * _ROWS)
+        some, fit = residuals[rows], None if own is None else own[rows]
 
-        def distance(residual: Tensor, grid: int, fit: Tensor = fit) -> Tensor:
-            return left_out.squared_mahalanobis(residual, fit[:, grid, 0].float(), grid)
+        def distance(residual: Tensor, grid: int, fit: Tensor | None = fit) -> Tensor:
+            by = None if fit is None else fit[:, grid, 0].float()
+            return left_out.squared_mahalanobis(residual, by, grid)
 
         maps.append(residual_maps(some.float(), distance, size, timesteps))
     return torch.cat(maps)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -262,7 +263,9 @@ def test_features_have_192_channels_on_a_32_grid(extractor):
 def test_the_backbone_is_seen_in_its_own_range(extractor):
     """EfficientNet-Lite was trained on (value − 127) / 128: our [−1, 1] as it is."""
     seen, x = [], pictures(1, 64)
-    handle = extractor.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = extractor.network.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0]), prepend=True
+    )
     extractor(x)
     handle.remove()
     torch.testing.assert_close(seen[0], x, atol=1e-6, rtol=0)
@@ -284,15 +287,15 @@ def packaged_weights() -> dict[str, torch.Tensor]:
 
 
 def test_the_packages_weights_are_in_the_layers_they_were_trained_for(extractor):
-    """By name and role, independent of the order by which they were loaded; each convolution with the batch
-    norm behind it folded in.
+    """By name and role, independent of the order by which they were loaded; each convolution turned, and with
+    the batch norm behind it folded in.
     """
     package, own = packaged_weights(), extractor.network.state_dict()
 
     def same(mine: str, conv: str, norm: str) -> None:
         scale = package[f"{norm}.weight"] / (package[f"{norm}.running_var"] + 1e-3).sqrt()
         weight = package[f"{conv}.weight"] * scale[:, None, None, None]
-        torch.testing.assert_close(own.pop(f"{mine}.weight"), weight, msg=f"{mine}.weight")
+        torch.testing.assert_close(own.pop(f"{mine}.weight"), weight.flip(-2, -1), msg=f"{mine}.weight")
         shift = package[f"{norm}.bias"] - package[f"{norm}.running_mean"] * scale
         torch.testing.assert_close(own.pop(f"{mine}.bias"), shift, msg=f"{mine}.bias", rtol=1e-4, atol=1e-5)
 
@@ -311,6 +314,21 @@ def test_the_packages_weights_are_in_the_layers_they_were_trained_for(extractor)
     assert not own  # nothing else is in it
     network, fine = extractor.network.state_dict(), extractor.fine.state_dict()
     assert len(fine) > 40 and all(torch.equal(network[name], value) for name, value in fine.items())
+
+
+def test_the_backbone_is_timms_but_for_what_it_need_not_compute(extractor):
+    """Batch norms folded, pictures and kernels turned: in float32 the same function."""
+    usual = timm.create_model("tf_efficientnet_lite2", features_only=True, out_indices=(1, 2, 3)).eval()
+    names = timm.create_model("tf_efficientnet_lite2").state_dict()
+    own = usual.state_dict()
+    usual.load_state_dict({
+        name: value for name, value in zip(names, packaged_weights().values(), strict=True) if name in own
+    })  # fmt: skip
+    x = pictures(2, 96)
+    with torch.no_grad():
+        for stage, expected in zip(extractor.network(x), usual(x), strict=True):
+            torch.testing.assert_close(stage, expected, rtol=1e-3, atol=1e-3)
+            assert float(expected.std()) > 0.3  # far more than the tolerance
 
 
 def test_features_are_not_those_of_chance(extractor):
