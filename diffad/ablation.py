@@ -24,7 +24,6 @@ from diffad.data import (
     labelled,
     mask_inside,
     read_image,
-    to_square,
 )
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
@@ -249,9 +248,10 @@ class _Answers:
 
     @torch.no_grad()
     def __init__(self, inspector: Inspector, image: np.ndarray, category: str, seed: int) -> None:
-        square, self.geometry = to_square(image, inspector.size)
         self.inspector, self.seed = inspector, seed
-        self.x_start = square[None].to(inspector.device)
+        self.tiling = inspector.whole(image, category)
+        (self.tile,) = self.tiling.tiles
+        self.x_start = self.tiling.square(image, self.tile)[None].to(inspector.device)
         seen = inspector.extractor.seen(self.x_start)
         self.cell = inspector.size // seen.features.shape[-1]
         self.seen = seen_moved(inspector.extractor.seen, self.x_start, seen, SINGLE_TIMESTEPS)
@@ -291,7 +291,8 @@ class _Answers:
     def kept(self, maps: Tensor) -> np.ndarray:
         """[1, size, size] → fp16 [h, w], where the picture is."""
         limit = torch.finfo(torch.float16).max
-        return maps[0].clamp(-limit, limit).half().cpu().numpy()[self.geometry.inner].copy()
+        cells = self.tiling.to_cells(maps[0].cpu(), self.tile)
+        return cells.clamp(-limit, limit).half().numpy()
 
 
 def _maps(
@@ -335,10 +336,11 @@ def _fuse(maps: RawMaps) -> Tensor:
 
 def _by_its_own_values(answers: _Answers) -> RawMaps:
     """Raw maps, each minus its mean and divided by its standard deviation over the picture, padding apart."""
+    inside = answers.tiling.inside(answers.tile).to(answers.x_start.device)
 
     def normalised(maps: Tensor) -> Tensor:
-        inner = maps[(..., *answers.geometry.inner)]
-        mean, std = inner.mean(dim=(-2, -1), keepdim=True), inner.std(dim=(-2, -1), keepdim=True)
+        there = maps[..., inside]
+        mean, std = there.mean(dim=-1)[..., None, None], there.std(dim=-1)[..., None, None]
         return (maps - mean) / std.clamp(min=1e-8)
 
     raw = answers.raw(TIMESTEPS)

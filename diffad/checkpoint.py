@@ -25,10 +25,11 @@ from torch import Tensor
 
 from diffad.diffusion import Schedule
 from diffad.gaussian import PlaceGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.pose import Upright
 from diffad.scoring import PIXEL_SCORES, Calibration, RawMaps, residual_maps
 from diffad.unet import UNetConfig
 
-FORMAT = 8
+FORMAT = 9
 _COVARIANCES = ("residual", "perceptual")
 
 
@@ -43,6 +44,7 @@ class Profile:
     gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. perceptual: that of
     what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. rehearsal: how
     well artificial defects on some of those were found, and the choices made by that (`profiles.rehearse`).
+    upright: how its parts are turned before they are looked at, None: they are seen as they lie.
     """
 
     gaussian: PlaceGaussian
@@ -50,6 +52,7 @@ class Profile:
     perceptual: ResidualGaussian
     calibration: Calibration
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    upright: Upright | None = None
 
     def raw_maps(self, pixel: Tensor, residual: Tensor, size: int, timesteps: Sequence[int]) -> RawMaps:
         """Of `scoring.evidence`'s findings, by the distances of this category."""
@@ -128,6 +131,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "timesteps": profile.calibration.timesteps,
                 "remembered": profile.calibration.remembered,
                 "rehearsal": dict(profile.rehearsal),
+                "upright": None if profile.upright is None else asdict(profile.upright),
             }
             for name, profile in checkpoint.profiles.items()
         ],
@@ -184,6 +188,7 @@ def load(path: str | Path) -> Checkpoint:
                 *(_covariance(tensors, f"profile.{index}.{name}.") for name in _COVARIANCES),
                 calibration,
                 category["rehearsal"],
+                None if category["upright"] is None else Upright(**category["upright"]),
             )
         return Checkpoint(
             config=config,

@@ -22,7 +22,7 @@ from diffad.scoring import (
     threshold_for,
     top_count,
 )
-from diffad.tiling import Tiling
+from diffad.tiling import Tiling, letterboxed
 
 _MAX_TIMESTEPS = 12
 _SMALLEST_REGION = 8  # px at 256 × 256
@@ -140,7 +140,7 @@ class Inspection:
     def top_pixels(self) -> int:
         """How many cells of a window of `reduced_maps()` the image score averages."""
         top, left, bottom, right = self.windows[0]
-        cells = self._tiling.cells * self._reduced()[0] / self._tiling.shape[0]
+        cells = self._tiling.scored_size * self._reduced()[0] / self._tiling.shape[0]
         return top_count((bottom - top) * (right - left), cells)
 
     @property
@@ -273,14 +273,6 @@ class RepairStep:
 def smallest_region(side: int) -> float:
     """Area in px below which nothing is a region, of a picture or tile with this longest side."""
     return _SMALLEST_REGION * (side / 256) ** 2
-
-
-def letterboxed(cells: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """A map over the picture alone [h, w] in the model's square [size, size], its edge repeated around it."""
-    inner = resize_maps(cells, (geometry.inner_height, geometry.inner_width))
-    below = geometry.size - geometry.top - geometry.inner_height
-    right = geometry.size - geometry.left - geometry.inner_width
-    return np.pad(inner, ((geometry.top, below), (geometry.left, right)), mode="edge")
 
 
 def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:

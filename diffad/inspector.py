@@ -20,10 +20,10 @@ from torch import Tensor
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import MIN_SIDE, DataError, Geometry, read_image, resize_maps, to_square
+from diffad.data import MIN_SIDE, DataError, read_image, resize_maps, to_square
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps, letterboxed
+from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps
 from diffad.reconstruction import gradient_denoising, repair_weight, weighed_repair
 from diffad.scoring import (
     TIMESTEPS,
@@ -210,30 +210,49 @@ class Inspector:
         square, _ = to_square(read_image(image), self.size)
         return self.extractor(square[None].to(self.device))[0].cpu().numpy()
 
+    def whole(self, image: np.ndarray, category: str) -> Tiling:
+        """How the model sees a whole picture uint8 [H, W, 3] of a category: turned upright, if that is how it
+        knows it, and if the picture shows a pose.
+        """
+        upright = self.profiles[self._known(category)].upright
+        turn = None if upright is None else upright.turn(to_square(image, self.size)[0])
+        return Tiling.whole(*image.shape[:2], self.size, turn)
+
     def _look(self, image: np.ndarray, category: str | None, tile: int | Literal["auto"] | None) -> _Look:
         """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
+        names = self.categories if category is None else (category,)
         if isinstance(tile, int):
-            return self._look_at(image, category, Tiling.squares(height, width, self.size, tile))
-        whole = self._look_at(image, category, Tiling.whole(height, width, self.size))
+            return self._look_at(image, names, Tiling.squares(height, width, self.size, tile))
+        whole = self._look_at_whole(image, names)
         if tile is None or whole.distance < _FITS_WELL:
             return whole
         best = whole
         for side in _sides(height, width, self.size):
-            tiled = self._look_at(image, category, Tiling.squares(height, width, self.size, side))
+            tiled = self._look_at(image, names, Tiling.squares(height, width, self.size, side))
             ahead = _WORTH_TILING if best is whole else 0.0
             if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
                 best = tiled
         return best
 
+    def _look_at_whole(self, image: np.ndarray, names: Sequence[str]) -> _Look:
+        """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
+        plain = [name for name in names if self.profiles[name].upright is None]
+        best = self._look_at(image, plain, Tiling.whole(*image.shape[:2], self.size)) if plain else None
+        for name in names:
+            if name not in plain and (best is None or best.distance >= _FITS_WELL):
+                look = self._look_at(image, [name], self.whole(image, name))
+                best = look if best is None or look.likelihood > best.likelihood else best
+        assert best is not None  # a model knows a category
+        return best
+
     @torch.no_grad()
-    def _look_at(self, image: np.ndarray, category: str | None, tiling: Tiling) -> _Look:
-        squares = torch.stack([tiling.square(image, tile)[0] for tile in tiling.sample()]).to(self.device)
+    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling) -> _Look:
+        squares = torch.stack([tiling.square(image, tile) for tile in tiling.sample()]).to(self.device)
         seen = self.extractor.seen(squares)
         likelihoods = {
-            name: float(profile.gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
-            for name, profile in self.profiles.items()
-            if category in (None, name)
+            name: float(self.profiles[name].gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
+            for name in names
         }
         name = max(likelihoods, key=likelihoods.__getitem__)
         distances = self.profiles[name].gaussian.squared_mahalanobis(seen.features).flatten(1)
@@ -260,7 +279,7 @@ class Inspector:
             if len(tiles) == 1:
                 x_start, seen = look.squares, look.seen
             else:
-                x_start = torch.stack([tiling.square(image, tile)[0] for tile in batch]).to(self.device)
+                x_start = torch.stack([tiling.square(image, tile) for tile in batch]).to(self.device)
                 seen = self.extractor.seen(x_start)
             maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
             for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
@@ -362,7 +381,7 @@ class Inspector:
         picture, fused, score = first.image, first._fused_map, first.score
         repaired = np.zeros(fused.shape, dtype=bool)
         tile, weight = _place_to_repair(first, fused, repaired, weighed)
-        x_start, geometry = self._square(tiling, picture, tile)
+        x_start = self._square(tiling, picture, tile)
         done = (stop and score <= first.threshold) or (weighed and (weight is None or score <= usual))
         filling = True
         while True:
@@ -390,15 +409,16 @@ class Inspector:
                 anomaly_map, last = None, repair.index == steps
                 # a score costs as much as a step, and between two denoising steps there is only grain to see
                 scored = last or (repair.denoised and index - scored_at >= _SCORED_EVERY)
-                change = geometry.to_picture((repair.x - x_start)[0].cpu().numpy()).transpose(1, 2, 0)
+                change = tiling.to_pixels((repair.x - x_start)[0].cpu(), tile).permute(1, 2, 0).numpy()
                 image = picture.copy()
                 image[tile.box] = np.clip(np.rint(there + 127.5 * share * change), 0, 255).astype(np.uint8)
                 if scored:
                     scored_at = index
                     # not of repair.x: whole grey values and the way back into the square move a score too
-                    here = self._fused(self._square(tiling, image, tile)[0], first)
+                    here = self._fused(self._square(tiling, image, tile), first)
+                    here = tiling.to_cells(torch.from_numpy(here), tile).numpy()
                     fused = fused.copy()
-                    fused[tile.cells] = untouched + tile.weight * (tiling.to_cells(here, tile) - untouched)
+                    fused[tile.cells] = untouched + tile.weight * (here - untouched)
                     score = tiling.score(fused)
                     if score < best[0]:
                         best = score, image, fused
@@ -416,14 +436,13 @@ class Inspector:
                     done = weight is None or (vain and not filling and first.tile is None)
                     filling = first.tile is not None or not vain
                     total += 0 if done else steps
-                    x_start, geometry = self._square(tiling, picture, tile)
+                    x_start = self._square(tiling, picture, tile)
                 yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)
                 if done:
                     return
 
-    def _square(self, tiling: Tiling, picture: np.ndarray, tile: Tile) -> tuple[Tensor, Geometry]:
-        x_start, geometry = tiling.square(picture, tile)
-        return x_start[None].to(self.device), geometry
+    def _square(self, tiling: Tiling, picture: np.ndarray, tile: Tile) -> Tensor:
+        return tiling.square(picture, tile)[None].to(self.device)
 
     @torch.no_grad()
     def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
@@ -474,8 +493,7 @@ def _place_to_repair(
     high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
     if not weighed or tiling.score(left) <= above:
         return tile, None
-    height, width = first.image[tile.box].shape[:2]
-    square = letterboxed(left[tile.cells], Geometry.letterbox(height, width, tiling.size))
+    square = tiling.from_cells(left[tile.cells], tile).numpy()
     count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * high).astype(np.uint8))
     peaks = np.array([0.0, *(square[labels == label].max() for label in range(1, count))])
     low = np.maximum(_REPAIRED_FROM * high, _REPAIRED_SHARE * peaks[labels]).astype(np.float32)

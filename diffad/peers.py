@@ -221,14 +221,16 @@ def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
     return Fitted(judge, (inspector.network, inspector.extractor, inspector.profiles[category]))
 
 
-def _rgb_error(inspector: Inspector, seed: int) -> Fitted:
+def _rgb_error(inspector: Inspector, category: str, seed: int) -> Fitted:
     @torch.no_grad()
     def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
-        square, geometry = to_square(image, inspector.size)
-        x_start, schedule = square[None].to(inspector.device), inspector.schedule
+        tiling = inspector.whole(image, category)
+        (tile,) = tiling.tiles
+        x_start = tiling.square(image, tile)[None].to(inspector.device)
+        schedule = inspector.schedule
         _, x_t, t, prediction = denoise_all(schedule, inspector.network, x_start, (RGB_TIMESTEP,), seed)
         error = smooth(pixel_score(schedule, prediction, x_start, x_t, t, kind="rgb"))[0]
-        inner = error.cpu().numpy()[geometry.inner]
+        inner = tiling.to_cells(error.cpu(), tile).numpy()
         return image_score(inner, inspector.size), inner
 
     return Fitted(judge, (inspector.network,))

@@ -402,14 +402,14 @@ def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
     return of_pixel * pixel.mean(axis=0) + of_feature * feature.mean(axis=0)
 
 
-def image_score(anomaly_map: np.ndarray, size: int = 256) -> float:
+def image_score(anomaly_map: np.ndarray, size: float = 256) -> float:
     """Mean of the highest values of a map: 256 pixels at a model size of 256, the same area at others."""
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
     top = top_count(flat.size, size)
     return float(np.partition(flat, flat.size - top)[flat.size - top :].mean())
 
 
-def top_count(pixels: int, size: int = 256) -> int:
+def top_count(pixels: int, size: float = 256) -> int:
     """How many of a map's pixels `image_score` averages."""
     return min(max(1, round(TOP * (size / 256) ** 2)), pixels)
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
+from diffad.pose import Turn
 from diffad.scoring import image_score
 
 GRID = 1024  # cells; longest side of a tiled picture's maps
@@ -40,7 +41,7 @@ class Tile:
 class Tiling:
     """The tiles of a picture of height × width. side: of the squares in px, None if there is only the whole
     picture. size: of the model's square, to which each tile is brought. cells: those along a side. shape: the
-    grid.
+    grid. turn: what a whole picture is turned by for the model; the grid is that of the picture as it is.
     """
 
     height: int
@@ -49,12 +50,13 @@ class Tiling:
     side: int | None
     cells: int
     shape: tuple[int, int]
+    turn: Turn | None = None
 
     @classmethod
-    def whole(cls, height: int, width: int, size: int) -> Tiling:
+    def whole(cls, height: int, width: int, size: int, turn: Turn | None = None) -> Tiling:
         """The whole picture as one tile."""
         inner = Geometry.letterbox(height, width, size)
-        return cls(height, width, size, None, size, (inner.inner_height, inner.inner_width))
+        return cls(height, width, size, None, size, (inner.inner_height, inner.inner_width), turn)
 
     @classmethod
     def squares(cls, height: int, width: int, size: int, side: int) -> Tiling:
@@ -91,9 +93,16 @@ class Tiling:
             return 1.0
         return max(1.0, self.height / self.side) * max(1.0, self.width / self.side)
 
+    @property
+    def scored_size(self) -> float:
+        """Cells along the model's square, by which `image_score` tells how many it averages: more than it has
+        if the picture was scaled down there to be turned.
+        """
+        return self.cells if self.turn is None else self.cells / self.turn.upright.scale
+
     def score(self, fused: np.ndarray) -> float:
         """The image score of the worst tile of a map over the grid: what `chances` speaks of."""
-        return max(image_score(fused[tile.cells], self.cells) for tile in self.tiles)
+        return max(image_score(fused[tile.cells], self.scored_size) for tile in self.tiles)
 
     def sample(self, most: int = 5) -> list[Tile]:
         """A handful of tiles from all over the picture, always the same."""
@@ -112,17 +121,36 @@ class Tiling:
         down, across = _ramp(cell_rows, self.shape[0]), _ramp(cell_columns, self.shape[1])
         return Tile((rows, columns), (cell_rows, cell_columns), np.outer(down, across))
 
-    def square(self, image: np.ndarray, tile: Tile) -> tuple[torch.Tensor, Geometry]:
-        """The tile of uint8 [height, width, 3] in the model's square: float32 [3, size, size], and the way
-        back.
-        """
-        return to_square(image[tile.box], self.size)
+    def square(self, image: np.ndarray, tile: Tile) -> torch.Tensor:
+        """The tile of uint8 [height, width, 3] in the model's square: float32 [3, size, size] in [−1, 1]."""
+        if self.turn is not None:
+            return self.turn.square(image, self.size)
+        return to_square(image[tile.box], self.size)[0]
 
     def to_cells(self, maps: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """A tile's maps [..., size, size] → [..., its rows of cells, its columns of cells]."""
+        """Maps of a tile's square [..., size, size] → [..., its rows of cells, its columns of cells]."""
+        maps = maps if self.turn is None else self.turn.back(maps)
+        cells = tuple(span.stop - span.start for span in tile.cells)
+        return resize_maps(maps[(..., *self._geometry(tile).inner)], cells)
+
+    def to_pixels(self, change: torch.Tensor, tile: Tile) -> torch.Tensor:
+        """A change of a tile's square [..., size, size] → of its pixels, float32 [..., rows, columns]."""
+        return self._geometry(tile).to_picture(change if self.turn is None else self.turn.back(change))
+
+    def from_cells(self, cells: np.ndarray, tile: Tile) -> torch.Tensor:
+        """A map over the tile's cells in its square, float32 [size, size]."""
+        square = torch.from_numpy(letterboxed(cells, self._geometry(tile)))
+        return square if self.turn is None else self.turn.forth(square)
+
+    def inside(self, tile: Tile) -> torch.Tensor:
+        """Where the tile's square shows the picture, bool [size, size]."""
+        there = torch.zeros(self.size, self.size)
+        there[self._geometry(tile).inner] = 1
+        return (there if self.turn is None else self.turn.forth(there)) > 0.5
+
+    def _geometry(self, tile: Tile) -> Geometry:
         height, width = (span.stop - span.start for span in tile.box)
-        inner = Geometry.letterbox(height, width, self.size).inner
-        return resize_maps(maps[(..., *inner)], tuple(span.stop - span.start for span in tile.cells))
+        return Geometry.letterbox(height, width, self.size)
 
     def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Along one axis: px, cells and weights [cells] of every tile."""
@@ -147,6 +175,14 @@ class Tiling:
         start = min(max(start, 0), grid - self.cells)
         first = round(start * (length - self.side) / (grid - self.cells))
         return slice(first, first + self.side), slice(start, start + self.cells)
+
+
+def letterboxed(cells: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A map over the picture alone [h, w] in the model's square [size, size], its edge repeated around it."""
+    inner = resize_maps(cells, (geometry.inner_height, geometry.inner_width))
+    below = geometry.size - geometry.top - geometry.inner_height
+    right = geometry.size - geometry.left - geometry.inner_width
+    return np.pad(inner, ((geometry.top, below), (geometry.left, right)), mode="edge")
 
 
 def smallest_side(height: int, width: int) -> int:

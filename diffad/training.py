@@ -25,14 +25,16 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, find_all, read_image, to_float, to_square, to_uint8
+from diffad.data import DataError, find_all, read_image, to_float, to_uint8
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
+from diffad.pose import Turn, Upright
 from diffad.profiles import fit_profile
 from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import PIXEL_SCORES, unusual
+from diffad.tiling import Tiling
 from diffad.unet import UNet, UNetConfig, pick_device
 
 log = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ def train(
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
     paths = normal_paths(sources)
-    pictures, inside = load_normal(paths, config.unet.size)
+    pictures, inside, uprights = load_normal(paths, config.unet.size)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
@@ -155,7 +157,9 @@ def train(
             )  # fmt: skip
             scores = profile.calibration.good_scores()
             odd = {paths[name][order[i]].name: float(scores[i]) for i in unusual(scores).nonzero()[0]}
-            profiles[name] = replace(profile, rehearsal=profile.rehearsal | {"unusual": odd})
+            profiles[name] = replace(
+                profile, rehearsal=profile.rehearsal | {"unusual": odd}, upright=uprights[name]
+            )
         provenance = {
             "version": diffad.__version__,
             "data": {name: len(images) for name, images in pictures.items()},
@@ -292,19 +296,30 @@ def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
 
 def load_normal(
     paths: Mapping[str, Sequence[Path]], size: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`normal_paths`' pictures, uint8 [n, 3, size, size], and where each lies in the model's square, not its
-    padding, bool [n, size, size]. Raises DataError for one that cannot be read.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Upright | None]]:
+    """`normal_paths`' pictures, uint8 [n, 3, size, size], where each lies in the model's square, not its
+    padding, bool [n, size, size], and how they are turned upright if their parts lie at any angle. Raises
+    DataError for one that cannot be read.
     """
-    pictures, inside = {}, {}
+    pictures, inside, uprights = {}, {}, {}
     for category, some in paths.items():
         pictures[category] = torch.empty(len(some), 3, size, size, dtype=torch.uint8)
-        inside[category] = torch.zeros(len(some), size, size, dtype=torch.bool)
+        inside[category] = torch.empty(len(some), size, size, dtype=torch.bool)
         for picture, there, path in zip(pictures[category], inside[category], some):
-            square, geometry = to_square(read_image(path), size)
-            picture.copy_(to_uint8(square))
-            there[geometry.inner] = True
-    return pictures, inside
+            _read_into(picture, there, path)
+        uprights[category] = upright = Upright.fit(pictures[category])
+        if upright is not None:
+            for picture, there, path in zip(pictures[category], inside[category], some):
+                _read_into(picture, there, path, upright.turn(to_float(picture, picture.device)))
+    return pictures, inside, uprights
+
+
+def _read_into(picture: Tensor, inside: Tensor, path: Path, turn: Turn | None = None) -> None:
+    image = read_image(path)
+    tiling = Tiling.whole(*image.shape[:2], picture.shape[-1], turn)
+    (tile,) = tiling.tiles
+    picture.copy_(to_uint8(tiling.square(image, tile)))
+    inside.copy_(tiling.inside(tile))
 
 
 def split_held_out(pictures: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,8 @@ def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, m
 
 
 def test_only_normal_training_pictures_are_read(parts):
-    read, inside = load_normal(normal_paths([parts]), 64)
+    read, inside, uprights = load_normal(normal_paths([parts]), 64)
+    assert set(uprights.values()) == {None}  # gears are round, chips lie one way
     assert all(bool(there.all()) for there in inside.values())  # they are square
     assert {name: len(images) for name, images in read.items()} == dict.fromkeys(sorted(CATEGORIES[:2]), 12)
 
