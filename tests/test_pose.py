@@ -1,6 +1,4 @@
-"""Parts at any angle: the pose that is found, the way into the model's square and back, what an inspection and a
-repair make of it.
-"""
+"""Parts at any angle: the pose that is found, the way into the square and back, inspection and repair."""
 
 import math
 
