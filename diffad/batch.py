@@ -29,9 +29,9 @@ from diffad.data import (
     DataError,
     Sample,
     find_samples,
-    mask_inside,
     picture_files,
     read_image,
+    reduced_mask,
     subfolders,
 )
 from diffad.evaluation import Scored, measure
@@ -213,6 +213,7 @@ def run(
         known = sample.category if sample.split and sample.category in inspector.categories else None
         try:
             inspection = inspector.inspect(sample.image, category=category or known, **settings)
+            result = inspection.to_dict()
         except DataError as error:
             yield Row(name, sample, {}, str(error).replace(str(sample.image), name)), None
             continue
@@ -220,7 +221,7 @@ def run(
             yield Row(name, sample, {}, f"{name} does not fit in memory: scale it down or cut it up"), None
             continue
         height, width = inspection.image.shape[:2]
-        yield Row(name, sample, inspection.to_dict(), "", (width, height)), inspection
+        yield Row(name, sample, result, "", (width, height)), inspection
 
 
 def reduced_map(inspection: Inspection) -> np.ndarray:
@@ -280,7 +281,7 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
 def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
     """The row's mask where the reduced map of that shape lies, as `evaluation` brings it there."""
     with suppress(DataError):
-        return mask_inside(row.sample, row.size[::-1], max(shape))
+        return reduced_mask(row.sample, row.size[::-1], shape)
     return None
 
 

@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import math
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with _terminated_like_interrupted():
+            return arguments.run(arguments)
     except SystemExit as stop:  # argparse: --help, --version or a wrong option
         return stop.code if isinstance(stop.code, int) else REFUSED
     except KeyboardInterrupt:
@@ -68,6 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(str(error))
         return REFUSED
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl+C does: what is done so far is written, and a training can go
+    on.
+    """
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Parser(argparse.ArgumentParser):

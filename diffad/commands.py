@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 FINISHED, UNREADABLE, REFUSED, ANOMALOUS, INTERRUPTED = 0, 1, 2, 3, 130
+_LONGEST_NAME = 200  # bytes, of a result's file without its ending
 
 
 class Refused(ValueError):
@@ -70,7 +70,7 @@ def train(arguments: argparse.Namespace) -> int:
         for name, paths in categories.items():
             folders = len({path.parent for path in paths})
             say(f"{name}: {len(paths)} good pictures" + (f" from {folders} folders" if folders > 1 else ""))
-    with document(arguments.json) as put, training_bar() as progress, _terminated_like_interrupted():
+    with document(arguments.json) as put, training_bar() as progress:
         try:
             path = training.train(config, arguments.data, arguments.out, resume=arguments.resume,
                                   start_from=arguments.start, device=arguments.device, progress=progress)
@@ -112,8 +112,11 @@ def inspect(arguments: argparse.Namespace) -> int:
                 continue
             if arguments.out:
                 files = [arguments.out / f"{name}{ending}" for ending in endings]
-                _write_evidence(files, inspection, inspector)
-                record["files"] = [f"{name}{ending}" for ending in endings]
+                try:
+                    _write_evidence(files, inspection, inspector)
+                    record["files"] = [file.name for file in files]
+                except MemoryError:
+                    say(f"{row.name} is judged, but too large for this machine's memory to be drawn")
             records.append(record)
             if not arguments.json:
                 verdict = "ANOMALOUS" if record["is_anomalous"] else "good"
@@ -402,7 +405,8 @@ def _pictures(sources: Sequence[Path], out: Path | None) -> list[Sample]:
 def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[str]:
     """One name per picture for files out/<name><ending>: its stem, after its folder's name where stems meet.
 
-    No two pictures share a name and no file is an input. Makes the folder.
+    No two pictures share a name, no file is an input, and long names are cut, since those of files may have
+    255 bytes. Makes the folder.
     """
     _make_folder(out)
     inputs = {path.resolve() for path in paths}
@@ -413,6 +417,8 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
     taken: set[str] = set()
     for path in paths:
         base = path.stem if stems[path.stem.casefold()] == 1 else f"{path.resolve().parent.name}_{path.stem}"
+        if len(os.fsencode(base)) > _LONGEST_NAME:
+            base = os.fsencode(base)[:_LONGEST_NAME].decode(errors="ignore")
         name, number = base, 1
         while name.casefold() in taken or any((out / f"{name}{end}").resolve() in inputs for end in endings):
             number += 1
@@ -435,7 +441,8 @@ def _write_evidence(files: Sequence[Path], inspection: Any, inspector: Inspector
     np.save(map_file, inspection.anomaly_map.astype(np.float32))
     sheet_file.write_bytes(png_bytes(evidence_sheet(inspection, top)))
     for path in report_file:
-        path.write_text(report(inspection, inspector, path.name[: -len("_report.html")]), encoding="utf-8")
+        page = report(inspection, inspector, path.name[: -len("_report.html")])
+        path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def _write_evaluation(
@@ -445,11 +452,12 @@ def _write_evaluation(
     from diffad.render import png_bytes
 
     (out / "results.json").write_text(json_text(result) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(markdown_report(result), encoding="utf-8")
+    (out / "results.md").write_text(markdown_report(result), encoding="utf-8", errors="backslashreplace")
     sheets = {name: repair_sheet(shown) for name, shown in repairs.items()}
     for name, sheet in sheets.items():
         (out / f"{name}_repairs.png").write_bytes(png_bytes(sheet))
-    (out / "report.html").write_text(html_report(result, inspector, sheets), encoding="utf-8")
+    page = html_report(result, inspector, sheets)
+    (out / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
     say(f"wrote results.json, results.md and report.html to {out}")
 
 
@@ -475,17 +483,3 @@ def _results(out: Path | None, records: list[dict[str, Any]]) -> Iterator[None]:
             (out / "results.json").write_text(json_text(records) + "\n", encoding="utf-8")
             (out / "results.csv").write_text(
                 csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl+C does, so that a run that is stopped can go on."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

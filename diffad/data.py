@@ -61,7 +61,8 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a defect mask to bool [H, W]: True where any colour channel is above zero (alpha is ignored).
+    """Decode a defect mask to bool [H, W]: True where any colour channel is above zero (alpha is ignored); of
+    a format that rings around edges (JPEG, WebP, AVIF) above half of the highest value.
 
     Raises DataError if the file cannot be read, or if `shape` (height, width) is given and differs.
     """
@@ -72,7 +73,8 @@ def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndar
             values = np.asarray(upright)
         else:
             values = np.asarray(upright.convert("RGBA"))[..., :3]
-    mask = values > 0 if values.ndim == 2 else (values > 0).any(axis=-1)  # [H, W]
+        low = values.max() / 2 if picture.format in ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF") else 0
+    mask = values > low if values.ndim == 2 else (values > low).any(axis=-1)  # [H, W]
     if shape is not None and mask.shape != tuple(shape[:2]):
         raise DataError(
             f"{path} is {_size_text(mask.shape)}, but its picture is {_size_text(shape)}: "
@@ -346,10 +348,18 @@ def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray
     """`mask_of` in the rectangle that the picture fills in a square of `size`, bool [h, w]; None for a defect
     that nobody has drawn. Raises DataError.
     """
+    geometry = Geometry.letterbox(*shape[:2], size)
+    return reduced_mask(sample, shape, (geometry.inner_height, geometry.inner_width))
+
+
+def reduced_mask(sample: Sample, shape: tuple[int, int], reduced: tuple[int, int]) -> np.ndarray | None:
+    """`mask_of` on a grid of `reduced` over the picture, by nearest neighbour, bool; None for a defect that
+    nobody has drawn. Raises DataError.
+    """
     if sample.is_anomalous and sample.mask is None:
         return None
-    geometry = Geometry.letterbox(*shape[:2], size)
-    return mask_to_square(mask_of(sample, shape), geometry)[geometry.inner]
+    rows, columns = (_nearest(few, many) for few, many in zip(reduced, shape))
+    return mask_of(sample, shape)[np.ix_(rows, columns)]
 
 
 def _nearest(inner: int, outer: int) -> np.ndarray:
@@ -454,6 +464,11 @@ def _samples(root: Path) -> Iterator[Sample]:
         yield from _category_samples(root)
     elif root.is_dir():
         categories = [folder for folder in subfolders(root) if _is_category(folder)]
+        if categories and (beside := picture_files(root)):
+            log.warning(
+                "%d pictures lie beside category folders in %s and are left out: name their folder alone to "
+                "take them", len(beside), root,
+            )  # fmt: skip
         for folder in categories:
             yield from _category_samples(folder)
         if not categories:
@@ -462,6 +477,11 @@ def _samples(root: Path) -> Iterator[Sample]:
 
 def _category_samples(folder: Path) -> Iterator[Sample]:
     category = _folder_name(folder)
+    if beside := picture_files(folder):
+        log.warning(
+            "%d pictures lie beside train/good and test in %s and are left out: move them there, or into a "
+            "folder of their own", len(beside), folder,
+        )  # fmt: skip
     for path in picture_files(folder / "train" / "good"):
         yield Sample(path, category, "train", "good")
     for defect in subfolders(folder / "test"):

@@ -319,8 +319,8 @@ def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Any) -> s
 
 def _small(image: np.ndarray) -> np.ndarray:
     picture = Image.fromarray(np.ascontiguousarray(image))
-    height = 200
-    return np.array(picture.resize((max(1, round(height * picture.width / picture.height)), height)))
+    scale = min(200 / picture.height, 1000 / picture.width)
+    return np.array(picture.resize([max(1, round(scale * side)) for side in picture.size]))
 
 
 def _source(image: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from diffad.scoring import (
     GOOD_TOP,
     Calibration,
     Region,
+    checked_rate,
     find_regions,
     fuse,
     rate_for,
@@ -88,8 +89,9 @@ class Inspection:
 
     def threshold_at(self, rate: float = 0.01) -> float:
         """Score that a share `rate` of good pictures of this size would exceed at this α and these timesteps:
-        of one tile a share 1 − (1 − rate)^(1 / chances).
+        of one tile a share 1 − (1 − rate)^(1 / chances). Raises ValueError unless 0 < rate < 1.
         """
+        checked_rate(rate)
         return threshold_for(self.good_scores, -math.expm1(math.log1p(-rate) / self.chances))
 
     @property
@@ -196,7 +198,7 @@ class Inspection:
     ) -> Inspection:
         """The same evidence weighed otherwise, without the network. What is not given stays; a new α or new
         timesteps bring their own threshold unless one is given. Raises ValueError for timesteps that were not
-        computed or α outside [0, 1].
+        computed, α outside [0, 1] or a threshold of NaN.
         """
         alpha = self.alpha if alpha is None else checked_alpha(alpha)
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
@@ -208,7 +210,7 @@ class Inspection:
         if threshold is None:
             same = alpha == self.alpha and chosen == self.timesteps
             threshold = self.threshold if same else changed.threshold_at()
-        return replace(changed, threshold=float(threshold))
+        return replace(changed, threshold=checked_threshold(threshold))
 
     def to_dict(self) -> dict:
         """JSON-able summary, without the maps."""
@@ -281,6 +283,13 @@ def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
     if not 1 <= len(chosen) <= _MAX_TIMESTEPS or not all(0 <= t <= 999 for t in chosen):
         raise ValueError(f"give 1 to {_MAX_TIMESTEPS} timesteps between 0 and 999, not {list(timesteps)}")
     return chosen
+
+
+def checked_threshold(threshold: float) -> float:
+    """Raises ValueError for NaN, above which no score lies."""
+    if math.isnan(threshold):
+        raise ValueError("a threshold of NaN would call every part good: give a number")
+    return float(threshold)
 
 
 def checked_alpha(alpha: float) -> float:

@@ -23,7 +23,13 @@ from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.data import MIN_SIDE, DataError, read_image, resize_maps, to_square
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.inspection import Inspection, RepairStep, checked_alpha, checked_timesteps
+from diffad.inspection import (
+    Inspection,
+    RepairStep,
+    checked_alpha,
+    checked_threshold,
+    checked_timesteps,
+)
 from diffad.reconstruction import gradient_denoising, repair_weight, weighed_repair
 from diffad.scoring import (
     TIMESTEPS,
@@ -179,8 +185,7 @@ class Inspector:
             tile = int(tile)
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
             raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
-        if threshold is not None and math.isnan(threshold):
-            raise ValueError("a threshold of NaN would call every part good: give a number")
+        threshold = threshold if threshold is None else checked_threshold(threshold)
         begun = time.perf_counter()
         pixels = read_image(image)
         look = self._look(pixels, category if category is None else self._known(category), tile)
@@ -199,7 +204,7 @@ class Inspector:
             _calibration=self.profiles[look.category].calibration,
             seconds=0.0,
         )
-        threshold = inspection.threshold_at() if threshold is None else float(threshold)
+        threshold = inspection.threshold_at() if threshold is None else threshold
         return replace(inspection, threshold=threshold, seconds=time.perf_counter() - begun)
 
     @torch.no_grad()

@@ -208,9 +208,13 @@ def resampled_image_metrics(scores: Any, labels: Any, weights: np.ndarray) -> di
     `auroc`, `average_precision` and `f1_max`.
     """
     labels = np.asarray(labels, bool)
-    values, place = np.unique(np.asarray(scores), return_inverse=True)
-    one_hot = np.eye(values.size)[place]  # [n, distinct scores]
-    return _counted(weights @ (one_hot * ~labels[:, None]), weights @ (one_hot * labels[:, None]))
+    order = np.argsort(np.asarray(scores), kind="stable")
+    _, starts = np.unique(np.asarray(scores)[order], return_index=True)
+    sorted_weights, labels = np.asarray(weights, np.float64)[:, order], labels[order]
+    good, bad = (
+        np.add.reduceat(sorted_weights * of, starts, axis=1) for of in (~labels, labels)
+    )  # [draws, distinct scores] each
+    return _counted(good, bad)
 
 
 def resampled_pixel_metrics(

@@ -79,6 +79,8 @@ def contours(
     from contourpy import contour_generator
 
     values = _fitting(image, anomaly_map)
+    if min(values.shape) < 2:  # nothing lies between pixels of a line
+        return image.copy()
     lines = [np.rint(line * 16).astype(np.int32) for line in contour_generator(z=values).lines(threshold)]
     width = max(1, round((image.shape[0] * image.shape[1]) ** 0.5 / 400))
     drawn = image

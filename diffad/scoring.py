@@ -423,10 +423,18 @@ def threshold_for(good_scores: np.ndarray, rate: float = 0.01) -> float:
     An image score is nearly a maximum over the picture, so good scores follow an extreme-value law; Gumbel's
     is fitted by mean and standard deviation, which reaches beyond the few dozen good pictures at hand. The
     `unusual` among them count as if they lay where those begin: how bright one speck of dust is must not
-    decide which defects pass. 0 < rate < 1.
+    decide which defects pass. Raises ValueError unless 0 < rate < 1.
     """
+    checked_rate(rate)
     mean, scale = _gumbel(good_scores)
     return mean + scale * (-math.log(-math.log1p(-rate)) - _EULER)
+
+
+def checked_rate(rate: float) -> float:
+    """Raises ValueError unless 0 < rate < 1."""
+    if not 0 < rate < 1:
+        raise ValueError(f"a share of good parts lies between 0 and 1, not {rate}")
+    return rate
 
 
 def rate_for(good_scores: np.ndarray, score: float) -> float:

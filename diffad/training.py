@@ -128,6 +128,10 @@ def train(
     out = Path(out)
     if out.suffix != ".safetensors":
         raise CheckpointError(f"the checkpoint's name must end in .safetensors, not {out.name!r}")
+    if config.steps == 0 and not start_from:
+        raise CheckpointError("0 steps learn statistics for a trained network: start from a checkpoint")
+    if config.steps == 0 and resume:
+        raise CheckpointError("0 steps resume nothing: give the steps or minutes of the interrupted run")
     base = checkpoints.load(start_from) if start_from else None
     if base:
         config = replace(
@@ -160,10 +164,14 @@ def train(
             profiles[name] = replace(
                 profile, rehearsal=profile.rehearsal | {"unusual": odd}, upright=uprights[name]
             )
+        known = base.provenance if base else {}
+        kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
+        licences = dict.fromkeys(filter(None, (config.licence, known.get("licence"))))
         provenance = {
             "version": diffad.__version__,
-            "data": {name: len(images) for name, images in pictures.items()},
-            "licence": config.licence,
+            "data": {name: count for name, count in kept.items() if count is not None}
+            | {name: len(images) for name, images in pictures.items()},
+            "licence": "; ".join(licences),  # also of what the network learned from before
             "steps": run.step,
             "pictures_seen": run.step * config.batch * run.world,
             "minutes": round(run.seconds / 60, 1),
@@ -178,7 +186,8 @@ def train(
                 profiles, config.schedule, config.pixel_score, config.stride, provenance,
             ),
         )  # fmt: skip
-        state_file(out).unlink(missing_ok=True)
+        if config.steps != 0:
+            state_file(out).unlink(missing_ok=True)
     if run.world > 1:
         distributed.barrier()
         distributed.destroy_process_group()
@@ -443,7 +452,8 @@ def _loop(run: _Run, pool: _Pool) -> Iterator[dict]:
     begun = time.monotonic() - run.seconds
     running: dict[str, float] = {}
     while (done := _budget_spent(run, time.monotonic() - begun)) < 1:
-        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + run.step) * 1_009 + run.rank)
+        seed = (config.seed * 1_000_003 + run.step) * 1_009 + run.rank
+        generator = torch.Generator().manual_seed(seed % (1 << 63))
         x_start, shown, features = pool.draw(config.batch, generator)
         t = (schedule.steps * torch.rand(config.batch, generator=generator) ** config.low_t).long()
         noise = torch.randn(x_start.shape, generator=generator).to(run.device)

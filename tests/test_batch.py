@@ -268,6 +268,14 @@ def test_measured_is_the_evaluation_of_the_same_pictures(tmp_path):
     assert result["nut"]["false_alarm_rate"] == pytest.approx(1 / 2)
 
 
+def test_a_map_of_any_rounding_is_measured(tmp_path):
+    """Of a picture in tiles the reduced map is rounded twice, and has not the letterbox's shape."""
+    pictures = batch.sources([category(tmp_path / "nut")], tmp_path / "unpacked")
+    rows, maps = judged(pictures)
+    measured = batch.measured(rows, lambda row: maps[row.name][:-1])
+    assert measured["nut"]["pixel_auroc"] > 0.9
+
+
 def test_a_mask_of_another_size_counts_as_missing(tmp_path):
     root = category(tmp_path / "nut")
     Image.new("L", (SIDE, SIDE // 2), 255).save(root / "ground_truth/dent/0_mask.png")

@@ -334,6 +334,13 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(toy, tmp_path, capsys)
     assert [np.load(out / name).max() for name in names] == [2 + i for i in range(7)]
 
 
+def test_names_too_long_for_results_are_cut(toy, tmp_path, capsys):
+    sources = [str(picture(tmp_path / f"{'ä' * 115}{i}.png")) for i in range(2)]
+    assert main(["inspect", *sources, "--out", str(tmp_path / "out")]) == 0
+    written = sorted(path.name for path in (tmp_path / "out").glob("*_overlay.png"))
+    assert written == ["ä" * 100 + "_2_overlay.png", "ä" * 100 + "_overlay.png"]
+
+
 def test_inputs_are_never_overwritten(toy, tmp_path, capsys):
     """Not even when the output folder is theirs and a picture has the name that an overlay would get."""
     part = picture(tmp_path / "part.png", red=50)
@@ -506,6 +513,8 @@ def test_train_refuses(workshop, tmp_path, capsys):
         ([data, *out, "--steps", "1", "--size", "64", *tiny], "--from"),
         ([data, *out, "--steps", "1", "--from", str(tmp_path / "absent")], "absent"),
         ([data, *out, "--steps", "1", "--resume", "--size", "64", "--channels", "64,64"], "resume"),
+        ([data, *out, "--steps", "0", "--size", "64", "--channels", "64,64"], "start from a checkpoint"),
+        ([data, *out, "--steps", "0", "--resume", *tiny], "resume nothing"),
     ):
         assert main(["train", *argv]) == 2, argv
         out, err = capsys.readouterr()  # what was found may be told before
@@ -521,6 +530,19 @@ def test_train_leaves_a_log_and_a_model_that_says_where_it_comes_from(workshop):
     inspector = Inspector.load(workshop / "tiny.safetensors", device="cpu")
     assert inspector.categories == ("carbon_fibre", "leather") and inspector.size == 64
     assert inspector.provenance["steps"] == 2
+
+
+def test_a_terminated_inspection_keeps_what_it_judged(workshop, tmp_path):
+    for number in range(60):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    argv = ["inspect", tmp_path, "--checkpoint", workshop / "tiny.safetensors", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()  # the first is judged
+    process.terminate()
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert 1 <= len(json.loads((tmp_path / "out" / "results.json").read_text())) < 60
 
 
 def test_inspect_in_a_process_of_its_own(workshop, tmp_path):

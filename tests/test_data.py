@@ -10,7 +10,18 @@ import torch
 from PIL import Image
 
 from diffad import data
-from diffad.data import DataError, Geometry, mask_to_square, read_image, read_mask, to_square
+from diffad.data import (
+    DataError,
+    Geometry,
+    Sample,
+    find_samples,
+    mask_inside,
+    mask_to_square,
+    read_image,
+    read_mask,
+    reduced_mask,
+    to_square,
+)
 
 HEIGHT, WIDTH = 20, 30
 
@@ -476,6 +487,29 @@ def test_masks_of_every_mode(tmp_path, mode, high):
     assert np.array_equal(mask, expected)
 
 
+@pytest.mark.parametrize("kind", ["mask.jpg", "mask.webp"])
+def test_a_mask_does_not_grow_by_what_a_lossy_format_rings(tmp_path, kind):
+    expected = np.zeros((64, 80), bool)
+    expected[20:40, 30:60] = True
+    Image.fromarray(expected.astype(np.uint8) * 255).save(tmp_path / kind, quality=60)
+    assert (np.asarray(Image.open(tmp_path / kind).convert("L")) > 0).sum() > expected.sum()  # it has rung
+    assert np.array_equal(read_mask(tmp_path / kind), expected)
+    Image.fromarray(np.zeros((64, 80), np.uint8)).save(tmp_path / kind)
+    assert not read_mask(tmp_path / kind).any()
+
+
+def test_pictures_beside_category_folders_are_told(tmp_path, caplog):
+    for place in ("a.png", "nut/b.png", "nut/test/dent/c.png", "nut/train/good/d.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ramp()).save(tmp_path / place)
+    assert [sample.image.name for sample in find_samples(tmp_path)] == ["d.png", "c.png"]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("1 pictures lie beside" in each for each in said)
+    assert str(tmp_path / "nut") in said[1]
+    caplog.clear()
+    assert len(find_samples(tmp_path / "nut" / "test" / "dent")) == 1 and not caplog.records
+
+
 def test_mask_of_another_size_is_refused(tmp_path):
     Image.fromarray(ramp()).save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png").shape == (HEIGHT, WIDTH)
@@ -483,3 +517,17 @@ def test_mask_of_another_size_is_refused(tmp_path):
         read_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
     with pytest.raises(DataError, match="does not exist"):
         read_mask(tmp_path / "none.png")
+
+
+def test_a_mask_fits_whatever_grid_a_map_has(tmp_path):
+    mask = np.zeros((60, 90), bool)
+    mask[10:40, 30:60] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    sample = Sample(tmp_path / "a.png", "nut", "test", "dent", tmp_path / "mask.png")
+    for shape in ((60, 90), (59, 90), (7, 5), (1, 1), (120, 33)):
+        reduced = reduced_mask(sample, (60, 90), shape)
+        assert reduced.shape == shape
+        assert reduced.mean() == pytest.approx(1 / 6, abs=0.02) or min(shape) < 30
+    assert np.array_equal(reduced_mask(sample, (60, 90), (60, 90)), mask)
+    assert np.array_equal(mask_inside(sample, (60, 90), 45), mask[1::2, 1::2])
+    assert reduced_mask(Sample(tmp_path / "a.png", "nut", "test", "dent"), (60, 90), (6, 9)) is None

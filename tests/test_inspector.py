@@ -149,6 +149,16 @@ def test_threshold_and_rate_are_inverse_and_hold_for_good_parts(inspector):
     assert inspector.threshold(category, rate=0.001) > inspector.threshold(category, rate=0.1)
 
 
+def test_what_is_no_threshold_or_share_is_refused(inspector):
+    found = inspector.inspect(np.full((64, 64, 3), 90, np.uint8), "gear")
+    with pytest.raises(ValueError, match="NaN"):
+        found.fused(threshold=float("nan"))
+    for rate in (0, 1, 1.5, -1):
+        for ask in (found.threshold_at, lambda rate: inspector.threshold("gear", rate=rate)):
+            with pytest.raises(ValueError, match="between 0 and 1"):
+                ask(rate)
+
+
 def test_one_network_call_for_all_timesteps_and_draws(inspector, monkeypatch):
     calls = []
     forward = type(inspector.network).forward

@@ -79,6 +79,20 @@ def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
     assert odd.name in checkpoints.load(out).profiles[tmp_path.name].rehearsal["unusual"]
 
 
+def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_path):
+    out = tmp_path / "m.safetensors"
+    unfinished = out.with_suffix(".resume.safetensors")
+    unfinished.write_bytes(b"days of work")
+    for seed in range(8):
+        Image.fromarray(make_part("leather", seed, size=64).image).save(tmp_path / f"{seed}.png")
+    base = checkpoints.load(trained).provenance
+    train(config(steps=0, licence="mine"), [tmp_path], out, start_from=trained)
+    assert unfinished.read_bytes() == b"days of work"
+    provenance = checkpoints.load(out).provenance
+    assert provenance["licence"] == "mine; free"
+    assert provenance["data"] == base["data"] | {tmp_path.name: 8}
+
+
 def test_held_out_pictures_are_not_trained_on():
     pictures = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1)
     used, held = split_held_out(pictures, 0.15)
