@@ -227,10 +227,10 @@ class Inspector:
         """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
         names = self.categories if category is None else (category,)
-        if isinstance(tile, int):
+        if isinstance(tile, int) and tile < max(height, width):
             return self._look_at(image, names, Tiling.squares(height, width, self.size, tile))
         whole = self._look_at_whole(image, names)
-        if tile is None or whole.distance < _FITS_WELL:
+        if tile != "auto" or whole.distance < _FITS_WELL:
             return whole
         best = whole
         for side in _sides(height, width, self.size):

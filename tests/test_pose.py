@@ -194,7 +194,10 @@ def test_a_defect_of_a_turned_part_is_shown_where_it_is(wedges):
         x, y = np.array([180, 150]) + spot[0] * axis + spot[1] * np.array([-axis[1], axis[0]])
         row, column = np.unravel_index(found.anomaly_map.argmax(), found.anomaly_map.shape)
         assert math.hypot(row - y, column - x) < 14
-    assert not inspector.inspect(grained(wedge(1.1), 98), "wedge").is_anomalous
+    good = inspector.inspect(grained(wedge(1.1), 98), "wedge")
+    assert not good.is_anomalous
+    one_tile = inspector.inspect(grained(wedge(1.1), 98), "wedge", tile=WIDTH)  # no less than the whole
+    assert one_tile.score == pytest.approx(good.score, abs=1e-3)
     assert inspector.inspect(read_image("assets/samples/gear_good.png")).category == "gear"
     assert math.isfinite(inspector.inspect(np.full((64, 64, 3), 90, np.uint8), "wedge").score)
 

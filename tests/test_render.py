@@ -122,7 +122,8 @@ def test_contour_is_visible_on_black_and_on_white(ground):
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1)])
 def test_a_line_of_pixels_has_no_contour(shape):
     image = np.full((*shape, 3), 90, np.uint8)
-    assert np.array_equal(contours(image, np.arange(image[..., 0].size, dtype=float).reshape(shape), 3), image)
+    rising = np.arange(image[..., 0].size, dtype=float).reshape(shape)
+    assert np.array_equal(contours(image, rising, 3), image)
 
 
 def test_contour_grows_with_the_picture():
