@@ -109,7 +109,7 @@ class Upright:
         turned = [upright.turn(square) for square in few]
         lying, standing = (
             F.adaptive_avg_pool2d(torch.stack(squares), _CELLS).var(dim=0).mean()
-            for squares in zip(*((x, turn.forth(x, "border")) for x, turn in zip(few, turned) if turn))
+            for squares in zip(*((x, turn.forth(x, "reflection")) for x, turn in zip(few, turned) if turn))
         )
         return upright if standing < _ALIKE * lying else None
 
@@ -129,16 +129,16 @@ class Turn:
     upright: Upright
 
     def square(self, image: np.ndarray, size: int) -> Tensor:
-        """As `data.to_square`, turned: float32 [3, size, size]; where there is no picture its edge is
-        repeated.
+        """As `data.to_square`, turned: float32 [3, size, size]. Where there is no picture it is mirrored: a
+        repeated edge would leave streaks, which are found.
         """
         double, _ = to_square(image, 2 * size)  # so that resampling twice costs no detail
-        whole = to_uint8(F.avg_pool2d(self.forth(double, "border"), 2))
+        whole = to_uint8(F.avg_pool2d(self.forth(double, "reflection"), 2))
         return to_float(whole, whole.device)
 
     def forth(self, maps: Tensor, outside: str = "zeros") -> Tensor:
         """Maps [..., s, s] over the letterbox → over the turned square, float32. outside: what lies where
-        they do not reach, "zeros" or their "border".
+        they do not reach, "zeros" or their "reflection".
         """
         cos, sin = math.cos(self.angle) / self.upright.scale, math.sin(self.angle) / self.upright.scale
         x, y = self.upright.x, self.upright.y
