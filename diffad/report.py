@@ -64,7 +64,12 @@ def report(
     date = f"{now.day} {now:%B %Y, %H:%M}"
     note = ""
     if not inspection.category_fits:
-        note = '<p class="note">Unlike any part this model knows: the verdict may mean nothing.</p>'
+        strange = (
+            "Unlike any good part of this model: another kind of part, or badly damaged."
+            if inspection.recognised
+            else f"Unlike a good {escape(inspection.category)}: is the category right?"
+        )
+        note = f'<p class="note">{strange}</p>'
     values = {
         "title": f"Inspection report: {escape(name)}", "name": escape(name), "date": date,
         "category": category, "kind": "bad" if bad else "good", "word": word, "mark": mark,

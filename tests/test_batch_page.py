@@ -101,7 +101,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     assert [text.split("\n")[0] for text in shown(page, "name")] == names
     expect(page.locator("tr[data-verdict=failed]")).to_contain_text("broken.png is not a picture")
     summary = page.locator(".batch-summary")
-    expect(summary).to_contain_text(re.compile("1 of 5 anomalous.*4 good.*1 could not", re.S))
+    expect(summary).to_contain_text(re.compile("1 of 5 anomalous.*4 good.*1 not read", re.S))
     page.wait_for_function(
         "() => [...document.querySelectorAll('tbody img')].filter(i => i.naturalWidth > 40).length === 5"
     )
@@ -125,8 +125,9 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     gear_good = rows[0]["score"]
     page.locator(".limits .score").fill(f"{gear_good - 0.5:.4f}")
     expect(page.locator(".batch-summary h2")).to_have_text("2 of 5 anomalous")
-    rate = rate_for(inspector.good_scores("gear"), gear_good - 0.5)
-    assert page.locator(".limits .rate").input_value() == (str(round(1 / rate)) if rate < 0.5 else "")
+    rate = rate_for(inspector.good_scores("gear"), state(page)["view"]["own"]["gear"])
+    box = page.locator(".limits .rate")
+    assert box.input_value() == str(round(1 / rate)) if rate < 0.5 else box.is_hidden()
     page.locator(".filters .chip", has_text="Anomalous").click()
     assert sorted(row["name"] for row in state(page)["listed"]) == ["gear_broken_tooth.png", "gear_good.png"]
 
@@ -152,6 +153,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     with zipfile.ZipFile(downloaded(page, "zip", tmp_path)) as archive:
         assert sum(name.startswith("overlays/") for name in archive.namelist()) == 5
 
+    page.locator(".limits .usual").click()
     page.locator(".limits .rate").fill("1000")
     for row in state(page)["rows"]:
         if not row["error"]:
@@ -160,7 +162,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     expect(page.locator(".batch-summary h2")).to_have_text("1 of 5 anomalous")
     page.locator(".chart .handle").focus()
     page.keyboard.press("PageUp")
-    assert state(page)["view"]["moved"]["gear"] == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
+    assert state(page)["view"]["own"]["gear"] == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
     expect(page.locator(".chart .handle")).to_be_focused()
     page.locator(".limits .usual").click()
 
@@ -175,13 +177,79 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
         expect(page.locator("#batch-strip")).to_contain_text(row["name"].split("/")[-1])
         page.wait_for_function(
             "score => Math.abs((diffad.state().result?.score ?? 0) - score) < 0.01", arg=row["score"],
-
         )
         page.evaluate("document.activeElement?.blur()")
         page.keyboard.press("ArrowRight")
     expect(page.locator("#batch-strip")).to_contain_text("3 of 5 in the batch")
     page.locator("#batch-strip .back").click()
     expect(page.locator("tr[aria-selected=true]")).to_contain_text(opened[2]["name"].split("/")[-1])
+
+
+def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Page, tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    names = ("gear_broken_tooth.png", "gear_good.png", "leather_good.png")
+    files = [tmp_path / "a.png", *(SAMPLES / name for name in names)]
+    page.locator("#batch-files input[type=file]").set_input_files(files)
+    finish(page)
+    limits, box = page.locator(".limits"), page.locator(".limits .score")
+    page.locator(".categories .chip", has_text="gear").click()
+    box.fill("-1")  # no score is so low
+    assert state(page)["view"]["own"] == {"gear": 0}
+    box.fill("60")
+    expect(limits).to_contain_text("rejects fewer than 1 good part in 100 000")
+    expect(page.locator(".limits .rate")).to_be_hidden()
+    expect(page.locator(".batch-summary h2")).to_have_text("0 of 3 anomalous")
+
+    def opened() -> None:
+        expect(page.locator("#batch-strip")).to_contain_text(re.compile("good there, .* against 60"))
+        expect(page.locator(".verdict.good .reading")).to_contain_text("threshold 60.0")
+        expect(page.locator("#rate input")).to_have_value("own score")
+
+    page.locator("tr[data-index]", has_text="broken_tooth").click()
+    opened()
+    page.wait_for_function("location.search.includes('batch-row=1')")
+    page.reload()
+    opened()
+    page.locator("#batch-strip .back").click()
+    page.wait_for_function("!location.search.includes('batch-row')")
+    page.reload()
+    finish(page)
+    assert state(page)["view"]["own"] == {"gear": 60} and page.locator("#batch-page").is_visible()
+
+    # By rate: what Inspect offers it takes over, and the next batch begins with it.
+    page.locator(".limits .usual").click()
+    page.locator(".limits .rate").fill("20")
+    page.locator("tr[data-index]", has_text="leather_good").click()
+    expect(page.locator("#rate input")).to_have_value("1 in 20")
+    page.wait_for_function("diffad.state().result?.good && diffad.choices().rate === 0.05")
+    page.get_by_role("tab", name="Batch").click()
+    setting = "model parts · category recognised · α 0.5 · t 20 to 400, 3 levels · 1 good part in 20 rejected"
+    expect(page.locator("#batch-controls")).to_contain_text(setting)
+    first = state(page)["id"]
+    page.locator("#batch-files input[type=file]").set_input_files(files[3])
+    page.wait_for_function("first => diffad.batchState().run.id !== first", arg=first)
+    assert state(page)["view"]["rate"] == 0.05
+
+
+def test_what_is_not_read_is_called_so(page: Page, tmp_path: Path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    page.evaluate(
+        """() => {
+            const head = document.querySelector(".batch-summary h2");
+            window.heads = [];
+            new MutationObserver(() => heads.push(head.textContent)).observe(head, { childList: true });
+        }"""
+    )
+    page.locator("#batch-files input[type=file]").set_input_files([broken, SAMPLES / "gear_good.png"])
+    finish(page)
+    summary = re.compile("0 of 1 anomalous.*1 good.*1 not read", re.S)
+    expect(page.locator(".batch-summary")).to_contain_text(summary)
+    assert "No picture was read" not in page.evaluate("heads")
+    expect(page.locator(".filters")).to_contain_text("Not read")
+    page.locator("#batch-files input[type=file]").set_input_files(broken)
+    expect(page.locator(".batch-summary h2")).to_have_text("No picture was read")
+    finish(page)
 
 
 def test_a_reload_in_the_middle_loses_nothing_and_cancel_keeps_what_is_done(page: Page):

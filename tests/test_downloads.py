@@ -95,6 +95,18 @@ def test_a_repair_that_found_nothing_better_says_so(inspection):
     assert film.value()["message"] == "Nothing better was found in 2 steps: the picture is as it was."
 
 
+def test_a_running_repair_tells_round_and_step(inspection):
+    film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
+    told = []
+    for index, total in enumerate((3, 3, 3, 6, 6, 6)):  # it grows with the last step of a round
+        film.add(RepairStep(index, total, np.zeros((32, 32, 3), np.uint8), 9.0 - index, 1.0, None, False))
+        told.append(film.value()["message"])
+    assert told[1:] == ["step 1 of 3", "step 2 of 3", "step 3 of 3", "round 2 · step 1 of 3",
+                        "round 2 · step 2 of 3"]  # fmt: skip
+    film.ending = "stopped"
+    assert "score 9.00 → 4.00 · stopped after 5 steps" in film.value()["message"]
+
+
 def test_json_explains_the_verdict(inspection, inspector):
     about = json.loads(take("json", inspection, inspector)[1])
     assert about["score"] == inspection.score and about["threshold"] == inspection.threshold

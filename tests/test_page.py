@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from diffad.inspector import Inspector
-from diffad.scoring import unusual
+from diffad.scoring import rate_for, unusual
 from diffad.synthetic import CATEGORIES, make_part
 
 
@@ -134,6 +134,44 @@ def test_everything_of_a_verdict_is_there_and_follows_the_sliders(page: Page, de
     expect(page.locator("#evidence button[aria-pressed=true]")).to_have_count(1)
 
 
+def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page):
+    inspect(page, "gear_good")
+    page.evaluate("diffad.decide({ point: [0, 0] })")
+    expect(page.locator("#probe")).to_contain_text("calm")
+    rate = rate_for(now(page)["good"], now(page)["score"])
+    told = "as most good parts" if rate > 0.5 else f"1 good part in {1 / rate:.0f} scores this high"
+    expect(page.locator(".reading")).to_contain_text(told)
+    # At its strongest place, and under a threshold just above that.
+    inspect(page, "chip_good")
+    values = page.evaluate("diffad.valuesAt(diffad.state().choices.point)")
+    limit = 1.1 * max(np.mean(values["pixel"]), np.mean(values["feature"]))
+    page.evaluate("threshold => diffad.decide({ threshold })", limit)
+    expect(page.locator("#probe")).to_contain_text("Raised, but below the threshold.")
+    inspect(page, "gear_corrosion")
+    expect(page.locator(".reading")).to_contain_text("hardly a good part scores this high")
+
+
+def test_what_no_good_part_looks_like_is_told_by_case(page: Page, tmp_path: Path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)).save(tmp_path / "x.png")
+    upload(page, tmp_path / "x.png")
+    note = page.locator(".note")
+    expect(note).to_have_text(re.compile("Unlike any good part of this model.*Another model may know it"))
+    page.locator("#category input").click()
+    page.get_by_role("option", name=CATEGORIES[0]).click()
+    expect(note).to_have_text(f"Unlike a good {CATEGORIES[0]}: is the category right?")
+
+
+def test_the_colour_scale_says_what_stands_beside_it(page: Page):
+    inspect(page, "gear_good")
+    ticks = page.locator("#scale p span").evaluate_all(
+        "all => all.map(e => [e.textContent, parseFloat(e.style.bottom)])"
+    )
+    top = page.evaluate("diffad.state().part.top")
+    assert ticks[0] == ["good", 0] and len(ticks) > 3
+    for text, share in ticks[1:]:
+        assert float(text.removesuffix(" σ")) == pytest.approx(top * share / 100)
+
+
 def test_the_threshold_moves_by_score_by_rate_and_by_its_line(page: Page):
     inspect(page, "gear_broken_tooth")  # near enough for its score to be on the scale
     limit = now(page)["threshold"]
@@ -147,7 +185,7 @@ def test_the_threshold_moves_by_score_by_rate_and_by_its_line(page: Page):
     # By score: above this part it becomes a good one, without regions, and the rate is the person's own.
     move(page, "#threshold", 0)
     expect(page.locator(".meaning")).to_contain_text("every good part")
-    expect(page.locator("#rate input")).to_have_value("my own score")
+    expect(page.locator("#rate input")).to_have_value("own score")
     # By its line.
     grip = page.locator(".limit-grip .knob").bounding_box()
     page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + 4)
@@ -281,7 +319,7 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     page.locator("#repair").click()
     expect(player).to_have_attribute("data-state", "done")
     message = page.locator(".player .message").inner_text()
-    first, last, end = map(float, re.search(r"score ([\d.]+) → ([\d.]+) after (\d+)", message).groups())
+    first, last, end = map(float, re.search(r"score ([\d.]+) → ([\d.]+) · after (\d+)", message).groups())
     assert last < first and end % 5 == 0  # a round of 30, or earlier where the part is as usual
     # Its scores stay those of its α, and say so where the page has another.
     limit = now(page)["threshold"]
@@ -345,6 +383,9 @@ def test_a_threshold_of_ones_own_is_not_taken_to_another_category(page: Page, tm
     expect(page.locator("#verdict .empty")).to_contain_text("broken.png")
     inspect(page, "leather_good")
     assert now(page)["threshold"] < 10 and not now(page)["own"]
+    inspect(page, "gear_good")  # where it stays
+    assert now(page)["threshold"] == 10 and now(page)["own"]
+    expect(page.locator("#rate input")).to_have_value("own score")
 
 
 def test_the_address_holds_the_choices(page: Page, browser: Browser, url: str):
@@ -364,7 +405,7 @@ def test_the_address_holds_the_choices(page: Page, browser: Browser, url: str):
         for key in ("score", "threshold", "alpha", "timesteps", "colormap", "own"):
             assert theirs[key] == mine[key], key
         expect(other.locator("#alpha input[type=number]")).to_have_value("0.8")
-        expect(other.locator("#rate input")).to_have_value("my own score")
+        expect(other.locator("#rate input")).to_have_value("own score")
     # Nonsense in an address is left out.
     nonsense = "?alpha=lots&model=none&category=none&count=99&sample=gear_good_0.png&colormap=mud"
     with visiting(browser, url + nonsense) as other:

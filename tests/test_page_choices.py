@@ -107,6 +107,15 @@ def test_keys(page: Page):
     expect(page.locator("#shortcuts")).to_be_visible()
 
 
+def test_tab_leaves_a_list_closed(page: Page):
+    for control in ("#category", "#rate"):
+        page.locator(f"{control} input").focus()
+        page.keyboard.press("Tab")
+        expect(page.locator(f"{control} input")).not_to_be_focused()
+    page.wait_for_timeout(300)
+    expect(page.locator("ul[role=listbox]")).to_have_count(0)
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of many gears, which the smallest tiles keep busy for a while."""
@@ -174,6 +183,7 @@ def test_what_is_no_picture_is_told_in_words_and_leaves_nothing(page: Page, tmp_
     expect(page.locator("#repair")).to_be_disabled()
     upload(page, broken)
     expect(page.locator("#verdict")).to_contain_text("broken.png")
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)  # once is enough
     expect(page.locator("body")).not_to_contain_text("Traceback")
     assert page.locator(".cell").count() == 0
     expect(page.locator(".verdict-slot")).to_be_hidden()

@@ -4,6 +4,8 @@
   const diffad = (window.diffad ??= {});
   const { thresholdFor, rateFor } = diffad.scores;
   const USUAL_RATE = 0.01;
+  const RAREST = 1e-5;
+  const OFFERED = [0.05, USUAL_RATE, 0.001]; // by Inspect, as layout.py says; another rate goes there as its threshold
   const ROW = 58; // px, as batch.css says
   const BESIDE = 8; // rows kept ready above and below those in sight
   const COLUMNS = [
@@ -37,9 +39,17 @@
     let listed = []; // rows that pass the filter, in the chosen order
     let recounting = 0;
 
+    // A run that the address brings back is looked at as it was, a new one judged by Inspect's rate.
     const begin = (id) => {
+      const link = new URLSearchParams(location.search);
+      const saved = link.get("batch") === id ? link : new URLSearchParams({ "batch-rate": diffad.choices().rate });
+      const rate = Number(saved.get("batch-rate"));
+      const own = [...new URLSearchParams(saved.get("batch-limits") ?? "")].map(([name, limit]) => [name, Number(limit)]);
       run = { id, rows: [], good: {}, usual: {}, measured: {}, total: 0, done: 0, state: "running", finished: false };
-      view = { sort: "index", down: false, filter: "all", category: null, selected: null, open: null, moved: {}, rate: USUAL_RATE };
+      view = {
+        sort: "index", down: false, filter: "all", category: null, selected: null, open: null, wanted: parseInt(saved.get("batch-row")),
+        rate: possible(rate) ? rate : USUAL_RATE, own: Object.fromEntries(own.filter(([, limit]) => limit >= 0)),
+      }; // wanted: a row to open once it is there; own: thresholds by category, where they are not the rate's
       scroller.scrollTop = 0;
     };
 
@@ -48,7 +58,7 @@
     async function follow(id) {
       begin(id);
       const mine = run;
-      address(id);
+      address();
       paint();
       while (run === mine) {
         const news = await server.news({ run: id, have: run.rows.length });
@@ -60,7 +70,7 @@
         }
         if (news === null) {
           run = null;
-          address(null);
+          address();
           say("This batch is gone", "The server no longer has it, perhaps after a restart. Give the pictures again.");
           return;
         }
@@ -71,46 +81,49 @@
         if (rows.length || news.finished || run.state !== mine.painted) paint();
         else progress();
         mine.painted = run.state;
+        if (run.rows[view.wanted]) open(view.wanted);
         if (news.finished && run.rows.length === news.done) return isMoved() && judged(); // recounts what came since
         await pause(rows.length >= 100 ? 0 : 600);
       }
     }
 
-    function address(id) {
-      const link = new URLSearchParams(location.search);
-      if (id) link.set("batch", id);
-      else link.delete("batch");
-      const text = link.toString();
-      history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
-    }
+    // The run, its threshold, and the row that is open while Inspect is looked at.
+    const address = () => diffad.address({
+      batch: run?.id, "batch-rate": run && view.rate !== USUAL_RATE ? view.rate : null,
+      "batch-limits": (run && new URLSearchParams(view.own).toString()) || null, "batch-row": run && !root.offsetParent ? view.open : null,
+    });
 
-    // Verdicts: a category's threshold, moved or usual; a tiled picture's lies beyond it by what its tiles ask for.
+    // Verdicts: a category's threshold, its own or the rate's; a tiled picture's lies beyond it by what its tiles ask for.
 
-    const thresholdOf = (category) => view.moved[category] ?? run.usual[category];
+    const possible = (rate) => rate >= RAREST && rate < 1;
+    const thresholdOf = (category) => view.own[category] ??
+      (view.rate === USUAL_RATE ? run.usual[category] : thresholdFor(run.good[category], view.rate));
+    // The thresholds that are not as usual, by category.
+    const moved = () => Object.fromEntries(Object.keys(run.good).map((name) => [name, thresholdOf(name)])
+      .filter(([name, limit]) => limit !== run.usual[name]));
     function judge() {
+      const limits = Object.fromEntries(Object.keys(run.good).map((name) => [name, thresholdOf(name)]));
       for (const row of run.rows) {
         if (row.error) row.verdict = "failed";
         else {
-          row.limit = thresholdOf(row.category) + row.beyond;
+          row.limit = limits[row.category] + row.beyond;
           row.verdict = row.score > row.limit ? "anomalous" : "good";
         }
         row.wrong = typeof row.bad === "boolean" && !row.error && row.bad !== (row.verdict === "anomalous");
       }
     }
 
-    const isMoved = () => Object.keys(view.moved).length > 0;
+    const isMoved = () => Object.keys(moved()).length > 0;
 
     function moveThreshold(value) {
       if (!Number.isFinite(value)) return;
-      view.moved[view.category] = value;
+      view.own[view.category] = Math.max(0, Math.round(1000 * value) / 1000);
       judged();
     }
 
     function moveRate(rate) {
-      if (!(rate > 0 && rate < 1)) return;
-      view.moved = {};
-      view.rate = rate;
-      if (rate !== USUAL_RATE) for (const [name, good] of Object.entries(run.good)) view.moved[name] = thresholdFor(good, rate);
+      if (!possible(rate)) return;
+      Object.assign(view, { rate, own: {} });
       judged();
     }
 
@@ -126,7 +139,8 @@
     }
     async function recount() {
       const [mine, turn] = [run, ++recounting];
-      const counts = isMoved() ? await server.regions({ run: run.id, thresholds: view.moved }) : null;
+      address();
+      const counts = isMoved() ? await server.regions({ run: run.id, thresholds: moved() }) : null;
       if (run !== mine || turn !== recounting || (isMoved() && !counts)) return;
       for (const row of run.rows) {
         row.recount = isMoved() ? counts[row.index] ?? row.regions : row.regions;
@@ -145,8 +159,6 @@
       if (!shown) return;
       const names = Object.keys(run.good);
       if (!names.includes(view.category)) view.category = names[0] ?? null;
-      for (const name of names) // a category that turns up later has the rate that was chosen
-        if (view.rate !== USUAL_RATE && !(name in view.moved)) view.moved[name] = thresholdFor(run.good[name], view.rate);
       judge();
       summary();
       progress();
@@ -172,9 +184,9 @@
       const [bad, failed] = [count("anomalous"), count("failed")];
       const inspected = run.rows.length - failed;
       find(".batch-summary h2").textContent = inspected ? `${bad} of ${inspected} anomalous`
-        : run.rows.length ? "No picture could be read" : "Reading the first picture";
+        : run.finished && failed === run.done ? "No picture was read" : "Reading the first picture";
       const facts = inspected ? [`${count("good")} good`] : [];
-      if (failed) facts.push(`${failed} could not be read`);
+      if (failed) facts.push(`${failed} not read`);
       const labelled = run.rows.filter((row) => !row.error && typeof row.bad === "boolean");
       if (labelled.length) {
         const defects = labelled.filter((row) => row.bad);
@@ -183,7 +195,7 @@
         if (goods) facts.push(`${labelled.filter((row) => !row.bad && row.wrong).length} of ${goods} good rejected`);
       }
       const strange = run.rows.filter((row) => row.fits === false).length;
-      if (strange) facts.push(`${strange} unlike any part the model knows`);
+      if (strange) facts.push(`${strange} unlike a good part`);
       find(".facts").textContent = run.rows.length ? facts.join(" · ") : "";
     }
 
@@ -239,9 +251,12 @@
       const limit = thresholdOf(view.category);
       const rate = rateFor(run.good[view.category], limit);
       put(find(".score"), limit.toFixed(2));
-      put(find(".rate"), rate >= 1e-5 && rate < 0.5 ? String(Math.round(1 / rate)) : "");
+      put(find(".rate"), String(Math.round(1 / rate)));
+      const sayable = rate >= RAREST && rate < 0.5;
+      find(".rate").parentElement.hidden = !sayable && document.activeElement !== find(".rate");
       const alike = names.every((name) => Math.abs(Math.log(rateFor(run.good[name], thresholdOf(name)) / rate)) < 0.01);
       find(".beyond").textContent = rate >= 0.5 ? `rejects ${Math.round(100 * rate)} % of the good parts`
+        : rate < RAREST ? "rejects fewer than 1 good part in 100 000"
         : names.length < 2 ? "" : alike ? "in every category" : `of ${view.category}; the others keep theirs`;
       find(".usual").hidden = !isMoved();
       chart(limit);
@@ -333,39 +348,16 @@
       const name = names.includes(view.category) ? view.category : names[0];
       const box = find(".numbers");
       refresh(box, `${run.id} ${name}`, () => {
-        const values = run.measured[name];
-        const share = (key) => {
-          const [low, high] = values.intervals[key] ?? [];
-          const between = low === undefined ? "" : `${low.toFixed(2)} – ${high.toFixed(2)}`;
-          return `<td><b>${values[key] === null ? "–" : values[key].toFixed(3)}</b></td><td class="quiet">${between}</td>`;
-        };
-        const lines = [["image AUROC", "image_auroc"], ["pixel AUROC", "pixel_auroc"], ["AUPRO to 0.3", "aupro"]];
-        const { image_roc, pro } = values.curves;
-        box.innerHTML = `<div><table><caption class="quiet"></caption><thead><tr><td></td><td></td><td class="quiet">95 % interval</td></tr></thead>
-          <tbody>${lines.map(([title, key]) => `<tr><th scope="row">${title}</th>${share(key)}</tr>`).join("")}</tbody></table></div>
-          ${curve("ROC, pictures", image_roc, 1, "false alarms", "found")}${curve("PRO, regions", pro, 0.3, "false pixels", "overlap")}`;
-        box.querySelector("caption").textContent = `${name}: ${values.images} pictures, ${values.defective} defective`;
+        box.innerHTML = diffad.measured(name, run.measured[name]);
       });
-    }
-
-    function curve(title, points, end, across, up) {
-      if (!points) return "";
-      const [w, h, left, top, low] = [118, 134, 12, 20, 118];
-      const [wide, tall] = [w - left - 4, low - top];
-      const line = points.map(([x, y]) => `${(left + (wide * x) / end).toFixed(1)},${(low - tall * y).toFixed(1)}`).join(" ");
-      return `<svg class="measure" viewBox="0 0 ${w} ${h}" role="img" aria-label="${title}: ${up} against ${across}">
-        <text x="${left}" y="11">${title}</text><text x="${left - 4}" y="${top + 8}" text-anchor="end">1</text>
-        <line class="axis" x1="${left}" x2="${left + wide}" y1="${low}" y2="${low}"/><line class="axis" x1="${left}" x2="${left}" y1="${top}" y2="${low}"/>
-        <polyline points="${line}"/><text x="${left}" y="${h - 3}">0</text><text x="${left + wide}" y="${h - 3}" text-anchor="end">${end}</text>
-        <text x="${left + wide / 2}" y="${h - 3}" text-anchor="middle">${across}</text></svg>`;
     }
 
     // The table: only the rows in sight are in the page
 
     function filters() {
       const count = (test) => run.rows.filter(test).length;
-      const entries = [["all", "All", run.rows.length], ...["anomalous", "good", "failed"].map((verdict) =>
-        [verdict, verdict[0].toUpperCase() + verdict.slice(1), count((row) => row.verdict === verdict)])];
+      const entries = [["all", "All"], ["anomalous", "Anomalous"], ["good", "Good"], ["failed", "Not read"]].map(([verdict, word]) =>
+        [verdict, word, count((row) => verdict === "all" || row.verdict === verdict)]);
       if (run.rows.some((row) => typeof row.bad === "boolean")) entries.push(["wrong", "Misjudged", count((row) => row.wrong)]);
       const box = find(".filters");
       refresh(box, JSON.stringify([entries, view.filter]), () =>
@@ -458,7 +450,7 @@
       const picture = row.thumbnail ? element("img", { src: row.thumbnail, alt: "", decoding: "async" }) : element("span", { className: "no-picture" }, "?");
       const title = element("b", { title: row.name }, row.name.split("/").pop());
       const folder = row.name.includes("/") ? row.name.slice(0, row.name.lastIndexOf("/")) : "";
-      const under = element("small", {}, row.error || [folder, row.fits === false ? "unlike any known part" : ""].filter(Boolean).join(" · "));
+      const under = element("small", {}, row.error || [folder, row.fits === false ? "unlike a good part" : ""].filter(Boolean).join(" · "));
       if (row.error) {
         Object.assign(under, { title: row.error, className: "reason" });
         const name = cell("name", title, under);
@@ -507,7 +499,9 @@
     function open(index) {
       const row = run.rows[index];
       if (row.error) return;
-      view.open = view.selected = index;
+      Object.assign(view, { open: index, selected: index, wanted: null });
+      const byRate = !(row.category in view.own) && OFFERED.includes(view.rate);
+      diffad.judgeBy({ ...row, model: run.model }, byRate ? { rate: view.rate } : { threshold: row.limit });
       tab("Inspect");
       diffad.mark?.(null);
       strip();
@@ -558,6 +552,7 @@
     document.addEventListener("click", (event) => { if (event.isTrusted && event.target.closest?.("#samples button")) leave(); }, true);
     document.addEventListener("change", (event) => { if (event.target.closest?.("#picture")) leave(); }, true);
     document.addEventListener("drop", (event) => { if (event.target.closest?.("#picture")) leave(); }, true);
+    document.addEventListener("click", (event) => { if (event.target.closest?.("[role=tab]") && run) setTimeout(address, 200); });
 
     // Buttons, and what Gradio sends
 
@@ -572,11 +567,12 @@
     });
     find(".take").addEventListener("click", (event) => {
       const kind = event.target.closest("button")?.dataset.take;
-      if (kind) trigger("download", { run: run.id, kind, thresholds: view.moved });
+      if (kind) trigger("download", { run: run.id, kind, thresholds: moved() });
     });
     watch("value", () => {
       const value = props.value;
       if (value?.refused) {
+        find("[role=status]").textContent = value.refused;
         if (run) doing(value.refused);
         else say("That did not work", value.refused);
       } else if (value?.run && value.run !== run?.id) {
@@ -589,7 +585,7 @@
     diffad.batchState = () => ({ run, view, listed });
 
     const linked = linkedRun();
-    if (linked) follow(linked);
+    if (linked) diffad.standing.then(() => follow(linked)); // its row is inspected as the address says
   }
 
   // Gradio makes a tab's parts when it is first looked at, so a link to a run opens the tab.

@@ -35,6 +35,7 @@ THUMBNAIL_PIXELS = 96
 FOLDERS_LISTED, FOLDERS_DEEP = 400, 4
 FINISHED = ("done", "stopped", "failed")
 TAKEN_AWAY = {"csv": "CSV", "json": "JSON", "zip": "Everything, zip"}
+SETTING = "(...settings) => diffad.setting(...settings)"  # how the next batch will be judged
 QUIET: dict[str, Any] = {
     "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",  # none may be lost
 }  # fmt: skip
@@ -47,6 +48,7 @@ BOARD = f"""
     <div class="progress" role="progressbar" aria-label="Pictures inspected" aria-valuemin="0" hidden>
       <i></i></div>
     <button type="button" class="plain-button cancel" hidden>Cancel</button>
+    <div class="unseen" role="status"></div>
   </section>
   <section class="card batch-threshold" hidden>
     <div class="section-head"><h3>Scores and threshold</h3><div class="chips categories" role="group"
@@ -82,12 +84,14 @@ class Run:
     """One batch. Begins at once in its own thread; rows only grow, so any reader may take what is there."""
 
     def __init__(
-        self, inspector: Inspector, pictures: Mapping[str, Sample], folder: TemporaryDirectory,
+        self, model: str, inspector: Inspector, pictures: Mapping[str, Sample], folder: TemporaryDirectory,
         settings: Mapping[str, Any], turn: threading.Lock,
     ) -> None:
-        """turn: held for one picture at a time, so that runs beside each other share the machine fairly."""
+        """model: what the page calls the inspector. turn: held for one picture at a time, so that runs beside
+        each other share the machine fairly.
+        """
         self.id = secrets.token_urlsafe(9)
-        self.inspector, self.pictures, self.settings = inspector, pictures, dict(settings)
+        self.model, self.inspector, self.pictures, self.settings = model, inspector, pictures, dict(settings)
         self.rows: list[batch.Row] = []
         self.state = "running"  # then measuring, or stopping and measuring, then one of FINISHED
         self.measured: dict[str, dict[str, Any]] = {}
@@ -165,7 +169,7 @@ class Run:
         return {
             "id": self.id, "state": state, "total": len(self.pictures), "done": len(self._shown),
             "seconds": (self._ended or time.time()) - self._begun, "rows": rows,
-            "finished": state in FINISHED, "model": self.inspector.name,
+            "finished": state in FINISHED, "model": self.model,
             "good": {
                 name: self.inspector.good_scores(name, alpha, timesteps).tolist()
                 for name in sorted(categories)
@@ -226,9 +230,9 @@ def folders(root: Path) -> list[str]:
 
 
 def add(
-    inspectors: Mapping[str, Inspector], p: SimpleNamespace, tabs: gr.Tabs, data_root: Path | None = None
+    inspectors: Mapping[str, Inspector], p: SimpleNamespace, tab: gr.Tab, data_root: Path | None = None
 ) -> None:
-    """Fills the Batch tab that is open. p: the Inspect tab's parts, whose settings the batch takes over.
+    """Fills the Batch tab, which is open. p: the Inspect tab's parts, whose settings the batch takes over.
 
     data_root: the folder on the server below which pictures may be chosen; None offers no folder.
     """
@@ -270,9 +274,10 @@ def add(
                 p.inspect_folder = gr.Button(
                     "Inspect the folder", size="sm", visible=data_root is not None, elem_id="inspect-folder"
                 )
+                p.setting = html("")
                 html(
-                    '<p class="quiet">Judged as Inspect is set: model, category, α, noise levels. In the '
-                    "MVTec layout the test pictures are taken, and the labels measure the verdicts.</p>"
+                    '<p class="quiet">In the MVTec layout the test pictures are taken, and the labels '
+                    "measure the verdicts.</p>"
                 )
         with gr.Column(elem_id="batch-results"):
             p.batch = html(
@@ -284,7 +289,6 @@ def add(
     # What goes through Gradio's own events
 
     def refuse(sentence: str) -> dict[str, Any]:
-        gr.Warning(sentence)
         return {"refused": sentence, "at": time.time()}  # the time: the same twice is news twice
 
     def start(paths: Sequence[Path], within: Path | None, settings: Sequence[Any]) -> dict[str, Any]:
@@ -296,7 +300,7 @@ def add(
             folder.cleanup()
             return refuse(str(error))
         inspector = inspectors[model]
-        run = Run(inspector, pictures, folder, p.arguments(inspector, *controls), turn)
+        run = Run(model, inspector, pictures, folder, p.arguments(inspector, *controls), turn)
         runs[run.id] = run
         for old in [each for each in runs.values() if each.finished][:-KEPT]:
             runs.pop(old.id).forget()
@@ -330,6 +334,7 @@ def add(
             raise gr.Error("This batch is no longer on the server: give it anew.", print_exception=False)
         return str(run.file(event.kind, event.thresholds))
 
+    tab.select(None, p.settings, p.setting, js=SETTING)
     p.files.upload(start_files, [p.files, *p.settings], [p.batch, p.files], **QUIET)
     if data_root is not None:
         p.folder.focus(lambda: gr.Dropdown(choices=folders(data_root)), None, p.folder, **QUIET)

@@ -147,8 +147,14 @@ ENLARGED = """
 </dialog>"""
 
 SHORTCUTS = """
-<dialog id="shortcuts" aria-label="Keyboard shortcuts">
-  <form method="dialog"><h3>Keyboard</h3><button aria-label="Close">✕</button></form>
+<dialog id="shortcuts" aria-label="How to read the page, and its keys">
+  <form method="dialog"><h3>How to read this page</h3><button aria-label="Close">✕</button></form>
+  <p>A model that has seen only good parts says what it expects under noise of several levels <b>t</b>: low
+  for fine texture, high for large shapes. What it cannot explain, in pixels and in deep features, is measured
+  in <b>σ</b>: standard deviations of good parts' maps, about 0 on a good part. <b>α</b> weighs the two.</p>
+  <p>The <b>score</b> is the mean of the map's highest values. The verdict is statistical: the threshold was
+  set on good parts, and an anomaly is a difference from them, not yet a fault.</p>
+  <h3>Keyboard</h3>
   <dl>
     <dt><kbd>←</kbd> <kbd>→</kbd></dt><dd>previous or next sample, or picture of the batch</dd>
     <dt><kbd>Ctrl</kbd> <kbd>V</kbd></dt><dd>inspect the picture in the clipboard</dd>
@@ -158,7 +164,7 @@ SHORTCUTS = """
     <dt><kbd>Space</kbd></dt><dd>play or pause the repair</dd>
     <dt><kbd>D</kbd></dt><dd>what the repair changed</dd>
     <dt><kbd>Esc</kbd></dt><dd>close what is open</dd>
-    <dt><kbd>?</kbd></dt><dd>this list</dd>
+    <dt><kbd>?</kbd></dt><dd>this help</dd>
   </dl>
   <p class="quiet">In a large map the arrows move through the evidence. Pinch, Ctrl and the wheel, or after a
   click the wheel alone zooms the picture; a drag moves it, a double click shows it whole.</p>
@@ -212,4 +218,4 @@ def header(inspector: Inspector) -> str:
     licence = escape(str(inspector.provenance.get("licence", "")))
     return f"""
 <header class="brand"><h1>diffad</h1><p class="facts" title="{licence}">{" · ".join(facts)}</p>
-<button id="keys-button" aria-label="Keyboard shortcuts" title="Keyboard shortcuts">?</button></header>"""
+<button id="keys-button" aria-label="Help and keys" title="Help and keys">?</button></header>"""

@@ -58,9 +58,11 @@ class Film:
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
         self._losses: list[float] = []
-        self._total = 0
+        self._total = self._round = 0
 
     def add(self, step: RepairStep) -> None:
+        if not self._scores:
+            self._round = max(1, step.total)  # each further round adds as many
         self._total = step.total
         self._scores.append(float(step.score))
         self._losses.append(float(step.mahalanobis))
@@ -97,7 +99,7 @@ class Film:
             return no_film()
         first, last, done = self._scores[0], self._scores[-1], len(self._scores) - 1
         steps = cards.plural(done, "step")
-        message = f"step {done} of {self._total}"
+        message = self._whereabouts(done)
         if self.ending == "done" and len(self._scores) == 1:
             message = "Nothing to repair: no place of this part is anomalous."
         elif self.ending == "done" and first == last:
@@ -105,7 +107,7 @@ class Film:
         elif self.ending:
             how = "stopped after" if self.ending == "stopped" else "after"
             message = (
-                f"score {number(first)} → {number(last)} {how} {steps} · "
+                f"score {number(first)} → {number(last)} · {how} {steps} · "
                 f"outside the regions {self._unchanged()}"
             )
         return {
@@ -120,6 +122,12 @@ class Film:
             "state": self.ending or "running",
         }
 
+    def _whereabouts(self, done: int) -> str:
+        """The round, once there is more than one, and the step in it."""
+        before = max(0, done - 1) // self._round
+        step = f"step {done - before * self._round} of {self._round}"
+        return f"round {before + 1} · {step}" if before else step
+
     def _unchanged(self) -> str:
         """How like the original the newest frame is where no region was: PSNR in decibels."""
         before, after = self.frames[0].astype(np.float32), self.frames[-1].astype(np.float32)
@@ -130,7 +138,9 @@ class Film:
         if not outside.any():
             return "nothing is left"
         error = float(np.mean((before - after)[outside] ** 2))
-        return "nothing changed" if error < 1e-3 else f"unchanged to {10 * np.log10(255**2 / error):.0f} dB"
+        if error < 1e-3:
+            return "nothing changed"
+        return f"hardly changed ({10 * np.log10(255**2 / error):.0f} dB)"
 
 
 def no_film() -> dict[str, Any]:

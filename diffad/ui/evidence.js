@@ -3,6 +3,7 @@
 (() => {
   const diffad = (window.diffad ??= {});
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const RAISED = 0.6; // of the threshold: from here on a place is not called calm
   const ROWS = [
     { kind: "pixel", title: "Pixels", says: () => "how it looks" },
     { kind: "feature", title: "Features", says: () => "what it means" },
@@ -174,13 +175,15 @@
 
   function explained({ part, result }, point) {
     const values = diffad.valuesAt(point);
-    const high = (rows) => rows.reduce((sum, v) => sum + v, 0) / rows.length > result.threshold;
+    const level = (rows) => rows.reduce((sum, v) => sum + v, 0) / rows.length / result.threshold; // 1 at the threshold
+    const [pixel, feature] = [level(values.pixel), level(values.feature)];
+    const calm = Math.max(pixel, feature) < RAISED;
     const reading = {
       truetrue: "Pixels and features both see it.",
       truefalse: "Pixels see it, features hardly do: a matter of surface or colour.",
       falsetrue: "Features see it, pixels hardly do: the model can paint it, but not here.",
-      falsefalse: "Both are calm, as on a good part.",
-    }[`${high(values.pixel)}${high(values.feature)}`];
+      falsefalse: calm ? "Both are calm, as on a good part." : "Raised, but below the threshold.",
+    }[`${pixel > 1}${feature > 1}`];
     const [x, y] = [Math.floor(point[0] * part.size[0]), Math.floor(point[1] * part.size[1])];
     return `<div class="probe"><p>At (${x}, ${y}): ${say("features", part.timesteps, values.feature)}, ` +
       `${say("pixels", part.timesteps, values.pixel)}. ${reading}</p>${profile(part, values, result.threshold)}</div>`;
@@ -228,6 +231,12 @@
       <text class="quiet" x="0" y="11">${Math.ceil(top)} σ</text></svg>`;
   }
 
+  // Up to six round numbers from 0 to top.
+  function round(top) {
+    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((each) => top / each < 6) ?? top;
+    return Array.from({ length: Math.floor(top / step) + 1 }, (_, i) => i * step);
+  }
+
   // The one scale of every map on the page, with the threshold on it.
   function scale(element) {
     const slot = element.querySelector(".scale-slot");
@@ -241,8 +250,9 @@
       diffad.paint(canvas, ramp, 1, 256, top, choices.colormap);
       slot.querySelector("i").style.bottom = `${100 * clamp(result.threshold / top, 0, 1)}%`;
       slot.querySelector("i").title = `threshold ${diffad.number(result.threshold)}`;
-      slot.querySelector("p").innerHTML = [0, 0.25, 0.5, 0.75, 1].map((share) =>
-        `<span style="bottom:${100 * share}%">${share ? (top * share).toFixed(0) : "good"}${share === 1 ? " σ" : ""}</span>`).join("");
+      const ticks = round(top);
+      slot.querySelector("p").innerHTML = ticks.map((tick, i) =>
+        `<span style="bottom:${(100 * tick) / top}%">${tick || "good"}${i === ticks.length - 1 ? " σ" : ""}</span>`).join("");
     });
   }
 

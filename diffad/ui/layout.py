@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 WAITING = "Choose a sample or drop a picture."
 CANCELLED = "Cancelled. Choose another picture, or larger tiles."
-RATES = [("1 in 20", 0.05), ("1 in 100", 0.01), ("1 in 1000", 0.001), ("my own score", 0)]
+RATES = [("1 in 20", 0.05), ("1 in 100", 0.01), ("1 in 1000", 0.001), ("own score", 0)]
 TILES = [("as it suits", "auto"), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
 
 html = partial(gr.HTML, apply_default_css=False)
@@ -122,8 +122,13 @@ def _repair_settings(p: SimpleNamespace) -> None:
             )
             p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every", info="steps")
         with gr.Row(elem_classes="pair"):
-            p.step_size = number(0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size")
-            p.level = number(20, 900, 900, step=10, label="From t", elem_id="level")
+            p.step_size = number(
+                0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size",
+                info="change in each step",
+            )
+            p.level = number(
+                20, 900, 900, step=10, label="From t", elem_id="level", info="noise to begin with"
+            )
         with gr.Row(elem_classes="buttons"):
             p.repair = gr.Button(
                 "Repair", variant="primary", elem_id="repair", interactive=False, min_width=60

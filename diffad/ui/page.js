@@ -13,6 +13,8 @@
   let part = null;
   let result = null; // read by current() only
   let last = null; // model, category and timesteps of the last part that could be judged
+  const own = {}; // thresholds of the person's own, each kept for its model and category
+  const kind = ({ model, category }) => `${model}/${category}`;
   let stale = true; // whether something was chosen since it was judged
   let due = false;
   let turn = 0; // of the newest request for an inspection; the server answers the newest
@@ -106,6 +108,7 @@
   // From a control: takes the choice and returns what the threshold's slider should say.
   function choose(change) {
     if ("threshold" in change && change.threshold !== null) change.rate = choices.rate;
+    if ("threshold" in change && last) own[kind(last)] = change.threshold;
     Object.assign(choices, change);
     if (!part?.maps) return remember(), null;
     draw();
@@ -116,6 +119,14 @@
   function decide(change) {
     choose(change);
     tell();
+  }
+
+  // Parts of this kind from now on: what comes out of the batch is judged here as it was there.
+  function judgeBy(row, { rate = choices.rate, threshold = null }) {
+    own[kind(row)] = threshold;
+    choices.rate = rate;
+    if (last && kind(last) === kind(row)) choices.threshold = threshold;
+    decide({});
   }
 
   const rounded = (value) => Math.round(value * 100) / 100;
@@ -132,7 +143,9 @@
     if (part.sentence && part.sentence !== INSPECTING) mark(null);
     if (part.maps) {
       const same = last && last.model === part.model && last.category === part.category;
-      if (last && !same) choices.threshold = null;
+      // What was chosen before the first part is about that one.
+      if (last || kind(part) in own) choices.threshold = own[kind(part)] ?? null;
+      own[kind(part)] = choices.threshold;
       if (!same || last.timesteps.join() !== part.timesteps.join()) choices.chosen = part.timesteps.map((_, k) => k);
       last = { model: part.model, category: part.category, timesteps: part.timesteps };
       if (linked.off) {
@@ -165,29 +178,44 @@
     clearTimeout(later);
     later = setTimeout(() => {
       if (!part?.maps && (!part?.sentence || part.sentence === INSPECTING)) return;
-      const link = new URLSearchParams(location.search);
       const off = part.timesteps?.filter((_, k) => !choices.chosen.includes(k));
       const state = part.maps ? {
         ...part.link, alpha: choices.alpha, rate: choices.threshold === null ? choices.rate : 0.01, opacity: choices.opacity,
         colormap: choices.colormap, threshold: choices.threshold === null ? null : rounded(choices.threshold), off: off.join(",") || null,
       } : { sample: null };
-      for (const [name, value] of Object.entries(state)) {
-        if (value === null || value === undefined || String(value) === String(USUAL[name])) link.delete(name);
-        else link.set(name, value);
-      }
-      const text = link.toString();
-      history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
+      address(state);
     }, 300);
+  }
+
+  // Writes these into the address, and takes out what is as usual.
+  function address(state) {
+    const link = new URLSearchParams(location.search);
+    for (const [name, value] of Object.entries(state)) {
+      if (value === null || value === undefined || String(value) === String(USUAL[name])) link.delete(name);
+      else link.set(name, value);
+    }
+    const text = link.toString();
+    history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
+  }
+
+  // What a batch takes over from here, in words.
+  function setting(model, category, alpha, low, high, count) {
+    const facts = [`model ${model}`, `category ${category === USUAL.category ? "recognised" : category}`, `α ${alpha}`,
+      count > 1 ? `t ${low} to ${high}, ${count} levels` : `t ${low}`, `1 good part in ${Math.round(1 / choices.rate)} rejected`];
+    return `<p class="quiet">Judged as Inspect is set: ${diffad.escape(facts.join(" · "))}.</p>`;
   }
 
   // On load: what the link asks for, for the server to check; null for a bare address.
   const link = () => (location.search.length > 1 ? Object.fromEntries(new URLSearchParams(location.search)) : null);
 
   // When the server has set the controls by the link.
+  let arrived;
+  const standing = new Promise((resolve) => { arrived = resolve; });
   function arrive(alpha, rate, opacity, colormap, limit) {
     Object.assign(choices, { alpha, rate: rate || 0.01, opacity, colormap, threshold: rate === 0 ? limit : null });
     const wanted = linked.sample && document.querySelector(`button[data-sample="${CSS.escape(linked.sample)}"]`);
     if (wanted) wanted.click();
+    arrived();
   }
 
   // Samples and keys.
@@ -215,6 +243,14 @@
     const now = buttons.findIndex((b) => b.classList.contains("on"));
     buttons[now < 0 ? (by > 0 ? 0 : buttons.length - 1) : (now + by + buttons.length) % buttons.length]?.click();
   }
+
+  // Camera and clipboard are a secure page's; elsewhere Gradio's buttons for them end in an error.
+  if (!isSecureContext) document.documentElement.classList.add("insecure");
+
+  // Gradio opens the list of a dropdown that Tab only leaves.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.matches?.(".secondary-wrap input")) event.stopPropagation();
+  }, true);
 
   const press = (selector) => () => document.querySelector(`${selector}:not(:disabled)`)?.click();
   const KEYS = {
@@ -327,7 +363,8 @@
 
   Object.assign(diffad, {
     choose, decide, limits, toggle, link, arrive, samples, mark, number, busy, save,
-    nextTurn, uploaded,
+    nextTurn, uploaded, judgeBy, address, setting,
+    standing, // resolves when the controls are as the address says
     // Whether nothing was asked for since this part was.
     newest: (part) => part.turn === turn,
     // What a download or a repair needs to know of the choices made here.

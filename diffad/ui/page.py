@@ -124,15 +124,15 @@ def build_app(inspectors: Mapping[str, Inspector], data_root: Path | None = None
         title="diffad", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 6 * HOUR)
     ) as app:
         header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Inspect", id="inspect"):
                 p = inspection_page(inspectors)
-            with gr.Tab("Batch", id="batch", render_children=True):
-                batch.add(inspectors, p, tabs, data_root)
+            with gr.Tab("Batch", id="batch", render_children=True) as tab:
+                batch.add(inspectors, p, tab, data_root)
         # Beside the tabs, for a hidden tab hides its dialogs too.
         html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p.model.change(lambda name: cards.header(inspectors[name]), p.model, header, **LIVE)
-        open_link(app, inspectors, p)
+        open_link(app, inspectors, p).then(None, p.settings, p.setting, js=batch.SETTING)
         endpoints.add(inspectors)
     return app
 
@@ -190,9 +190,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
             if request.path is not None:
                 shown, found = look(request, session.shown, tell)
         except DataError as error:
-            message = sentence(str(error), request.path)
-            gr.Warning(message)
-            found = nothing(message)
+            found = nothing(sentence(str(error), request.path))
         except Unwanted:
             found = nothing(CANCELLED)
         if request is not session.asked:
@@ -218,6 +216,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
         shown = Shown(raw, model, request)
         part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
         part |= {"name": shown.name, "model": model, "link": link, "turn": request.turn}
+        part["several"] = len(inspectors) > 1
         return shown, no_film(ready=True) | {
             p.view: part,
             p.threshold: gr.Slider(maximum=round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))),
@@ -390,7 +389,7 @@ def sample_of(path: str, samples: Sequence[Path]) -> str | None:
     return found.name if found and found.read_bytes() == Path(path).read_bytes() else None
 
 
-def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleNamespace) -> None:
+def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleNamespace) -> Any:
     """On load the controls are set as the address says, where it makes sense; then its sample is opened."""
     live = [p.alpha, p.rate, p.opacity, p.colormap, p.threshold]
 
@@ -429,7 +428,7 @@ def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleName
             p.tile: among("tile", [tile for _, tile in TILES], AUTO),
         }
 
-    app.load(
+    return app.load(
         arrive, p.link,
         [p.model, p.category, *live, p.lowest, p.highest, p.count, p.draws, p.tile],
         js="() => diffad.link()", **LIVE,

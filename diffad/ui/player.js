@@ -40,7 +40,7 @@
       const line = (values, peak) => values.map((v, i) => `${x(i).toFixed(1)},${y(v / peak).toFixed(1)}`).join(" ");
       return `<svg class="curve" viewBox="0 0 ${w} ${h}" role="img" aria-label="Anomaly score and Mahalanobis distance per step">
         <text class="score" x="2" y="10">score ${diffad.number(scores[at])}</text>
-        <text class="loss" x="${w - 2}" y="10" text-anchor="end">Mahalanobis ${losses[at].toFixed(2)}</text>
+        <text class="loss" x="${w - 2}" y="10" text-anchor="end">distance ${losses[at].toFixed(2)}</text>
         <line class="axis" x1="0" x2="${w}" y1="${h - 16}" y2="${h - 16}"/><line class="now" x1="${x(at)}" x2="${x(at)}" y1="18" y2="${h - 16}"/>
         <line class="limit" x1="0" x2="${w}" y1="${y(threshold / top)}" y2="${y(threshold / top)}"/>
         <polyline class="loss" points="${line(losses, lossTop)}"/><polyline class="score" points="${line(scores, top)}"/>

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 # In the order in which they need each other.
-SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "batch")
+SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "measured", "batch")
 STYLES = ("page", "batch")
 
 

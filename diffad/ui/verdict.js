@@ -13,6 +13,20 @@
     return `about 1 good part in ${Math.round(1 / rate)} would be rejected`;
   }
 
+  // How unusual a score is that so many good parts exceed.
+  function unusualInWords(rate) {
+    if (rate > 0.5) return "as most good parts";
+    if (rate <= 0.0005) return "hardly a good part scores this high";
+    return `1 good part in ${Math.round(1 / rate)} scores this high`;
+  }
+
+  // Why a part may lie outside what the verdict is about.
+  function strangeness({ recognised, category, several }) {
+    if (!recognised) return `Unlike a good ${category}: is the category right?`;
+    return "Unlike any good part of this model: another kind of part, or badly damaged. " +
+      (several ? "Another model may know it." : "“diffad train” teaches it yours.");
+  }
+
   // The scale in scores: wide enough for the good parts, for this part if it is near, and at rest under the threshold's drag.
   function scaleOf({ good, score }, usual) {
     const highest = Math.max(...good, 1e-6);
@@ -69,14 +83,15 @@
       if (fresh) spoken.textContent = `${bad ? "Anomalous" : "Good"}, score ${number(result.score)}, threshold ${number(result.threshold)}`;
       const count = result.regions.length;
       find(".reading").innerHTML = `score <b>${number(result.score)}</b> · threshold <b>${number(result.threshold)}</b>` +
-        (bad ? ` · ${count} region${count === 1 ? "" : "s"}` : "");
+        (bad ? ` · ${count} region${count === 1 ? "" : "s"}` : "") +
+        ` · ${unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances))}`;
       const words = rateInWords(result.rate);
       find(".meaning").textContent = `at this threshold ${words}`;
       const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
         (part.tiles ? ` · ${part.tiles}` : "");
       find(".note").hidden = part.fits;
-      find(".note").textContent = "Unlike any part this model knows: the verdict may mean nothing. “diffad train” teaches it yours.";
+      find(".note").textContent = strangeness(part);
       const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);
       scale = scaleOf(result, usual);
       find(".bars").innerHTML = bars(result.good, scale);
@@ -118,5 +133,5 @@
     });
   }
 
-  Object.assign(diffad, { verdict });
+  Object.assign(diffad, { verdict, escape });
 })();

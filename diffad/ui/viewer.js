@@ -313,11 +313,11 @@
       if (!found.length) return '<p class="quiet empty-regions">No region above the threshold.</p>';
       const rows = found.slice(0, REGIONS_SHOWN).map((r, i) =>
         `<tr data-region="${i}"><th scope="row"><button title="Zoom to region ${i + 1}" aria-label="Zoom to region ${i + 1}">${i + 1}</button></th>` +
-        `<td>${r.box[2]} × ${r.box[3]} px</td><td>${r.box[0]}, ${r.box[1]}</td><td>${r.area} px²</td>` +
+        `<td>${r.box[2]} × ${r.box[3]}</td><td>${r.box[0]}, ${r.box[1]}</td><td>${r.area}</td>` +
         `<td>${number(r.mean)}</td><td><b>${number(r.peak)}</b></td></tr>`);
       const more = found.length - REGIONS_SHOWN;
       const rest = more > 0 ? `<p class="quiet">and ${more} smaller region${more > 1 ? "s" : ""}</p>` : "";
-      return `<table class="regions"><thead><tr><td></td><th scope="col">size</th><th scope="col">at</th><th scope="col">area</th>` +
+      return `<table class="regions"><thead><tr><td></td><th scope="col">size px</th><th scope="col">at</th><th scope="col">area px²</th>` +
         `<th scope="col">mean σ</th><th scope="col">peak σ</th></tr></thead><tbody>${rows.join("")}</tbody></table>${rest}`;
     }
     const rowOf = (event) => event.target.closest?.("tr[data-region]");
