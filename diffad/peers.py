@@ -112,7 +112,7 @@ def compare(
     check_readable(groups)
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
-        "RGB error": lambda category, _: _rgb_error(inspector, seed),
+        "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
     }
     for name in peers:
         title, fit = PEERS[name]

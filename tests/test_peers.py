@@ -18,6 +18,7 @@ from diffad.evaluation import evaluate
 from diffad.features import FeatureExtractor
 from diffad.scoring import image_score
 from diffad.synthetic import write_set
+from diffad.tiling import Tiling
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "aupro_05", "image_ap", "pixel_ap")
 
@@ -56,9 +57,12 @@ def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
         noise = (x_t - bar.sqrt() * grey) / (1 - bar).sqrt()
         return Prediction(noise, torch.zeros_like(x_t), torch.zeros_like(x_t))
 
-    stand_in = SimpleNamespace(size=32, device=torch.device("cpu"), schedule=schedule, network=sees_grey)
+    stand_in = SimpleNamespace(
+        size=32, device=torch.device("cpu"), schedule=schedule, network=sees_grey,
+        whole=lambda image, category: Tiling.whole(*image.shape[:2], 32),
+    )  # fmt: skip
     image = np.full((20, 32, 3), 51, np.uint8)  # -0.6, letterboxed
-    score, error = peers._rgb_error(stand_in, seed=0).judge(image)
+    score, error = peers._rgb_error(stand_in, "nut", seed=0).judge(image)
     assert error.shape == (20, 32)
     np.testing.assert_allclose(error, 0.85**2, rtol=1e-4)
     assert score == pytest.approx(image_score(error, 32)) == pytest.approx(0.85**2, rel=1e-4)
