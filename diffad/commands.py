@@ -84,6 +84,8 @@ def train(arguments: argparse.Namespace) -> int:
             put({"checkpoint": str(path), "seconds": round(time.perf_counter() - started, 1),
                  "rehearsal": rehearsals},
                 "\n".join([f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
+                           *(f"{name}: parts at any angle, turned upright before they are looked at"
+                             for name in categories if profiles[name].upright),
                            *(in_words(name, values) for name, values in rehearsals.items())]))
     return FINISHED
 

@@ -67,6 +67,11 @@ class Inspection:
         return self._tiling.side
 
     @property
+    def turned(self) -> bool:
+        """Whether the model saw the part turned upright."""
+        return self._tiling.turn is not None
+
+    @property
     def chances(self) -> float:
         """How many tiles' worth of picture were inspected, 1 of a whole one. So many independent pictures
         would give as many false alarms, and the threshold allows for it.

@@ -240,7 +240,8 @@ def _facts(inspection: Inspection, inspector: Inspector) -> str:
     about = inspector.provenance
     data: object = about.get("data", {})
     pictures = data.get(inspection.category) if isinstance(data, dict) else None
-    cut = "whole" if inspection.tile is None else f"cut into tiles of {inspection.tile} px"
+    whole = "whole, turned upright" if inspection.turned else "whole"
+    cut = whole if inspection.tile is None else f"cut into tiles of {inspection.tile} px"
     learned = f"{pictures} good {_category(inspection)} pictures" if pictures else "good parts only"
     how = "recognised" if inspection.recognised else "given"
     rows: Sequence[tuple[str, str]] = (

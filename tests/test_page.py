@@ -435,12 +435,12 @@ def test_a_large_picture_is_cut_as_told(page: Page, tmp_path: Path):
     page.locator("#tile input").click()
     page.get_by_role("option", name="512 px").click()
     expect(page.locator(".origin")).to_contain_text("512 px")
-    expect(page.locator(".cut-into")).to_contain_text("tiles of 512 px")
+    expect(page.locator(".seen-as")).to_contain_text("tiles of 512 px")
     stage = page.locator("#view .stage").bounding_box()
     assert stage["width"] / stage["height"] == pytest.approx(2, rel=0.02)
     page.locator("#tile input").click()
     page.get_by_role("option", name="none").click()
-    expect(page.locator(".cut-into")).to_be_hidden()
+    expect(page.locator(".seen-as")).to_be_hidden()
 
 
 def test_two_people_do_not_disturb_each_other(browser: Browser, url: str, page: Page, tmp_path: Path):

@@ -69,7 +69,7 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
         "fits": inspection.category_fits, "seconds": inspection.seconds, "device": device, "top": top,
         "top_pixels": inspection.top_pixels, "good_top": inspection.good_top, "chances": inspection.chances,
         "windows": inspection.windows,
-        "good": {"shape": good.shape, "data": base64_of(good)}, "tiles": tiles_in_words(inspection),
+        "good": {"shape": good.shape, "data": base64_of(good)}, "seen": seen_in_words(inspection),
         "maps": {
             "height": maps.shape[1], "width": maps.shape[2], "lowest": lowest.tolist(), "step": step.tolist(),
             "data": base64_of(steps),
@@ -81,8 +81,10 @@ def base64_of(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 
 
-def tiles_in_words(inspection: Inspection) -> str:
-    """How a large picture was cut; empty for one inspected whole."""
+def seen_in_words(inspection: Inspection) -> str:
+    """How the model saw a picture that it did not see whole, as it is."""
+    if inspection.turned:
+        return "turned upright for the model"
     return "" if inspection.tile is None else f"cut into tiles of {inspection.tile} px"
 
 
@@ -100,7 +102,7 @@ VIEWER = """
   <canvas role="img" aria-label="The inspected picture with its anomaly map"></canvas>
   <div class="divider" role="slider" tabindex="0" aria-label="Picture against anomaly map"
     aria-valuemin="0" aria-valuemax="100" aria-valuenow="34"></div>
-  <span class="readout" hidden></span><span class="cut-into" hidden></span>
+  <span class="readout" hidden></span><span class="seen-as" hidden></span>
 </div>"""
 
 REGIONS = '<div class="regions-slot"></div>'

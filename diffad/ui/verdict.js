@@ -89,7 +89,7 @@
       find(".meaning").textContent = `at this threshold ${words}`;
       const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
-        (part.tiles ? ` · ${part.tiles}` : "");
+        (part.seen ? ` · ${part.seen}` : "");
       find(".note").hidden = part.fits;
       find(".note").textContent = strangeness(part);
       const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);

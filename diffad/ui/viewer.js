@@ -45,7 +45,7 @@
   function viewer(element, props, watch, trigger) {
     learnColours(props.colormaps);
     const find = (name) => element.querySelector(name);
-    const [stage, canvas, handle, readout, cutInto] = [".stage", "canvas", ".divider", ".readout", ".cut-into"].map(find);
+    const [stage, canvas, handle, readout, seenAs] = [".stage", "canvas", ".divider", ".readout", ".seen-as"].map(find);
     const context = canvas.getContext("2d");
     const heat = document.createElement("canvas");
     let now = null; // what is drawn: { part, result, choices }
@@ -284,8 +284,8 @@
           redraw();
         };
         image.src = part.picture;
-        cutInto.textContent = part.tiles;
-        cutInto.hidden = !part.tiles;
+        seenAs.textContent = part.seen;
+        seenAs.hidden = !part.seen;
       }
       outline = null;
       paint(heat, result.fused, part.width, part.height, part.top, choices.colormap, fading(result.threshold, choices.opacity));
