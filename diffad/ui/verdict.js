@@ -13,7 +13,7 @@
     return `about 1 good part in ${Math.round(1 / rate)} would be rejected`;
   }
 
-  // How unusual a score is that so many good parts exceed.
+  // How unusual a good part is whose score so many others exceed.
   function unusualInWords(rate) {
     if (rate > 0.5) return "as most good parts";
     if (rate <= 0.0005) return "hardly a good part scores this high";
@@ -83,8 +83,8 @@
       if (fresh) spoken.textContent = `${bad ? "Anomalous" : "Good"}, score ${number(result.score)}, threshold ${number(result.threshold)}`;
       const count = result.regions.length;
       find(".reading").innerHTML = `score <b>${number(result.score)}</b> · threshold <b>${number(result.threshold)}</b>` +
-        (bad ? ` · ${count} region${count === 1 ? "" : "s"}` : "") +
-        ` · ${unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances))}`;
+        (bad ? ` · ${count} region${count === 1 ? "" : "s"}`
+          : ` · ${unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances))}`);
       const words = rateInWords(result.rate);
       find(".meaning").textContent = `at this threshold ${words}`;
       const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
