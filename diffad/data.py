@@ -466,8 +466,8 @@ def _samples(root: Path) -> Iterator[Sample]:
         categories = [folder for folder in subfolders(root) if _is_category(folder)]
         if categories and (beside := picture_files(root)):
             log.warning(
-                "%d pictures lie beside category folders in %s and are left out: name their folder alone to "
-                "take them", len(beside), root,
+                "what lies beside the category folders in %s is left out (pictures: %d): move it into a "
+                "folder of its own", root, len(beside),
             )  # fmt: skip
         for folder in categories:
             yield from _category_samples(folder)
@@ -479,8 +479,8 @@ def _category_samples(folder: Path) -> Iterator[Sample]:
     category = _folder_name(folder)
     if beside := picture_files(folder):
         log.warning(
-            "%d pictures lie beside train/good and test in %s and are left out: move them there, or into a "
-            "folder of their own", len(beside), folder,
+            "what lies beside train and test in %s is left out (pictures: %d): move it there, or into a "
+            "folder of its own", folder, len(beside),
         )  # fmt: skip
     for path in picture_files(folder / "train" / "good"):
         yield Sample(path, category, "train", "good")

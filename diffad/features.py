@@ -155,7 +155,7 @@ def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
         network.load_state_dict({name: value for name, value in zip(names, weights.values()) if name in own})
         network.blocks = network.blocks[: {2: 3, 3: 5}[len(stages)]]  # nothing behind the last stage is used
         _fold_norms(network)
-        _turn(network)
+        _pad_plainly(network)
     return network
 
 
@@ -174,7 +174,7 @@ def _fold_norms(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _turn(network: nn.Module) -> None:
+def _pad_plainly(network: nn.Module) -> None:
     """The same function of pictures with sides divisible by 32: it turns them by 180°, and so its kernels.
 
     The weights are TensorFlow's, whose convolutions of stride 2 pad an even side by one line more at its end

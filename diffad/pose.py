@@ -95,9 +95,10 @@ class Upright:
         turned they are not far more alike than as they lie.
         """
         few = pictures[:: math.ceil(len(pictures) / _LOOKED_AT)].float() / 127.5 - 1
-        poses = [pose for pose in map(find_pose, few) if pose is not None]
-        if len(poses) < _FOUND * len(few):
+        found = [(square, pose) for square, pose in zip(few, map(find_pose, few)) if pose is not None]
+        if len(found) < _FOUND * len(few):
             return None
+        squares, poses = zip(*found)
         # doubled, since an axis whose ends weigh the same has no direction
         if abs(np.mean([np.exp(2j * pose.angle) for pose in poses])) > _LEVEL:
             return None
@@ -106,17 +107,16 @@ class Upright:
         reach = np.abs(ends - middle[:, None]).max(axis=(1, 2))
         scale = min(1.0, _REACH / float(np.quantile(reach, 0.95)))
         upright = Upright(scale, *(-scale * middle).tolist())
-        turned = [upright.turn(square) for square in few]
+        turned = [Turn.of(pose, upright).forth(square, "reflection") for square, pose in found]
         lying, standing = (
-            F.adaptive_avg_pool2d(torch.stack(squares), _CELLS).var(dim=0).mean()
-            for squares in zip(*((x, turn.forth(x, "reflection")) for x, turn in zip(few, turned) if turn))
+            F.adaptive_avg_pool2d(torch.stack(each), _CELLS).var(dim=0).mean() for each in (squares, turned)
         )
         return upright if standing < _ALIKE * lying else None
 
     def turn(self, square: Tensor) -> Turn | None:
         """What a picture in the model's square, float32 [3, s, s], needs; None if it shows no pose."""
         pose = find_pose(square)
-        return None if pose is None else Turn(pose.angle, pose.x, pose.y, self)
+        return None if pose is None else Turn.of(pose, self)
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,10 @@ class Turn:
     x: float
     y: float
     upright: Upright
+
+    @classmethod
+    def of(cls, pose: Pose, upright: Upright) -> Turn:
+        return cls(pose.angle, pose.x, pose.y, upright)
 
     def square(self, image: np.ndarray, size: int) -> Tensor:
         """As `data.to_square`, turned: float32 [3, size, size]. Where there is no picture it is mirrored: a

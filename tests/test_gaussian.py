@@ -330,6 +330,7 @@ def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
         honest = left_out.squared_mahalanobis(field[index : index + 1], field[index : index + 1]).mean()
         assert float(honest) > (1.5 if index == 4 else 1.02) * float(flattered)
     both = left_out.squared_mahalanobis(field[[0, 4]], field[[0, 4]])
+    torch.testing.assert_close(left_out.squared_mahalanobis(field[[0, 4]]), both)  # its own is itself
     torch.testing.assert_close(both[1:], left_out.squared_mahalanobis(field[4:5], field[4:5]))
 
 

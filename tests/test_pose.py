@@ -162,6 +162,14 @@ def test_maps_and_changes_of_a_turned_picture_come_back_to_their_pixels():
     assert again.sum() == pytest.approx(peak.sum(), rel=0.1)
 
 
+def test_what_is_shrunk_to_be_turned_is_scored_by_as_much_of_the_part():
+    """A map over the picture, whose defect the model saw at half its length: four times the pixels."""
+    heat = np.random.default_rng(0).random((256, 256)).astype(np.float32)
+    half = Tiling.whole(256, 256, 256, Turn(0.3, 0.0, 0.0, Upright(0.5, 0.0, 0.0)))
+    assert half.score(heat) == pytest.approx(np.sort(heat.ravel())[-4 * 256 :].mean())
+    assert Tiling.whole(256, 256, 256).score(heat) == pytest.approx(np.sort(heat.ravel())[-256:].mean())
+
+
 def tiling_inside(height, width):
     tiling = Tiling.whole(height, width, 256)
     return tiling.inside(tiling.tiles[0]).float().mean()

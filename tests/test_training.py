@@ -26,6 +26,7 @@ from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
     _holes,
+    _loop,
     _Pool,
     _prepare,
     load_normal,
@@ -91,6 +92,13 @@ def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_
     provenance = checkpoints.load(out).provenance
     assert provenance["licence"] == "mine; free"
     assert provenance["data"] == base["data"] | {tmp_path.name: 8}
+
+
+def test_any_seed_that_the_command_takes_will_do(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffad.training.symmetries", lambda *_: (0,))
+    split = [split_held_out(images, 0.3)[0] for images in load_normal(normal_paths([parts]), 64)[0].values()]
+    run = _prepare(config(steps=1, seed=2**53), None, split, 1, 0, torch.device("cpu"))
+    assert len(list(_loop(run, _Pool(run, split)))) == 1
 
 
 def test_held_out_pictures_are_not_trained_on():
