@@ -90,6 +90,12 @@ def test_only_parts_that_lie_at_many_angles_are_turned():
     some = squares(ANGLES)
     some[::4] = 190
     assert Upright.fit(some) is None  # a quarter shows none
+    # what lies still is most of the picture: turned, the pictures are less alike
+    still = np.broadcast_to(np.linspace(-90, 60, WIDTH)[None, :, None], (HEIGHT, WIDTH, 3))
+    shaded = [np.clip(wedge(angle) + still, 0, 255).astype(np.uint8) for angle in ANGLES]
+    shaded = torch.stack([to_uint8(square(picture)) for picture in shaded])
+    assert all(find_pose(picture / 127.5 - 1) for picture in shaded.float())
+    assert Upright.fit(shaded) is None
     grain = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
     assert Upright.fit(grain) is None
 
