@@ -134,20 +134,21 @@ class Turn:
 
     def square(self, image: np.ndarray, size: int) -> Tensor:
         """As `data.to_square`, turned: float32 [3, size, size]. Where there is no picture it is mirrored: a
-        repeated edge would leave streaks, which are found.
+        repeated edge would leave streaks, which are found. It is the square that is turned, not the picture:
+        a part then looks the same whatever the size of its picture.
         """
-        double, _ = to_square(image, 2 * size)  # so that resampling twice costs no detail
-        whole = to_uint8(F.avg_pool2d(self.forth(double, "reflection"), 2))
+        square, _ = to_square(image, size)
+        whole = to_uint8(self.forth(square, "reflection", "bicubic"))
         return to_float(whole, whole.device)
 
-    def forth(self, maps: Tensor, outside: str = "zeros") -> Tensor:
+    def forth(self, maps: Tensor, outside: str = "zeros", mode: str = "bilinear") -> Tensor:
         """Maps [..., s, s] over the letterbox → over the turned square, float32. outside: what lies where
-        they do not reach, "zeros" or their "reflection".
+        they do not reach, "zeros" or their "reflection". mode: of interpolation, "bilinear" or "bicubic".
         """
         cos, sin = math.cos(self.angle) / self.upright.scale, math.sin(self.angle) / self.upright.scale
         x, y = self.upright.x, self.upright.y
         rows = (cos, -sin, self.x - cos * x + sin * y), (sin, cos, self.y - sin * x - cos * y)
-        return _resampled(maps, rows, outside)
+        return _resampled(maps, rows, outside, mode)
 
     def back(self, maps: Tensor) -> Tensor:
         """`forth` undone; 0 where the model saw nothing."""
@@ -157,9 +158,11 @@ class Turn:
         return _resampled(maps, rows, "zeros")
 
 
-def _resampled(maps: Tensor, rows: Sequence[Sequence[float]], outside: str) -> Tensor:
-    """Bilinear. rows: [2, 3], from where a value comes to lie to where it is taken."""
+def _resampled(
+    maps: Tensor, rows: Sequence[Sequence[float]], outside: str, mode: str = "bilinear"
+) -> Tensor:
+    """rows: [2, 3], from where a value comes to lie to where it is taken."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
     theta = torch.tensor([rows], dtype=torch.float32, device=maps.device).expand(len(flat), -1, -1)
     grid = F.affine_grid(theta, list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, padding_mode=outside, align_corners=False).reshape(maps.shape)
+    return F.grid_sample(flat, grid, mode, padding_mode=outside, align_corners=False).reshape(maps.shape)

@@ -17,12 +17,14 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
 from diffad.pose import Turn
 from diffad.scoring import image_score
 
 GRID = 1024  # cells; longest side of a tiled picture's maps
+_RIM = 8  # px of the square, a place of the features' grid
 TILE_CELLS = 64  # the fewest cells along a tile, unless it has fewer pixels
 
 
@@ -128,8 +130,11 @@ class Tiling:
         return to_square(image[tile.box], self.size)[0]
 
     def to_cells(self, maps: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """Maps of a tile's square [..., size, size] → [..., its rows of cells, its columns of cells]."""
-        maps = maps if self.turn is None else self.turn.back(maps)
+        """Maps of a tile's square [..., size, size] in σ → [..., its rows of cells, its columns of cells]; 0
+        where a turned square does not show the picture (`inside`).
+        """
+        if self.turn is not None:
+            maps = self.turn.back(torch.where(self.inside(tile).to(maps.device), maps, 0.0))
         cells = tuple(span.stop - span.start for span in tile.cells)
         return resize_maps(maps[(..., *self._geometry(tile).inner)], cells)
 
@@ -143,10 +148,15 @@ class Tiling:
         return square if self.turn is None else self.turn.forth(square)
 
     def inside(self, tile: Tile) -> torch.Tensor:
-        """Where the tile's square shows the picture, bool [size, size]."""
+        """Where the tile's square shows the picture, bool [size, size]. Of a turned one what lies within a
+        place of the features' grid of the picture's rim is not: there the backbone sees the rim's mirror image.
+        """
         there = torch.zeros(self.size, self.size)
         there[self._geometry(tile).inner] = 1
-        return (there if self.turn is None else self.turn.forth(there)) > 0.5
+        if self.turn is not None:
+            missing = 1 - self.turn.forth(there)[None]
+            there = 1 - F.max_pool2d(missing, 2 * _RIM + 1, stride=1, padding=_RIM)[0]
+        return there > 0.5
 
     def _geometry(self, tile: Tile) -> Geometry:
         height, width = (span.stop - span.start for span in tile.box)

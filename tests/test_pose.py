@@ -154,7 +154,7 @@ def test_maps_and_changes_of_a_turned_picture_come_back_to_their_pixels():
     tiling = Tiling.whole(HEIGHT, WIDTH, 256, turn)
     (tile,) = tiling.tiles
     inside = tiling.inside(tile)
-    assert 0.7 < float(inside.float().mean()) < float(tiling_inside(HEIGHT, WIDTH)) + 0.01
+    assert 0.6 < float(inside.float().mean()) < float(tiling_inside(HEIGHT, WIDTH)) + 0.01
     x = tiling.square(image, tile)
     back = tiling.to_pixels(x, tile).permute(1, 2, 0).numpy()
     seen = tiling.to_pixels(torch.ones(1, 256, 256), tile)[0].numpy() > 0.999
