@@ -216,20 +216,20 @@ class LeftOut:
     observations: tuple[int, ...]
 
     def squared_mahalanobis(self, residual: Tensor, own: Tensor | None = None, grid: int = 0) -> Tensor:
-        """As `ResidualGaussian.squared_mahalanobis`. own: of the same shape, the residuals by which each
-        picture is part of the fit, if those are others: `residual` may be the picture's with a defect, or at
-        another t.
+        """As `ResidualGaussian.squared_mahalanobis`. own: [b, m, c, g, g], the m residuals by which each
+        picture is part of the fit (its own and those of its changed copies), None: `residual` alone. They may
+        be others than `residual`, which may be of the picture with a defect, or at another t.
         """
         b, _, side, _ = residual.shape
         factor, total = self.factors[grid], self.observations[grid]
         n, cell = len(factor), side // len(factor)
 
-        def white(of: Tensor) -> Tensor:  # [n, n, b, k, places]
+        def white(of: Tensor) -> Tensor:  # [b · m, c, g, g] → [n, n, b, k, m · places]
             cells = factor @ _by_block(self.gaussian.common, of, n)
-            return cells.unflatten(-1, (b, cell**2)).transpose(2, 3)
+            return cells.unflatten(-1, (b, -1)).transpose(2, 3)
 
         seen = white(residual)
-        fitted = seen if own is None else white(own)
+        fitted = seen if own is None else white(own.flatten(0, 1))
 
         def gain(rows: slice) -> Tensor:
             """Of the distance over the first directions, which is a distance of its own since L is lower
@@ -240,7 +240,7 @@ class LeftOut:
             root, failed = torch.linalg.cholesky_ex(left)
             lever = torch.linalg.solve_triangular(root, by.transpose(-1, -2) @ of, upper=False)
             lever = torch.where(failed[..., None, None] > 0, 0.0, lever)
-            share = cell**2 / total
+            share = by.shape[-1] / total
             return (1 - share) * lever.square().sum(dim=-2) - share * of.square().sum(dim=-2)
 
         finest = int((self.weight == self.weight[0]).sum())

@@ -22,6 +22,7 @@ from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.gaussian import LeftOut, PlaceGaussian, ResidualGaussian, Scatter
 from diffad.metrics import aupro, auroc
+from diffad.nuisances import random_copy
 from diffad.rehearsal import REHEARSED_KINDS, add_defect
 from diffad.scoring import (
     CALIBRATION_TIMESTEPS,
@@ -67,8 +68,10 @@ def fit_profile(
     held: held out of that, at least 2. inside: bool [n, s, s], where those held out, then those used, are and
     not their padding (None: everywhere).
 
-    The Gaussian and the covariances of residuals are of all pictures, at every timestep on its grid. The
-    calibration is of the first 192, measured as if they were not among those that the covariances are fitted
+    The Gaussian and the covariances of residuals are of all pictures and of a changed copy of each
+    (`nuisances.random_copy`), at every timestep on its grid: what light, noise, compression and position do
+    to a good picture must not count as a defect. The calibration is of the first 192 pictures and of their
+    copies, measured as if neither the picture nor its copy were among those that the covariances are fitted
     on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to those of the
     pictures held out.
     """
@@ -99,20 +102,22 @@ def fit_profile(
     first = list(range(len(pictures[:CALIBRATED])))
     # of both branches, grid by grid
     sums = [[Scatter(block) for _ in TIMESTEPS] for block in _BLOCKS]
-    shape = len(first), len(TIMESTEPS), 1, extractor.channels, extractor.grid, extractor.grid
-    own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]
+    shape = len(first), 2, len(TIMESTEPS), extractor.channels, extractor.grid, extractor.grid
+    own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]  # of a picture and of its copy
     known = []
-    for begin in range(0, len(pictures[:FITTED]), _ROWS):
+    copies = changed_copies(pictures[:FITTED], seed)
+    for begin in range(0, len(copies), _ROWS):
         rows = slice(begin, begin + _ROWS)
-        x_start = to_float(pictures[:FITTED][rows], device)
-        seen = extractor.seen(x_start)
-        known.append(seen.features.half())
-        there = seen_moved(extractor.seen, x_start, seen, TIMESTEPS)
-        for grid, t in enumerate(TIMESTEPS):
-            for total, kept, residual in zip(sums, own, find(x_start, there, (t,), "perceptual")):
-                total[grid].add(residual[:, 0, 0])
-                if begin < CALIBRATED:
-                    kept[rows, grid] = residual[:, 0]
+        for number, some in enumerate((pictures[:FITTED][rows], copies[rows])):
+            x_start = to_float(some, device)
+            seen = extractor.seen(x_start)
+            known.append(seen.features.half())
+            there = seen_moved(extractor.seen, x_start, seen, TIMESTEPS)
+            for grid, t in enumerate(TIMESTEPS):
+                for total, kept, residual in zip(sums, own, find(x_start, there, (t,), "perceptual")):
+                    total[grid].add(residual[:, 0, 0])
+                    if begin < CALIBRATED:
+                        kept[rows, number, grid] = residual[:, 0, 0]
     others = (extractor(to_float(batch, device)) for batch in pictures[FITTED:].split(_ROWS))
     gaussian = PlaceGaussian.fit(chain(known, others))
     fitted = [ResidualGaussian.fit(grids, stages=extractor.stage_channels) for grids in sums]
@@ -125,20 +130,24 @@ def fit_profile(
         branches = []
         for values, fit, (_, left_out) in zip(found, own, fitted):
             if values.dim() > 4:
-                by = None if values is fit else fit[of]
-                values = _left_out_maps(values, timesteps, left_out, by, pictures.shape[-1])
+                values = _left_out_maps(values, timesteps, left_out, fit[of], pictures.shape[-1])
             branches.append(_levelled(values, inside[of]))
         return RawMaps(*branches, timesteps)
 
-    found = own if kind == "perceptual" else look(pictures[first], TIMESTEPS)
-    good = maps(found, TIMESTEPS, first)
+    good, changed = (
+        maps(
+            [fit[:, number, :, None] for fit in own] if kind == "perceptual" else look(some[first], TIMESTEPS),
+            TIMESTEPS, first,
+        )
+        for number, some in enumerate((pictures, copies))
+    )  # fmt: skip
     raised = _raised(good, len(held))
-    good = _scaled(good, raised)
+    good, changed = _scaled(good, raised), _scaled(changed, raised)
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
     looked = _scaled(maps(look(pictures[:_LOOKED], rest), rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
-    reduced = reduced_maps(good)
-    calibration = Calibration.fit(looked, False, reduced)
+    reduced, of_copies = reduced_maps(good), reduced_maps(changed)
+    calibration = Calibration.fit(looked, False, reduced, of_copies)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     if kinds:
@@ -147,7 +156,7 @@ def fit_profile(
         _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
         either = []
         for by_place in (False, True):
-            each = Calibration.fit(looked, True, reduced) if by_place else calibration
+            each = Calibration.fit(looked, True, reduced, of_copies) if by_place else calibration
             standard = (
                 each.standardise(maps, levels[rows] if by_place else None)
                 for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
@@ -160,22 +169,29 @@ def fit_profile(
 
 
 def _left_out_maps(
-    residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor | None, size: int
+    residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor, size: int
 ) -> Tensor:
     """Raw maps [n, n_t, size, size] of residuals [n, n_t, 1, c, g, g] of pictures that are part of the fit by
-    own [n, 3, 1, c, g, g], None: by these very residuals.
+    own [n, m, 3, c, g, g].
     """
     maps = []
     for begin in range(0, len(residuals), 2 * _ROWS):  # all in float32 fill the memory
         rows = slice(begin, begin + 2 * _ROWS)
-        some, fit = residuals[rows], None if own is None else own[rows]
 
-        def distance(residual: Tensor, grid: int, fit: Tensor | None = fit) -> Tensor:
-            by = None if fit is None else fit[:, grid, 0].float()
-            return left_out.squared_mahalanobis(residual, by, grid)
+        def distance(residual: Tensor, grid: int, fit: Tensor = own[rows]) -> Tensor:
+            return left_out.squared_mahalanobis(residual, fit[:, :, grid].float(), grid)
 
-        maps.append(residual_maps(some.float(), distance, size, timesteps))
+        maps.append(residual_maps(residuals[rows].float(), distance, size, timesteps))
     return torch.cat(maps)
+
+
+def changed_copies(pictures: Tensor, seed: int) -> Tensor:
+    """A changed copy of each picture uint8 [n, 3, s, s], the same ones for the same seed."""
+    copies = [
+        random_copy(picture.permute(1, 2, 0).numpy(), np.random.default_rng((seed, number)))
+        for number, picture in enumerate(pictures)
+    ]
+    return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous()
 
 
 def _levelled(maps: Tensor, inside: Tensor) -> Tensor:

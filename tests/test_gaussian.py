@@ -324,14 +324,30 @@ def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
             own = grid[index : index + 1]
             for residual in (own, other):
                 expected = without.squared_mahalanobis(residual, number)
-                found = left_out.squared_mahalanobis(residual, own, number)
+                found = left_out.squared_mahalanobis(residual, own[:, None], number)
                 torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05)
         flattered = gaussian.squared_mahalanobis(field[index : index + 1]).mean()
-        honest = left_out.squared_mahalanobis(field[index : index + 1], field[index : index + 1]).mean()
+        honest = left_out.squared_mahalanobis(field[index : index + 1]).mean()
         assert float(honest) > (1.5 if index == 4 else 1.02) * float(flattered)
-    both = left_out.squared_mahalanobis(field[[0, 4]], field[[0, 4]])
+    both = left_out.squared_mahalanobis(field[[0, 4]], field[[0, 4], None])
     torch.testing.assert_close(left_out.squared_mahalanobis(field[[0, 4]]), both)  # its own is itself
-    torch.testing.assert_close(both[1:], left_out.squared_mahalanobis(field[4:5], field[4:5]))
+    torch.testing.assert_close(both[1:], left_out.squared_mahalanobis(field[4:5], field[4:5, None]))
+
+
+def test_a_picture_is_left_out_together_with_its_changed_copy(rows, monkeypatch):
+    """Woodbury against a second fit without either: else the copy would vouch for its original."""
+    monkeypatch.setattr("diffad.gaussian._CODES", 127)
+    field = on_a_grid(rows).clone()[:24]
+    field[4] *= 4
+    copies = field + 0.1 * torch.randn(field.shape, generator=torch.Generator().manual_seed(5))
+    _, left_out = ResidualGaussian.fit(summed([[field, copies]]), stages=(2, 4))
+    rest = [torch.cat([some[:4], some[5:]]) for some in (field, copies)]
+    expected = residual_gaussian([rest], block=2, stages=(2, 4)).squared_mahalanobis(field[4:5])
+    own = torch.stack([field[4:5], copies[4:5]], dim=1)
+    found = left_out.squared_mahalanobis(field[4:5], own)
+    assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=0.1)
+    alone = left_out.squared_mahalanobis(field[4:5])
+    assert float(alone.mean()) < 0.7 * float(expected.mean())
 
 
 def test_residuals_that_do_not_fit_are_refused():

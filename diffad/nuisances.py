@@ -1,0 +1,143 @@
+"""Changes that leave a good part good: light, colour, noise, sharpness, compression and position.
+
+A factory changes its pictures so every day. Statistics are fitted on good pictures and on `random_copy` of
+each, so that a verdict does not depend on these changes; `NUISANCES` are the single changes by which that is
+measured. Pictures are uint8 [H, W, 3] RGB; lengths are in pixels of a picture whose longest side has 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """One kind of change. strength: the usual one, which a good part must bear, in `unit`; 0 changes nothing,
+    or hardly anything. apply(picture, strength, rng) returns a changed copy, uint8 [H, W, 3].
+    """
+
+    name: str
+    strength: float
+    unit: str
+    apply: Change
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _unit(picture: np.ndarray) -> float:
+    """Pixels of the picture to one of a picture of 256."""
+    return max(picture.shape[:2]) / 256
+
+
+def _gain(picture: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+    return _rounded(picture * np.float32(1 + percent / 100))
+
+
+def _ramp(angle: float) -> Change:
+    """Light that rises from −strength to +strength per cent across the picture, towards `angle` (degrees)."""
+
+    def apply(picture: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+        rows, columns = (np.linspace(-1, 1, count, dtype=np.float32) for count in picture.shape[:2])
+        along = columns * np.cos(np.radians(angle)) + rows[:, None] * np.sin(np.radians(angle))
+        return _rounded(picture * (1 + percent / 100 * along / np.abs(along).max())[..., None])
+
+    return apply
+
+
+def _tint(picture: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+    return _rounded(picture * (1 + percent / 100 * np.array([1, 0, -1], np.float32)))
+
+
+def _noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    return _rounded(picture + rng.normal(0, sigma, picture.shape))
+
+
+def _grey_noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    return _rounded(picture + rng.normal(0, sigma, (*picture.shape[:2], 1)))
+
+
+def _blur(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    return cv2.GaussianBlur(picture, (0, 0), sigma * _unit(picture)) if sigma > 0 else picture.copy()
+
+
+def _sharpen(picture: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    soft = cv2.GaussianBlur(picture, (0, 0), _unit(picture)).astype(np.float32)
+    return _rounded(picture + amount * (picture - soft))
+
+
+def _encoded(suffix: str, setting: int, whole_colour: bool = False) -> Change:
+    """A copy through a lossy format. strength: 100 − quality."""
+
+    def apply(picture: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+        settings = [setting, max(1, round(100 - strength))]
+        if whole_colour:
+            settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        _, data = cv2.imencode(suffix, picture[..., ::-1], settings)
+        return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+    return apply
+
+
+def _shift(picture: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(0, 2 * np.pi)
+    return _moved(picture, pixels * np.cos(angle), pixels * np.sin(angle), 0.0)
+
+
+def _turn(picture: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
+    return _moved(picture, 0.0, 0.0, degrees * rng.choice((-1, 1)))
+
+
+def _moved(picture: np.ndarray, x: float, y: float, degrees: float) -> np.ndarray:
+    """Shifted by whole pixels, or turned about its middle; the edge is mirrored where there is no picture."""
+    height, width = picture.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
+    matrix[:, 2] += np.rint(np.array([x, y]) * _unit(picture))
+    border = cv2.BORDER_REFLECT_101
+    return cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=border)
+
+
+_jpeg = _encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY)
+NUISANCES = (
+    Nuisance("darker", -10, "% light", _gain),
+    Nuisance("brighter", 10, "% light", _gain),
+    Nuisance("light across", 5, "% light", _ramp(0)),
+    Nuisance("light down", 5, "% light", _ramp(90)),
+    Nuisance("tint", 2, "% of a channel", _tint),
+    Nuisance("noise", 2, "grey values", _noise),
+    Nuisance("grey noise", 2, "grey values", _grey_noise),
+    Nuisance("blur", 0.7, "px", _blur),
+    Nuisance("sharpening", 0.5, "of what a blur of 1 px takes", _sharpen),
+    Nuisance("JPEG 95", 5, "below quality 100", _jpeg),
+    Nuisance("JPEG 90", 10, "below quality 100", _jpeg),
+    Nuisance("JPEG 75", 25, "below quality 100", _jpeg),
+    Nuisance("WebP 80", 20, "below quality 100", _encoded(".webp", cv2.IMWRITE_WEBP_QUALITY)),
+    Nuisance("shift 3", 3, "px", _shift),
+    Nuisance("shift 5", 5, "px", _shift),
+    Nuisance("turn", 2, "degrees", _turn),
+)
+
+
+def random_copy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture as another day's camera might have taken it: moved, lit, tinted, blurred or sharpened, with
+    noise, compressed, each by a random amount.
+    """
+    x, y = rng.uniform(-4, 4, 2)
+    changed = _moved(picture, x, y, rng.uniform(-2, 2)).astype(np.float32)
+    changed *= (1 + rng.uniform(-0.1, 0.1)) * (1 + rng.uniform(-0.03, 0.03, 3)).astype(np.float32)
+    changed = _ramp(rng.uniform(0, 360))(changed, rng.uniform(0, 5), rng)
+    if rng.random() < 0.5:
+        changed = _blur(changed, rng.uniform(0.3, 1), rng)
+    else:
+        changed = _sharpen(changed, rng.uniform(0, 0.7), rng)
+    noise = _noise if rng.random() < 0.5 else _grey_noise
+    changed = noise(changed, np.exp(rng.uniform(np.log(0.5), np.log(4))), rng)
+    whole_colour = bool(rng.random() < 0.5)
+    return _encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, whole_colour)(changed, rng.uniform(3, 40), rng)
