@@ -168,6 +168,30 @@ def test_maps_and_changes_of_a_turned_picture_come_back_to_their_pixels():
     assert again.sum() == pytest.approx(peak.sum(), rel=0.1)
 
 
+@pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+@pytest.mark.parametrize("size", [384, 512, 1024])
+def test_a_turned_part_looks_the_same_whatever_the_size_of_its_picture(size, resampling):
+    """Lanczos and bicubic are near enough to each other's inverse for grey values to stay."""
+    small = to_uint8(square(wedge(0.9, spot=(20, 0)))).permute(1, 2, 0).numpy()
+    large = np.asarray(Image.fromarray(small).resize((size, size), resampling))
+    turn = Upright(1.0, -0.05, 0.0).turn(square(small))
+    there, here = (turn.square(picture, 256) * 127.5 for picture in (large, small))
+    assert float((there - here).abs().mean()) < 0.25
+    assert float((there - here).abs().max()) < 16  # at the outline, of 120 grey values
+
+
+def test_nothing_is_raised_where_a_turned_picture_has_no_pixels_of_its_own():
+    """At the rim the backbone sees the picture's mirror image; what is found there is not the part's."""
+    image = wedge(0.9)
+    turn = Upright(1.0, -0.05, 0.0).turn(square(image))
+    tiling = Tiling.whole(HEIGHT, WIDTH, 256, turn)
+    (tile,) = tiling.tiles
+    cells = tiling.to_cells(torch.full((256, 256), 5.0), tile).numpy()
+    rim = np.concatenate([cells[:4].ravel(), cells[-4:].ravel(), cells[:, :4].ravel(), cells[:, -4:].ravel()])
+    assert rim.max() == 0
+    assert cells[100:110, 120:130].min() == pytest.approx(5)
+
+
 def test_what_is_shrunk_to_be_turned_is_scored_by_as_much_of_the_part():
     """A map over the picture, whose defect the model saw at half its length: four times the pixels."""
     heat = np.random.default_rng(0).random((256, 256)).astype(np.float32)

@@ -12,12 +12,12 @@ import diffad
 
 PACKAGE = Path(diffad.__file__).parent
 FLOORS = {
-    0: {"diffusion", "gaussian", "scoring", "metrics"},
+    0: {"diffusion", "gaussian", "scoring", "metrics", "nuisances", "quality"},
     1: {"unet", "features"},
     2: {"reconstruction", "rehearsal", "data", "pose", "tiling", "inspection", "synthetic", "checkpoint",
         "render"},
     3: {"training", "profiles", "inspector", "ablation", "evaluation", "evaluation_report", "report", "peers",
-        "batch", "benchmark"},
+        "batch", "benchmark", "stress"},
     4: {"cli", "commands", "console", "ui"},
 }
 SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor
