@@ -46,7 +46,7 @@ MAX_UNPACKED = 8 * 2**30  # bytes of pictures in one archive
 OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
 COLUMNS = (
     "path", "label", "is_anomalous", "score", "threshold", "category", "category_fits", "regions", "seconds",
-    "error",
+    "notes", "error",
 )  # fmt: skip
 _JUNK = {"__MACOSX"}  # what macOS adds to archives
 
@@ -290,12 +290,13 @@ def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def csv_text(records: Iterable[Mapping[str, Any]]) -> str:
-    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number."""
+    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes as one text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({**record, "regions": len(record["regions"]) if "regions" in record else ""})
+        regions = len(record["regions"]) if "regions" in record else ""
+        writer.writerow({**record, "regions": regions, "notes": " ".join(record.get("notes", ()))})
     return text.getvalue()
 
 

@@ -127,6 +127,8 @@ def inspect(arguments: argparse.Namespace) -> int:
                 fits = "" if record.get("category_fits", True) else "?  fits no category"
                 tell(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
                      f"{regions}  {record['category']}{fits}  {row.name}", keep_on=arguments.out)
+                for note in record.get("notes", ()):
+                    tell(f"{'':9}  {note}", keep_on=arguments.out)
         put(records, f"wrote results to {arguments.out}" if arguments.out else None)
     if any("error" in record for record in records):
         return UNREADABLE

@@ -35,7 +35,8 @@ class Inspection:
     geometry.
 
     image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
-    category at all. seconds: what the inspection took, network included.
+    category at all. seconds: what the inspection took, network included. notes: sentences that a person must
+    see beside the verdict.
     """
 
     image: np.ndarray
@@ -50,6 +51,7 @@ class Inspection:
     _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         verdict = "anomalous" if self.is_anomalous else "good"
@@ -235,6 +237,7 @@ class Inspection:
             "seed": self.seed,
             "tile": self.tile,
             "seconds": self.seconds,
+            "notes": list(self.notes),
         }
 
 

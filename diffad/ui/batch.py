@@ -144,6 +144,7 @@ class Run:
                 "score": row.result["score"], "threshold": row.result["threshold"],
                 "beyond": row.result["threshold"] - usual,  # of a tiled picture, which has more chances
                 "category": row.result["category"], "fits": row.result["category_fits"],
+                "notes": row.result["notes"],
                 "regions": len(row.result["regions"]), "seconds": row.result["seconds"],
                 "thumbnail": webp_uri(thumbnail),
             }  # fmt: skip
