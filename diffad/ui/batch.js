@@ -175,7 +175,7 @@
       find(".batch-summary h2").textContent = title;
       find(".facts").textContent = facts;
       doing("");
-      find(".progress").hidden = find(".cancel").hidden = find(".batch-summary .note").hidden = true;
+      find(".progress").hidden = find(".cancel").hidden = find(".batch-note").hidden = true;
     }
     const doing = (text) => { find(".doing").textContent = text; };
 
@@ -199,8 +199,8 @@
       const noted = run.rows.filter((row) => row.notes?.length).length;
       if (noted) facts.push(`${noted} with a note`);
       find(".facts").textContent = run.rows.length ? facts.join(" · ") : "";
-      find(".batch-summary .note").hidden = !run.note;
-      find(".batch-summary .note").textContent = run.note ?? "";
+      find(".batch-note").hidden = !run.note;
+      find(".batch-note").textContent = run.note ?? "";
     }
 
     function progress() {

@@ -44,8 +44,9 @@ BOARD = f"""
 <div class="batch" data-state="empty">
   <section class="card batch-summary">
     <div><h2 aria-live="polite">No pictures yet</h2><p class="facts"></p>
-      <p class="note" hidden></p><p class="quiet doing">Drop a day's pictures, or a zip of them: each becomes
-      a row, and one threshold judges them all.</p></div>
+      <p class="batch-note" hidden></p>
+      <p class="quiet doing">Drop a day's pictures, or a zip of them: each becomes a row, and one threshold
+      judges them all.</p></div>
     <div class="progress" role="progressbar" aria-label="Pictures inspected" aria-valuemin="0" hidden>
       <i></i></div>
     <button type="button" class="plain-button cancel" hidden>Cancel</button>
