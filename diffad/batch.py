@@ -231,7 +231,7 @@ def bits_in_words(shared: Mapping[str, int]) -> str:
     listed = " or ".join(map(str, found))
     return (
         f"Pictures of more than 8 bits are read as {listed} bits, by the highest value among them: if your "
-        "camera has more, say how many."
+        "camera has more, say how many (bits, --bits)."
     )
 
 

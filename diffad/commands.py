@@ -113,7 +113,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         else:
             shared = batch.shared_bits(inspector, pictures, arguments.category)
         if said := batch.bits_in_words(shared):
-            say(f"{said} (--bits)")
+            say(said)
         rows = batch.run(inspector, pictures, arguments.category, shared, **settings)
         for name, (row, inspection) in tracked(zip(names, rows, strict=True), "inspecting", len(paths)):
             record = row.to_dict()

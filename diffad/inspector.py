@@ -273,8 +273,8 @@ class Inspector:
         value = f"its highest value is {decoded.highest:.6g}"
         if expected is None:
             return (
-                f"Read as {used} bits, since {value}: if your camera has more, say how many, or inspect the "
-                "picture in a batch with brighter ones.",
+                f"Read as {used} bits, since {value}: if your camera has more, inspect the picture in a "
+                "batch with brighter ones, or say how many (bits, --bits).",
             )
         whose = f"the {expected} bits expected"
         if not bits and self.profiles[category].bits:

@@ -7,10 +7,13 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -315,7 +318,7 @@ def test_a_category_knows_its_cameras_depth(inspector, gear):
     assert beyond.bits == 14
     assert "beyond the 12 bits of the pictures that gear was trained on" in beyond.notes[0]
     assert trained.inspect(gear, "gear", timesteps=(200,)).notes == ()  # 8 bits are 8 bits
-    (first, *_) = trained.reconstruct(deep(gear, 14), "gear", steps=1)
+    first = next(trained.reconstruct(deep(gear, 14), "gear", steps=1))
     assert first.notes == beyond.notes
 
 
@@ -334,6 +337,24 @@ def test_a_dark_picture_of_a_batch_is_not_stretched(inspector, gear, tmp_path):
     alone = inspector.inspect(pictures["dark.png"].image, timesteps=(200,))
     assert alone.bits == 10 and alone.notes
     assert batch.shared_bits(knowing(inspector, "gear", 12), pictures, "gear") == {}
+
+
+def test_the_batch_tab_says_once_how_its_pictures_are_read(inspector, gear, tmp_path):
+    from diffad.ui.batch import Run
+
+    pictures = {
+        name: Sample(saved(tmp_path / name, opencv(".png", deep(picture, 12))), "")
+        for name, picture in (("dark.png", gear // 5), ("bright.png", gear))
+    }
+    settings = {"category": None, "alpha": 0.5, "timesteps": (200,)}
+    run = Run("parts", inspector, pictures, TemporaryDirectory(), settings, threading.Lock())
+    while not run.finished:
+        time.sleep(0.05)
+    news = run.news(0)
+    assert news["state"] == "done" and "are read as 12 bits" in news["note"]
+    assert [row["notes"] for row in news["rows"]] == [[], []]
+    assert news["note"] in run.file("json", {}).read_text()
+    run.forget()
 
 
 # -- what libraries print -------------------------------------------------------------------------------
