@@ -103,8 +103,9 @@ def ablate(
     groups = labelled(samples, limit)
     experts = {name: next((one for one in singles if name in one.categories), None) for name in groups}
     _check(inspector, groups, experts.values())
-    check_readable(groups)
     training = {name: _training_pictures(samples, name, seed) for name in groups}
+    found = check_readable({name: [*group, *training[name]] for name, group in groups.items()})
+    bits = {name: inspector.bits(name, found[name]) for name in groups}
     scores = _pixel_scores(inspector) if any(training.values()) else {}
     tables = _tables(inspector, scores, any(experts.values()))
     settings = {_key(setting): setting for table in tables for setting in table.settings}
@@ -119,10 +120,10 @@ def ablate(
 
     measured: dict[str, dict[frozenset, dict[str, float | None]]] = {}
     for name, group in groups.items():
-        fitted = _fit(inspector, name, training[name], scores, seed)
+        fitted = _fit(inspector, name, training[name], scores, seed, bits[name])
         maps, masks = [], []
         for sample in group:
-            image = read_image(sample.image)
+            image = read_image(sample.image, bits[name])
             maps.append(_maps(inspector, image, name, fitted, scores, experts[name], seed))
             masks.append(mask_inside(sample, image.shape[:2], inspector.size))
             step()
@@ -353,6 +354,7 @@ def _fit(
     pictures: Sequence[Sample],
     scores: Mapping[str, tuple[str, int]],
     seed: int,
+    bits: int | None = None,
 ) -> dict[str, Calibration]:
     """Statistics of the pixel scores that the checkpoint does not store, from normal training pictures, with
     places weighed as the checkpoint weighs them.
@@ -361,7 +363,7 @@ def _fit(
         return {}
     maps: dict[str, list[Tensor]] = {name: [] for name in scores}
     for sample in pictures:
-        answers = _Answers(inspector, read_image(sample.image), category, seed)
+        answers = _Answers(inspector, read_image(sample.image, bits), category, seed)
         answers.ask(TIMESTEPS)
         for name, (kind, stride) in scores.items():
             maps[name].append(answers.raw(TIMESTEPS, 1, kind, stride).pixel.cpu())

@@ -28,7 +28,9 @@ from diffad.data import (
     IMAGE_SUFFIXES,
     DataError,
     Sample,
+    common_bits,
     find_samples,
+    may_be_deep,
     picture_files,
     read_image,
     reduced_mask,
@@ -46,7 +48,7 @@ MAX_UNPACKED = 8 * 2**30  # bytes of pictures in one archive
 OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
 COLUMNS = (
     "path", "label", "is_anomalous", "score", "threshold", "category", "category_fits", "regions", "seconds",
-    "error",
+    "bits", "notes", "error",
 )  # fmt: skip
 _JUNK = {"__MACOSX"}  # what macOS adds to archives
 
@@ -200,19 +202,61 @@ def _is_junk(path: PurePosixPath, entry: zipfile.ZipInfo) -> bool:
 # Verdicts
 
 
+def shared_bits(
+    inspector: Inspector, pictures: Mapping[str, Sample], category: str | None = None
+) -> dict[str, int]:
+    """Picture → how many bits its camera has, by the highest value of its set (`data.common_bits`): an MVTec
+    category, or all pictures without one. Without those that the model's categories tell, or that have 8.
+    """
+    sets: dict[str, list[str]] = {}
+    for name, sample in pictures.items():
+        if not may_be_deep(sample.image):
+            continue
+        known = _category_of(inspector, sample, category)
+        names = inspector.categories if known is None else (known,)
+        if any(inspector.bits(each, None) is None for each in names):
+            sets.setdefault(sample.category if sample.split else "", []).append(name)
+    found = {}
+    for names in sets.values():
+        if (bits := common_bits([pictures[name].image for name in names])) is not None:
+            found |= dict.fromkeys(names, bits)
+    return found
+
+
+def bits_in_words(shared: Mapping[str, int]) -> str:
+    """What a person must know of `shared_bits`; empty if there is nothing to say."""
+    found = sorted(set(shared.values()))
+    if not found or found == [16]:
+        return ""
+    listed = " or ".join(map(str, found))
+    return (
+        f"Pictures of more than 8 bits are read as {listed} bits, by the highest value among them: if your "
+        "camera has more, say how many (bits, --bits)."
+    )
+
+
+def _category_of(inspector: Inspector, sample: Sample, category: str | None) -> str | None:
+    return category or (sample.category if sample.split and sample.category in inspector.categories else None)
+
+
 def run(
-    inspector: Inspector, pictures: Mapping[str, Sample], category: str | None = None, **settings: Any
+    inspector: Inspector,
+    pictures: Mapping[str, Sample],
+    category: str | None = None,
+    shared: Mapping[str, int] | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[Row, Inspection | None]]:
     """Inspects one picture after the other; a Row as each is done, with its inspection for whoever draws.
 
     category: of all of them; None takes an MVTec folder's own where the model knows it, else recognises each.
-    settings go to `Inspector.inspect`. A picture that cannot be used is a row with the reason, and no
-    inspection. Raises ValueError for settings out of range.
+    shared: `shared_bits`. settings go to `Inspector.inspect`. A picture that cannot be used is a row with the
+    reason, and no inspection. Raises ValueError for settings out of range.
     """
     for name, sample in pictures.items():
-        known = sample.category if sample.split and sample.category in inspector.categories else None
+        known = _category_of(inspector, sample, category)
+        own = {"batch_bits": shared[name]} if shared and name in shared else {}
         try:
-            inspection = inspector.inspect(sample.image, category=category or known, **settings)
+            inspection = inspector.inspect(sample.image, category=known, **settings, **own)
             result = inspection.to_dict()
         except DataError as error:
             yield Row(name, sample, {}, str(error).replace(str(sample.image), name)), None
@@ -290,12 +334,13 @@ def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def csv_text(records: Iterable[Mapping[str, Any]]) -> str:
-    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number."""
+    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes as one text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({**record, "regions": len(record["regions"]) if "regions" in record else ""})
+        regions = len(record["regions"]) if "regions" in record else ""
+        writer.writerow({**record, "regions": regions, "notes": " ".join(record.get("notes", ()))})
     return text.getvalue()
 
 
@@ -337,7 +382,8 @@ def write_zip(
             np.save(data, reduced)
             archive.writestr(f"maps/{row.name}.npy", data.getvalue(), zipfile.ZIP_DEFLATED)
             try:
-                picture = shown(read_image(row.sample.image), reduced, inspector, row, OVERLAY_PIXELS)
+                image = read_image(row.sample.image, row.result["bits"])
+                picture = shown(image, reduced, inspector, row, OVERLAY_PIXELS)
             except DataError:
                 continue
             name = row.name if row.name.lower().endswith(".png") else f"{row.name}.png"

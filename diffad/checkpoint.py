@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from diffad.depth import DEPTHS
 from diffad.diffusion import Schedule
 from diffad.gaussian import PlaceGaussian, ResidualGaussian, from_steps, to_steps
 from diffad.pose import Upright
@@ -44,7 +45,8 @@ class Profile:
     gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. perceptual: that of
     what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. rehearsal: how
     well artificial defects on some of those were found, and the choices made by that (`profiles.rehearse`).
-    upright: how its parts are turned before they are looked at, None: they are seen as they lie.
+    upright: how its parts are turned before they are looked at, None: they are seen as they lie. bits: how
+    many the values of its pictures had that were no 8-bit files, None if there were none.
     """
 
     gaussian: PlaceGaussian
@@ -53,6 +55,7 @@ class Profile:
     calibration: Calibration
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     upright: Upright | None = None
+    bits: int | None = None
 
     def raw_maps(self, pixel: Tensor, residual: Tensor, size: int, timesteps: Sequence[int]) -> RawMaps:
         """Of `scoring.evidence`'s findings, by the distances of this category."""
@@ -132,6 +135,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "remembered": profile.calibration.remembered,
                 "rehearsal": dict(profile.rehearsal),
                 "upright": None if profile.upright is None else asdict(profile.upright),
+                "bits": profile.bits,
             }
             for name, profile in checkpoint.profiles.items()
         ],
@@ -189,6 +193,7 @@ def load(path: str | Path) -> Checkpoint:
                 calibration,
                 category["rehearsal"],
                 None if category["upright"] is None else Upright(**category["upright"]),
+                _depth(category.get("bits")),  # older files have none
             )
         return Checkpoint(
             config=config,
@@ -255,6 +260,12 @@ def _covariance(tensors: Mapping[str, Tensor], prefix: str) -> ResidualGaussian:
     kept = scale.shape[-1]
     triangle = _decoded(tensors[prefix + "codes"], (*scale.shape[:-1], kept * (kept - 1) // 2))
     return ResidualGaussian(tensors[prefix + "common"].float(), _unpack(triangle, kept, -1), scale, diagonal)
+
+
+def _depth(bits: int | None) -> int | None:
+    if bits not in (None, *DEPTHS):
+        raise ValueError(f"{bits} bits")
+    return bits
 
 
 def _pack(triangular: Tensor, offset: int = 0) -> Tensor:

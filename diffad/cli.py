@@ -140,6 +140,14 @@ def _tile(text: str) -> int | str | None:
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, whole or a side of at least 16 px") from None
 
 
+def _bits(text: str) -> int:
+    from diffad.depth import DEPTHS  # brings OpenCV
+
+    if text not in map(str, DEPTHS):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, DEPTHS))}")
+    return int(text)
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
@@ -188,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
                        "a picture is anomalous above this score (default: what 1%% of good parts exceed)")
     tile = option("--tile", "PX", _tile, "cut pictures into overlapping squares of that side, or inspect "
                   "them whole; auto: tiles if large pictures look like good parts only in pieces", "auto")
+    bits = option("--bits", "N", _bits, "bits that the camera has, of pictures in files of 16 (default: as "
+                  "in training, else what the highest value asks for)")
     repair = (
         option("--steps", "N", whole(1, 5000), "steps of a round, of which there are five at most; of a "
                "picture in tiles, of each of four tiles at most", 90),
@@ -208,6 +218,7 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
         option("--steps", "N", whole(0, 10**9), "train so many steps; 0 only learns the look of good parts"))
     add(own, data,
         ("--out", {"metavar": "FILE", "type": _path, "required": True, "help": "write *.safetensors"}),
+        flag("--skip-unreadable", "leave out pictures that cannot be read, and say which"),
         flag("--resume", "go on with an interrupted run; give the same options"),
         ("--from", {"dest": "start", "metavar": "CHECKPOINT", "type": _path, "help": "start from this one"}),
         option("--batch", "N", whole(1, 4096), "pictures a step", 16),
@@ -224,14 +235,14 @@ A folder is taken whole: a plain folder's pictures, or all pictures of an MVTec 
 categories if the model knows them.""")
     add(own, sources, *model, category, alpha, timesteps, seed,
         threshold, option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
-        tile,
+        tile, bits,
         option("--out", "DIR", _path, "write <name>_overlay.png, <name>_map.npy (float32), "
                                       "<name>_evidence.png, results.json and results.csv there"),
         flag("--report", "with --out: also <name>_report.html, a page to hand on, which prints on one A4"),
         flag("--fail-on-anomaly", "exit with 3 if any picture is anomalous"), as_json)
 
     own = command(reconstruct, "repair pictures step by step and write the animations")
-    add(own, sources, *model, category, alpha, seed, threshold, tile, *repair,
+    add(own, sources, *model, category, alpha, seed, threshold, tile, bits, *repair,
         flag("--stop-at-threshold", "stop as soon as the picture counts as good"),
         choice("--format", ("gif", "webp", "mp4"), "kind of animation"),
         option("--out", "DIR", _path, "write <name>_repair.gif and _repaired.png there", Path(".")), as_json)

@@ -73,7 +73,9 @@ def train(arguments: argparse.Namespace) -> int:
     with document(arguments.json) as put, training_bar() as progress:
         try:
             path = training.train(config, arguments.data, arguments.out, resume=arguments.resume,
-                                  start_from=arguments.start, device=arguments.device, progress=progress)
+                                  start_from=arguments.start, device=arguments.device, progress=progress,
+                                  skip_unreadable=arguments.skip_unreadable,
+                                  tell=say if first else lambda _: None)
         except KeyboardInterrupt:
             if training.state_file(arguments.out).exists():
                 say("to go on from here, give the same options and --resume")
@@ -103,9 +105,16 @@ def inspect(arguments: argparse.Namespace) -> int:
     records: list[dict[str, Any]] = []
     with document(arguments.json) as put, _results(arguments.out, records):
         options = ("timesteps", "alpha", "seed", "draws", "threshold", "tile")
-        rows = batch.run(
-            inspector, {str(sample.image): sample for sample in samples}, arguments.category,
-            **{option: getattr(arguments, option) for option in options})
+        settings = {option: getattr(arguments, option) for option in options}
+        pictures = {str(sample.image): sample for sample in samples}
+        shared = {}
+        if arguments.bits:
+            settings["bits"] = arguments.bits
+        else:
+            shared = batch.shared_bits(inspector, pictures, arguments.category)
+        if said := batch.bits_in_words(shared):
+            say(said)
+        rows = batch.run(inspector, pictures, arguments.category, shared, **settings)
         for name, (row, inspection) in tracked(zip(names, rows, strict=True), "inspecting", len(paths)):
             record = row.to_dict()
             if row.error:
@@ -127,6 +136,8 @@ def inspect(arguments: argparse.Namespace) -> int:
                 fits = "" if record.get("category_fits", True) else "?  fits no category"
                 tell(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
                      f"{regions}  {record['category']}{fits}  {row.name}", keep_on=arguments.out)
+                for note in record.get("notes", ()):
+                    tell(f"{'':9}  {note}", keep_on=arguments.out)
         put(records, f"wrote results to {arguments.out}" if arguments.out else None)
     if any("error" in record for record in records):
         return UNREADABLE
@@ -150,7 +161,8 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 repair = inspector.reconstruct(
                     path, category=arguments.category, stop_at_threshold=arguments.stop_at_threshold,
                     seed=arguments.seed, alpha=arguments.alpha, threshold=arguments.threshold,
-                    tile=arguments.tile, **_repair_options(arguments))
+                    tile=arguments.tile, **_repair_options(arguments),
+                    **({"bits": arguments.bits} if arguments.bits else {}))
             except DataError as error:
                 records.append(_unreadable(path, error))
                 continue
@@ -160,16 +172,19 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 bar.total = step.total + 1  # grows by a round
                 reel.add(step.image)
                 scores.append(step.score)
-                repaired, steps = step.image, step.index
+                repaired, steps, notes = step.image, step.index, step.notes
             seconds = time.perf_counter() - started
             animation(reel.frames, film)
             picture.write_bytes(png_bytes(repaired))
             records.append({
                 "path": str(path), "animation": str(film), "repaired": str(picture), "steps": steps,
-                "score_before": scores[0], "score_after": scores[-1], "seconds": seconds})
+                "score_before": scores[0], "score_after": scores[-1], "seconds": seconds,
+                "notes": list(notes)})
             if not arguments.json:
                 fall = f"score {scores[0]:.2f} → {scores[-1]:.2f}"
                 tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
+                for note in notes:
+                    tell(f"  {note}", keep_on=True)
         put(records)
     return UNREADABLE if any("error" in record for record in records) else FINISHED
 

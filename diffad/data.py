@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from diffad.depth import bits_for, deep_colours, to_8_bits, turned, white
+
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
@@ -23,6 +26,13 @@ IMAGE_SUFFIXES = frozenset(
 )
 MIN_SIDE = 16  # pixels; below this there is nothing to inspect
 MAX_PIXELS = 178_956_970  # where Pillow, too, calls a file a decompression bomb
+_FLAT = frozenset(".avif .bmp .gif .jfif .jpeg .jpg .tga .webp".split())  # never more than 8 bits in memory
+_HEADER = 26  # bytes of a PNG's, up to its colour type
+_NAMED = 20  # unusable files in one message, at most
+_LOOKED_AT = 256  # pictures of a batch that tell how many bits its camera has, at most
+
+# Pillow's remarks about large or damaged files are no news beside a DataError, or its absence.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 LAYOUT = (
     "expected an MVTec category (train/good, test/<defect>, ground_truth/<defect>), "
@@ -38,26 +48,112 @@ class DataError(ValueError):
 # Decoding
 
 
-def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """Decode a picture to uint8 RGB [H, W, 3]; the source is never modified and shares no memory.
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A picture as its file or array holds it, upright.
 
-    Files: whatever Pillow reads (not EPS), turned upright by EXIF, first frame of animations.
-    Pillow pictures: turned upright likewise, the current frame.
-    Arrays: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8, uint16 (0..65535) or float (0..1).
-    16-bit greys are divided by 257; transparent pixels lie over white.
+    values: uint8 [H, W, 3] if it is known what is white in it. Else numbers from 0 to 65535, [H, W] or, with
+    alpha last, [H, W, 3 or 4], of which only a guess can be made, or what is known of the camera.
+    """
+
+    values: np.ndarray
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is known what is white."""
+        return self.values.dtype == np.uint8
+
+    @cached_property
+    def highest(self) -> float:
+        """The highest value, alpha aside."""
+        return float((self.values[..., :3] if self.values.ndim == 3 else self.values).max())
+
+    def bits(self, wanted: int | None = None) -> int:
+        """How many the values have: as many as wanted, or the fewest of a camera (`depth.DEPTHS`) that hold
+        the highest if that are more or none are wanted. 8 of a plain picture.
+        """
+        return 8 if self.is_plain else max(wanted or 0, bits_for(self.highest))
+
+    @property
+    def own_bits(self) -> int | None:
+        """The fewest that hold the highest value; None of a plain picture."""
+        return None if self.is_plain else self.bits()
+
+    def image(self, bits: int | None = None) -> np.ndarray:
+        """uint8 RGB [H, W, 3], transparent pixels over white. bits: see `bits`."""
+        if self.is_plain:
+            return self.values
+        top = white(self.bits(bits))
+        if self.values.ndim == 2:
+            return _grey_to_rgb(to_8_bits(self.values, top))
+        colours = to_8_bits(self.values[..., :3], top)
+        if self.values.shape[2] == 3:
+            return colours
+        alpha = self.values[..., 3]
+        opaque = top if alpha.max() <= top else white(16)  # the camera's range, or the file's
+        if self.values.dtype.kind == "f" and alpha.max() <= 1:
+            opaque = 1
+        return _over_white(np.dstack([colours, to_8_bits(alpha, opaque)]))
+
+
+def read_image(source: str | Path | Image.Image | np.ndarray, bits: int | None = None) -> np.ndarray:
+    """`decode` a picture to uint8 RGB [H, W, 3] (`Decoded.image`)."""
+    return decode(source).image(bits)
+
+
+def decode(source: str | Path | Image.Image | np.ndarray) -> Decoded:
+    """Decode a picture; the source is never modified and shares no memory.
+
+    Files: whatever Pillow reads (not EPS), turned upright by EXIF, first frame of animations; 48-bit colours
+    with all their bits. Pillow pictures: turned upright likewise, the current frame.
+    Arrays: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8, other integers of up to 32 bits
+    (0..65535) or float: up to 1 they are 0..1, above like integers.
 
     Raises DataError for a missing, foreign, damaged or empty file, a side under 16 pixels, more than about
     179 million pixels, values out of range or not finite, and other array shapes or types.
     """
     if isinstance(source, np.ndarray):
-        return _array_to_rgb(source)
+        return _decoded_array(source)
     if isinstance(source, Image.Image):
-        return _picture_to_rgb(source, "this picture")
+        return _decoded_picture(source, "this picture")
     if isinstance(source, (str, Path)):
         with _open(Path(source)) as picture:
-            return _picture_to_rgb(picture, str(source))
+            return _decoded_picture(picture, str(source))
     given = "nothing" if source is None else f"a {type(source).__name__}"
     raise DataError(f"no picture to read: got {given}; give a file path, a Pillow picture or a numpy array")
+
+
+def common_bits(paths: Sequence[Path]) -> int | None:
+    """How many bits the camera of these pictures has, by the highest value of those whose files do not say it
+    (of more than 256 evenly chosen ones). None unless there are two: one alone says no more than itself.
+    """
+    some = paths[:: -(-len(paths) // _LOOKED_AT)] if paths else paths
+    with ThreadPoolExecutor(4) as pool:
+        found = [bits for bits in pool.map(_bits_of, some) if bits is not None]
+    return max(found) if len(found) > 1 else None
+
+
+def _bits_of(path: Path) -> int | None:
+    """None for a picture that is plain, or cannot be read: whoever judges it says so."""
+    try:
+        return decode(path).own_bits
+    except (DataError, MemoryError):
+        return None
+
+
+def may_be_deep(path: Path) -> bool:
+    """Whether a file holds more than 8 bits, by its header alone."""
+    suffix = path.suffix.lower()
+    if suffix in _FLAT:
+        return False
+    try:
+        if suffix == ".png":
+            with path.open("rb") as file:
+                return file.read(_HEADER)[24:25] == b"\x10"
+        with _open(path) as picture:
+            return picture.mode == "F" or picture.mode.startswith("I") or _has_deep_colours(picture)
+    except (DataError, OSError):
+        return False
 
 
 def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -119,60 +215,117 @@ def _load(picture: Image.Image, name: str) -> None:
         raise DataError(f"{name} is damaged or cut off: save or upload it again") from error
 
 
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata does not spoil the pixels
+        return 1
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(picture) if turned else picture  # the former copies in any case
-    except Exception:  # broken metadata does not spoil the pixels
+        if _orientation(picture) == 1:
+            return picture  # transposing copies in any case
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # broken metadata, again
         return picture.copy()
 
 
-def _picture_to_rgb(picture: Image.Image, name: str) -> np.ndarray:
+def _has_deep_colours(picture: Image.Image) -> bool:
+    """Whether Pillow would drop the low bytes of its colours. Of a picture that is not loaded yet."""
+    if picture.mode.startswith(("I", "F")) or not (tiles := getattr(picture, "tile", None)):
+        return False
+    arguments = tiles[0][3]
+    if tiles[0][0] in ("ppm", "ppm_plain"):
+        return arguments[1] == white(16)  # of other ranges Pillow makes 8 bits as it should
+    return ";16" in (arguments if isinstance(arguments, str) else str(arguments[0]))
+
+
+def _file_of(picture: Image.Image) -> bytes:
+    """What it is read from, whose place is kept."""
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    file = picture.fp.read()
+    picture.fp.seek(place)
+    return file
+
+
+def _white_of(picture: Image.Image) -> int | None:
+    """The highest value of a 16-bit grey, where the file says it. Of a picture that is not loaded yet."""
+    tiles = getattr(picture, "tile", None)
+    if not tiles:
+        return None
+    name, arguments = tiles[0][0], tiles[0][3]
+    if name in ("ppm", "ppm_plain") and arguments[1] < white(16):
+        return white(16)  # Pillow has scaled them
+    packed = isinstance(arguments, tuple) and "I;12" in map(str, arguments)
+    return white(12) if packed else None
+
+
+def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
     _check_size(picture.height, picture.width, name)
+    top, file = _white_of(picture), _file_of(picture) if _has_deep_colours(picture) else b""
     _load(picture, name)
+    if file and (colours := deep_colours(file)) is not None:
+        if picture.format != "TIFF":
+            colours = turned(colours, _orientation(picture))
+        return Decoded(np.ascontiguousarray(colours))
     upright = _upright(picture)
     mode = upright.mode
-    if mode == "I" or mode.startswith("I;16"):
-        values = np.asarray(upright)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{name} has grey values outside 0..65535: save it with 8 or 16 bits")
-        return _grey_to_rgb(_from_16_bit(values))
-    if mode == "F":
-        return _grey_to_rgb(_from_unit(np.asarray(upright), name))
+    if mode == "F" or mode == "I" or mode.startswith("I;16"):
+        return _decoded_numbers(np.array(upright), name, top)
     try:
         if upright.has_transparency_data:
             if mode == "La":
                 upright = upright.convert("LA")
-            return _over_white(np.asarray(upright.convert("RGBA")))
+            return Decoded(_over_white(np.asarray(upright.convert("RGBA"))))
         if mode == "LAB":
             upright = _lab_to_rgb(upright)
-        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        return Decoded(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")))
     except Exception as error:  # colour management has errors of its own
         raise DataError(
             f"{name} has colours of kind {mode} that cannot be converted: save it as RGB"
         ) from error
 
 
-def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+def _decoded_array(array: np.ndarray) -> Decoded:
     name = "this array"
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4):
         shape = " × ".join(str(n) for n in array.shape)
         raise DataError(f"an array of shape {shape or '()'} is no picture: give H × W or H × W × 3")
     _check_size(*array.shape[:2], name)
+    values = array.reshape(array.shape[:2]) if channels == 1 else array
     if array.dtype == bool:
-        values = array.astype(np.uint8) * 255
-    elif array.dtype == np.uint8:
-        values = array
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        values = _from_16_bit(array)
-    elif array.dtype.kind == "f":
-        values = _from_unit(array, name)
-    else:
-        raise DataError(f"an array of {array.dtype} is no picture: give uint8, uint16, bool or float 0..1")
-    if channels == 1:
-        return _grey_to_rgb(values.reshape(values.shape[:2]))
-    return np.array(values) if channels == 3 else _over_white(values)
+        values = values.astype(np.uint8) * 255
+    elif array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.dtype.itemsize in (2, 4)):
+        return _decoded_numbers(np.array(values), name)
+    elif array.dtype != np.uint8:
+        raise DataError(
+            f"an array of {array.dtype} is no picture: give uint8, uint16, int32, bool or float"
+        )
+    return Decoded(_plain_rgb(values))
+
+
+def _decoded_numbers(values: np.ndarray, name: str, top: int | None = None) -> Decoded:
+    """Of integers or floats, with what is white in them if the file says it."""
+    low, high = float(values.min()), float(values.max())  # NaN spreads to both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(f"{name} holds values that are not finite (NaN or infinity): replace them first")
+    is_float = values.dtype.kind == "f"
+    if low < (-1e-4 if is_float else 0) or high > white(16):  # room for rounding
+        kinds = "0..1 or 0..65535" if is_float else "0..65535"
+        raise DataError(f"{name} holds values from {low:.6g} to {high:.6g}: scale them to {kinds}")
+    if top is None and is_float and high <= 1 + 1e-4:
+        top = 1
+    return Decoded(values) if top is None else Decoded(_plain_rgb(to_8_bits(values, top)))
+
+
+def _plain_rgb(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3 or 4] → [H, W, 3] of its own memory."""
+    if values.ndim == 2:
+        return _grey_to_rgb(values)
+    return np.array(values) if values.shape[2] == 3 else _over_white(values)
 
 
 def _check_size(height: int, width: int, name: str) -> None:
@@ -189,30 +342,6 @@ def _too_large(name: str | Path) -> str:
 
 def _size_text(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} × {shape[0]} pixels"
-
-
-def _from_16_bit(values: np.ndarray) -> np.ndarray:
-    if values.max() < 1 << 12:
-        _warn_of_12_bits()  # to stretch it would make a dark picture of a bright part a bright one
-    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
-
-
-@cache
-def _warn_of_12_bits() -> None:
-    """Once is enough for a folder of them."""
-    log.warning(
-        "a 16-bit picture uses at most 12 of its bits and is seen nearly black; if your camera has 12 bits, "
-        "save its pictures multiplied by 16"
-    )
-
-
-def _from_unit(values: np.ndarray, name: str) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())  # NaN spreads to both
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise DataError(f"{name} holds values that are not finite (NaN or infinity): replace them first")
-    if low < -1e-4 or high > 1 + 1e-4:  # room for rounding
-        raise DataError(f"{name} holds float values from {low:.4g} to {high:.4g}: scale them to 0..1")
-    return np.rint(np.clip(values, 0, 1).astype(np.float32) * 255).astype(np.uint8)
 
 
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
@@ -447,16 +576,49 @@ def _thinned(some: list[Sample], limit: int | None) -> list[Sample]:
     return [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
 
 
-def check_readable(groups: Mapping[str, Sequence[Sample]]) -> None:
-    """Decode every picture and mask of samples by category once, so that a damaged one is known before the
-    work and not in its midst. Raises DataError for the first.
+def survey(groups: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, int | None], dict[Path, str]]:
+    """Decode every picture and mask of samples by category once: (how many bits each category's pictures
+    have by their highest value, None if all are 8-bit files; by picture why it or its mask cannot be used).
     """
+    samples = list(chain(*groups.values()))
     with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter's lock
-        checked = pool.map(
-            lambda sample: mask_of(sample, read_image(sample.image).shape[:2]), chain(*groups.values())
-        )
-        for _ in checked:
-            pass
+        found = dict(zip((sample.image for sample in samples), pool.map(_surveyed, samples)))
+    bits = {
+        name: max((found[sample.image][0] or 0 for sample in group), default=0) or None
+        for name, group in groups.items()
+    }
+    return bits, {path: wrong for path, (_, wrong) in found.items() if wrong}
+
+
+def _surveyed(sample: Sample) -> tuple[int | None, str]:
+    try:
+        decoded = decode(sample.image)
+        mask_of(sample, decoded.values.shape)
+    except DataError as error:
+        return None, str(error)
+    return decoded.own_bits, ""
+
+
+def check_readable(groups: Mapping[str, Sequence[Sample]]) -> dict[str, int | None]:
+    """`survey`'s bits by category. A picture or mask that cannot be used is known before the work and not in
+    its midst: raises DataError that names them all.
+    """
+    bits, unusable = survey(groups)
+    if unusable:
+        raise DataError(all_unusable(unusable.values(), "replace or remove them"))
+    return bits
+
+
+def all_unusable(reasons: Iterable[str], advice: str) -> str:
+    """One sentence of those about single files; of several without each one's own advice."""
+    every = list(reasons)
+    if len(every) == 1:
+        return every[0]
+    # what to do stands behind the last colon
+    named = [reason.rpartition(": ")[0] for reason in every[:_NAMED]]
+    more = len(every) - len(named)
+    rest = f"; and {more} more" if more else ""
+    return f"{len(every)} files cannot be used: {'; '.join(named)}{rest}: {advice}"
 
 
 def _samples(root: Path) -> Iterator[Sample]:

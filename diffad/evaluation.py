@@ -120,17 +120,18 @@ def evaluate(
     is not of its picture's size.
     """
     groups = _labelled(samples)
-    check_readable(groups)
+    found = check_readable(groups)
     total, done = len(seeds) * sum(map(len, groups.values())), 0
     result = {}
     for name, group in groups.items():
         profile = _profile(inspector, name, category)
+        bits = bits_to_read(inspector, profile, found[name])
         runs = []
         for seed in seeds:
             scored = []
             for sample in group:
                 settings = {"alpha": alpha, "timesteps": tuple(timesteps), "seed": seed}
-                scored.append(_score(inspector, sample, profile, settings))
+                scored.append(_score(inspector, sample, profile, settings, bits))
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -139,6 +140,8 @@ def evaluate(
                 pictures = [{"path": str(one.path), "defect": one.defect, "score": float(one.score),
                              "anomalous": bool(one.verdict)} for one in scored]
                 notes = _notes(inspector, name, profile, scored)
+                if bits is not None:
+                    notes.append(_bits_in_words(bits, found[name]))
             del scored  # the maps
         result[name] = _over_seeds(runs) | {
             "setting": {"model": getattr(inspector, "name", ""), "profile": profile or "recognised",
@@ -194,18 +197,19 @@ def evaluate_repair(
     chosen = {name: _spread([s for s in group if not s.is_anomalous], limit)
               + _spread([s for s in group if s.is_anomalous and s.mask is not None], limit)
               for name, group in groups.items()}
-    check_readable(chosen)
+    found = check_readable(chosen)
     total = sum(len(group) for group in chosen.values())
     shared = {key: options[key] for key in ("alpha", "seed", "threshold") if key in options}
     result, done = {}, 0
     for name, group in chosen.items():
         profile = _profile(inspector, name, category)
+        bits = bits_to_read(inspector, profile, found[name])
         falls, outside, similar, distant, before_good, after_good = ([] for _ in range(6))
         good, good_distant, per_step, steps = ([] for _ in range(4))
         shown = _spread([s for s in group if s.is_anomalous], SHOWN_REPAIRS) if show else []
         repairs = []
         for sample in group:
-            image = read_image(sample.image)
+            image = read_image(sample.image, bits)
             before = inspector.inspect(image, category=profile, **shared)
             started = time.perf_counter()
             (last,) = deque(inspector.reconstruct(image, category=before.category, **options), maxlen=1)
@@ -463,8 +467,22 @@ def _over_seeds(runs: Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]) ->
     return {**values, "intervals": intervals, "std": spread}
 
 
-def _score(inspector: Any, sample: Sample, profile: str | None, settings: dict[str, Any]) -> Scored:
-    image = read_image(sample.image)
+def bits_to_read(inspector: Any, profile: str | None, found: int | None) -> int | None:
+    """How many bits pictures have that are judged with a profile (None: the recognised category's).
+    found: by their own values, None if all are 8-bit files (`data.check_readable`).
+    """
+    return None if found is None else inspector.bits(profile, found)
+
+
+def _bits_in_words(bits: int, highest: int) -> str:
+    beyond = f", those with higher values as up to {highest}" if highest > bits else ""
+    return f"Pictures of more than 8 bits were read as {bits} bits{beyond}."
+
+
+def _score(
+    inspector: Any, sample: Sample, profile: str | None, settings: dict[str, Any], bits: int | None
+) -> Scored:
+    image = read_image(sample.image, bits)
     inspection = inspector.inspect(image, **settings)
     recognised = inspection.category
     if profile not in (None, recognised):  # recognised as something else than it is

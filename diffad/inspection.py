@@ -35,7 +35,8 @@ class Inspection:
     geometry.
 
     image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
-    category at all. seconds: what the inspection took, network included.
+    category at all. seconds: what the inspection took, network included. bits: how many the picture's values
+    were taken to have, 8 of an 8-bit file. notes: sentences that a person must see beside the verdict.
     """
 
     image: np.ndarray
@@ -50,6 +51,8 @@ class Inspection:
     _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
+    bits: int = 8
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         verdict = "anomalous" if self.is_anomalous else "good"
@@ -234,7 +237,9 @@ class Inspection:
             "timesteps": list(self.timesteps),
             "seed": self.seed,
             "tile": self.tile,
+            "bits": self.bits,
             "seconds": self.seconds,
+            "notes": list(self.notes),
         }
 
 
@@ -265,7 +270,7 @@ class RepairStep:
     in between. mahalanobis: mean squared Mahalanobis distance per dimension, where the repair acts, from the
     features that the network expects; by the method as printed from those of good parts (12).
     anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one, which is the
-    best that was measured if the repair is weighed by the map.
+    best that was measured if the repair is weighed by the map. notes: the inspection's.
     """
 
     index: int
@@ -275,6 +280,7 @@ class RepairStep:
     mahalanobis: float
     anomaly_map: np.ndarray | None
     done: bool
+    notes: tuple[str, ...] = ()
 
 
 def smallest_region(side: int) -> float:

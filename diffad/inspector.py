@@ -20,7 +20,8 @@ from torch import Tensor
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import MIN_SIDE, DataError, read_image, resize_maps, to_square
+from diffad.data import MIN_SIDE, DataError, Decoded, decode, read_image, resize_maps, to_square
+from diffad.depth import DEPTHS
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.inspection import (
@@ -162,6 +163,8 @@ class Inspector:
         threshold: float | None = None,
         tile: int | Literal["auto"] | None = "auto",
         progress: Callable[[int, int], None] | None = None,
+        bits: int | None = None,
+        batch_bits: int | None = None,
     ) -> Inspection:
         """Inspect one picture: a path, Pillow picture or array of any size.
 
@@ -175,6 +178,11 @@ class Inspector:
         of good parts and the whole picture's are not. progress: called with the tiles done and their number;
         what it raises ends the inspection.
 
+        bits: how many the camera has (8, 10, 12, 14, 16), whose pictures lie in files of more than 8. None
+        takes those of the category's training pictures; where those were 8-bit files, `batch_bits`, those of
+        the batch that this picture belongs to (`data.common_bits`); else what its own highest value asks for.
+        A value that is beyond all that counts: see the result's `bits` and `notes`.
+
         Same arguments, same result. Raises DataError for a picture that cannot be read or is too large for
         such small tiles, ValueError for settings out of range.
         """
@@ -186,9 +194,13 @@ class Inspector:
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
             raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
         threshold = threshold if threshold is None else checked_threshold(threshold)
+        for each in (bits, batch_bits):
+            if each not in (None, *DEPTHS):
+                raise ValueError(f"bits are one of {', '.join(map(str, DEPTHS))}, not {each!r}")
         begun = time.perf_counter()
-        pixels = read_image(image)
-        look = self._look(pixels, category if category is None else self._known(category), tile)
+        decoded = decode(image)
+        names = self.categories if category is None else (self._known(category),)
+        look, pixels, used = self._look_for_bits(decoded, names, tile, bits, batch_bits)
         maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress)
         inspection = Inspection(
             image=pixels,
@@ -203,6 +215,8 @@ class Inspector:
             _tiling=look.tiling,
             _calibration=self.profiles[look.category].calibration,
             seconds=0.0,
+            bits=used,
+            notes=self._notes(decoded, used, look.category, bits, batch_bits),
         )
         threshold = inspection.threshold_at() if threshold is None else threshold
         return replace(inspection, threshold=threshold, seconds=time.perf_counter() - begun)
@@ -223,10 +237,53 @@ class Inspector:
         turn = None if upright is None else upright.turn(to_square(image, self.size)[0])
         return Tiling.whole(*image.shape[:2], self.size, turn)
 
-    def _look(self, image: np.ndarray, category: str | None, tile: int | Literal["auto"] | None) -> _Look:
-        """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
+    def bits(self, category: str | None, found: int | None) -> int | None:
+        """How many bits a category's camera has: those of its training pictures; if they were 8-bit files, or
+        the category is not known, those `found` in a set of pictures.
+        """
+        profile = self.profiles.get(category or "")
+        return found if profile is None else profile.bits or found
+
+    def _look_for_bits(
+        self,
+        decoded: Decoded,
+        names: Sequence[str],
+        tile: int | Literal["auto"] | None,
+        bits: int | None,
+        batch_bits: int | None,
+    ) -> tuple[_Look, np.ndarray, int]:
+        """Look at the picture with the bits of each category's camera: the best look, its image and bits."""
+        by_bits: dict[int, list[str]] = {}
+        for name in names:
+            used = decoded.bits(bits or self.bits(name, batch_bits))
+            by_bits.setdefault(used, []).append(name)
+        looks = []
+        for used, some in by_bits.items():
+            image = decoded.image(used)
+            looks.append((self._look(image, some, tile), image, used))
+        return max(looks, key=lambda each: each[0].likelihood)
+
+    def _notes(
+        self, decoded: Decoded, used: int, category: str, bits: int | None, batch_bits: int | None
+    ) -> tuple[str, ...]:
+        """What must be said of how a picture's values were read."""
+        expected = bits or self.bits(category, batch_bits)
+        if decoded.is_plain or used == (expected or DEPTHS[-1]):
+            return ()
+        value = f"its highest value is {decoded.highest:.6g}"
+        if expected is None:
+            return (
+                f"Read as {used} bits, since {value}: if your camera has more, inspect the picture in a "
+                "batch with brighter ones, or say how many (bits, --bits).",
+            )
+        whose = f"the {expected} bits expected"
+        if not bits and self.profiles[category].bits:
+            whose = f"the {expected} bits of the pictures that {category} was trained on"
+        return (f"Read as {used} bits, since {value}, beyond {whose}: it looks darker than those.",)
+
+    def _look(self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None) -> _Look:
+        """Choose the tiling, and the category among several, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
-        names = self.categories if category is None else (category,)
         if isinstance(tile, int) and tile < max(height, width):
             return self._look_at(image, names, Tiling.squares(height, width, self.size, tile))
         whole = self._look_at_whole(image, names)
@@ -335,6 +392,7 @@ class Inspector:
         alpha: float = 0.5,
         threshold: float | None = None,
         tile: int | Literal["auto"] | None = "auto",
+        bits: int | None = None,
     ) -> Iterator[RepairStep]:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
@@ -349,7 +407,7 @@ class Inspector:
         it stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
         than it was.
 
-        tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
+        tile, bits: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
         repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
         highest at most ("paper": the highest alone). Raises DataError, ValueError before the first step.
         """
@@ -366,7 +424,9 @@ class Inspector:
             raise ValueError(
                 "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
             )
-        first = self.inspect(image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile)
+        first = self.inspect(
+            image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile, bits=bits
+        )
         options = {
             "steps": steps, "denoise_every": denoise_every, "step_size": step_size, "timestep": timestep
         }  # fmt: skip
@@ -403,7 +463,7 @@ class Inspector:
                 )  # fmt: skip
                 before = next(walk).mahalanobis
             if not index:
-                yield RepairStep(0, total, picture, score, before, first.anomaly_map, done)
+                yield RepairStep(0, total, picture, score, before, first.anomaly_map, done, first.notes)
                 if done:
                     return
             there, untouched = picture[tile.box], fused[tile.cells]
@@ -442,7 +502,9 @@ class Inspector:
                     filling = first.tile is not None or not vain
                     total += 0 if done else steps
                     x_start = self._square(tiling, picture, tile)
-                yield RepairStep(index, total, image, score, repair.mahalanobis, anomaly_map, done)
+                yield RepairStep(
+                    index, total, image, score, repair.mahalanobis, anomaly_map, done, first.notes
+                )
                 if done:
                     return
 

@@ -109,7 +109,8 @@ def compare(
             import anomalib.models  # noqa: F401 - takes seconds, before any clock runs
     groups = labelled(samples, limit)
     inspector.check_knows(groups)
-    check_readable(groups)
+    normal = {name: _normal(samples, name) if peers else [] for name in groups}
+    found = check_readable({name: [*group, *normal[name]] for name, group in groups.items()})
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
         "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
@@ -121,7 +122,8 @@ def compare(
     total, done = len(methods) * sum(map(len, groups.values())), 0
     categories, pictures, notes = {}, {}, []
     for category, group in groups.items():
-        squares = _normal_squares(samples, category, inspector.size) if peers else torch.empty(0)
+        bits = inspector.bits(category, found[category])
+        squares = _normal_squares(normal[category], inspector.size, bits) if peers else torch.empty(0)
         categories[category] = {}
         for title, fit in methods.items():
             with torch.random.fork_rng():
@@ -136,7 +138,7 @@ def compare(
                 seconds = None if trained is None else 60.0 * trained
             scored = []
             for sample in group:
-                scored.append(_scored(sample, fitted.judge, inspector.size))
+                scored.append(_scored(sample, fitted.judge, inspector.size, bits))
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -406,16 +408,21 @@ def _judge(model: nn.Module, extractor: FeatureExtractor, size: int) -> Judge:
 # Pictures and measures
 
 
-def _normal_squares(samples: Sequence[Sample], category: str, size: int) -> Tensor:
-    """All normal training pictures of a category, uint8 [n, 3, size, size]."""
-    paths = [s.image for s in samples if s.category == category and s.split == "train"]
-    if not paths:
+def _normal(samples: Sequence[Sample], category: str) -> list[Sample]:
+    """All normal training pictures of a category."""
+    some = [sample for sample in samples if sample.category == category and sample.split == "train"]
+    if not some:
         raise DataError(f"{category} has no train/good to learn from: add it, or compare with --peers none")
-    return torch.stack([to_uint8(to_square(read_image(path), size)[0]) for path in paths])
+    return some
 
 
-def _scored(sample: Sample, judge: Judge, size: int) -> Scored:
-    image = read_image(sample.image)
+def _normal_squares(samples: Sequence[Sample], size: int, bits: int | None) -> Tensor:
+    """uint8 [n, 3, size, size]."""
+    return torch.stack([to_uint8(to_square(read_image(s.image, bits), size)[0]) for s in samples])
+
+
+def _scored(sample: Sample, judge: Judge, size: int, bits: int | None) -> Scored:
+    image = read_image(sample.image, bits)
     started = time.perf_counter()
     score, anomaly_map = judge(image)
     seconds = time.perf_counter() - started

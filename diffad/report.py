@@ -62,18 +62,10 @@ def report(
     word, mark = ("Anomalous", "✕") if bad else ("Good", "✓")
     category = _category(inspection)
     date = f"{now.day} {now:%B %Y, %H:%M}"
-    note = ""
-    if not inspection.category_fits:
-        strange = (
-            "Unlike any good part of this model: another kind of part, or badly damaged."
-            if inspection.recognised
-            else f"Unlike a good {escape(inspection.category)}: is the category right?"
-        )
-        note = f'<p class="note">{strange}</p>'
     values = {
         "title": f"Inspection report: {escape(name)}", "name": escape(name), "date": date,
         "category": category, "kind": "bad" if bad else "good", "word": word, "mark": mark,
-        "sentence": _sentence(inspection), "note": note,
+        "sentence": _sentence(inspection), "note": _notes(inspection),
         "score": number(inspection.score), "threshold": number(inspection.threshold),
         "figures": _figures(inspection, inspector, repaired, repaired_score, opacity, colormap),
         "regions": _regions(inspection), "histogram": _histogram(inspection),
@@ -98,6 +90,19 @@ def _sentence(inspection: Inspection) -> str:
         f"Differs from good {category} parts{places}: {reached} would score as high. "
         f"The threshold is one that {limit} would exceed."
     )
+
+
+def _notes(inspection: Inspection) -> str:
+    """What else must be known: a part that the verdict is not about, then the inspection's own notes."""
+    notes = list(inspection.notes)
+    if not inspection.category_fits:
+        notes.insert(
+            0,
+            "Unlike any good part of this model: another kind of part, or badly damaged."
+            if inspection.recognised
+            else f"Unlike a good {inspection.category}: is the category right?",
+        )
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
 def _category(inspection: Inspection) -> str:

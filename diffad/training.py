@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, find_all, read_image, to_float, to_uint8
+from diffad.data import DataError, Sample, all_unusable, find_all, read_image, survey, to_float, to_uint8
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
@@ -115,6 +115,8 @@ def train(
     device: str = "auto",
     progress: Callable[[dict], None] | None = None,
     save_every: float = 60,
+    skip_unreadable: bool = False,
+    tell: Callable[[str], None] = log.info,
 ) -> Path:
     """Train on the normal pictures of `sources` and write the checkpoint `out`; returns its path.
 
@@ -122,7 +124,9 @@ def train(
     <stem>.resume.safetensors, written every `save_every` seconds and at an interruption, from which
     `resume=True` goes on. start_from: checkpoint whose network and feature standardisation are the start; its
     profiles are kept only if the network does not change (0 steps). progress: called with {step, seconds,
-    eta, done, loss, …} after every step. Under torchrun every process trains and the first one writes.
+    eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
+    about the pictures before anything is learned: which are left out, and how many bits those of a category
+    have. Under torchrun every process trains and the first one writes.
     Raises DataError, CheckpointError.
     """
     out = Path(out)
@@ -138,8 +142,8 @@ def train(
             config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
-    paths = normal_paths(sources)
-    pictures, inside, uprights = load_normal(paths, config.unet.size)
+    paths, bits = _readable(normal_paths(sources), skip_unreadable, tell)
+    pictures, inside, uprights = load_normal(paths, config.unet.size, bits)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
@@ -162,8 +166,9 @@ def train(
             scores = profile.calibration.good_scores()
             odd = {paths[name][order[i]].name: float(scores[i]) for i in unusual(scores).nonzero()[0]}
             profiles[name] = replace(
-                profile, rehearsal=profile.rehearsal | {"unusual": odd}, upright=uprights[name]
-            )
+                profile, rehearsal=profile.rehearsal | {"unusual": odd}, upright=uprights[name],
+                bits=bits[name],
+            )  # fmt: skip
         known = base.provenance if base else {}
         kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
         licences = dict.fromkeys(filter(None, (config.licence, known.get("licence"))))
@@ -296,35 +301,63 @@ def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
             "no normal training pictures found: expected <category>/train/good or a folder of pictures"
         )
     for category, paths in found.items():
-        if len(paths) < 8:
-            raise DataError(
-                f"{category} has {len(paths)} normal pictures; at least 8 are needed, 30 or more are better"
-            )
+        _check_enough(category, paths)
     return dict(sorted(found.items()))
 
 
+def _check_enough(category: str, paths: Sequence[Path]) -> None:
+    if len(paths) < 8:
+        raise DataError(
+            f"{category} has {len(paths)} normal pictures; at least 8 are needed, 30 or more are better"
+        )
+
+
+def _readable(
+    paths: Mapping[str, Sequence[Path]], skip: bool, tell: Callable[[str], None]
+) -> tuple[dict[str, list[Path]], dict[str, int | None]]:
+    """Those that can be read, and `survey`'s bits. Raises DataError that names the others, unless they are to
+    be skipped and enough are left.
+    """
+    bits, unusable = survey({name: [Sample(path, name) for path in some] for name, some in paths.items()})
+    if unusable and not skip:
+        advice = "replace them, or leave them out with --skip-unreadable"
+        raise DataError(all_unusable(unusable.values(), advice))
+    for reason in unusable.values():
+        tell(f"left out: {reason}")
+    kept = {name: [path for path in some if path not in unusable] for name, some in paths.items()}
+    for name, some in kept.items():
+        _check_enough(name, some)
+        if bits[name] is not None:
+            tell(f"{name}: {bits[name]}-bit pictures")
+    return kept, bits
+
+
 def load_normal(
-    paths: Mapping[str, Sequence[Path]], size: int
+    paths: Mapping[str, Sequence[Path]], size: int, bits: Mapping[str, int | None] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Upright | None]]:
     """`normal_paths`' pictures, uint8 [n, 3, size, size], where each lies in the model's square, not its
-    padding, bool [n, size, size], and how they are turned upright if their parts lie at any angle. Raises
-    DataError for one that cannot be read.
+    padding, bool [n, size, size], and how they are turned upright if their parts lie at any angle. bits: by
+    category, as `data.read_image` takes them. Raises DataError for one that cannot be read.
     """
     pictures, inside, uprights = {}, {}, {}
     for category, some in paths.items():
+        depth = (bits or {}).get(category)
         pictures[category] = torch.empty(len(some), 3, size, size, dtype=torch.uint8)
         inside[category] = torch.empty(len(some), size, size, dtype=torch.bool)
         for picture, there, path in zip(pictures[category], inside[category], some):
-            _read_into(picture, there, path)
+            _read_into(picture, there, path, depth)
         uprights[category] = upright = Upright.fit(pictures[category])
         if upright is not None:
             for picture, there, path in zip(pictures[category], inside[category], some):
-                _read_into(picture, there, path, upright.turn(to_float(picture, picture.device)))
+                turn = upright.turn(to_float(picture, picture.device))
+                _read_into(picture, there, path, depth, turn)
     return pictures, inside, uprights
 
 
-def _read_into(picture: Tensor, inside: Tensor, path: Path, turn: Turn | None = None) -> None:
-    image = read_image(path)
+def _read_into(
+    picture: Tensor, inside: Tensor, path: Path, bits: int | None, turn: Turn | None = None
+) -> None:
+    image = read_image(path, bits)
     tiling = Tiling.whole(*image.shape[:2], picture.shape[-1], turn)
     (tile,) = tiling.tiles
     picture.copy_(to_uint8(tiling.square(image, tile)))

@@ -43,7 +43,8 @@ class Toy:
         found = find_regions(red, threshold, smallest) if score > threshold else ()
         result = {
             "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,
-            "is_anomalous": score > threshold, "seconds": 0.1, "tile": None, "regions": [
+            "is_anomalous": score > threshold, "seconds": 0.1, "tile": None, "bits": 8, "notes": [],
+            "regions": [
                 {"box": list(r.box), "area": r.area, "peak": r.peak, "mean": r.mean} for r in found
             ],
         }  # fmt: skip

@@ -9,9 +9,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import at_rest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from diffad.inspector import Inspector
@@ -84,6 +86,40 @@ def downloaded(page: Page, kind: str, folder: Path) -> Path:
     path = folder / waiting.value.suggested_filename
     waiting.value.save_as(path)
     return path
+
+
+def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: Path):
+    part = np.asarray(Image.open(SAMPLES / "gear_good.png").convert("L")).astype(np.uint16)
+    for name, factor in (("bright", 16), ("dark", 3)):
+        Image.fromarray(part * np.uint16(factor)).save(tmp_path / f"{name}.png")
+    names = ["bright.png", "dark.png"]
+    page.locator("#batch-files input[type=file]").set_input_files([tmp_path / name for name in names])
+    finish(page)
+    expect(page.locator(".batch-note")).to_have_text(re.compile("are read as 12 bits"))
+    expect(page.locator("td.name small.noted")).to_have_count(0)
+    there = {row["name"]: row["score"] for row in state(page)["rows"]}
+    page.locator("tr[data-index]", has_text="dark.png").click()  # opens it in Inspect, still as 12 bits
+    page.wait_for_function("() => diffad.state().part?.name === 'dark'")
+    score = float(page.locator("#verdict .verdict-slot").get_attribute("data-score"))
+    assert score == pytest.approx(there["dark.png"], abs=1e-3)
+    expect(page.locator("#verdict .note", has_text="Read as")).to_have_count(0)
+
+
+def test_a_row_with_a_note_is_marked_and_found(page: Page, tmp_path: Path):
+    part = np.asarray(Image.open(SAMPLES / "gear_good.png").convert("L")).astype(np.uint16)
+    Image.fromarray(part * np.uint16(16)).save(tmp_path / "deep.png")  # one alone is no set
+    files = [tmp_path / "deep.png", SAMPLES / "gear_good.png"]
+    page.locator("#batch-files input[type=file]").set_input_files(files)
+    finish(page)
+    expect(page.locator(".batch-note")).to_be_hidden()
+    expect(page.locator(".batch-summary .facts")).to_contain_text("1 with a note")
+    marked = page.locator("td.name small.noted")
+    expect(marked).to_have_text(re.compile("Read as 12 bits"))
+    expect(marked).to_have_attribute("title", re.compile("Read as 12 bits"))
+    page.locator(".filters [data-key=noted]").click()
+    expect(page.locator("tbody tr[data-index]")).to_have_count(1)
+    (row,) = csv.DictReader(downloaded(page, "csv", tmp_path).read_text().splitlines()[:2])
+    assert row["bits"] == "12" and "Read as 12 bits" in row["notes"]
 
 
 def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from diffad.batch import json_text
 from diffad.cli import main
 from diffad.data import Geometry, read_image
 from diffad.inspector import Inspector
+from diffad.synthetic import make_part
 
 COMMANDS = (
     "train", "inspect", "reconstruct", "evaluate", "ablate", "compare", "benchmark", "samples", "serve",
@@ -38,6 +40,7 @@ def only_error(capsys) -> str:
 class Toy:
     name, categories, size, parameters, provenance = "toy", ("nut", "ring"), 32, 1, {"licence": "none"}
     score_override: float | None = None
+    notes: tuple[str, ...] = ()
 
     check_knows = Inspector.check_knows
 
@@ -64,7 +67,7 @@ class Toy:
         regions = [{"box": [1, 2, 3, 4], "area": 12, "peak": 5.0, "mean": 4.0}] if score > limit else []
         result = {
             "category": category or "nut", "score": score, "threshold": limit, "is_anomalous": score > limit,
-            "regions": regions, "seconds": 0.1}
+            "regions": regions, "seconds": 0.1, "bits": 8, "notes": list(self.notes)}
         maps = dict.fromkeys(timesteps, heat)
         return SimpleNamespace(
             **result, image=pixels, anomaly_map=heat, square_map=square, pixel_maps=maps, feature_maps=maps,
@@ -73,7 +76,8 @@ class Toy:
     def reconstruct(self, image, steps=100, **options):
         self.calls.append({"steps": steps, **options})
         pixels = read_image(image)
-        return (SimpleNamespace(index=i, total=steps, image=pixels // (i + 1), score=9.0 - i, done=i == steps)
+        return (SimpleNamespace(index=i, total=steps, image=pixels // (i + 1), score=9.0 - i, done=i == steps,
+                                notes=self.notes)
                 for i in range(steps + 1))
 
 
@@ -247,6 +251,29 @@ def test_what_fits_no_category_is_said(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(toy, "inspect", stranger)
     assert main(["inspect", str(picture(tmp_path / "a.png", red=50))]) == 0
     assert "nut?  fits no category" in capsys.readouterr().out
+
+
+def test_notes_stand_beside_the_verdict_in_every_form(toy, tmp_path, capsys):
+    toy.notes = "It is dark.", "It is read, as 12 bits."
+    source, out = str(picture(tmp_path / "a.png", red=50)), tmp_path / "out"
+    assert main(["inspect", source, "--out", str(out)]) == 0
+    verdict, *notes = capsys.readouterr().out.splitlines()[:3]
+    assert "a.png" in verdict and [note.strip() for note in notes] == list(toy.notes)
+    assert json.loads((out / "results.json").read_text())[0]["notes"] == list(toy.notes)
+    (row,) = csv.DictReader((out / "results.csv").read_text().splitlines())
+    assert row["notes"] == " ".join(toy.notes) and row["bits"] == "8"
+    assert main(["inspect", source, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["notes"] == list(toy.notes)
+    assert main(["reconstruct", source, "--steps", "1", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(note in out for note in toy.notes)
+    assert main(["reconstruct", source, "--steps", "1", "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["notes"] == list(toy.notes)
+
+
+def test_bits_are_those_of_a_camera(toy, tmp_path, capsys):
+    assert main(["inspect", str(picture(tmp_path / "a.png")), "--bits", "11"]) == 2
+    assert "'11' is none of 8, 10, 12, 14, 16" in only_error(capsys)
 
 
 def test_what_was_judged_before_an_interruption_is_kept(toy, tmp_path, capsys, monkeypatch):
@@ -521,6 +548,60 @@ def test_train_refuses(workshop, tmp_path, capsys):
         assert not out and all(line.startswith("diffad: ") for line in err.splitlines()), argv
         assert hint in err.splitlines()[-1], argv
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Ten good parts of a camera of 12 bits, and two files that are no pictures."""
+    folder = tmp_path_factory.mktemp("bracket")
+    for seed in range(10):
+        part = make_part("leather", seed, size=64).image.mean(axis=-1)
+        Image.fromarray((16 * part).astype(np.uint16)).save(folder / f"{seed}.png")
+    (folder / "cut.png").write_bytes(b"no picture")
+    (folder / "empty.tif").touch()
+    return folder
+
+
+def test_train_names_all_unreadable_pictures_or_leaves_them_out(workshop, deep, tmp_path, capsys):
+    out = ["--from", str(workshop / "tiny.safetensors"), "--out", str(tmp_path / "m.safetensors")]
+    argv = ["train", str(deep), "--steps", "0", *out]
+    assert main(argv) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "2 files cannot be used" in said and "cut.png" in said and "empty.tif" in said
+    assert "--skip-unreadable" in said and not list(tmp_path.iterdir())
+    assert main([*argv, "--skip-unreadable"]) == 0
+    said = capsys.readouterr().err
+    assert "left out: " in said and "cut.png" in said and "empty.tif" in said
+    assert f"{deep.name}: 12-bit pictures" in said
+    assert checkpoint.load(tmp_path / "m.safetensors").profiles[deep.name].bits == 12
+
+
+def test_a_dark_picture_is_read_as_the_category_was_trained(workshop, deep, tmp_path, capsys):
+    tiny, model = checkpoint.load(workshop / "tiny.safetensors"), tmp_path / "m.safetensors"
+    bracket = replace(tiny.profiles["leather"], bits=12)
+    checkpoint.save(model, replace(tiny, profiles={**tiny.profiles, "bracket": bracket}))
+    part = np.asarray(Image.open(deep / "0.png"))
+    Image.fromarray(part // 4).save(tmp_path / "dark.png")
+    Image.fromarray(part * 4).save(tmp_path / "beyond.png")
+    capsys.readouterr()
+
+    def inspected(name: str, *options: str) -> dict:
+        assert main(["inspect", str(tmp_path / name), "--checkpoint", str(model), *options, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)[0]
+
+    dark = inspected("dark.png", "--category", "bracket")
+    assert (dark["bits"], dark["notes"]) == (12, [])
+    beyond = inspected("beyond.png", "--category", "bracket")
+    assert beyond["bits"] == 14 and "bracket" in beyond["notes"][0]
+    guessed = inspected("dark.png", "--category", "leather")  # which was trained on 8-bit files
+    assert guessed["bits"] == 10 and "Read as 10 bits" in guessed["notes"][0]
+    told = inspected("dark.png", "--category", "leather", "--bits", "12")
+    assert (told["bits"], told["notes"]) == (12, [])
+    both = [str(tmp_path / name) for name in ("dark.png", "beyond.png")]
+    assert main(["inspect", *both, "--checkpoint", str(model), "--category", "leather", "--json"]) == 0
+    out, said = capsys.readouterr()
+    assert [record["bits"] for record in json.loads(out)] == [14, 14]
+    assert "are read as 14 bits" in said and "--bits" in said
 
 
 def test_train_leaves_a_log_and_a_model_that_says_where_it_comes_from(workshop):

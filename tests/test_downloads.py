@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def test_report_says_what_was_found(inspection, inspector):
     assert "$" not in re.sub(r"base64,[^\"]+", "", page)  # no placeholder is left
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing outside itself
     assert ">Good<" in report(inspector.inspect(SAMPLES / "chip_good.png"), inspector, "chip")
+
+
+def test_notes_stand_in_the_report_and_the_summary(inspection, inspector):
+    noted = replace(inspection, notes=("Read as <12> bits.", "It is dark."), category_fits=False)
+    page = report(noted, inspector, "part")
+    assert page.count('<p class="note">') == 3 and "It is dark." in page
+    assert "Read as &lt;12&gt; bits." in page
+    assert downloads.summary(noted, inspector, "part")["notes"] == ["Read as <12> bits.", "It is dark."]
 
 
 @pytest.mark.parametrize("shape", ["square", "wide", "tall", "many levels"])

@@ -111,6 +111,26 @@ def parts(tmp_path):
     ]
 
 
+def test_deep_pictures_are_measured_as_their_8_bits(parts):
+    inspector = ToyInspector()
+    usual = evaluate(inspector, parts), evaluate_repair(inspector, parts)
+    for path in {sample.image for sample in parts}:
+        cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 16)
+    asked = []
+    inspector.bits = lambda profile, found: asked.append((profile, found)) or found
+    deep = evaluate(inspector, parts), evaluate_repair(inspector, parts)
+    assert set(asked) == {("nut", 12), ("ring", 12)}
+    for name in ("nut", "ring"):
+        assert deep[0][name]["image_auroc"] == usual[0][name]["image_auroc"]
+        assert deep[1][name]["fall_median"] == pytest.approx(usual[1][name]["fall_median"], abs=0.02)
+        scores = [[one["score"] for one in result[name]["pictures"]] for result in (deep[0], usual[0])]
+        assert scores[0] == pytest.approx(scores[1], abs=0.11)  # a grey value is 0.1
+        assert "Pictures of more than 8 bits were read as 12 bits." in deep[0][name]["notes"]
+    inspector.bits = lambda profile, found: 10
+    noted = evaluate(inspector, parts)["nut"]["notes"]
+    assert any("as 10 bits, those with higher values as up to 12." in note for note in noted)
+
+
 def test_evaluate(parts):
     calls = []
     inspector = ToyInspector()

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -95,6 +96,27 @@ def test_batch_answers_for_every_picture_and_a_broken_one_is_an_entry(client: Cl
     assert bad["is_anomalous"] and not good["is_anomalous"]
     assert set(error) == {"name", "error"}
     assert error["error"].startswith("broken.png is not a picture")
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> list[Path]:
+    """A bright and a dark picture of a part by a camera of 12 bits, in files of 16."""
+    part = np.asarray(Image.open(DEFECTIVE).convert("L")).astype(np.uint16)
+    for name, factor in (("bright", 16), ("dark", 2)):
+        Image.fromarray(part * np.uint16(factor)).save(tmp_path / f"{name}.png")
+    return [tmp_path / "bright.png", tmp_path / "dark.png"]
+
+
+def test_how_many_bits_were_read_is_answered(client: Client, deep: list[Path]):
+    levels = {"timesteps": [200]}
+    result, _ = client.predict(handle_file(deep[1]), **levels, api_name="/inspect")
+    assert result["bits"] == 10 and "Read as 10 bits" in result["notes"][0]
+    result, _ = client.predict(handle_file(deep[1]), bits=12, **levels, api_name="/inspect")
+    assert result["bits"] == 12 and result["notes"] == []
+    rows = client.predict([handle_file(path) for path in deep], **levels, api_name="/batch")
+    assert [row["bits"] for row in rows] == [12, 12] and not any(row["notes"] for row in rows)
+    result, _, _ = client.predict(handle_file(deep[1]), steps=1, api_name="/reconstruct")
+    assert "Read as 10 bits" in result["notes"][0]
 
 
 def test_reconstruct_brings_numbers_picture_and_film(client: Client):

@@ -161,6 +161,18 @@ def test_what_no_good_part_looks_like_is_told_by_case(page: Page, tmp_path: Path
     expect(note).to_have_text(f"Unlike a good {CATEGORIES[0]}: is the category right?")
 
 
+def test_how_a_deep_picture_was_read_stands_beside_its_verdict(page: Page, tmp_path: Path):
+    good = Path(__file__).parents[1] / "assets" / "samples" / "gear_good.png"
+    part = np.asarray(Image.open(good).convert("L")).astype(np.uint16)
+    Image.fromarray(part * np.uint16(16)).save(tmp_path / "deep.png")  # a camera of 12 bits
+    upload(page, tmp_path / "deep.png")
+    note = page.locator("#verdict .note")
+    expect(note).to_have_text(re.compile("Read as 12 bits, since its highest value is"))
+    expect(page.locator("#verdict [role=status]")).to_have_text(re.compile("Good, score .* Read as 12 bits"))
+    inspect(page, "gear_good")
+    expect(note).to_have_count(0)
+
+
 def test_the_colour_scale_says_what_stands_beside_it(page: Page):
     inspect(page, "gear_good")
     ticks = page.locator("#scale p span").evaluate_all(

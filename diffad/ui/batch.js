@@ -175,7 +175,7 @@
       find(".batch-summary h2").textContent = title;
       find(".facts").textContent = facts;
       doing("");
-      find(".progress").hidden = find(".cancel").hidden = true;
+      find(".progress").hidden = find(".cancel").hidden = find(".batch-note").hidden = true;
     }
     const doing = (text) => { find(".doing").textContent = text; };
 
@@ -196,7 +196,11 @@
       }
       const strange = run.rows.filter((row) => row.fits === false).length;
       if (strange) facts.push(`${strange} unlike a good part`);
+      const noted = run.rows.filter((row) => row.notes?.length).length;
+      if (noted) facts.push(`${noted} with a note`);
       find(".facts").textContent = run.rows.length ? facts.join(" · ") : "";
+      find(".batch-note").hidden = !run.note;
+      find(".batch-note").textContent = run.note ?? "";
     }
 
     function progress() {
@@ -359,6 +363,7 @@
       const entries = [["all", "All"], ["anomalous", "Anomalous"], ["good", "Good"], ["failed", "Not read"]].map(([verdict, word]) =>
         [verdict, word, count((row) => verdict === "all" || row.verdict === verdict)]);
       if (run.rows.some((row) => typeof row.bad === "boolean")) entries.push(["wrong", "Misjudged", count((row) => row.wrong)]);
+      if (run.rows.some((row) => row.notes?.length)) entries.push(["noted", "With a note", count((row) => row.notes?.length)]);
       const box = find(".filters");
       refresh(box, JSON.stringify([entries, view.filter]), () =>
         chips(box, entries, view.filter, (key) => { view.filter = key; scroller.scrollTop = 0; paint(); }));
@@ -370,7 +375,7 @@
       const key = {
         verdict: (row) => LAST[row.verdict] * 1e6 + (row.score ?? 0), regions: (row) => (row.verdict === "anomalous" ? row.recount : 0),
       }[sort] ?? ((row) => row[sort]);
-      listed = run.rows.filter((row) => filter === "all" || row.verdict === filter || (filter === "wrong" && row.wrong));
+      listed = run.rows.filter((row) => filter === "all" || row.verdict === filter || (filter === "wrong" && row.wrong) || (filter === "noted" && row.notes?.length));
       const known = (row) => key(row) !== undefined && key(row) !== null;
       const compare = (a, b) => (typeof a === "string" ? NATURAL.compare(a, b) : a - b);
       if (sort !== "index" || down) // rows without the value come last, whichever way
@@ -456,6 +461,10 @@
         const name = cell("name", title, under);
         tr.append(cell("index", picture), name, cell("verdict", element("b"), element("small")), ...["score", "category", "regions", "seconds"].map((key) => cell(key)));
         return tr;
+      }
+      if (row.notes?.length) {
+        Object.assign(under, { title: row.notes.join("\n"), className: "noted" });
+        under.prepend(element("i", {}, "! "), row.notes.length === 1 ? row.notes[0] : plural(row.notes.length, "note"), under.textContent && " · ");
       }
       tr.append(
         cell("index", picture), cell("name", title, under), cell("verdict", element("b"), element("small")),

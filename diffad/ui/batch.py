@@ -43,8 +43,10 @@ QUIET: dict[str, Any] = {
 BOARD = f"""
 <div class="batch" data-state="empty">
   <section class="card batch-summary">
-    <div><h2 aria-live="polite">No pictures yet</h2><p class="facts"></p><p class="quiet doing">Drop
-      a day's pictures, or a zip of them: each becomes a row, and one threshold judges them all.</p></div>
+    <div><h2 aria-live="polite">No pictures yet</h2><p class="facts"></p>
+      <p class="batch-note" hidden></p>
+      <p class="quiet doing">Drop a day's pictures, or a zip of them: each becomes a row, and one threshold
+      judges them all.</p></div>
     <div class="progress" role="progressbar" aria-label="Pictures inspected" aria-valuemin="0" hidden>
       <i></i></div>
     <button type="button" class="plain-button cancel" hidden>Cancel</button>
@@ -93,6 +95,7 @@ class Run:
         self.id = secrets.token_urlsafe(9)
         self.model, self.inspector, self.pictures, self.settings = model, inspector, pictures, dict(settings)
         self.rows: list[batch.Row] = []
+        self.shared: dict[str, int] = {}  # `batch.shared_bits`, once they are known
         self.state = "running"  # then measuring, or stopping and measuring, then one of FINISHED
         self.measured: dict[str, dict[str, Any]] = {}
         self._folder, self._turn = folder, turn
@@ -112,7 +115,9 @@ class Run:
 
     def _work(self) -> None:
         try:
-            results = batch.run(self.inspector, self.pictures, **self.settings)
+            known = self.inspector, self.pictures, self.settings["category"]
+            self.shared = batch.shared_bits(*known)
+            results = batch.run(self.inspector, self.pictures, shared=self.shared, **self.settings)
             while self.state == "running":
                 with self._turn:
                     row, inspection = next(results, (None, None))
@@ -144,6 +149,7 @@ class Run:
                 "score": row.result["score"], "threshold": row.result["threshold"],
                 "beyond": row.result["threshold"] - usual,  # of a tiled picture, which has more chances
                 "category": row.result["category"], "fits": row.result["category_fits"],
+                "notes": row.result["notes"],
                 "regions": len(row.result["regions"]), "seconds": row.result["seconds"],
                 "thumbnail": webp_uri(thumbnail),
             }  # fmt: skip
@@ -176,6 +182,7 @@ class Run:
             },
             "usual": {name: self.usual(name) for name in categories},
             "measured": self.measured if state in ("stopped", "done") else {},
+            "note": batch.bits_in_words(self.shared),
         }  # fmt: skip
 
     def judged(self, thresholds: Mapping[str, float]) -> list[batch.Row]:
@@ -194,6 +201,8 @@ class Run:
         path = Path(self._folder.name) / f"diffad-batch-{day}.{kind}"
         rows = self.judged(thresholds)
         about = {"pictures_given": len(self.pictures), "state": self.state}
+        if note := batch.bits_in_words(self.shared):
+            about["note"] = note
         if kind == "csv":
             path.write_text(batch.csv_text(row.to_dict() for row in rows), encoding="utf-8")
         elif kind == "json":
@@ -316,7 +325,7 @@ def add(
             return refuse("Choose a folder first.")
         return start([data_root / folder], data_root, settings)
 
-    def row_picture(event: gr.EventData) -> str | None:
+    def row_picture(event: gr.EventData) -> tuple[str, int | None] | None:
         run = find(event._data)
         row = run.rows[int(event.index)] if run and 0 <= int(event.index) < len(run.rows) else None
         try:
@@ -326,7 +335,7 @@ def add(
         if data is None:
             gr.Warning("This picture is no longer on the server: give the batch anew.")
             return None
-        return keep(p.picture, data, Path(row.name).name)
+        return keep(p.picture, data, Path(row.name).name), run.shared.get(row.name)
 
     def download(event: gr.EventData) -> str:
         run = find(event._data)

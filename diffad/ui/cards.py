@@ -66,7 +66,8 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
     return {
         "picture": picture_uri(inspection.image), "size": [width, height], "timesteps": list(timesteps),
         "category": inspection.category, "recognised": inspection.recognised,
-        "fits": inspection.category_fits, "seconds": inspection.seconds, "device": device, "top": top,
+        "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
+        "seconds": inspection.seconds, "device": device,
         "top_pixels": inspection.top_pixels, "good_top": inspection.good_top, "chances": inspection.chances,
         "windows": inspection.windows,
         "good": {"shape": good.shape, "data": base64_of(good)}, "seen": seen_in_words(inspection),

@@ -33,7 +33,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         return inspectors[model]
 
     def inspect(image: str | None, category: str, timesteps: Any, alpha: float, seed: float, draws: float,
-                threshold: float, model: str) -> tuple[dict[str, Any], np.ndarray]:
+                threshold: float, model: str, bits: float) -> tuple[dict[str, Any], np.ndarray]:
         """Judges one picture of a part: score, threshold, verdict and regions as JSON, and the picture with
         its anomaly map.
 
@@ -46,12 +46,14 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             draws: noise draws a level, 1 to 16.
             threshold: the part is anomalous above this score; 0 for the category's own.
             model: one of the served models.
+            bits: how many the camera has, of a picture in a file of 16: 8, 10, 12, 14 or 16; 0 to find out.
         """
         with refusals(image):
             inspector = find(model)
             inspection = inspector.inspect(
                 required(image), category=category or None, timesteps=levels(timesteps, inspector),
                 alpha=alpha, seed=int(seed), draws=int(draws), threshold=threshold or None,
+                bits=int(bits) or None,
             )
         heat = render.overlay(
             inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
@@ -60,7 +62,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         return inspection.to_dict(), heat
 
     def batch(images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
-              draws: float, threshold: float, model: str) -> list[dict[str, Any]]:
+              draws: float, threshold: float, model: str, bits: float) -> list[dict[str, Any]]:
         """Judges several pictures: a list of results like those of `inspect`, each with its file's
         `name`. A picture that cannot be read is an entry with `error`, its reason.
 
@@ -73,24 +75,29 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             draws: noise draws a level, 1 to 16.
             threshold: a part is anomalous above this score; 0 for the category's own.
             model: one of the served models.
+            bits: how many the camera has, of pictures in files of 16: 8, 10, 12, 14 or 16; 0 to find out by
+                the highest value of all.
         """
         with refusals(*(images or ())), tempfile.TemporaryDirectory() as folder:
             inspector = find(model)
             if not images:
                 raise DataError("Send pictures.")
+            pictures = batches.sources(map(Path, images), Path(folder))
+            shared = {} if bits else batches.shared_bits(inspector, pictures, category or None)
             rows = batches.run(
-                inspector, batches.sources(map(Path, images), Path(folder)), category or None,
+                inspector, pictures, category or None, shared,
                 timesteps=levels(timesteps, inspector), alpha=alpha, seed=int(seed), draws=int(draws),
-                threshold=threshold or None,
+                threshold=threshold or None, bits=int(bits) or None,
             )
             # "path" would be a file to fetch for gradio_client
             return [{"name": row.name} | row.result | ({"error": row.error} if row.error else {})
                     for row, _ in rows]
 
     def reconstruct(image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
-                    method: str, seed: float, model: str) -> tuple[dict[str, Any], np.ndarray, str]:
-        """Repairs one picture of a part: score and loss per step as JSON, the repaired picture, and the
-        animation as a GIF.
+                    method: str, seed: float, model: str,
+                    bits: float) -> tuple[dict[str, Any], np.ndarray, str]:
+        """Repairs one picture of a part: score and loss per step and notes as JSON, the repaired picture, and
+        the animation as a GIF.
 
         Args:
             image: the picture.
@@ -101,20 +108,21 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             method: "weighed" acts where the anomaly map is high, "paper" everywhere.
             seed: of the noise.
             model: one of the served models.
+            bits: how many the camera has, of a picture in a file of 16: 8, 10, 12, 14 or 16; 0 to find out.
         """
         reel, scores, losses = render.Reel(), [], []
         with refusals(image):
             for step in find(model).reconstruct(
                 required(image), category=category or None, steps=int(steps), step_size=step_size or None,
-                denoise_every=int(denoise_every), method=method, seed=int(seed),
+                denoise_every=int(denoise_every), method=method, seed=int(seed), bits=int(bits) or None,
             ):
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
                 reel.add(step.image)
-                last = step.image
+                last, notes = step.image, list(step.notes)
         with tempfile.TemporaryDirectory() as folder:
             data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
-        return {"scores": scores, "mahalanobis": losses}, last, keep(film, data, "repair.gif")
+        return {"scores": scores, "mahalanobis": losses, "notes": notes}, last, keep(film, data, "repair.gif")
 
     def categories(model: str) -> list[dict[str, Any]]:
         """What a model knows: its categories, each with its threshold.
@@ -140,11 +148,12 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         step_size = number("step_size", 0)
         method = gr.Textbox("weighed", label="method")
         model = gr.Textbox(next(iter(inspectors)), label="model")
+        bits = number("bits", 0)
         answer = gr.JSON(label="result")
         picture = gr.Image(format="png", label="picture")
         film = gr.File(label="film")
         call = gr.Button("call")
-    settings = [category, timesteps, alpha, seed, draws, threshold, model]
+    settings = [category, timesteps, alpha, seed, draws, threshold, model, bits]
     call.click(
         inspect, [image, *settings], [answer, picture], api_name="inspect", concurrency_id="network",
         concurrency_limit=1,
@@ -153,7 +162,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         batch, [images, *settings], answer, api_name="batch", concurrency_id="batch", concurrency_limit=1,
     )
     call.click(
-        reconstruct, [image, category, steps, denoise_every, step_size, method, seed, model],
+        reconstruct, [image, category, steps, denoise_every, step_size, method, seed, model, bits],
         [answer, picture, film], api_name="reconstruct", concurrency_id="repair", concurrency_limit=2,
     )
     call.click(categories, model, answer, api_name="categories", queue=False)

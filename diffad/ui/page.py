@@ -51,6 +51,7 @@ class Request:
     turn: int  # the browser counts what it asks for
     path: str | None  # None: the picture was taken away
     settings: tuple[Any, ...]  # values of `p.settings`
+    batch_bits: int | None = None  # of the batch that the picture was opened from
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     """Lays the Inspect tab out and wires it; returns its components, and what the Batch tab builds on.
 
     inspect_on(listen, find): from now on the event that `listen` listens to has the picture inspected whose
-    path `find(event data)` returns; None inspects nothing. settings: the controls, the model's first;
-    arguments(inspector, *others): what they mean to `Inspector.inspect`.
+    path `find(event data)` returns, with its batch's bits; None inspects nothing. settings: the controls, the
+    model's first; arguments(inspector, *others): what they mean to `Inspector.inspect`.
     """
     samples = sample_pictures()
     p = lay_out(inspectors, samples)
@@ -168,10 +169,12 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
 
     # What needs the network
 
-    def ask(session: Session, turn: float, path: str | None, settings: tuple) -> None:
+    def ask(
+        session: Session, turn: float, path: str | None, settings: tuple, batch_bits: int | None = None
+    ) -> None:
         """Takes a request down, unless a newer one came before it. What it makes needless ends by itself."""
         if session.asked is None or turn > session.asked.turn:
-            session.asked, session.film = Request(int(turn), path, settings), None
+            session.asked, session.film = Request(int(turn), path, settings, batch_bits), None
 
     def answer(session: Session, progress: gr.Progress = gr.Progress()) -> dict:  # noqa: B008
         """Answers the newest request. It comes after every request, so what is skipped here is not lost."""
@@ -203,8 +206,10 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
         model, *controls = request.settings
         inspector = inspectors[model]
         same = before is not None and before.request.path == request.path
+        plain = same and before.raw.bits == 8 and not before.raw.notes  # read alike for every category
         raw = inspector.inspect(
-            before.raw.image if same else request.path, **arguments(inspector, *controls), progress=tell
+            before.raw.image if plain else request.path, **arguments(inspector, *controls), progress=tell,
+            batch_bits=request.batch_bits,
         )
         category, _, lowest, highest, count, draws, tile = controls
         sample = sample_of(request.path, samples)
@@ -309,10 +314,11 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     def answer_after(event: gr.events.Dependency) -> None:
         event.then(answer, p.session, everything, **NETWORK, show_progress_on=[p.verdict, p.picture])
 
-    def inspect_on(listen: Callable, find: Callable[[gr.EventData], str | None]) -> None:
+    def inspect_on(listen: Callable, find: Callable[[gr.EventData], tuple[str, int | None] | None]) -> None:
         def ask_for(event: gr.EventData, session: Session, turn: float, *settings: Any) -> Any:
-            if (path := find(event)) is not None:
-                ask(session, turn, path, settings)
+            if (found := find(event)) is not None:
+                path, batch_bits = found
+                ask(session, turn, path, settings, batch_bits)
             return session, session.picture
 
         asked = [p.session, p.turn, *settings]
@@ -326,12 +332,12 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     def ask_again(session: Session, turn: float, *settings: Any) -> Session:
         """The same picture with another model, category, timesteps, draws or tiles."""
         if session.asked is not None:
-            ask(session, turn, session.asked.path, settings)
+            ask(session, turn, session.asked.path, settings, session.asked.batch_bits)
         return session
 
-    def sample(event: gr.EventData) -> str:
+    def sample(event: gr.EventData) -> tuple[str, None]:
         path = next(path for path in samples if path.name == event.sample)
-        return keep(p.picture, path.read_bytes(), path.name)
+        return keep(p.picture, path.read_bytes(), path.name), None
 
     p.inspect_on, p.settings, p.arguments = inspect_on, settings, arguments
     inspect_on(p.samples.select, sample)

@@ -48,7 +48,7 @@
     const slot = element.querySelector(".verdict-slot");
     slot.innerHTML = `
       <div class="judgement"><h2><span class="mark" aria-hidden="true"><i></i></span><span class="word"></span></h2>
-        <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><p class="note" hidden></p></div>
+        <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><div class="notes"></div></div>
       <svg class="histogram" viewBox="0 -20 ${WIDTH} 114" role="group" aria-label="Scores of good parts">
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
         <text class="quiet" x="2" y="-3"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
@@ -80,7 +80,8 @@
       slot.dataset.threshold = result.threshold;
       find(".mark i").textContent = bad ? "✕" : "✓";
       find(".word").textContent = bad ? "Anomalous" : "Good";
-      if (fresh) spoken.textContent = `${bad ? "Anomalous" : "Good"}, score ${number(result.score)}, threshold ${number(result.threshold)}`;
+      const notes = [...(part.fits ? [] : [strangeness(part)]), ...part.notes];
+      if (fresh) spoken.textContent = [`${bad ? "Anomalous" : "Good"}, score ${number(result.score)}, threshold ${number(result.threshold)}`, ...notes].join(". ");
       const count = result.regions.length;
       find(".reading").innerHTML = `score <b>${number(result.score)}</b> · threshold <b>${number(result.threshold)}</b>` +
         (bad ? ` · ${count} region${count === 1 ? "" : "s"}`
@@ -90,8 +91,7 @@
       const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
         (part.seen ? ` · ${part.seen}` : "");
-      find(".note").hidden = part.fits;
-      find(".note").textContent = strangeness(part);
+      find(".notes").innerHTML = notes.map((note) => `<p class="note">${escape(note)}</p>`).join("");
       const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);
       scale = scaleOf(result, usual);
       find(".bars").innerHTML = bars(result.good, scale);

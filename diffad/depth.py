@@ -1,0 +1,75 @@
+"""How many bits a picture's values use, where its file does not say, and what they are in eight.
+
+A camera of 10, 12 or 14 bits stores its pictures in files of 16. What is white in them, no header tells: the
+highest value does, of a whole set rather than of one dark picture.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have
+_DRAWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a PNG's chunks that make its pixels
+_WARNS_OF_NOTHING = cv2.utils.logging.LOG_LEVEL_SILENT
+
+
+def bits_for(highest: float) -> int:
+    """The fewest of DEPTHS that hold a value of at most 65535."""
+    return next(bits for bits in DEPTHS if highest <= white(bits))
+
+
+def white(bits: int) -> int:
+    """The highest value of so many bits."""
+    return (1 << bits) - 1
+
+
+def to_8_bits(values: np.ndarray, top: float) -> np.ndarray:
+    """Values from 0 to `top`, which is white, as uint8."""
+    scaled = values.astype(np.float32)
+    scaled *= np.float32(255 / top)
+    return np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+
+
+def deep_colours(file: bytes) -> np.ndarray | None:
+    """All 16 bits of a colour picture's values, uint16 [H, W, 3 or 4] as RGB or RGBA; a TIFF turned upright,
+    other kinds as they are stored. None where OpenCV reads something else.
+    """
+    before = cv2.utils.logging.setLogLevel(_WARNS_OF_NOTHING)
+    try:
+        found = cv2.imdecode(np.frombuffer(_plain(file), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(before)
+    if found is None or found.dtype != np.uint16 or found.ndim != 3 or found.shape[2] not in (3, 4):
+        return None
+    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture [H, W, …] as EXIF's orientation 1 … 8 says that it is to be seen."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def _plain(file: bytes) -> bytes:
+    """A PNG without what is no pixel (about colour profiles libpng writes to standard error); others as they
+    are.
+    """
+    if not file.startswith(b"\x89PNG\r\n\x1a\n"):
+        return file
+    kept, place = [file[:8]], 8
+    while place + 12 <= len(file):
+        length, kind = struct.unpack_from(">I4s", file, place)
+        if kind in _DRAWN:
+            kept.append(file[place : place + 12 + length])
+        place += 12 + length
+    return b"".join(kept)
