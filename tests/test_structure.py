@@ -12,7 +12,7 @@ import diffad
 
 PACKAGE = Path(diffad.__file__).parent
 FLOORS = {
-    0: {"diffusion", "gaussian", "scoring", "metrics"},
+    0: {"devices", "diffusion", "gaussian", "scoring", "metrics"},
     1: {"unet", "features"},
     2: {"reconstruction", "rehearsal", "data", "pose", "tiling", "inspection", "synthetic", "checkpoint",
         "render"},
