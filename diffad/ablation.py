@@ -25,6 +25,7 @@ from diffad.data import (
     mask_inside,
     read_image,
 )
+from diffad.devices import sharing
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
 from diffad.metrics import aupro, auroc, pixel_auroc
@@ -124,7 +125,8 @@ def ablate(
         maps, masks = [], []
         for sample in group:
             image = read_image(sample.image, bits[name])
-            maps.append(_maps(inspector, image, name, fitted, scores, experts[name], seed))
+            with sharing(inspector.device):
+                maps.append(_maps(inspector, image, name, fitted, scores, experts[name], seed))
             masks.append(mask_inside(sample, image.shape[:2], inspector.size))
             step()
         labels = [bool(sample.is_anomalous) for sample in group]
@@ -363,10 +365,11 @@ def _fit(
         return {}
     maps: dict[str, list[Tensor]] = {name: [] for name in scores}
     for sample in pictures:
-        answers = _Answers(inspector, read_image(sample.image, bits), category, seed)
-        answers.ask(TIMESTEPS)
-        for name, (kind, stride) in scores.items():
-            maps[name].append(answers.raw(TIMESTEPS, 1, kind, stride).pixel.cpu())
+        with sharing(inspector.device):
+            answers = _Answers(inspector, read_image(sample.image, bits), category, seed)
+            answers.ask(TIMESTEPS)
+            for name, (kind, stride) in scores.items():
+                maps[name].append(answers.raw(TIMESTEPS, 1, kind, stride).pixel.cpu())
     by_place = bool((inspector.profiles[category].calibration.level != 1).any())
     return {
         name: Calibration.fit(RawMaps(torch.cat(some), torch.cat(some), TIMESTEPS), by_place)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +22,7 @@ from diffad.inspector import Inspector
 from diffad.render import png_bytes
 from diffad.training import training_rate
 
+_BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # no longer than its parent lives
 # what is waited for, what it is called, and how often it comes if that is known → the same, with a bar
 Tracked = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -76,6 +80,45 @@ def benchmark(
             inspector.network.config, inspector.extractor.backbone_name, square, inspector.device
         ),
     }
+
+
+def beside(
+    inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int,
+    tracked: Tracked = lambda some, name, count: some,
+) -> list[dict[str, float]]:  # fmt: skip
+    """How an inspection bears company: `runs` of them beside 0, 1 and 2 programs that never rest, each with
+    keys busy_loops, median_seconds, worst_seconds, and slowdown, of the median against that beside none.
+    """
+    found: list[dict[str, float]] = []
+    for loops in (0, 1, 2):
+        with _busy_loops(loops):
+            spent = []
+            for _ in tracked(range(runs + 1), f"beside {loops} busy loops", runs + 1):
+                begun = time.perf_counter()
+                inspector.inspect(picture, category=category, timesteps=timesteps)
+                spent.append(time.perf_counter() - begun)
+        median = statistics.median(spent[1:])  # the first one loads what later ones have
+        alone = found[0]["median_seconds"] if found else median
+        found.append({"busy_loops": loops, "median_seconds": median, "worst_seconds": max(spent[1:]),
+                      "slowdown": median / alone})  # fmt: skip
+    return found
+
+
+@contextmanager
+def _busy_loops(count: int) -> Iterator[list[subprocess.Popen]]:
+    """So many processes that compute without rest while the context is open, or until this process ends."""
+    loops: list[subprocess.Popen] = []
+    try:
+        for _ in range(count):
+            loops.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(os.getpid())]))
+        if loops:
+            time.sleep(0.2)  # until they run
+        yield loops
+    finally:
+        for loop in loops:
+            loop.kill()
+        for loop in loops:
+            loop.wait()
 
 
 @contextmanager

@@ -283,7 +283,9 @@ The peers are anomalib's models on the same backbone with the same weights (pip 
     add(own, *model, option("--picture", "FILE", _path, "the picture to use (default: a synthetic part)"),
         option("--category", "NAME", str, "the profile to use (default: the model's first)"), timesteps,
         option("--runs", "N", whole(1, 10**4), "inspections to time", 10),
-        option("--steps", "N", whole(1, 5000), "repair steps to time", 90), as_json)
+        option("--steps", "N", whole(1, 5000), "repair steps to time", 90),
+        flag("--busy", "time inspections beside 0, 1 and 2 programs that never rest, and nothing else"),
+        as_json)
 
     own = command(samples, "write a set of synthetic parts with defects and masks", """
 The layout is MVTec's, so that DIR serves train and evaluate. Numbers are for each category.""")

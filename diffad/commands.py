@@ -40,9 +40,10 @@ def default_checkpoint() -> Path:
 
 def train(arguments: argparse.Namespace) -> int:
     from diffad import checkpoint, training
+    from diffad.devices import pick_device
     from diffad.features import FeatureExtractor
     from diffad.profiles import in_words
-    from diffad.unet import UNetConfig, pick_device
+    from diffad.unet import UNetConfig
 
     given = {"size": arguments.size, "channels": arguments.channels and tuple(arguments.channels)}
     sizes = {key: value for key, value in given.items() if value}
@@ -276,6 +277,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
     from diffad.benchmark import benchmark as measured
+    from diffad.benchmark import beside
     from diffad.data import DataError, read_image
     from diffad.synthetic import DEFECTS, make_part
 
@@ -289,12 +291,17 @@ def benchmark(arguments: argparse.Namespace) -> int:
     except DataError as error:
         raise Refused(str(error)) from error
     with document(arguments.json) as put:
-        found = measured(
-            inspector, picture, category, arguments.timesteps, arguments.runs, arguments.steps, tracked)
         about = {
             "checkpoint": inspector.name, "parameters": inspector.parameters, "size": inspector.size,
-            "timesteps": list(arguments.timesteps), "repair_method": found.pop("repair_method"),
-            "device": str(inspector.device), "threads": torch.get_num_threads()}
+            "timesteps": list(arguments.timesteps), "device": str(inspector.device),
+            "threads": torch.get_num_threads()}
+        asked = inspector, picture, category, arguments.timesteps, arguments.runs
+        if arguments.busy:
+            rows = beside(*asked, tracked)
+            put(about | {"beside": rows}, _beside_table(about, rows))
+            return FINISHED
+        found = measured(*asked, arguments.steps, tracked)
+        about["repair_method"] = found.pop("repair_method")
         rates = {name: found.pop(f"{name}_rate") for name in ("batch", "training")}
         seconds = {"load": loaded} | found
         put(about | {f"{name}_seconds": value for name, value in seconds.items()}
@@ -304,6 +311,14 @@ def benchmark(arguments: argparse.Namespace) -> int:
                 *(f"| {name.replace('_', ' ')} | {value * 1000:.1f} ms |" for name, value in seconds.items()),
                 *(f"| {name} | {value:.1f} pictures a second |" for name, value in rates.items())]))
     return FINISHED
+
+
+def _beside_table(about: dict[str, Any], rows: list[dict[str, float]]) -> str:
+    return "\n".join([
+        ", ".join(f"{name} {value}" for name, value in about.items()), "",
+        "| busy loops | median | worst | slow-down |", "| ---: | ---: | ---: | ---: |",
+        *(f"| {row['busy_loops']} | {row['median_seconds'] * 1000:.0f} ms "
+          f"| {row['worst_seconds'] * 1000:.0f} ms | {row['slowdown']:.2f} |" for row in rows)])
 
 
 def samples(arguments: argparse.Namespace) -> int:

@@ -294,10 +294,12 @@ class Calibration:
         # the highest of the usual fusion, of the pixels alone, and of any single map
         ranked = (of_pixel * pixel + of_feature * feature, pixel, cells.amax(dim=(1, 2)))
         many, taken = min(_PLACES, cells.shape[-1]) // len(ranked), torch.zeros_like(pixel, dtype=torch.bool)
+        chosen = []
         for values in ranked:
-            places = values.masked_fill(taken, -torch.inf).topk(many, dim=1).indices
-            taken = taken.scatter(1, places, True)
-        values = torch.stack([cells[i][..., taken[i]] for i in range(len(cells))])
+            chosen.append(values.masked_fill(taken, -torch.inf).topk(many, dim=1).indices)
+            taken = taken.scatter(1, chosen[-1], True)
+        places = torch.cat(chosen, dim=1).sort(dim=1).values[:, None, None]  # [more, 1, 1, places]
+        values = cells.take_along_dim(places, dim=3)
         return Calibration(maps.timesteps, level.cpu(), moments.cpu(), reduced.timesteps, values.cpu())
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:

@@ -26,6 +26,7 @@ import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.data import DataError, Sample, all_unusable, find_all, read_image, survey, to_float, to_uint8
+from diffad.devices import pick_device
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
@@ -35,7 +36,7 @@ from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import PIXEL_SCORES, unusual
 from diffad.tiling import Tiling
-from diffad.unet import UNet, UNetConfig, pick_device
+from diffad.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
 _TIMED = 4  # steps

@@ -182,20 +182,6 @@ class UNet(nn.Module):
         )
 
 
-def pick_device(device: str = "auto") -> torch.device:
-    """ "auto" is the first CUDA device if there is one, else the CPU. Raises ValueError for a device that is
-    not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # "meta" holds no values
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"there is no device {device!r} here; use 'auto' or 'cpu'") from None
-    return chosen
-
-
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 where the processor computes it natively (some five times faster in convolutions), otherwise
     float32.

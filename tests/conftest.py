@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# Read when torch is loaded, here and in what the tests start: results are then the same to the last bit
+# however busy the machine is (`diffad.devices`).
+os.environ["OMP_NUM_THREADS"] = "1"
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

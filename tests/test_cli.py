@@ -674,6 +674,10 @@ def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):
     assert speed["inspection_seconds"] >= speed["network_seconds"] + speed["backbone_seconds"] > 0
     assert min(speed[key] for key in speed if key.endswith("seconds") and key != "rest_seconds") > 0
     assert speed["batch_pictures_per_second"] > 0 and speed["training_pictures_per_second"] > 0
+    assert main(["benchmark", "--busy", "--runs", "2", *model]) == 0
+    beside = json.loads(capsys.readouterr().out)["beside"]
+    assert [row["busy_loops"] for row in beside] == [0, 1, 2] and beside[0]["slowdown"] == 1
+    assert all(row["worst_seconds"] >= row["median_seconds"] > 0 for row in beside)
     assert main(["compare", str(workshop / "set"), "--peers", "none", "--limit", "1", *model]) == 0
     compared = json.loads(capsys.readouterr().out)["categories"]
     assert {tuple(methods) for methods in compared.values()} == {("diffad", "RGB error")}

@@ -13,7 +13,7 @@ from diffad import features as features_module
 from diffad import unet as unet_module
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
-from diffad.unet import UNet, UNetConfig, autocast, pick_device, timestep_embedding
+from diffad.unet import UNet, UNetConfig, autocast, timestep_embedding
 
 SMALL = UNetConfig(size=32, patch=2, channels=(32, 64), feature_channels=5, feature_level=1)
 
@@ -223,14 +223,6 @@ def test_no_two_timesteps_look_alike():
     embedding = timestep_embedding(torch.arange(1000), 64)
     distance = torch.cdist(embedding, embedding) + 9 * torch.eye(1000)
     assert float(distance.min()) > 0.1
-
-
-def test_devices():
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device().type in ("cpu", "cuda")
-    for absent in ("cuda:99", "nonsense", "meta"):
-        with pytest.raises(ValueError, match=f"no device '{absent}'"):
-            pick_device(absent)
 
 
 def test_autocast_restores_itself():

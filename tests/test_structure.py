@@ -12,7 +12,7 @@ import diffad
 
 PACKAGE = Path(diffad.__file__).parent
 FLOORS = {
-    0: {"depth", "diffusion", "gaussian", "metrics", "nuisances", "quality", "scoring"},
+    0: {"depth", "devices", "diffusion", "gaussian", "metrics", "nuisances", "quality", "scoring"},
     1: {"unet", "features"},
     2: {"reconstruction", "rehearsal", "data", "pose", "tiling", "inspection", "synthetic", "checkpoint",
         "render"},
