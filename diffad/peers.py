@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ def compare(
     groups = labelled(samples, limit)
     inspector.check_knows(groups)
     check_readable(groups)
+    normal = {category: _normal_paths(samples, category) if peers else [] for category in groups}
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
         "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
@@ -121,7 +123,7 @@ def compare(
     total, done = len(methods) * sum(map(len, groups.values())), 0
     categories, pictures, notes = {}, {}, []
     for category, group in groups.items():
-        squares = _normal_squares(samples, category, inspector.size) if peers else torch.empty(0)
+        squares = _squares(normal[category], inspector.size) if peers else torch.empty(0)
         categories[category] = {}
         for title, fit in methods.items():
             with torch.random.fork_rng():
@@ -406,11 +408,16 @@ def _judge(model: nn.Module, extractor: FeatureExtractor, size: int) -> Judge:
 # Pictures and measures
 
 
-def _normal_squares(samples: Sequence[Sample], category: str, size: int) -> Tensor:
-    """All normal training pictures of a category, uint8 [n, 3, size, size]."""
+def _normal_paths(samples: Sequence[Sample], category: str) -> list[Path]:
+    """All normal training pictures of a category."""
     paths = [s.image for s in samples if s.category == category and s.split == "train"]
     if not paths:
         raise DataError(f"{category} has no train/good to learn from: add it, or compare with --peers none")
+    return paths
+
+
+def _squares(paths: Sequence[Path], size: int) -> Tensor:
+    """uint8 [n, 3, size, size]."""
     return torch.stack([to_uint8(to_square(read_image(path), size)[0]) for path in paths])
 
 

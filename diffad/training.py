@@ -29,6 +29,7 @@ from diffad.data import DataError, find_all, read_image, to_float, to_uint8
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
+from diffad.output import append
 from diffad.pose import Turn, Upright
 from diffad.profiles import fit_profile
 from diffad.reconstruction import FILLED_TO
@@ -123,7 +124,7 @@ def train(
     `resume=True` goes on. start_from: checkpoint whose network and feature standardisation are the start; its
     profiles are kept only if the network does not change (0 steps). progress: called with {step, seconds,
     eta, done, loss, …} after every step. Under torchrun every process trains and the first one writes.
-    Raises DataError, CheckpointError.
+    Raises DataError, CheckpointError, OutputError.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
@@ -139,8 +140,10 @@ def train(
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
     paths = normal_paths(sources)
+    if resume and not state_file(out).exists():  # now, not after all pictures are read
+        raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
+    out.parent.mkdir(parents=True, exist_ok=True)
     pictures, inside, uprights = load_normal(paths, config.unet.size)
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
 
@@ -263,8 +266,7 @@ def _fit_network(
             if run.rank:
                 continue
             if row["step"] % 10 == 1:
-                with log_file.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(log_file, json.dumps(row))
             if progress:
                 progress(row)
             if time.monotonic() - saved > save_every:
@@ -542,13 +544,18 @@ def _write_state(run: _Run, file: Path, fingerprint: str) -> None:
 
 
 def _read_state(run: _Run, file: Path, fingerprint: str) -> None:
-    if not file.exists():
-        raise CheckpointError(f"there is no unfinished run to go on with ({file}): drop --resume")
     tensors, metadata = checkpoints.load_tensors(file)
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(
             f"{file} belongs to a run with other settings or pictures; give those again, or drop --resume"
         )
+    try:
+        _restore(run, tensors, metadata)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error!r:.200}); drop --resume") from None
+
+
+def _restore(run: _Run, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     run.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
     for name in run.average:
         run.average[name].copy_(tensors[f"average.{name}"])

@@ -75,7 +75,7 @@ def test_the_limit_thins_test_pictures_evenly_and_leaves_training_alone(gears):
     assert [sample.is_anomalous for sample in chosen] == [False, True]
     assert set(chosen) <= set(test)
     assert set(labelled(samples)["gear"]) == set(test)
-    assert len(peers._normal_squares(samples, "gear", 32)) == 2
+    assert len(peers._normal_paths(samples, "gear")) == 2
 
 
 def test_memory_counts_every_tensor_that_judging_needs():
@@ -139,7 +139,7 @@ def test_what_cannot_be_compared_is_refused(inspector, gears, tmp_path):
     with pytest.raises(DataError, match="has no category bolt"):
         peers.compare(inspector, find_samples(other), ())
     with pytest.raises(DataError, match="bolt has no train/good"):
-        peers._normal_squares(find_samples(other), "bolt", 32)
+        peers._normal_paths(find_samples(other), "bolt")
 
 
 def test_the_backbone_shown_to_peers_is_diffads(backbone):

@@ -18,7 +18,7 @@ import numpy as np
 from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
-from diffad.ui.files import keep, picture_upload, sentence
+from diffad.ui.files import keep, picture_upload, room, sentence
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
@@ -112,7 +112,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
                 losses.append(float(step.mahalanobis))
                 reel.add(step.image)
                 last = step.image
-        with tempfile.TemporaryDirectory() as folder:
+        with room(), tempfile.TemporaryDirectory() as folder:
             data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
         return {"scores": scores, "mahalanobis": losses}, last, keep(film, data, "repair.gif")
 
