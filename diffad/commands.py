@@ -362,8 +362,9 @@ def serve(arguments: argparse.Namespace) -> int:
     try:
         if arguments.mcp:
             check_mcp()
-        auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
-        if arguments.auth:
+        if not arguments.auth:
+            auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
+        else:
             auth = logins(_text_of(arguments.auth), str(arguments.auth))
             if not auth:
                 raise ValueError(f"{arguments.auth} is empty: give lines user:password")
@@ -372,7 +373,7 @@ def serve(arguments: argparse.Namespace) -> int:
         inspectors = {path.stem: _load_inspector(arguments, path) for path in paths}
         if host in ("0.0.0.0", "::") and not auth:
             say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
-        serve(inspectors, host, port, auth=auth, data_root=root,
+        serve(inspectors, host, port, auth=auth or None, data_root=root,
               max_upload=arguments.max_upload, mcp=arguments.mcp)
     except ValueError as error:  # malformed logins, or no MCP here
         raise Refused(str(error)) from error
