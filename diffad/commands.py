@@ -362,14 +362,14 @@ def serve(arguments: argparse.Namespace) -> int:
     try:
         if arguments.mcp:
             check_mcp()
-        if not arguments.auth:
-            auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
-        else:
+        if arguments.auth:
             auth = logins(_text_of(arguments.auth), str(arguments.auth))
             if not auth:
                 raise ValueError(f"{arguments.auth} is empty: give lines user:password")
             if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
                 say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
+        else:
+            auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
         inspectors = {path.stem: _load_inspector(arguments, path) for path in paths}
         if host in ("0.0.0.0", "::") and not auth:
             say("everybody who reaches this machine can use the page: --auth FILE asks for a login")

@@ -46,8 +46,8 @@ class UNetConfig:
             for number in value if name == "channels" else (value,):
                 if type(number) is not int or not low <= number <= high:
                     raise ValueError(f"{name} must be whole numbers from {low} to {high}, not {number!r}")
-        if not self.channels:
-            raise ValueError("channels must name at least one level")
+        if not 1 <= len(self.channels) <= 12:
+            raise ValueError(f"channels must name 1 to 12 levels, not {len(self.channels)}")
         if self.size % (self.patch << (len(self.channels) - 1)):
             raise ValueError(f"size {self.size} is not divisible by {self.patch << (len(self.channels) - 1)}")
         if 3 * self.patch**2 > self.channels[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -541,6 +542,8 @@ def test_serve_hands_over_host_and_port(toy, tmp_path, monkeypatch, capsys):
     for name in ("DIFFAD_AUTH", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("diffad.ui.server.serve", serve)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my").mkdir()
     for name in ("parts", "bottle", "my/own"):
@@ -550,13 +553,14 @@ def test_serve_hands_over_host_and_port(toy, tmp_path, monkeypatch, capsys):
     assert main(["serve"]) == 0
     usual = {"auth": None, "data_root": None, "max_upload": 200, "mcp": False}
     assert seen == {"models": ["parts", "bottle"], "host": None, "port": None, **usual}
-    assert main(["serve", "--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", "7999"]) == 0
-    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": 7999, **usual}
+    own = ["--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", str(port)]
+    assert main(["serve", *own]) == 0
+    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": port, **usual}
     assert "--auth" in capsys.readouterr().err  # open to everybody: said, not forbidden
     assert main(["serve", "--port", "99999"]) == 2
     monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
-    monkeypatch.setenv("GRADIO_SERVER_PORT", "7998")
-    assert main(["serve"]) == 0 and (seen["host"], seen["port"]) == ("127.0.0.1", 7998)
+    monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
+    assert main(["serve"]) == 0 and (seen["host"], seen["port"]) == ("127.0.0.1", port)
 
 
 # ---------------------------------------------------------------------------------------------------------
