@@ -1,7 +1,7 @@
 """A day's pictures: files, archives and folders in, a verdict for each out, one table at the end.
 
 `sources` finds the pictures, `run` judges them one after the other, `rejudged` answers for another threshold
-without the network, `measured` says how good the verdicts are where labels are known; `csv_text`, `document`
+without the network, `measured` says how good the verdicts are where labels are known; `csv_file`, `document`
 and `write_zip` are what a person takes away.
 """
 
@@ -38,6 +38,7 @@ from diffad.data import (
 )
 from diffad.evaluation import Scored, measure
 from diffad.inspection import smallest_region
+from diffad.output import is_full
 from diffad.scoring import find_regions, fuse
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ MAX_UNPACKED = 8 * 2**30  # bytes of pictures in one archive
 OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
 COLUMNS = (
     "path", "label", "is_anomalous", "score", "threshold", "category", "category_fits", "regions", "seconds",
-    "bits", "notes", "error",
+    "bits", "notes", "error", "files",
 )  # fmt: skip
+# Spreadsheets compute a cell that begins so, Japanese ones also with a wide sign, some after a blank.
+_FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
 _JUNK = {"__MACOSX"}  # what macOS adds to archives
 
 MapOf = Callable[["Row"], np.ndarray]
@@ -190,6 +193,8 @@ def unpack(archive: Path, folder: Path) -> None:
     except RuntimeError as error:  # how zipfile says that there is a password, or an unknown packing
         raise DataError(f"{name} is locked or packed in an unusual way: pack it anew as plain zip") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, IndexError, OSError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise DataError(f"there is no room to unpack {name}: free some space, or give less") from error
         raise DataError(f"{name} is damaged or cannot be unpacked: pack it anew") from error
 
 
@@ -333,19 +338,33 @@ def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
 # To take away
 
 
-def csv_text(records: Iterable[Mapping[str, Any]]) -> str:
-    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes as one text."""
+def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes and files each in
+    one cell.
+
+    For spreadsheets: UTF-8 with a byte-order mark, text in quotes, none of it to be taken for a formula.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for record in records:
         regions = len(record["regions"]) if "regions" in record else ""
-        writer.writerow({**record, "regions": regions, "notes": " ".join(record.get("notes", ()))})
-    return text.getvalue()
+        shown = {**record, "regions": regions, "notes": " ".join(record.get("notes", ()))}
+        writer.writerow([_cell(shown.get(column, "")) for column in COLUMNS])
+    return text.getvalue().encode("utf-8-sig", "backslashreplace")
 
 
-def json_text(value: Any) -> str:
-    """JSON that every parser reads: NaN and infinity become null."""
+def _cell(value: Any) -> Any:
+    """Numbers as they are; text that a spreadsheet would compute gets an apostrophe, which makes it text."""
+    if isinstance(value, (list, tuple)):
+        value = "; ".join(map(str, value))
+    if isinstance(value, str) and (value[:1] in _CONTROL or value.lstrip()[:1] in _FORMULA):
+        return f"'{value}"
+    return value
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """JSON that every parser reads: NaN and infinity become null. indent: None puts it on one line."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, Mapping):
@@ -356,38 +375,44 @@ def json_text(value: Any) -> str:
             item = item.item()
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
-    return json.dumps(plain(value), indent=2, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
-def document(inspector: Inspector, rows: Sequence[Row], **about: Any) -> str:
-    """All results as one JSON document that also says by which model they were made."""
+def document(inspector: Inspector, records: Sequence[Mapping[str, Any]], **about: Any) -> str:
+    """All results (`Row.to_dict`) as one JSON document that also says by which model they were made."""
     model = {"model": inspector.name, "provenance": inspector.provenance, "diffad": __version__}
-    return json_text(model | about | {"pictures": [row.to_dict() for row in rows]})
+    return json_text(model | about | {"pictures": records})
 
 
 def write_zip(
     file: Path | BinaryIO, inspector: Inspector, rows: Sequence[Row], map_of: MapOf, **about: Any
 ) -> None:
     """Writes results.csv, results.json, and for each picture an overlay as PNG (at most 1024 px) and its
-    reduced map as `.npy` (float16, σ). A picture that is gone by now has no overlay.
+    reduced map as `.npy` (float16, σ), which the results name. A picture that is gone by now has no overlay.
     """
+    records = []
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("results.csv", csv_text(row.to_dict() for row in rows), zipfile.ZIP_DEFLATED)
-        archive.writestr("results.json", document(inspector, rows, **about), zipfile.ZIP_DEFLATED)
         for row in rows:
-            if row.error:
-                continue
-            reduced = map_of(row)
-            data = io.BytesIO()
-            np.save(data, reduced)
-            archive.writestr(f"maps/{row.name}.npy", data.getvalue(), zipfile.ZIP_DEFLATED)
-            try:
-                image = read_image(row.sample.image, row.result["bits"])
-                picture = shown(image, reduced, inspector, row, OVERLAY_PIXELS)
-            except DataError:
-                continue
-            name = row.name if row.name.lower().endswith(".png") else f"{row.name}.png"
-            archive.writestr(f"overlays/{name}", render.png_bytes(picture))
+            records.append(row.to_dict())
+            if not row.error:
+                records[-1]["files"] = _write_evidence(archive, inspector, row, map_of(row))
+        archive.writestr("results.csv", csv_file(records), zipfile.ZIP_DEFLATED)
+        archive.writestr("results.json", document(inspector, records, **about), zipfile.ZIP_DEFLATED)
+
+
+def _write_evidence(
+    archive: zipfile.ZipFile, inspector: Inspector, row: Row, reduced: np.ndarray
+) -> list[str]:
+    """Puts a picture's map and overlay into the archive; returns their names there."""
+    name = row.name.encode("utf-8", "replace").decode()  # of an undecodable file
+    files = [f"maps/{name}.npy"]
+    archive.writestr(files[0], render.npy_bytes(reduced), zipfile.ZIP_DEFLATED)
+    with suppress(DataError):
+        image = read_image(row.sample.image, row.result["bits"])
+        picture = shown(image, reduced, inspector, row, OVERLAY_PIXELS)
+        files.insert(0, f"overlays/{name if name.lower().endswith('.png') else f'{name}.png'}")
+        archive.writestr(files[0], render.png_bytes(picture))
+    return files
 
 
 def shown(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,12 +26,15 @@ from torch import Tensor
 from diffad.depth import DEPTHS
 from diffad.diffusion import Schedule
 from diffad.gaussian import PlaceGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.output import write
 from diffad.pose import Upright
-from diffad.scoring import PIXEL_SCORES, Calibration, RawMaps, residual_maps
-from diffad.unet import UNetConfig
+from diffad.scoring import PIXEL_SCORES, TIMESTEPS, Calibration, RawMaps, residual_maps
+from diffad.unet import UNet, UNetConfig
 
 FORMAT = 9
 _COVARIANCES = ("residual", "perceptual")
+_LONGEST_HEADER = 2**22  # characters
+_HALF = torch.finfo(torch.float16).max
 
 
 class CheckpointError(ValueError):
@@ -112,7 +115,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
             f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
-            f"profile.{index}.calibration.good_places": calibration.good_places.half(),
+            f"profile.{index}.calibration.good_places": calibration.good_places.clamp(-_HALF, _HALF).half(),
         }
         for name in _COVARIANCES:
             covariance: ResidualGaussian = getattr(profile, name)
@@ -150,71 +153,166 @@ def load(path: str | Path) -> Checkpoint:
     if "diffad" not in metadata:
         raise CheckpointError(f"{path} is not a diffad checkpoint; make one with 'diffad train'")
     try:
+        if len(metadata["diffad"]) > _LONGEST_HEADER:
+            raise ValueError("its header is too long")
         header = json.loads(metadata["diffad"])
+        if type(header["format"]) is not int:
+            raise ValueError("its format is no number")
         if header["format"] > FORMAT:
             raise CheckpointError(
                 f"{path} was written by a newer diffad (format {header['format']}); update diffad to read it"
             )
         if header["format"] < FORMAT:
             raise CheckpointError(f"{path} was written by an older diffad; train it again with this one")
-        config = UNetConfig(**{**header["config"], "channels": tuple(header["config"]["channels"])})
-        Schedule.named(header["schedule"])
-        if header["pixel_score"] not in PIXEL_SCORES:
-            raise ValueError("unknown pixel score")
-        profiles = {}
-        for index, category in enumerate(header["categories"]):
-            part = {
-                name: tensors[f"profile.{index}.{name}"]
-                for name in (
-                    "gaussian.projection",
-                    "gaussian.mean",
-                    "gaussian.whitening",
-                    "calibration.level",
-                    "calibration.moments",
-                    "calibration.good_places",
-                )
-            }
-            part = {name: value.float() for name, value in part.items()}
-            gaussian = PlaceGaussian(
-                part["gaussian.projection"],
-                part["gaussian.mean"],
-                _unpack(part["gaussian.whitening"], len(part["gaussian.projection"])),
-            )
-            calibration = Calibration(
-                tuple(category["timesteps"]),
-                part["calibration.level"],
-                part["calibration.moments"],
-                tuple(category["remembered"]),
-                part["calibration.good_places"],
-            )
-            profiles[category["name"]] = Profile(
-                gaussian,
-                *(_covariance(tensors, f"profile.{index}.{name}.") for name in _COVARIANCES),
-                calibration,
-                category["rehearsal"],
-                None if category["upright"] is None else Upright(**category["upright"]),
-                _depth(category.get("bits")),  # older files have none
-            )
-        return Checkpoint(
-            config=config,
-            network={
-                name[8:]: _restored(value, tensors.get(f"scale.{name[8:]}"))
-                for name, value in tensors.items()
-                if name.startswith("network.")
-            },
-            backbone=header["backbone"],
-            feature_mean=tensors["features.mean"],
-            feature_std=tensors["features.std"],
-            profiles=profiles,
-            schedule=header["schedule"],
-            pixel_score=header["pixel_score"],
-            stride=header["stride"],
-            provenance=header["provenance"],
-        )
+        checkpoint = _built(header, tensors)
+        if tensors:
+            raise ValueError(f"{next(iter(tensors))} belongs to no part of it")
+        _check(checkpoint)
+        return checkpoint
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, zlib.error) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); copy or train it again") from None
+    except (
+        KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, ArithmeticError, zlib.error
+    ) as error:  # fmt: skip
+        reason = str(error) if type(error) is ValueError else repr(error)
+        raise CheckpointError(f"{path} is damaged ({reason[:200]}); copy or train it again") from None
+
+
+def _built(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    """From a file's parts; takes out the tensors that it needs. Damaged ones raise errors of all kinds."""
+    config = UNetConfig(**{**header["config"], "channels": tuple(header["config"]["channels"])})
+    profiles: dict[str, Profile] = {}
+    for index, category in enumerate(header["categories"]):
+        if category["name"] in profiles:
+            raise ValueError(f"two categories are called {category['name']!r}")
+        profiles[category["name"]] = _profile(category, tensors, f"profile.{index}.")
+    return Checkpoint(
+        config=config,
+        network=_network(config, tensors),
+        backbone=header["backbone"],
+        feature_mean=tensors.pop("features.mean").float(),
+        feature_std=tensors.pop("features.std").float(),
+        profiles=profiles,
+        schedule=header["schedule"],
+        pixel_score=header["pixel_score"],
+        stride=header["stride"],
+        provenance=header["provenance"],
+    )
+
+
+def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Profile:
+    def part(name: str) -> Tensor:
+        return tensors.pop(prefix + name).float()
+
+    projection = part("gaussian.projection")
+    whitening = _unpack(part("gaussian.whitening"), len(projection))
+    calibration = Calibration(
+        tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"),
+        tuple(category["remembered"]), part("calibration.good_places"),
+    )  # fmt: skip
+    return Profile(
+        PlaceGaussian(projection, part("gaussian.mean"), whitening),
+        *(_covariance(tensors, f"{prefix}{name}.") for name in _COVARIANCES),
+        calibration,
+        category["rehearsal"],
+        None if category["upright"] is None else Upright(**category["upright"]),
+        _depth(category.get("bits")),  # older files have none
+    )
+
+
+def _network(config: UNetConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    with torch.device("meta"):  # shapes without memory
+        shapes = {name: value.shape for name, value in UNet(config).state_dict().items()}
+    network = {}
+    for name, shape in shapes.items():
+        stored = tensors.pop(f"network.{name}")
+        scale = tensors.pop(f"scale.{name}") if len(shape) > 1 else None
+        if stored.shape != shape or (scale is not None and scale.shape != shape[:1]):
+            raise ValueError(f"the network's {name} has not the shape {tuple(shape)} of its configuration")
+        network[name] = _restored(stored, scale)
+    return network
+
+
+# What an inspection relies on
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Raises ValueError for parts that do not fit together, or with which nothing could be inspected."""
+    width, grid = checkpoint.config.feature_channels, checkpoint.config.feature_grid
+    Schedule.named(checkpoint.schedule)
+    _require(checkpoint.pixel_score in PIXEL_SCORES, "its pixel score is unknown")
+    # no address from which something would be fetched
+    _require(re.fullmatch(r"\w[\w.]{,99}", checkpoint.backbone) is not None, "its backbone has no name")
+    _require(_is_timestep(checkpoint.stride) and checkpoint.stride > 0, "its stride is no number of steps")
+    for name, value in checkpoint.network.items():
+        _require(bool(value.isfinite().all()), f"the network's {name} is not finite")
+    standard = {"mean": checkpoint.feature_mean, "deviation": checkpoint.feature_std}
+    _check_shapes({f"features' {name}": (value, (width,)) for name, value in standard.items()})
+    _require(bool((checkpoint.feature_std > 0).all()), "a feature's deviation is not above 0")
+    about = checkpoint.provenance
+    _require(isinstance(about, dict), "its provenance is no JSON object")
+    for key, kind in (("data", dict), ("licence", str), ("minutes", (int, float))):
+        _require(isinstance(about.get(key), (kind, type(None))), f"its provenance has odd {key}")
+    _require(len(checkpoint.profiles) > 0, "it knows no category")
+    for name, profile in checkpoint.profiles.items():
+        _require(isinstance(name, str) and 0 < len(name) <= 255, "a category's name is empty or too long")
+        try:
+            _check_profile(profile, width, grid)
+        except ValueError as error:
+            raise ValueError(f"category {name!r}: {error}") from None
+
+
+def _check_profile(profile: Profile, width: int, grid: int) -> None:
+    gaussian, calibration = profile.gaussian, profile.calibration
+    dims, blocks, side = len(gaussian.projection), len(gaussian.whitening), len(calibration.level[0])
+    good, known, remembered = calibration.good_places, calibration.timesteps, calibration.remembered
+    shapes = {
+        "projection": (gaussian.projection, (dims, width)),
+        "mean": (gaussian.mean, (dims, grid, grid)),
+        "whitening": (gaussian.whitening, (blocks, blocks, dims, dims)),
+        "level": (calibration.level, (2, side, side)),
+        "moments": (calibration.moments, (2, 2, len(known))),
+        "good parts": (good, (len(good), 2, len(remembered), good.shape[-1])),
+    }
+    for name in _COVARIANCES:
+        covariance: ResidualGaussian = getattr(profile, name)
+        kept, blocks = len(covariance.common), covariance.scale.shape[1]
+        by_place = len(TIMESTEPS), blocks, blocks, kept
+        shapes |= {
+            f"{name}'s common part": (covariance.common, (kept, width)),
+            f"{name}'s codes": (covariance.codes, (*by_place, kept)),
+            f"{name}'s scale": (covariance.scale, by_place),
+            f"{name}'s diagonal": (covariance.diagonal, by_place),
+        }
+        _require(grid % blocks == 0, f"{name}'s blocks do not divide a grid of {grid}")
+    _check_shapes(shapes)
+    _require(grid % len(gaussian.whitening) == 0, f"the whitening's blocks do not divide a grid of {grid}")
+    for timesteps in (known, remembered):
+        rising = all(map(_is_timestep, timesteps)) and list(timesteps) == sorted(set(timesteps))
+        _require(rising, "its timesteps do not rise from 0 to 999")
+    _require(bool((calibration.moments[:, 1] > 0).all()), "a deviation of good parts is not above 0")
+    _require(bool((calibration.level > 0).all()), "a level of good parts is not above 0")
+    _require(isinstance(profile.rehearsal, dict), "its rehearsal is no JSON object")
+    if profile.upright is not None:
+        numbers = list(asdict(profile.upright).values())
+        plain = all(type(value) in (int, float) and abs(value) <= 4 for value in numbers)
+        _require(plain and 0 < profile.upright.scale <= 1, "how it is turned upright makes no sense")
+
+
+def _check_shapes(parts: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    for name, (value, shape) in parts.items():
+        fits = value.shape == shape and value.numel() > 0
+        _require(fits, f"the {name} has the shape {tuple(value.shape)} instead of {shape}")
+        _require(bool(value.isfinite().all()), f"the {name} is not finite")
+
+
+def _is_timestep(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1000
 
 
 def bundled() -> list[Path]:
@@ -228,16 +326,11 @@ def bundled() -> list[Path]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Tensors and string metadata into one safetensors file, atomically."""
+    """Tensors and string metadata into one safetensors file, atomically. Raises OutputError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        partial.write_bytes(to_bytes(whole, dict(metadata)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write(path, to_bytes(stored, dict(metadata)))
     return path
 
 
@@ -253,13 +346,21 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
 
 
-def _covariance(tensors: Mapping[str, Tensor], prefix: str) -> ResidualGaussian:
+def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
     scale, diagonal = (
-        from_steps(tensors[prefix + part], tensors[f"{prefix}{part}.ends"]) for part in ("scale", "diagonal")
+        _from_steps(tensors.pop(prefix + part), tensors.pop(f"{prefix}{part}.ends"))
+        for part in ("scale", "diagonal")
     )
     kept = scale.shape[-1]
-    triangle = _decoded(tensors[prefix + "codes"], (*scale.shape[:-1], kept * (kept - 1) // 2))
-    return ResidualGaussian(tensors[prefix + "common"].float(), _unpack(triangle, kept, -1), scale, diagonal)
+    triangle = _decoded(tensors.pop(prefix + "codes"), (*scale.shape[:-1], kept * (kept - 1) // 2))
+    common = tensors.pop(prefix + "common").float()
+    return ResidualGaussian(common, _unpack(triangle, kept, -1), scale, diagonal)
+
+
+def _from_steps(steps: Tensor, ends: Tensor) -> Tensor:
+    if steps.dtype != torch.uint8 or ends.shape != (2,) or not 0 < ends[0] <= ends[1] < math.inf:
+        raise ValueError(f"there are no steps between {ends.tolist()}")
+    return from_steps(steps, ends)
 
 
 def _depth(bits: int | None) -> int | None:
@@ -275,6 +376,10 @@ def _pack(triangular: Tensor, offset: int = 0) -> Tensor:
 
 
 def _unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
+    """`_pack` undone. Raises ValueError for another number of entries."""
+    entries = size * (size + 1) // 2 + offset * size
+    if packed.shape[-1] != entries:
+        raise ValueError(f"a triangle has {packed.shape[-1]} entries instead of {entries}")
     full = packed.new_zeros(*packed.shape[:-1], size, size)
     rows, columns = torch.tril_indices(size, size, offset)
     full[..., rows, columns] = packed
@@ -293,6 +398,8 @@ def _coded(codes: Tensor) -> Tensor:
 def _decoded(stream: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`_coded` undone. Raises ValueError for a stream of another length, zlib.error for none."""
     length = math.prod(shape)
+    if length > 8 * stream.numel():  # a code has at least a bit: no more memory than that
+        raise ValueError(f"{stream.numel()} bytes cannot hold {length} codes")
     plain = zlib.decompressobj().decompress(stream.numpy().tobytes(), length + 1)
     if len(plain) != length:
         raise ValueError(f"{len(plain)} codes instead of {length}")

@@ -30,12 +30,13 @@ from diffad.commands import (
     train,
 )
 from diffad.console import leave_stdout, say
+from diffad.output import OutputError
 
 EXIT_CODES = """\
 exit codes:
   0    finished
   1    a picture could not be read; everything else was done (comes before 3)
-  2    wrong options, paths or checkpoint, or the system refused
+  2    wrong options, paths or checkpoint, or a file could not be written
   3    inspect --fail-on-anomaly found an anomalous picture
   130  interrupted
 """
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         leave_stdout()
         return FINISHED
+    except OutputError as error:
+        say(str(error))
+        return REFUSED
     except OSError as error:
         say(f"{error.filename or 'the system'}: {error.strerror or error}")
         return REFUSED
@@ -237,7 +241,8 @@ categories if the model knows them.""")
         threshold, option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
         tile, bits,
         option("--out", "DIR", _path, "write <name>_overlay.png, <name>_map.npy (float32), "
-                                      "<name>_evidence.png, results.json and results.csv there"),
+                                      "<name>_evidence.png, results.json and results.csv there; each verdict "
+                                      "is in results.jsonl as soon as it is given"),
         flag("--report", "with --out: also <name>_report.html, a page to hand on, which prints on one A4"),
         flag("--fail-on-anomaly", "exit with 3 if any picture is anomalous"), as_json)
 
@@ -252,7 +257,8 @@ DATA: an MVTec category folder (test/good, test/<defect>, ground_truth) or a fol
 judged as its folder's category if the model knows it, else as the recognised one.""")
     add(own, data, *model, option("--category", "NAME", str, "judge all of them as this"), alpha, timesteps,
         option("--seeds", "N,N,…", _seeds, "noise seeds; of several, means and standard deviations", (0,)),
-        option("--out", "DIR", _path, "write results.json, results.md and report.html there"),
+        option("--out", "DIR", _path, "write results.json, results.md and report.html there; each score "
+                                      "is in scores.jsonl as soon as it is known"),
         flag("--repair", "also measure the repair, which is slow; the options below are its own"),
         option("--limit", "N", whole(1, 10**6), "with --repair: at most N good and N defective a category"),
         flag("--sheet", "with --out: draw ten repairs a category, <category>_repairs.png"),

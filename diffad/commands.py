@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
+import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffad.console import counter, document, json_text, say, tell, tracked, training_bar
+from diffad.output import OutputError, append, write
 
 if TYPE_CHECKING:
     from diffad.data import Sample
     from diffad.inspector import Inspector
 
 FINISHED, UNREADABLE, REFUSED, ANOMALOUS, INTERRUPTED = 0, 1, 2, 3, 130
+_VERDICTS, _TABLES = "results.jsonl", ("results.json", "results.csv")  # of `inspect`
 _LONGEST_NAME = 200  # bytes, of a result's file without its ending
 
 
@@ -51,7 +55,10 @@ def train(arguments: argparse.Namespace) -> int:
         raise Refused("--size, --channels and --backbone come from the checkpoint given with --from")
     if arguments.out.suffix != ".safetensors":
         raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
-    for source in arguments.data:
+    if arguments.out.is_dir():
+        raise Refused(f"{arguments.out} is a folder: --out names a file")
+    _check_folder(arguments.out.parent)
+    for source in (*arguments.data, *filter(None, [arguments.start])):
         _must_exist(source)
     categories = training.normal_paths(arguments.data)
     names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence")
@@ -77,7 +84,7 @@ def train(arguments: argparse.Namespace) -> int:
                                   start_from=arguments.start, device=arguments.device, progress=progress,
                                   skip_unreadable=arguments.skip_unreadable,
                                   tell=say if first else lambda _: None)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OutputError):
             if training.state_file(arguments.out).exists():
                 say("to go on from here, give the same options and --resume")
             raise
@@ -96,15 +103,18 @@ def train(arguments: argparse.Namespace) -> int:
 def inspect(arguments: argparse.Namespace) -> int:
     from diffad import batch
 
-    samples = _pictures(arguments.sources, arguments.out)
-    paths = [sample.image for sample in samples]
-    inspector = _load_inspector(arguments)
-    endings = ["_overlay.png", "_map.npy", "_evidence.png", *(["_report.html"] if arguments.report else [])]
-    if arguments.report and not arguments.out:
+    out = arguments.out
+    if arguments.report and not out:
         raise Refused("--report writes into a folder: give --out DIR too")
-    names = _output_names(paths, arguments.out, endings) if arguments.out else [""] * len(paths)
+    samples = _pictures(arguments.sources, out)
+    paths = [sample.image for sample in samples]
+    endings = ["_overlay.png", "_map.npy", "_evidence.png", *(["_report.html"] if arguments.report else [])]
+    names = _output_names(paths, out, endings) if out else [""] * len(paths)
+    inspector = _load_inspector(arguments)
+    _make_folder(out)
     records: list[dict[str, Any]] = []
-    with document(arguments.json) as put, _results(arguments.out, records):
+    unwritten: list[Path] = []
+    with document(arguments.json) as put:
         options = ("timesteps", "alpha", "seed", "draws", "threshold", "tile")
         settings = {option: getattr(arguments, option) for option in options}
         pictures = {str(sample.image): sample for sample in samples}
@@ -116,46 +126,59 @@ def inspect(arguments: argparse.Namespace) -> int:
         if said := batch.bits_in_words(shared):
             say(said)
         rows = batch.run(inspector, pictures, arguments.category, shared, **settings)
-        for name, (row, inspection) in tracked(zip(names, rows, strict=True), "inspecting", len(paths)):
-            record = row.to_dict()
-            if row.error:
-                say(row.error)
+        with _results(out, records, unwritten):
+            for name, (row, inspection) in tracked(zip(names, rows, strict=True), "inspecting", len(paths)):
+                record = row.to_dict()
+                if row.error:
+                    say(row.error)
+                elif out:
+                    record["files"] = []
+                    with _going_on(unwritten):
+                        try:
+                            for file in _evidence(out, name, endings, inspection, inspector):
+                                record["files"].append(file.name)
+                        except MemoryError:
+                            say(f"{row.name} is judged, but too large for this machine's memory to be drawn")
+                if out:
+                    with _going_on(unwritten):
+                        append(out / _VERDICTS, json_text(record, indent=None), fresh=not records)
                 records.append(record)
-                continue
-            if arguments.out:
-                files = [arguments.out / f"{name}{ending}" for ending in endings]
-                try:
-                    _write_evidence(files, inspection, inspector)
-                    record["files"] = [file.name for file in files]
-                except MemoryError:
-                    say(f"{row.name} is judged, but too large for this machine's memory to be drawn")
-            records.append(record)
-            if not arguments.json:
-                verdict = "ANOMALOUS" if record["is_anomalous"] else "good"
-                count = len(record["regions"])
-                regions = f"{count} region{'' if count == 1 else 's'}"
-                fits = "" if record.get("category_fits", True) else "?  fits no category"
-                tell(f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
-                     f"{regions}  {record['category']}{fits}  {row.name}", keep_on=arguments.out)
-                for note in record.get("notes", ()):
-                    tell(f"{'':9}  {note}", keep_on=arguments.out)
-        put(records, f"wrote results to {arguments.out}" if arguments.out else None)
+                if not (row.error or arguments.json):
+                    tell(_verdict(record), keep_on=out)
+                    for note in record["notes"]:
+                        tell(f"{'':9}  {note}", keep_on=out)
+        put(records, f"wrote results to {out}" if out and not unwritten else None)
+    if unwritten:
+        return REFUSED
     if any("error" in record for record in records):
         return UNREADABLE
     anomalous = any(record["is_anomalous"] for record in records)
     return ANOMALOUS if arguments.fail_on_anomaly and anomalous else FINISHED
 
 
+def _verdict(record: dict[str, Any]) -> str:
+    verdict = "ANOMALOUS" if record["is_anomalous"] else "good"
+    count = len(record["regions"])
+    regions = f"{count} region{'' if count == 1 else 's'}"
+    fits = "" if record.get("category_fits", True) else "?  fits no category"
+    return (f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
+            f"{regions}  {record['category']}{fits}  {record['path']}")
+
+
 def reconstruct(arguments: argparse.Namespace) -> int:
     from diffad.data import DataError
-    from diffad.render import Reel, animation, png_bytes
+    from diffad.render import Reel, animation, check_format, png_bytes
 
+    check_format(f".{arguments.format}")
     paths = [sample.image for sample in _pictures(arguments.sources, arguments.out)]
-    inspector = _load_inspector(arguments)
     endings = (f"_repair.{arguments.format}", "_repaired.png")
+    names = _output_names(paths, arguments.out, endings)
+    inspector = _load_inspector(arguments)
+    _make_folder(arguments.out)
     records: list[dict[str, Any]] = []
+    unwritten: list[Path] = []
     with document(arguments.json) as put:
-        for path, name in zip(paths, _output_names(paths, arguments.out, endings), strict=True):
+        for path, name in zip(paths, names, strict=True):
             film, picture = (arguments.out / f"{name}{ending}" for ending in endings)
             started = time.perf_counter()
             try:
@@ -175,8 +198,11 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 scores.append(step.score)
                 repaired, steps, notes = step.image, step.index, step.notes
             seconds = time.perf_counter() - started
-            animation(reel.frames, film)
-            picture.write_bytes(png_bytes(repaired))
+            with _going_on(unwritten):
+                animation(reel.frames, film)
+                write(picture, png_bytes(repaired), sync=False)
+            if unwritten:  # repairs take long, and nothing would be left of them
+                break
             records.append({
                 "path": str(path), "animation": str(film), "repaired": str(picture), "steps": steps,
                 "score_before": scores[0], "score_after": scores[-1], "seconds": seconds,
@@ -187,6 +213,8 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                 for note in notes:
                     tell(f"  {note}", keep_on=True)
         put(records)
+    if unwritten:
+        return REFUSED
     return UNREADABLE if any("error" in record for record in records) else FINISHED
 
 
@@ -210,7 +238,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         settings = {"category": arguments.category, "alpha": arguments.alpha}
         with counter("inspecting") as progress:
             result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
-                              progress=progress, **settings)
+                              progress=progress, keep=_score_keeper(out) if out else None, **settings)
+        if out and arguments.repair:  # which takes long
+            _write_tables(out, result)
         tables = [evaluation_table(result)]
         shown: dict[str, Any] = {}
         if arguments.repair:
@@ -227,7 +257,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 say(f"{name}: {note}")
         put(result, "\n\n".join(tables))
         if out:
-            _write_evaluation(out, result, inspector, shown)
+            _write_tables(out, result)
+            _write_pages(out, result, inspector, shown)
     return FINISHED
 
 
@@ -235,20 +266,21 @@ def ablate(arguments: argparse.Namespace) -> int:
     from diffad.ablation import METRICS, ablate, ablation_report
     from diffad.render import ablation_plot
 
+    for path in arguments.single:
+        _must_exist(path)
     out, samples = _labelled_folders(arguments)
     inspector = _load_inspector(arguments)
     singles = [_load_inspector(arguments, path) for path in arguments.single]
     with document(arguments.json) as put:
         with counter("ablating") as progress:
             result = ablate(inspector, samples, singles, arguments.limit, arguments.seed, progress)
-        plots = {}
-        if out:
-            for table in result["tables"]:
-                plots[table["name"]] = f"{table['name']}.png"
-                ablation_plot(table, METRICS, out / plots[table["name"]])
-            (out / "ablation.json").write_text(json_text(result) + "\n", encoding="utf-8")
-            (out / "ablation.md").write_text(ablation_report(result, plots) + "\n", encoding="utf-8")
         put(result, ablation_report(result))
+        if out:
+            write(out / "ablation.json", f"{json_text(result)}\n".encode())
+            plots = {table["name"]: f"{table['name']}.png" for table in result["tables"]}
+            for table in result["tables"]:
+                ablation_plot(table, METRICS, out / plots[table["name"]])
+            write(out / "ablation.md", _utf8(f"{ablation_report(result, plots)}\n"))
     return FINISHED
 
 
@@ -266,10 +298,10 @@ def compare(arguments: argparse.Namespace) -> int:
             result = compare(inspector, samples, peers, arguments.limit, arguments.minutes_each,
                              arguments.seed, progress)
         report = comparison_report(result)
-        if out:
-            (out / "comparison.json").write_text(json_text(result) + "\n", encoding="utf-8")
-            (out / "comparison.md").write_text(report + "\n", encoding="utf-8")
         put(result, report)
+        if out:
+            write(out / "comparison.json", f"{json_text(result)}\n".encode())
+            write(out / "comparison.md", _utf8(f"{report}\n"))
     return FINISHED
 
 
@@ -281,6 +313,8 @@ def benchmark(arguments: argparse.Namespace) -> int:
     from diffad.data import DataError, read_image
     from diffad.synthetic import DEFECTS, make_part
 
+    if arguments.picture:
+        _must_exist(arguments.picture)
     started = time.perf_counter()
     inspector = _load_inspector(arguments)
     loaded = time.perf_counter() - started
@@ -325,6 +359,7 @@ def samples(arguments: argparse.Namespace) -> int:
     from diffad.synthetic import CATEGORIES, write_set
 
     root = arguments.folder
+    _check_folder(root)
     if root.is_dir() and any(root.iterdir()):
         raise Refused(f"{root} is not empty: name a new folder")
     if not arguments.train + arguments.good + arguments.defective:
@@ -341,34 +376,77 @@ def samples(arguments: argparse.Namespace) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     from diffad.checkpoint import bundled
-    from diffad.ui.server import logins, serve
 
     paths = arguments.checkpoint or bundled() or [default_checkpoint()]
     if twice := [name for name, count in Counter(path.stem for path in paths).items() if count > 1]:
         raise Refused(f"two models are called {twice[0]}: rename one")
+    for path in paths:
+        _must_exist(path)
     root = arguments.data_root
     if root and not root.is_dir():
         raise Refused(f"there is no folder {root}: --data-root names a folder")
-    auth = None
+    host, port = _free_address(arguments.host, arguments.port)
+
+    from diffad.ui.server import check_mcp, logins, serve  # brings Gradio, which reads the port too
+
     try:
+        if arguments.mcp:
+            check_mcp()
         if arguments.auth:
-            auth = logins(arguments.auth.read_text(encoding="utf-8"), str(arguments.auth))
+            auth = logins(_text_of(arguments.auth), str(arguments.auth))
             if not auth:
                 raise ValueError(f"{arguments.auth} is empty: give lines user:password")
             if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
                 say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
+        else:
+            auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
         inspectors = {path.stem: _load_inspector(arguments, path) for path in paths}
-        if arguments.host in ("0.0.0.0", "::") and not auth and "DIFFAD_AUTH" not in os.environ:
+        if host in ("0.0.0.0", "::") and not auth:
             say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
-        serve(inspectors, arguments.host, arguments.port, auth=auth, data_root=root,
+        serve(inspectors, host, port, auth=auth or None, data_root=root,
               max_upload=arguments.max_upload, mcp=arguments.mcp)
     except ValueError as error:  # malformed logins, or no MCP here
         raise Refused(str(error)) from error
     except OSError as error:
-        if arguments.port and "port" in str(error):
-            raise Refused(f"port {arguments.port} is taken: choose another --port") from error
+        if port and "port" in str(error):  # somebody took it meanwhile
+            raise Refused(f"port {port} is taken: choose another --port") from error
         raise
     return FINISHED
+
+
+def _free_address(host: str | None, port: int | None) -> tuple[str | None, int | None]:
+    """Host and port as given, or as Gradio's variables say. Raises Refused, before any model is loaded, if
+    this machine has no such address or the port is taken.
+    """
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or None
+    given = os.environ.get("GRADIO_SERVER_PORT")
+    if given is not None and not (given.isascii() and given.isdecimal() and 1 <= int(given) <= 65535):
+        raise Refused(f"GRADIO_SERVER_PORT is {given!r}: set it to a number from 1 to 65535, or to none")
+    port = port or (int(given) if given else None)
+    try:
+        found = socket.getaddrinfo((host or "127.0.0.1").strip("[]"), port or 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise Refused(f"there is no address {host}: choose another --host") from error
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        if os.name == "posix":  # there it only means that a port may be taken that was just given up
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except PermissionError as error:
+            raise Refused(f"port {port} needs an administrator's rights: choose another --port") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Refused(f"port {port} is taken: choose another --port") from error
+            raise Refused(f"{host} is no address of this machine: choose another --host") from error
+    return host, port
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is no text: give lines user:password in UTF-8") from error
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -403,13 +481,18 @@ def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[
 
 def _make_folder(out: Path | None) -> None:
     """Before the work, which may take hours. Raises Refused, OSError."""
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file: --out names a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise Refused(f"nothing may be written into {out}: choose another --out")
+    if out is not None:
+        _check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises Refused if it cannot be made, or nothing can be written into it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise Refused(f"{there} is a file: give the name of a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Refused(f"nothing may be written into {there}: choose another --out")
 
 
 def _must_exist(path: Path) -> None:
@@ -438,11 +521,11 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
     """One name per picture for files out/<name><ending>: its stem, after its folder's name where stems meet.
 
     No two pictures share a name, no file is an input, and long names are cut, since those of files may have
-    255 bytes. Makes the folder.
+    255 bytes. Raises Refused where nothing can be written.
     """
-    _make_folder(out)
+    _check_folder(out)
     inputs = {path.resolve() for path in paths}
-    if inputs & {(out / "results.json").resolve(), (out / "results.csv").resolve()}:
+    if inputs & {(out / name).resolve() for name in (_VERDICTS, *_TABLES)}:
         raise Refused(f"the results would overwrite an input in {out}: choose another --out")
     stems = Counter(path.stem.casefold() for path in paths)
     names: list[str] = []
@@ -460,37 +543,59 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
     return names
 
 
-def _write_evidence(files: Sequence[Path], inspection: Any, inspector: Inspector) -> None:
-    import numpy as np
-
-    from diffad.render import evidence_sheet, overlay, png_bytes
+def _evidence(
+    out: Path, name: str, endings: Sequence[str], inspection: Any, inspector: Inspector
+) -> Iterator[Path]:
+    """Writes <name><ending> for each of the endings of `inspect`; yields each as it is written."""
+    from diffad.render import evidence_sheet, npy_bytes, overlay, png_bytes
     from diffad.report import report
 
     top, bad = inspector.scale_top(inspection.category), inspection.is_anomalous
-    overlay_file, map_file, sheet_file, *report_file = files
-    shown = overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold, contour=bad)
-    overlay_file.write_bytes(png_bytes(shown))
-    np.save(map_file, inspection.anomaly_map.astype(np.float32))
-    sheet_file.write_bytes(png_bytes(evidence_sheet(inspection, top)))
-    for path in report_file:
-        page = report(inspection, inspector, path.name[: -len("_report.html")])
-        path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+    contents = {
+        "_overlay.png": lambda: png_bytes(
+            overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold, contour=bad)),
+        "_map.npy": lambda: npy_bytes(inspection.anomaly_map),
+        "_evidence.png": lambda: png_bytes(evidence_sheet(inspection, top)),
+        "_report.html": lambda: report(inspection, inspector, name).encode("utf-8", "xmlcharrefreplace"),
+    }
+    for ending in endings:
+        write(out / f"{name}{ending}", contents[ending](), sync=False)
+        yield out / f"{name}{ending}"
 
 
-def _write_evaluation(
-    out: Path, result: dict[str, Any], inspector: Inspector, repairs: dict[str, Any]
-) -> None:
-    from diffad.evaluation_report import html_report, markdown_report, repair_sheet
+def _write_tables(out: Path, result: dict[str, Any]) -> None:
+    from diffad.evaluation_report import markdown_report
+
+    write(out / "results.json", f"{json_text(result)}\n".encode())
+    write(out / "results.md", _utf8(markdown_report(result)))
+
+
+def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repairs: dict[str, Any]) -> None:
+    from diffad.evaluation_report import html_report, repair_sheet
     from diffad.render import png_bytes
 
-    (out / "results.json").write_text(json_text(result) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(markdown_report(result), encoding="utf-8", errors="backslashreplace")
     sheets = {name: repair_sheet(shown) for name, shown in repairs.items()}
     for name, sheet in sheets.items():
-        (out / f"{name}_repairs.png").write_bytes(png_bytes(sheet))
+        write(out / f"{name}_repairs.png", png_bytes(sheet))
     page = html_report(result, inspector, sheets)
-    (out / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+    write(out / "report.html", page.encode("utf-8", "xmlcharrefreplace"))
     say(f"wrote results.json, results.md and report.html to {out}")
+
+
+def _score_keeper(out: Path) -> Callable[[dict[str, Any]], None]:
+    """Adds each picture's score to scores.jsonl, which begins anew with the first."""
+    fresh = True
+
+    def keep(row: dict[str, Any]) -> None:
+        nonlocal fresh
+        append(out / "scores.jsonl", json_text(row, indent=None), fresh)
+        fresh = False
+
+    return keep
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # names may hold what is no Unicode
 
 
 def _unreadable(path: Path, error: ValueError) -> dict[str, str]:
@@ -504,14 +609,27 @@ def _repair_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _results(out: Path | None, records: list[dict[str, Any]]) -> Iterator[None]:
-    """Writes results.json and results.csv of the records when the context ends, also by an interruption."""
-    from diffad.batch import csv_text
+def _results(out: Path | None, records: list[dict[str, Any]], unwritten: list[Path]) -> Iterator[None]:
+    """Writes the tables of the records when the context ends, also by an interruption."""
+    from diffad.batch import csv_file
 
     try:
         yield
     finally:
         if out and records:  # else those of an earlier run stay
-            (out / "results.json").write_text(json_text(records) + "\n", encoding="utf-8")
-            (out / "results.csv").write_text(
-                csv_text(records), encoding="utf-8", errors="backslashreplace", newline="")
+            for name, data in zip(_TABLES, (f"{json_text(records)}\n".encode(), csv_file(records))):
+                with _going_on(unwritten):
+                    write(out / name, data)
+        if len(unwritten) > 1:
+            say(f"{len(unwritten)} files could not be written, the last of them {unwritten[-1]}")
+
+
+@contextlib.contextmanager
+def _going_on(unwritten: list[Path]) -> Iterator[None]:
+    """A file that cannot be written ends no run: the first is said, all are counted."""
+    try:
+        yield
+    except OutputError as error:
+        if not unwritten:
+            say(str(error))
+        unwritten.append(error.path)

@@ -30,10 +30,10 @@ def document(as_json: bool) -> Iterator[Callable[..., None]]:
         yield put
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, indent: int | None = 2) -> str:
     from diffad import batch  # brings torch
 
-    return batch.json_text(value)
+    return batch.json_text(value, indent)
 
 
 def tracked(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:

@@ -425,8 +425,8 @@ def resize_maps(maps: torch.Tensor | np.ndarray, shape: tuple[int, int]) -> torc
 def to_square(image: np.ndarray, size: int) -> tuple[torch.Tensor, Geometry]:
     """Letterbox uint8 [H, W, 3] into the model's square: float32 [3, size, size] in [-1, 1], its geometry.
 
-    Resampling is Lanczos's with antialiasing and half-pixel centres, which keeps most of a picture's sharpness
-    whatever its size: a part photographed larger must not look blurred beside the ones that the model knows.
+    Resampling is Lanczos's with antialiasing and half-pixel centres, which keeps most of the sharpness
+    whatever the size: a part photographed larger must not look blurred beside the ones that the model knows.
     The padding repeats the picture's edge. A picture of exactly size × size comes out as value / 127.5 − 1,
     untouched.
     Raises DataError for anything but uint8 [H, W, 3].

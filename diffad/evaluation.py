@@ -106,6 +106,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     category: str | None = None,
     progress: Progress | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Inspect labelled samples and measure, per category of the samples. The result is ready for JSON.
 
@@ -115,7 +116,8 @@ def evaluate(
     empty for one seed), while the metrics, their intervals and the rates are means over them, and by_defect,
     curves and pictures come from the first; pictures: path, defect, score, anomalous (the verdict) of each;
     setting; notes: sentences, among them why a value is None.
-    progress(done, total) is called after every picture and seed.
+    progress(done, total) is called after every picture and seed, keep with what `pictures` will hold of it,
+    its category and seed.
     Raises DataError before the first inspection if no sample has a label, a file cannot be read or a mask
     is not of its picture's size.
     """
@@ -132,13 +134,14 @@ def evaluate(
             for sample in group:
                 settings = {"alpha": alpha, "timesteps": tuple(timesteps), "seed": seed}
                 scored.append(_score(inspector, sample, profile, settings, bits))
+                if keep is not None:
+                    keep({"category": name, "seed": seed, **_told(scored[-1])})
                 done += 1
                 if progress is not None:
                     progress(done, total)
             runs.append(_measured(scored))
             if len(runs) == 1:
-                pictures = [{"path": str(one.path), "defect": one.defect, "score": float(one.score),
-                             "anomalous": bool(one.verdict)} for one in scored]
+                pictures = list(map(_told, scored))
                 notes = _notes(inspector, name, profile, scored)
                 if bits is not None:
                     notes.append(_bits_in_words(bits, found[name]))
@@ -151,6 +154,11 @@ def evaluate(
             "notes": notes,
         }
     return result
+
+
+def _told(one: Scored) -> dict[str, Any]:
+    return {"path": str(one.path), "defect": one.defect, "score": float(one.score),
+            "anomalous": bool(one.verdict)}
 
 
 @dataclass(frozen=True, eq=False)

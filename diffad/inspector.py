@@ -84,6 +84,8 @@ class Inspector:
         self.schedule = Schedule.named(checkpoint.schedule)
         self.profiles = {name: profile.to(self.device) for name, profile in checkpoint.profiles.items()}
         self.extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.feature_grid)
+        if self.extractor.channels != checkpoint.config.feature_channels:
+            raise CheckpointError(f"its features are not those of the backbone {checkpoint.backbone}")
         self.network = UNet(checkpoint.config)
         try:
             self.network.load_state_dict(checkpoint.network)

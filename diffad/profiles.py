@@ -134,13 +134,11 @@ def fit_profile(
             branches.append(_levelled(values, inside[of]))
         return RawMaps(*branches, timesteps)
 
-    good, changed = (
-        maps(
-            [fit[:, number, :, None] for fit in own] if kind == "perceptual" else look(some[first], TIMESTEPS),
-            TIMESTEPS, first,
-        )
-        for number, some in enumerate((pictures, copies))
-    )  # fmt: skip
+    def measured(number: int, some: Tensor) -> RawMaps:
+        known = [residuals[:, number, :, None] for residuals in own]
+        return maps(known if kind == "perceptual" else look(some[first], TIMESTEPS), TIMESTEPS, first)
+
+    good, changed = measured(0, pictures), measured(1, copies)
     raised = _raised(good, len(held))
     good, changed = _scaled(good, raised), _scaled(changed, raised)
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffad.data import DataError
+from diffad.output import whole
 from diffad.scoring import fuse
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
@@ -141,6 +142,13 @@ def png_bytes(image: np.ndarray) -> bytes:
     """Encode uint8 [H, W, 3] or [H, W] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def npy_bytes(values: np.ndarray) -> bytes:
+    """Encode an array as NumPy's .npy."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
     return buffer.getvalue()
 
 
@@ -318,16 +326,14 @@ def animation(frames: Sequence[np.ndarray], path: str | Path, seconds: float = 4
     It lasts about `seconds`; the first and the last frame are held longer. At most 25 frames a second are
     kept (evenly chosen, ends included), and a longest side above 768 pixels is scaled down to 768.
     Raises DataError for no frames, different sizes, another suffix or a missing folder, and for .mp4 where
-    there is no encoder (`has_mp4`).
+    there is no encoder (`has_mp4`), OutputError if it cannot be written.
     """
     path = Path(path)
     if len(frames) == 0:
         raise DataError("there are no frames to animate: give at least one")
     if any(frame.shape != frames[0].shape or frame.dtype != np.uint8 for frame in frames):
         raise DataError("the frames differ in size or are not uint8: give pictures of one size")
-    writers = {".gif": _write_gif, ".webp": _write_webp, ".mp4": _write_mp4}
-    if path.suffix.lower() not in writers:
-        raise DataError(f"{path.name} is no animation format: choose .gif, .webp or .mp4")
+    check_format(path.suffix)
     if not path.parent.is_dir():
         raise DataError(f"the folder {path.parent} does not exist: make it first")
     chosen, durations = _timing(len(frames), seconds)
@@ -335,8 +341,17 @@ def animation(frames: Sequence[np.ndarray], path: str | Path, seconds: float = 4
     scale = FRAME_SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     kept = [_resize(frames[i], size) if scale < 1 else frames[i] for i in chosen]
-    writers[path.suffix.lower()](kept, path, durations)
+    with whole(path, sync=False) as partial:
+        _WRITERS[path.suffix.lower()](kept, partial, durations)
     return path
+
+
+def check_format(suffix: str) -> None:
+    """Raises DataError if `animation` cannot write files with this suffix here."""
+    if suffix.lower() not in _WRITERS:
+        raise DataError(f"{suffix!r} is no animation format: choose .gif, .webp or .mp4")
+    if suffix.lower() == ".mp4" and not has_mp4():
+        raise DataError("MP4 needs PyAV with H.264: choose .gif or .webp, or `pip install av`")
 
 
 def _timing(count: int, seconds: float) -> tuple[list[int], list[int]]:
@@ -394,8 +409,6 @@ def has_mp4() -> bool:
 
 
 def _write_mp4(frames: list[np.ndarray], path: Path, durations: list[int]) -> None:
-    if not has_mp4():
-        raise DataError("MP4 needs PyAV with H.264: choose .gif or .webp, or `pip install av`")
     import av
 
     height, width = frames[0].shape[:2]
@@ -409,6 +422,9 @@ def _write_mp4(frames: list[np.ndarray], path: Path, durations: list[int]) -> No
             for _ in range(max(ticks, 1)):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
         file.mux(stream.encode())
+
+
+_WRITERS = {".gif": _write_gif, ".webp": _write_webp, ".mp4": _write_mp4}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -445,7 +461,8 @@ def loss_plot(log: list[dict], path: str | Path) -> None:
         axes.grid(color=LINE, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(LINE)
-    figure.savefig(path)
+    with whole(path, sync=False) as partial:
+        figure.savefig(partial)
 
 
 def _series(log: list[dict], name: str) -> np.ndarray:  # [n, 2]: step, value
@@ -508,7 +525,8 @@ def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Pa
         labelcolor=INK,
     )  # fmt: skip
     figure.suptitle(table["title"], x=0.01, ha="left", fontsize=13, color=INK)
-    figure.savefig(path)
+    with whole(path, sync=False) as partial:
+        figure.savefig(partial)
 
 
 def _ablation_lines(rows: list[dict[str, Any]], metric: str) -> dict[str, list[tuple]]:

@@ -278,7 +278,7 @@ class Calibration:
             level, without = place_level(small)
             both = both / _to_size(without[: len(both)], both.shape[-1])[:, :, None]
             by = _to_size(without, small.shape[-1])[:, :, None]
-            small, others = small / by, [other / by for other in others]  # a copy is left out with its picture
+            small, others = small / by, [other / by for other in others]  # a copy goes with its picture
         small = torch.cat([small, *others])
         mean = both.double().mean(dim=(0, 3, 4))
         rows = both.permute(1, 2, 0, 3, 4).flatten(2)  # [2, n, pixels]

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from diffad.data import DataError
+from diffad.output import write
 from diffad.synthetic_defects import SPOIL
 from diffad.synthetic_scenes import BUILD, Scene, axis, blur
 
@@ -144,7 +145,7 @@ def _write(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ok, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
     assert ok
-    path.write_bytes(data.tobytes())
+    write(path, data.tobytes(), sync=False)
 
 
 def _rng(*key: object) -> np.random.Generator:

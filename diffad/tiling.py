@@ -148,8 +148,8 @@ class Tiling:
         return square if self.turn is None else self.turn.forth(square)
 
     def inside(self, tile: Tile) -> torch.Tensor:
-        """Where the tile's square shows the picture, bool [size, size]. Of a turned one what lies within a
-        place of the features' grid of the picture's rim is not: there the backbone sees the rim's mirror image.
+        """Where the tile's square shows the picture, bool [size, size]. Of a turned one not within a place of
+        the features' grid of the picture's rim: there the backbone sees the mirror image beyond it.
         """
         there = torch.zeros(self.size, self.size)
         there[self._geometry(tile).inner] = 1

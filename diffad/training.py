@@ -30,6 +30,7 @@ from diffad.devices import pick_device
 from diffad.diffusion import Schedule, hybrid_loss
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
+from diffad.output import append
 from diffad.pose import Turn, Upright
 from diffad.profiles import fit_profile
 from diffad.reconstruction import FILLED_TO
@@ -128,7 +129,7 @@ def train(
     eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
     about the pictures before anything is learned: which are left out, and how many bits those of a category
     have. Under torchrun every process trains and the first one writes.
-    Raises DataError, CheckpointError.
+    Raises DataError, CheckpointError, OutputError.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
@@ -143,9 +144,11 @@ def train(
             config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
+    if resume and not state_file(out).exists():  # now, not after all pictures are read
+        raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
     paths, bits = _readable(normal_paths(sources), skip_unreadable, tell)
-    pictures, inside, uprights = load_normal(paths, config.unet.size, bits)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
+    pictures, inside, uprights = load_normal(paths, config.unet.size, bits)
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
 
@@ -269,8 +272,7 @@ def _fit_network(
             if run.rank:
                 continue
             if row["step"] % 10 == 1:
-                with log_file.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(log_file, json.dumps(row))
             if progress:
                 progress(row)
             if time.monotonic() - saved > save_every:
@@ -576,13 +578,18 @@ def _write_state(run: _Run, file: Path, fingerprint: str) -> None:
 
 
 def _read_state(run: _Run, file: Path, fingerprint: str) -> None:
-    if not file.exists():
-        raise CheckpointError(f"there is no unfinished run to go on with ({file}): drop --resume")
     tensors, metadata = checkpoints.load_tensors(file)
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(
             f"{file} belongs to a run with other settings or pictures; give those again, or drop --resume"
         )
+    try:
+        _restore(run, tensors, metadata)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error!r:.200}); drop --resume") from None
+
+
+def _restore(run: _Run, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     run.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
     for name in run.average:
         run.average[name].copy_(tensors[f"average.{name}"])

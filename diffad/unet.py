@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from diffad.diffusion import Prediction
 
+_LIMITS = {
+    "size": (1, 4096), "patch": (1, 64), "channels": (32, 4096), "blocks": (1, 16), "heads": (1, 256),
+    "feature_channels": (1, 65_536), "feature_level": (0, 15),
+}  # fmt: skip
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -37,6 +41,13 @@ class UNetConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            for number in value if name == "channels" else (value,):
+                if type(number) is not int or not low <= number <= high:
+                    raise ValueError(f"{name} must be whole numbers from {low} to {high}, not {number!r}")
+        if not 1 <= len(self.channels) <= 12:
+            raise ValueError(f"channels must name 1 to 12 levels, not {len(self.channels)}")
         if self.size % (self.patch << (len(self.channels) - 1)):
             raise ValueError(f"size {self.size} is not divisible by {self.patch << (len(self.channels) - 1)}")
         if 3 * self.patch**2 > self.channels[0]:

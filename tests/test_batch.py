@@ -302,10 +302,13 @@ def test_csv_json_and_zip_say_what_the_rows_say(tmp_path):
     file = tmp_path / "all.zip"
     batch.write_zip(file, Toy(), rows, lambda row: maps[row.name], state="done")
     with zipfile.ZipFile(file) as archive:
-        lines = list(csv.DictReader(io.StringIO(archive.read("results.csv").decode())))
+        lines = list(csv.DictReader(io.StringIO(archive.read("results.csv").decode("utf-8-sig"))))
         document = json.loads(archive.read("results.json"))
         assert document["model"] == "toy" and document["state"] == "done"
+        files = [said.pop("files", []) for said in document["pictures"]]
         assert document["pictures"] == [row.to_dict() for row in rows]
+        assert [line["files"] for line in lines] == ["; ".join(names) for names in files]
+        assert sorted(sum(files, ["results.csv", "results.json"])) == sorted(archive.namelist())
         for row, line in zip(rows, lines, strict=True):
             assert line["path"] == row.name and line["label"] == row.sample.defect
             if row.error:
@@ -320,6 +323,38 @@ def test_csv_json_and_zip_say_what_the_rows_say(tmp_path):
             # the heat begins at half the threshold
             assert (overlay != read_image(row.sample.image)).any() == (row.result["score"] > 2.5)
         assert len(archive.namelist()) == 2 + 2 * 5
+
+
+@pytest.mark.parametrize("text", [
+    "=cmd|' /C calc'!A0.png", "+1.png", "-1.png", "@SUM(A1).png", "\t=1.png", "\r=1.png", " =1.png",
+    "＝1.png",
+])  # fmt: skip
+def test_no_cell_is_a_formula(text):
+    """Nor is what follows a semicolon, at which some spreadsheets cut: text is quoted."""
+    record = {"path": text, "score": -1.5, "label": f"a;{text}", "files": [text, "b.png"], "error": text}
+    lines = batch.csv_file([record]).decode("utf-8-sig")
+    (row,) = csv.DictReader(io.StringIO(lines, newline=""))
+    assert row["path"] == row["error"] == f"'{text}" and row["files"] == f"'{text}; b.png"
+    assert row["label"] == f"a;{text}" and f'"a;{text}"' in lines
+    assert ",-1.5," in lines  # a number stays one
+
+
+def test_names_of_all_languages_open_in_a_spreadsheet():
+    data = batch.csv_file([{"path": "é 漢字.png", "error": "not\udcffUnicode"}])
+    assert data.startswith(b"\xef\xbb\xbf")
+    (row,) = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    assert row["path"] == "é 漢字.png" and row["error"] == r"not\udcffUnicode"
+
+
+def test_an_archive_that_does_not_fit_on_the_disk_is_not_called_damaged(tmp_path, monkeypatch):
+    source = zipped(tmp_path / "day.zip", {"1.png": picture(tmp_path / "1.png").read_bytes()})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DataError, match=r"no room to unpack day\.zip"):
+        batch.sources([source], tmp_path / "unpacked")
 
 
 def test_json_has_no_nan():

@@ -169,7 +169,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
 
     # What is taken away is what is shown, the threshold as it was moved.
     page.locator(".filters .chip", has_text="All").click()
-    with downloaded(page, "csv", tmp_path).open(newline="") as file:
+    with downloaded(page, "csv", tmp_path).open(encoding="utf-8-sig", newline="") as file:
         lines = {line["path"]: line for line in csv.DictReader(file)}
     now = state(page)["rows"]
     for row in now:

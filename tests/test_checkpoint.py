@@ -1,6 +1,9 @@
 """One file holds the model: what is saved comes back, and nothing but a diffad checkpoint loads."""
 
 import json
+import time
+import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import save_file
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError, Profile
 from diffad.gaussian import PlaceGaussian
+from diffad.inspector import Inspector
 from diffad.scoring import Calibration, RawMaps
 from diffad.unet import UNet, UNetConfig
 
@@ -173,6 +177,149 @@ def test_missing_foreign_damaged_newer_and_older_files_are_refused(file, tmp_pat
     checkpoints.save_tensors(tmp_path / "odd.safetensors", tensors, {"diffad": "[]"})
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoints.load(tmp_path / "odd.safetensors")
+
+
+def changed(values: dict, path: str, value: object) -> dict:
+    """A copy of nested dicts and lists with one value replaced; path: keys and indices with dots between."""
+    copy = json.loads(json.dumps(values))
+    *keys, last = (int(key) if key.isdigit() else key for key in path.split("."))
+    place = copy
+    for key in keys:
+        place = place[key]
+    place[last] = value
+    return copy
+
+
+@pytest.mark.parametrize(("path", "value", "reason"), [
+    ("config.size", 10**9, "size must be whole numbers from 1 to 4096"),
+    ("config.size", 2048, "residual's blocks do not divide|the mean has the shape"),
+    ("config.size", "64", "size must be"),
+    ("config.size", 64.0, "size must be"),
+    ("config.size", True, "size must be"),
+    ("config.patch", 0, "patch must be"),
+    ("config.channels", [64, 0], "channels must be"),
+    ("config.channels", [64, 128], "network's"),
+    ("config.channels", [], "1 to 12 levels"),
+    ("config.channels", [64] * 10**5, "1 to 12 levels"),
+    ("config.blocks", 10**9, "blocks must be"),
+    ("config.blocks", 2, "network."),
+    ("config.feature_channels", 13, "network's"),
+    ("config.feature_level", 7, "feature_level"),
+    ("config.heads", 0, "heads must be"),
+    ("config.colour", 1, "colour"),
+    ("config", None, "TypeError"),
+    ("format", "9", "format"),
+    ("format", float("nan"), "format"),
+    ("schedule", "steep", "steep"),
+    ("schedule", [], "damaged"),
+    ("pixel_score", "guess", "pixel score"),
+    ("backbone", "hf-hub:someone/model", "backbone"),
+    ("backbone", "../model", "backbone"),
+    ("backbone", 5, "damaged"),
+    ("stride", 0, "stride"),
+    ("stride", "4", "stride"),
+    ("provenance", [], "provenance"),
+    ("provenance", {"data": 3}, "odd data"),
+    ("provenance", {"licence": ["free"]}, "odd licence"),
+    ("categories", {}, "profile.0|belongs to no part"),
+    ("categories.0.name", "nut / left", "two categories are called 'nut / left'"),
+    ("categories.0.name", "", "name is empty or too long"),
+    ("categories.0.name", "x" * 300, "name is empty or too long"),
+    ("categories.0.name", 7, "name is empty or too long"),
+    ("categories.0.name", ["bolt"], "damaged"),
+    ("categories.0.timesteps", [200, 20], "timesteps do not rise"),
+    ("categories.0.timesteps", [20, 20], "timesteps do not rise"),
+    ("categories.0.timesteps", [20, 1000], "timesteps do not rise"),
+    ("categories.0.timesteps", [20, 200, 400], "moments has the shape"),
+    ("categories.0.timesteps", "ab", "timesteps do not rise"),
+    ("categories.0.remembered", [20], "good parts has the shape"),
+    ("categories.0.remembered", [], "good parts has the shape"),
+    ("categories.0.rehearsal", 3, "rehearsal"),
+    ("categories.0.upright", {"scale": 0, "x": 0, "y": 0}, "upright"),
+    ("categories.0.upright", {"scale": 1, "x": float("inf"), "y": 0}, "upright"),
+    ("categories.0.upright", {"scale": 1}, "damaged"),
+    ("categories.1", {}, "damaged"),
+])  # fmt: skip
+def test_a_header_that_lies_is_refused_at_once(path, value, reason, file):
+    tensors, metadata = checkpoints.load_tensors(file)
+    header = changed(json.loads(metadata["diffad"]), path, value)
+    checkpoints.save_tensors(file, tensors, {"diffad": json.dumps(header)})
+    refused_at_once(file, reason)
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, "{}", "null", "9" * 5000, '"' + "x" * 5_000_000 + '"'])
+def test_a_header_that_is_none_is_refused_at_once(header, file):
+    checkpoints.save_tensors(file, checkpoints.load_tensors(file)[0], {"diffad": header})
+    refused_at_once(file, "damaged")
+
+
+HALF = torch.float16
+
+
+@pytest.mark.parametrize(("name", "spoilt", "reason"), [
+    ("profile.0.gaussian.projection", torch.zeros(60_000, 1, dtype=HALF), "a triangle has 21 entries"),
+    ("profile.0.gaussian.projection", torch.zeros(0, 12, dtype=HALF), "a triangle has"),
+    ("profile.0.gaussian.mean", torch.zeros(6, 4, 4), "the mean has the shape"),
+    ("profile.0.gaussian.mean", torch.full((6, 8, 8), float("nan")), "the mean is not finite"),
+    ("profile.0.gaussian.whitening", torch.zeros(3, 3, 21), "whitening's blocks"),
+    ("profile.0.calibration.level", torch.zeros(2, 1, 1), "level of good parts is not above 0"),
+    ("profile.0.calibration.level", torch.ones(1, 1, 1), "level has the shape"),
+    ("profile.0.calibration.moments", torch.zeros(2, 2, 2), "deviation of good parts is not above 0"),
+    ("profile.0.calibration.moments", torch.ones(2, 2, 3), "moments has the shape"),
+    ("profile.0.calibration.good_places", torch.zeros(0, 2, 2, 32), "good parts has the shape"),
+    ("profile.0.calibration.good_places", torch.tensor(1.0), "damaged"),
+    ("profile.0.residual.common", torch.zeros(5, 12), "residual's codes has the shape"),
+    ("profile.0.residual.scale", torch.zeros(1, 1, 1, 10**6, dtype=torch.uint8), "cannot hold"),
+    ("profile.0.residual.scale", torch.zeros(3, 4, 4, 12), "no steps"),
+    ("profile.0.residual.scale.ends", torch.tensor([1.0, float("inf")]), "no steps"),
+    ("profile.0.residual.diagonal.ends", torch.tensor([0.0, 1.0]), "no steps"),
+    ("profile.0.residual.codes", torch.zeros(10**6, dtype=torch.uint8), "damaged"),
+    ("features.mean", torch.zeros(13), "features' mean has the shape"),
+    ("features.std", torch.zeros(12), "deviation is not above 0"),
+    ("features.std", torch.full((12,), float("inf")), "features' deviation is not finite"),
+    ("network.stem.weight", torch.ones(64, 1, dtype=torch.int8), "network's stem.weight"),
+    ("scale.stem.weight", torch.ones(10**6, dtype=HALF), "network's stem.weight"),
+    ("scale.stem.weight", torch.full((64,), float("inf"), dtype=HALF), "stem.weight is not finite"),
+    ("network.extra", torch.zeros(2), "network.extra belongs to no part"),
+    ("profile.2.gaussian.mean", torch.zeros(2), "profile.2.gaussian.mean belongs to no part"),
+    ("network.stem.bias", None, "network.stem.bias"),
+    ("scale.stem.weight", None, "scale.stem.weight"),
+])  # fmt: skip
+def test_tensors_that_do_not_fit_are_refused_at_once(name, spoilt, reason, file):
+    tensors, metadata = checkpoints.load_tensors(file)
+    if spoilt is None:
+        del tensors[name]
+    else:
+        tensors[name] = spoilt
+    checkpoints.save_tensors(file, tensors, metadata)
+    refused_at_once(file, reason)
+
+
+def test_codes_are_never_unpacked_into_more_than_the_file_can_mean(file):
+    """A zlib stream of 1 MB may hold 1 GB; codes take at least a bit."""
+    bomb = torch.frombuffer(bytearray(zlib.compress(bytes(10**7))), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="cannot hold"):
+        checkpoints._decoded(bomb, (10**7,))
+
+
+def refused_at_once(file, reason: str) -> None:
+    begun = time.thread_time()  # not that of a busy machine
+    with pytest.raises(CheckpointError, match=reason) as refused:
+        checkpoints.load(file)
+    assert time.thread_time() - begun < 0.5
+    assert file.name in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_calibrations_beyond_half_precision_can_be_read_again(model, file):
+    bolt = model.profiles["bolt"]
+    far = replace(bolt.calibration, good_places=bolt.calibration.good_places * 1e9)
+    checkpoints.save(file, replace(model, profiles={"bolt": replace(bolt, calibration=far)}))
+    assert checkpoints.load(file).profiles["bolt"].calibration.good_places.isfinite().all()
+
+
+def test_features_of_another_backbone_are_refused(model):
+    with pytest.raises(CheckpointError, match="not those of the backbone"):
+        Inspector(model, "cpu")
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_litter(model, file, monkeypatch):

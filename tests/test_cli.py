@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -343,8 +345,10 @@ def test_inspect_writes_evidence(toy, tmp_path, capsys):
     overlay = read_image(out / "part_overlay.png")
     assert overlay.shape == (30, 40, 3) and (overlay != read_image(source)).any()
     assert read_image(out / "part_evidence.png").shape[1] > 200
-    with (out / "results.csv").open(newline="") as file:
+    with (out / "results.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
+    assert rows[0]["files"] == "part_overlay.png; part_map.npy; part_evidence.png" and rows[1]["files"] == ""
+    assert [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()] == records
     assert [row["regions"] for row in rows] == ["1", ""] and rows[0]["is_anomalous"] == "True"
     assert rows[1]["error"] and float(rows[0]["score"]) == 5
 
@@ -380,10 +384,71 @@ def test_inputs_are_never_overwritten(toy, tmp_path, capsys):
     assert (tmp_path / "part_2_overlay.png").is_file()
     assert main(["inspect", str(part), str(trap), "--out", str(tmp_path / "link")]) == 0
     assert {file: file.read_bytes() for file in before} == before
-    results = picture(tmp_path / "x.png").rename(tmp_path / "results.json")
-    content = results.read_bytes()
-    assert main(["inspect", str(results), "--out", str(tmp_path)]) == 2
-    assert results.read_bytes() == content
+    for name in ("results.json", "results.jsonl", "results.csv"):
+        results = picture(tmp_path / "x.png").rename(tmp_path / name)
+        content = results.read_bytes()
+        assert main(["inspect", str(results), "--out", str(tmp_path)]) == 2
+        assert results.read_bytes() == content
+
+
+def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    def load(*_, **__):
+        raise AssertionError("loaded in vain")
+
+    monkeypatch.setattr(Inspector, "load", load)
+    monkeypatch.setattr("diffad.render.has_mp4", lambda: False)
+    source, root = str(picture(tmp_path / "a.png")), str(labelled(tmp_path / "set"))
+    for argv, hint in (
+        (["inspect", source, "--report"], "--out"),
+        (["inspect", source, "--out", source], "is a file"),
+        (["inspect", source, "--out", f"{source}/deeper"], "a.png is a file"),
+        (["reconstruct", source, "--format", "mp4", "--out", str(tmp_path)], "MP4 needs"),
+        (["reconstruct", source, "--out", f"{source}/deeper"], "a.png is a file"),
+        (["ablate", root, "--single", "absent.safetensors"], "absent.safetensors"),
+        (["benchmark", "--picture", "absent.png"], "absent.png"),
+        (["samples", source], "a.png is a file"),
+        (["train", root, "--steps", "1", "--out", f"{source}/m.safetensors"], "a.png is a file"),
+        (["train", root, "--steps", "1", "--out", str(tmp_path / "f.safetensors")], "is a folder"),
+    ):
+        (tmp_path / "f.safetensors").mkdir(exist_ok=True)
+        assert main(argv) == 2, argv
+        assert hint in only_error(capsys), argv
+
+
+def test_repairs_that_cannot_be_written_end_the_run(toy, tmp_path, capsys, monkeypatch):
+    sources = [str(picture(tmp_path / f"{i}.png", red=50)) for i in range(3)]
+    replace = os.replace
+
+    def full(partial, path):
+        if Path(path).name.startswith("1"):
+            raise OSError(28, "No space left on device")
+        replace(partial, path)
+
+    monkeypatch.setattr("os.replace", full)
+    assert main(["reconstruct", *sources, "--steps", "1", "--out", str(tmp_path / "out"), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1 and "1_repair.gif could not be written: the disk is full" in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_repair.gif", "0_repaired.png"]
+
+
+@pytest.mark.parametrize("command", ["ablate", "compare --peers none", "evaluate"])
+def test_results_that_cannot_be_written_are_printed_all_the_same(
+    command, toy, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    known = {"tables": [], "categories": {}, "checkpoint": "toy", "notes": [], "seed": 0, "pictures": {}}
+    monkeypatch.setattr("diffad.ablation.ablate", lambda *_: known)
+    monkeypatch.setattr("diffad.ablation.ablation_report", lambda *_: "")
+    monkeypatch.setattr("diffad.peers.compare", lambda *_: known)
+    monkeypatch.setattr("os.replace", full)
+    root, out = str(labelled(tmp_path / "set")), tmp_path / "out"
+    name, *options = command.split()
+    assert main([name, root, *options, "--out", str(out), "--json"]) == 2
+    printed, err = capsys.readouterr()
+    assert json.loads(printed) and "could not be written: the disk is full" in err
+    assert {path.name for path in out.iterdir()} <= {"scores.jsonl"}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -443,7 +508,10 @@ def test_evaluate_writes_json_markdown_and_a_page(toy, tmp_path, capsys):
     assert json.loads(printed)["nut"]["setting"]["seeds"] == [4, 1]
     assert {call["seed"] for call in toy.calls if "seed" in call} == {4, 1}
     assert sorted(path.name for path in out.iterdir()) == [
-        "nut_repairs.png", "report.html", "results.json", "results.md"]
+        "nut_repairs.png", "report.html", "results.json", "results.md", "scores.jsonl"]
+    scores = list(map(json.loads, (out / "scores.jsonl").read_text().splitlines()))
+    known = json.loads(printed)["nut"]["pictures"]
+    assert scores == [{"category": "nut", "seed": seed, **one} for seed in (4, 1) for one in known]
     assert "| nut |" in (out / "results.md").read_text(encoding="utf-8")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and page.count("<svg") == 3
@@ -492,23 +560,34 @@ def test_samples_writes_a_set_once(tmp_path, capsys):
     assert "leather" in only_error(capsys) and not (tmp_path / "new").exists()
 
 
-def test_serve_hands_over_host_and_port(toy, monkeypatch, capsys):
+def test_serve_hands_over_host_and_port(toy, tmp_path, monkeypatch, capsys):
     seen = {}
 
     def serve(inspectors, host, port, **doors):
         seen.update(models=list(inspectors), host=host, port=port, **doors)
 
-    monkeypatch.delenv("DIFFAD_AUTH", raising=False)
+    for name in ("DIFFAD_AUTH", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("diffad.ui.server.serve", serve)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my").mkdir()
+    for name in ("parts", "bottle", "my/own"):
+        (tmp_path / f"{name}.safetensors").touch()
     found = [Path("parts.safetensors"), Path("bottle.safetensors")]
     monkeypatch.setattr("diffad.checkpoint.bundled", lambda: found)
     assert main(["serve"]) == 0
     usual = {"auth": None, "data_root": None, "max_upload": 200, "mcp": False}
     assert seen == {"models": ["parts", "bottle"], "host": None, "port": None, **usual}
-    assert main(["serve", "--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", "7999"]) == 0
-    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": 7999, **usual}
+    own = ["--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", str(port)]
+    assert main(["serve", *own]) == 0
+    assert seen == {"models": ["own"], "host": "0.0.0.0", "port": port, **usual}
     assert "--auth" in capsys.readouterr().err  # open to everybody: said, not forbidden
     assert main(["serve", "--port", "99999"]) == 2
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
+    assert main(["serve"]) == 0 and (seen["host"], seen["port"]) == ("127.0.0.1", port)
 
 
 # ---------------------------------------------------------------------------------------------------------

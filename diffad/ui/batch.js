@@ -222,7 +222,7 @@
         measuring: "Measuring against the labels",
         done: `${plural(total, "picture")} in ${span(seconds)}${each} · model ${run.model}`,
         stopped: `Cancelled after ${done} of ${total} · model ${run.model}`,
-        failed: `Broken off after ${done} of ${total} by an error of the program; the server's log says which.`,
+        failed: `Broken off after ${done} of ${total}: ${run.reason}.`,
       }[state]);
     }
 

@@ -21,9 +21,10 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from diffad import batch
+from diffad import batch, render
 from diffad.data import DataError, Sample, subfolders
-from diffad.ui.files import keep
+from diffad.output import OutputError, whole, write
+from diffad.ui.files import keep, room
 from diffad.ui.layout import html
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Run:
         self.rows: list[batch.Row] = []
         self.shared: dict[str, int] = {}  # `batch.shared_bits`, once they are known
         self.state = "running"  # then measuring, or stopping and measuring, then one of FINISHED
+        self.reason = "an error of the program, the server's log says which"  # if it fails
         self.measured: dict[str, dict[str, Any]] = {}
         self._folder, self._turn = folder, turn
         self._numbers = {name: number for number, name in enumerate(pictures)}
@@ -129,6 +131,10 @@ class Run:
             self.state = "measuring"
             self.measured = batch.measured(self.rows, self.map_of)
             self.state = "stopped" if stopped else "done"
+        except OutputError:
+            self.reason = "the server has no room for more results, free some space on its disk"
+            self._ended = time.time()
+            self.state = "failed"
         except Exception:  # a thread has nobody above it who would hear of it
             traceback.print_exc()
             self._ended = time.time()
@@ -142,7 +148,7 @@ class Run:
         }  # fmt: skip
         if inspection is not None:
             reduced = batch.reduced_map(inspection)
-            np.save(self._map_file(number), reduced)
+            write(self._map_file(number), render.npy_bytes(reduced), sync=False)
             thumbnail = batch.shown(inspection.image, reduced, self.inspector, row, THUMBNAIL_PIXELS)
             usual = self.usual(inspection.category)
             shown |= {
@@ -175,7 +181,7 @@ class Run:
         return {
             "id": self.id, "state": state, "total": len(self.pictures), "done": len(self._shown),
             "seconds": (self._ended or time.time()) - self._begun, "rows": rows,
-            "finished": state in FINISHED, "model": self.model,
+            "finished": state in FINISHED, "reason": self.reason, "model": self.model,
             "good": {
                 name: self.inspector.good_scores(name, alpha, timesteps).tolist()
                 for name in sorted(categories)
@@ -203,12 +209,14 @@ class Run:
         about = {"pictures_given": len(self.pictures), "state": self.state}
         if note := batch.bits_in_words(self.shared):
             about["note"] = note
-        if kind == "csv":
-            path.write_text(batch.csv_text(row.to_dict() for row in rows), encoding="utf-8")
-        elif kind == "json":
-            path.write_text(batch.document(self.inspector, rows, **about), encoding="utf-8")
-        else:
-            batch.write_zip(path, self.inspector, rows, self.map_of, **about)
+        records = [row.to_dict() for row in rows]
+        with whole(path, sync=False) as partial:
+            if kind == "csv":
+                partial.write_bytes(batch.csv_file(records))
+            elif kind == "json":
+                partial.write_text(batch.document(self.inspector, records, **about), encoding="utf-8")
+            else:
+                batch.write_zip(partial, self.inspector, rows, self.map_of, **about)
         return path
 
     def forget(self) -> None:
@@ -302,7 +310,8 @@ def add(
 
     def start(paths: Sequence[Path], within: Path | None, settings: Sequence[Any]) -> dict[str, Any]:
         model, *controls = settings
-        folder = TemporaryDirectory(prefix="diffad-batch-")
+        with room():
+            folder = TemporaryDirectory(prefix="diffad-batch-")
         try:
             pictures = batch.sources(paths, Path(folder.name) / "pictures", within)
         except DataError as error:
@@ -341,7 +350,8 @@ def add(
         run = find(event._data)
         if run is None or event.kind not in TAKEN_AWAY:
             raise gr.Error("This batch is no longer on the server: give it anew.", print_exception=False)
-        return str(run.file(event.kind, event.thresholds))
+        with room():
+            return str(run.file(event.kind, event.thresholds))
 
     tab.select(None, p.settings, p.setting, js=SETTING)
     p.files.upload(start_files, [p.files, *p.settings], [p.batch, p.files], **QUIET)

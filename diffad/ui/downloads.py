@@ -179,7 +179,7 @@ def contents(
         )  # fmt: skip
         return f"{name}-overlay.png", render.png_bytes(shown)
     if kind == "map":
-        return f"{name}-map.npy", _npy(inspection.anomaly_map)
+        return f"{name}-map.npy", render.npy_bytes(inspection.anomaly_map)
     if kind == "evidence":
         return f"{name}-evidence.png", render.png_bytes(render.evidence_sheet(inspection, vmax, colormap))
     if kind == "json":
@@ -200,10 +200,10 @@ def contents(
             archive.writestr(f"{name}-repaired.png", render.png_bytes(film.repaired))
         small = inspection.image.shape[0] * inspection.image.shape[1] <= FULL_PRECISION
         values = inspection.anomaly_map if small else inspection.anomaly_map.astype(np.float16)
-        archive.writestr(f"{name}-map.npy", _npy(values), zipfile.ZIP_DEFLATED, 1)
+        archive.writestr(f"{name}-map.npy", render.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
         scales = {}
         for key, values in _maps(inspection).items():
-            archive.writestr(f"maps/{key}.npy", _npy(values), zipfile.ZIP_DEFLATED, 1)
+            archive.writestr(f"maps/{key}.npy", render.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
             png, scales[f"maps/{key}.png"] = _sixteen_bit(values)
             archive.writestr(f"maps/{key}.png", png)
         about = summary(inspection, inspector, name) | {"maps": {
@@ -248,12 +248,6 @@ def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
         found[f"pixel-t{t:03d}"], found[f"feature-t{t:03d}"] = maps[t]
     pixel, feature = (np.mean([maps[t][branch] for t in inspection.timesteps], axis=0) for branch in (0, 1))
     return found | {"fused": fuse(pixel[None], feature[None], inspection.alpha)}
-
-
-def _npy(values: np.ndarray) -> bytes:
-    data = io.BytesIO()
-    np.save(data, values)
-    return data.getvalue()
 
 
 def _sixteen_bit(values: np.ndarray) -> tuple[bytes, dict[str, float]]:

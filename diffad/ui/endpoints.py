@@ -18,7 +18,7 @@ import numpy as np
 from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
-from diffad.ui.files import keep, picture_upload, sentence
+from diffad.ui.files import keep, picture_upload, room, sentence
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
@@ -120,7 +120,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
                 losses.append(float(step.mahalanobis))
                 reel.add(step.image)
                 last, notes = step.image, list(step.notes)
-        with tempfile.TemporaryDirectory() as folder:
+        with room(), tempfile.TemporaryDirectory() as folder:
             data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
         return {"scores": scores, "mahalanobis": losses, "notes": notes}, last, keep(film, data, "repair.gif")
 

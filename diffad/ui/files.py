@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,22 @@ def picture_upload(**settings: Any) -> gr.Image:
 
 def keep(component: gr.blocks.Block, data: bytes, name: str) -> str:
     """Stores a file where the page may serve it, and `delete_cache` finds it; returns its path."""
-    path = save_bytes_to_cache(data, name, component.GRADIO_CACHE)
+    with room():
+        path = save_bytes_to_cache(data, name, component.GRADIO_CACHE)
     component.temp_files.add(path)
     return path
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """A file that this server cannot store is told to whoever waits for it."""
+    try:
+        yield
+    except OSError as error:
+        raise gr.Error(
+            "The server could not store this file: its disk may be full, free some space and try again.",
+            print_exception=False,
+        ) from error
 
 
 def sentence(message: str, path: str | Path) -> str:

@@ -27,7 +27,7 @@ from diffad.data import DataError
 from diffad.inspector import METHODS, SCALE_TOP
 from diffad.render import COLORMAPS
 from diffad.ui import batch, cards, downloads, endpoints
-from diffad.ui.files import keep, sentence
+from diffad.ui.files import keep, room, sentence
 from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, html, lay_out
 
 if TYPE_CHECKING:
@@ -284,10 +284,11 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     def download(kind: str, session: Session, choices: dict) -> str:
         now, film = chosen(session, choices), session.film
         inspector = inspectors[now.model]
-        name, data = downloads.contents(
-            kind, now.chosen(choices), inspector, film, inspector.scale_top(now.raw.category),
-            choices["opacity"], choices["colormap"], name=now.name,
-        )
+        with room():
+            name, data = downloads.contents(
+                kind, now.chosen(choices), inspector, film, inspector.scale_top(now.raw.category),
+                choices["opacity"], choices["colormap"], name=now.name,
+            )
         return keep(p.file, data, name)
 
     # What is touched, and what answers

@@ -60,8 +60,8 @@ def serve(
     a file. mcp: the endpoints are tools for language models too. Raises OSError when a given port is taken,
     ValueError for malformed logins, and for `mcp` where it is not installed.
     """
-    if mcp and importlib.util.find_spec("mcp") is None:
-        raise ValueError('MCP is not installed: pip install "diffad[mcp]"')
+    if mcp:
+        check_mcp()
     if auth is None:
         auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
     app = build_app(inspectors, data_root)
@@ -89,6 +89,12 @@ def serve(
     if block:
         app.block_thread()
     return app
+
+
+def check_mcp() -> None:
+    """Raises ValueError where it is not installed."""
+    if importlib.util.find_spec("mcp") is None:
+        raise ValueError('MCP is not installed: pip install "diffad[mcp]"')
 
 
 def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
