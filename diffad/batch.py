@@ -35,8 +35,8 @@ from diffad.data import (
     subfolders,
 )
 from diffad.evaluation import Scored, measure
-from diffad.inspection import smallest_region
-from diffad.scoring import find_regions, fuse
+from diffad.inspection import regions_above, smallest_region
+from diffad.scoring import fuse
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspection, Inspector
@@ -238,16 +238,10 @@ def rejudged(row: Row, threshold: float, map_of: MapOf) -> Row:
     bad = row.result["score"] > threshold
     regions: list[dict[str, Any]] = []
     if bad:
-        reduced = map_of(row).astype(np.float32)
-        (height, width), (full_width, full_height) = reduced.shape, row.size
-        across, down = full_width / width, full_height / height
-        smallest = smallest_region(row.result["tile"] or max(row.size)) / (across * down)
-        for region in find_regions(reduced, threshold, max(1, round(smallest))):
-            x, y, w, h = region.box
-            regions.append({
-                "box": [round(x * across), round(y * down), round(w * across), round(h * down)],
-                "area": round(region.area * across * down), "peak": region.peak, "mean": region.mean,
-            })  # fmt: skip
+        shape = row.size[::-1]
+        smallest = smallest_region(shape, row.result["tile"])
+        found = regions_above(map_of(row).astype(np.float32), threshold, shape, smallest)
+        regions = [region.to_dict() for region in found]
     changed = {"threshold": float(threshold), "is_anomalous": bool(bad), "regions": regions}
     return replace(row, result={**row.result, **changed})
 

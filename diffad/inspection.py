@@ -183,12 +183,16 @@ class Inspection:
     @cached_property
     def regions(self) -> tuple[Region, ...]:
         """Connected parts of the map above the threshold, highest peak first; none in a good picture, none
-        below 8 px of a picture or tile of 256 px.
+        below `smallest_region`.
         """
         if not self.is_anomalous:
             return ()
-        smallest = smallest_region(self.tile or max(self.image.shape[:2]))
-        return find_regions(self.anomaly_map, self.threshold, max(1, round(smallest)))
+        return regions_above(self.anomaly_map, self.threshold, self.image.shape[:2], self.smallest_region)
+
+    @property
+    def smallest_region(self) -> int:
+        """Area in px of the picture below which nothing is a region."""
+        return smallest_region(self.image.shape[:2], self.tile)
 
     @property
     def computed_timesteps(self) -> tuple[int, ...]:
@@ -226,10 +230,7 @@ class Inspection:
             "score": self.score,
             "threshold": self.threshold,
             "is_anomalous": self.is_anomalous,
-            "regions": [
-                {"box": list(region.box), "area": region.area, "peak": region.peak, "mean": region.mean}
-                for region in self.regions
-            ],
+            "regions": [region.to_dict() for region in self.regions],
             "alpha": self.alpha,
             "timesteps": list(self.timesteps),
             "seed": self.seed,
@@ -277,9 +278,31 @@ class RepairStep:
     done: bool
 
 
-def smallest_region(side: int) -> float:
-    """Area in px below which nothing is a region, of a picture or tile with this longest side."""
-    return _SMALLEST_REGION * (side / 256) ** 2
+def smallest_region(shape: tuple[int, int], tile: int | None) -> int:
+    """Area in px below which nothing is a region: 8 px of a picture, or of a tile, of 256 px. shape: of the
+    picture; tile: the tiles' side, None of a picture inspected whole.
+    """
+    return max(1, round(_SMALLEST_REGION * ((tile or max(shape)) / 256) ** 2))
+
+
+def regions_above(
+    fused: np.ndarray, threshold: float, shape: tuple[int, int], smallest: int
+) -> tuple[Region, ...]:
+    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid; the page
+    finds the same (`judge` in page.js).
+    """
+    if fused.size > shape[0] * shape[1]:  # of a picture smaller than the model's
+        fused = resize_maps(fused, shape)
+    down, across = (full / own for full, own in zip(shape, fused.shape))
+    return tuple(
+        replace(region, box=_scaled(region.box, across, down), area=round(region.area * across * down))
+        for region in find_regions(fused, threshold, smallest / (across * down))
+    )
+
+
+def _scaled(box: tuple[int, int, int, int], across: float, down: float) -> tuple[int, int, int, int]:
+    x, y, width, height = box
+    return round(x * across), round(y * down), round(width * across), round(height * down)
 
 
 def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:

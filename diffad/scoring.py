@@ -485,8 +485,12 @@ class Region:
     peak: float
     mean: float
 
+    def to_dict(self) -> dict:
+        """JSON-able."""
+        return {"box": list(self.box), "area": self.area, "peak": self.peak, "mean": self.mean}
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> tuple[Region, ...]:
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float = 1) -> tuple[Region, ...]:
     """8-connected components of map > threshold with at least `min_area` px, highest peak first."""
     above = (anomaly_map > threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)

@@ -39,7 +39,7 @@ class Toy:
         pixels = read_image(image)
         red = pixels[..., 0].astype(np.float32) / 10
         score = float(red.max())
-        smallest = max(1, round(smallest_region(max(red.shape))))
+        smallest = smallest_region(red.shape, None)
         found = find_regions(red, threshold, smallest) if score > threshold else ()
         result = {
             "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,

@@ -68,7 +68,7 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
         "category": inspection.category, "recognised": inspection.recognised,
         "fits": inspection.category_fits, "seconds": inspection.seconds, "device": device, "top": top,
         "top_pixels": inspection.top_pixels, "good_top": inspection.good_top, "chances": inspection.chances,
-        "windows": inspection.windows,
+        "windows": inspection.windows, "smallest": inspection.smallest_region,
         "good": {"shape": good.shape, "data": base64_of(good)}, "seen": seen_in_words(inspection),
         "maps": {
             "height": maps.shape[1], "width": maps.shape[2], "lowest": lowest.tolist(), "step": step.tolist(),

@@ -155,5 +155,32 @@
     return { values: sum.map((value, i) => value / count[i]), width: w, height: h };
   }
 
-  (window.diffad ??= {}).scores = { mean, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced };
+  // A map in fewer px: as data.resize_maps, by a triangle as wide as the px that become one.
+  function shrunk(map, width, height, newWidth, newHeight) {
+    const rows = shrunkAlong(map, height, newHeight, width, 1, width);
+    return shrunkAlong(rows, width, newWidth, 1, width, newHeight);
+  }
+
+  // Along one axis of a map: `step` from value to value along it, `across` from one of its `lines` to the next.
+  function shrunkAlong(map, count, newCount, step, across, lines) {
+    const scale = count / newCount;
+    const out = new Float32Array(newCount * lines);
+    const newAcross = step === 1 ? newCount : across;
+    for (let i = 0; i < newCount; i++) {
+      const centre = (i + 0.5) * scale;
+      const [from, to] = [Math.max(0, Math.floor(centre - scale + 0.5)), Math.min(count, Math.floor(centre + scale + 0.5))];
+      const weights = Array.from({ length: to - from }, (_, k) => Math.max(0, 1 - Math.abs(from + k + 0.5 - centre) / scale));
+      const total = weights.reduce((sum, w) => sum + w, 0);
+      for (let line = 0; line < lines; line++) {
+        let sum = 0;
+        for (let k = 0; k < weights.length; k++) sum += weights[k] * map[(from + k) * step + line * across];
+        out[i * step + line * newAcross] = sum / total;
+      }
+    }
+    return out;
+  }
+
+  (window.diffad ??= {}).scores = {
+    mean, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced, shrunk,
+  };
 })();
