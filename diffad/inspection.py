@@ -205,9 +205,9 @@ class Inspection:
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
     ) -> Inspection:
-        """The same evidence weighed otherwise, without the network. What is not given stays; a new α or new
-        timesteps bring their own threshold unless one is given. Raises ValueError for timesteps that were not
-        computed, α outside [0, 1] or a threshold of NaN.
+        """The same evidence weighed otherwise, without the network. What is not given stays; another α or
+        other timesteps (their order does not count) bring their own threshold unless one is given. Raises
+        ValueError for timesteps that were not computed, α outside [0, 1] or a threshold of NaN.
         """
         alpha = self.alpha if alpha is None else checked_alpha(alpha)
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
@@ -306,8 +306,10 @@ def _scaled(box: tuple[int, int, int, int], across: float, down: float) -> tuple
 
 
 def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
-    """Without repetitions; raises ValueError unless 1 to 12 of 0 … 999."""
-    chosen = tuple(dict.fromkeys(int(t) for t in timesteps))
+    """As a set, rising, so that order and repetition change nothing; raises ValueError unless 1 to 12 of 0 …
+    999.
+    """
+    chosen = tuple(sorted({int(t) for t in timesteps}))
     if not 1 <= len(chosen) <= _MAX_TIMESTEPS or not all(0 <= t <= 999 for t in chosen):
         raise ValueError(f"give 1 to {_MAX_TIMESTEPS} timesteps between 0 and 999, not {list(timesteps)}")
     return chosen
