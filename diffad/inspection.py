@@ -16,6 +16,7 @@ from diffad.scoring import (
     GOOD_TOP,
     Calibration,
     Region,
+    branch_weights,
     checked_rate,
     find_regions,
     fuse,
@@ -35,7 +36,7 @@ class Inspection:
     geometry.
 
     image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
-    category at all. seconds: what the inspection took, network included.
+    category at all. alpha: see `scoring.branch_weights`. seconds: what the inspection took, network included.
     """
 
     image: np.ndarray
@@ -65,6 +66,11 @@ class Inspection:
     def tile(self) -> int | None:
         """Side in px of the squares that the picture was cut into; None: it was inspected whole."""
         return self._tiling.side
+
+    @property
+    def pixel_weight(self) -> float:
+        """The pixel branch's share of the fused map, in [0, 1]; the rest is the feature branch's."""
+        return branch_weights(self.alpha)[0]
 
     @property
     def turned(self) -> bool:
@@ -232,6 +238,7 @@ class Inspection:
             "is_anomalous": self.is_anomalous,
             "regions": [region.to_dict() for region in self.regions],
             "alpha": self.alpha,
+            "pixel_weight": self.pixel_weight,
             "timesteps": list(self.timesteps),
             "seed": self.seed,
             "tile": self.tile,
@@ -288,8 +295,8 @@ def smallest_region(shape: tuple[int, int], tile: int | None) -> int:
 def regions_above(
     fused: np.ndarray, threshold: float, shape: tuple[int, int], smallest: int
 ) -> tuple[Region, ...]:
-    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid; the page
-    finds the same (`judge` in page.js).
+    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of the
+    picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `reduced_maps`.
     """
     if fused.size > shape[0] * shape[1]:  # of a picture smaller than the model's
         fused = resize_maps(fused, shape)

@@ -166,8 +166,9 @@ class Inspector:
         """Inspect one picture: a path, Pillow picture or array of any size.
 
         category: None recognises it. timesteps: 1 to 12 of 0 … 999; they are a set, so order and repetition
-        do not count. draws: noise draws a timestep, 1 to 16, averaged. threshold: None takes the score that 1
-        good picture in 100 would exceed.
+        do not count. alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the
+        pixels counts a twentieth of a σ of the features. draws: noise draws a timestep, 1 to 16, averaged.
+        threshold: None takes the score that 1 good picture in 100 would exceed.
 
         tile: None shows the model the whole picture, scaled to its size. A number cuts the picture into
         squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole

@@ -115,6 +115,8 @@ def test_timesteps_are_a_set(inspector):
     assert found.timesteps == other.timesteps == other.computed_timesteps == (20, 400)
     assert np.array_equal(found.anomaly_map, other.anomaly_map)
     assert found.to_dict() == other.to_dict() | {"seconds": found.seconds}
+    assert found.to_dict()["pixel_weight"] == pytest.approx(1 / 21)  # a twentieth of the features' share
+    assert [found.fused(alpha).pixel_weight for alpha in (0, 1)] == [0, 1]
     many = 7 * [400, 20]  # more than may be given, were they counted singly
     assert inspector.threshold("gear", timesteps=many) == found.threshold
     assert inspector.rate("gear", 3.0, timesteps=many) == inspector.rate("gear", 3.0, timesteps=(20, 400))

@@ -3,7 +3,7 @@
 // draw; they register with `diffad.onResult`.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { mean, fuse, topMean, imageScore, thresholdFor, rateFor, regions, reduced, shrunk } = diffad.scores;
+  const { mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, regions, reduced, shrunk } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
   const INSPECTING = "Inspecting…";
 
@@ -53,22 +53,24 @@
     return means;
   }
 
+  const weight = () => pixelWeight(choices.alpha, part.pixel_trust);
+
   function threshold() {
     return choices.threshold ?? thresholdFor(goodScores(), choices.rate, part.chances);
   }
 
   function goodScores() {
     const { good } = meansOf(choices.chosen);
-    return good[0].map((pixel, i) => topMean(fuse(pixel, good[1][i], choices.alpha), part.good_top));
+    return good[0].map((pixel, i) => topMean(fuse(pixel, good[1][i], weight()), part.good_top));
   }
 
   function judge() {
     const { pixel, feature } = meansOf(choices.chosen);
-    const fused = fuse(pixel, feature, choices.alpha);
+    const fused = fuse(pixel, feature, weight());
     const [good, limit, score] = [goodScores(), threshold(), imageScore(fused, part.width, part.windows, part.top_pixels)];
     const anomalous = score > limit;
     return {
-      pixel, feature, fused, score, anomalous, good, threshold: limit, rate: rateFor(good, limit, part.chances),
+      pixel, feature, fused, score, anomalous, good, weight: weight(), threshold: limit, rate: rateFor(good, limit, part.chances),
       regions: anomalous ? regionsAbove(fused, limit, part) : [], // a good part has none
     };
   }
@@ -157,7 +159,7 @@
         if (kept.length) choices.chosen = kept;
         linked.off = null;
       }
-      choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, choices.alpha), part);
+      choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, weight()), part);
       tell();
       for (const image of document.querySelectorAll("#picture img")) if (image.complete && !image.naturalWidth) substitute(image);
     }

@@ -1,7 +1,7 @@
 // What `scoring.py` does after the network, in the browser: the same evidence weighed otherwise while a slider moves.
 // Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
 (() => {
-  const [EULER, PIXEL_TRUST] = [0.5772156649015329, 0.05];
+  const EULER = 0.5772156649015329;
 
   // Mean of the given maps or rows, element by element.
   function mean(rows) {
@@ -11,11 +11,13 @@
     return sum;
   }
 
-  // (11): α · pixel + (1 − α) · feature, a σ of the pixels counting for less.
-  function fuse(pixel, feature, alpha) {
+  // The pixel branch's weight (branch_weights); `trust` is what a σ of the pixels counts for at α = 0.5.
+  const pixelWeight = (alpha, trust) => (alpha * trust) / (alpha * trust + 1 - alpha);
+
+  // (11): both branches by their weights.
+  function fuse(pixel, feature, weight) {
     const fused = new Float32Array(pixel.length);
-    const share = (alpha * PIXEL_TRUST) / (alpha * PIXEL_TRUST + 1 - alpha);
-    for (let i = 0; i < fused.length; i++) fused[i] = share * pixel[i] + (1 - share) * feature[i];
+    for (let i = 0; i < fused.length; i++) fused[i] = weight * pixel[i] + (1 - weight) * feature[i];
     return fused;
   }
 
@@ -181,6 +183,6 @@
   }
 
   (window.diffad ??= {}).scores = {
-    mean, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced, shrunk,
+    mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced, shrunk,
   };
 })();
