@@ -295,8 +295,8 @@ def smallest_region(shape: tuple[int, int], tile: int | None) -> int:
 def regions_above(
     fused: np.ndarray, threshold: float, shape: tuple[int, int], smallest: int
 ) -> tuple[Region, ...]:
-    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of the
-    picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `reduced_maps`.
+    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of
+    the picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `reduced_maps`.
     """
     if fused.size > shape[0] * shape[1]:  # of a picture smaller than the model's
         fused = resize_maps(fused, shape)

@@ -174,11 +174,12 @@ class Inspector:
         squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole
         picture shows. "auto" decides for pictures at least twice the model's size, and for those longer than
         twice their width: it cuts where the features of tiles, of the model's own size or larger, are those
-        of good parts and the whole picture's are not. progress: called with the tiles done and their number;
+        of good parts and the whole picture's are not. Parts that are turned upright are seen whole: "auto"
+        never cuts them, a number is refused. progress: called with the tiles done and their number;
         what it raises ends the inspection.
 
-        Same arguments, same result. Raises DataError for a picture that cannot be read or is too large for
-        such small tiles, ValueError for settings out of range.
+        Same arguments, same result. Raises DataError for a picture that cannot be read, is too large for such
+        small tiles or may not be cut into any, ValueError for settings out of range.
         """
         timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
         if not 1 <= draws <= 16:
@@ -229,18 +230,35 @@ class Inspector:
         """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
         names = self.categories if category is None else (category,)
+        plain = [name for name in names if self.profiles[name].upright is None]  # tiles show no pose
         if isinstance(tile, int) and tile < max(height, width):
-            return self._look_at(image, names, Tiling.squares(height, width, self.size, tile))
+            self._check_not_turned(image, names, plain)
+            return self._look_at(image, plain, Tiling.squares(height, width, self.size, tile))
         whole = self._look_at_whole(image, names)
-        if tile != "auto" or whole.distance < _FITS_WELL:
+        if tile != "auto" or whole.distance < _FITS_WELL or not plain:
             return whole
         best = whole
         for side in _sides(height, width, self.size):
-            tiled = self._look_at(image, names, Tiling.squares(height, width, self.size, side))
+            tiled = self._look_at(image, plain, Tiling.squares(height, width, self.size, side))
             ahead = _WORTH_TILING if best is whole else 0.0
             if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
                 best = tiled
         return best
+
+    def _check_not_turned(self, image: np.ndarray, names: Sequence[str], plain: Sequence[str]) -> None:
+        """Raises DataError for a picture that shall be tiled, if it is of one of `names` that is turned
+        upright, which are those that are not `plain`.
+        """
+        if len(plain) == len(names):
+            return
+        category = names[0]
+        if plain:
+            whole = self._look_at_whole(image, names)
+            category = whole.category if whole.distance < _FITS else plain[0]
+        if category not in plain:
+            raise DataError(
+                f"{category} is turned upright before it is looked at, and tiles cannot be: inspect it whole"
+            )
 
     def _look_at_whole(self, image: np.ndarray, names: Sequence[str]) -> _Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""

@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 import diffad
+from diffad import render
 from diffad.inspection import Inspection
 from diffad.inspector import Inspector
 from diffad.ui import cards
@@ -41,7 +42,7 @@ def browsed(browser: Browser) -> Iterator[Page]:
     page = browser.new_page()
     page.route("**/*", lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
     page.goto("http://127.0.0.1/")
-    for name in ("scores.js", "page.js"):
+    for name in ("scores.js", "page.js", "viewer.js"):
         page.add_script_tag(path=SCRIPTS / name)
     page.evaluate("window.sent = {}; diffad.receiver(sent, (name, take) => { news = take; }, () => {});")
     yield page
@@ -84,14 +85,13 @@ def agrees(here: dict, inspection: Inspection, near: float) -> None:
     assert here["rate"] == pytest.approx(inspection.rate, rel=1e-2, abs=1e-6)
     assert here["weight"] == pytest.approx(said["pixel_weight"])
     assert here["anomalous"] is said["is_anomalous"]
-    # on a grid coarser than Python's the smallest regions may part or meet
-    assert len(here["regions"]) == pytest.approx(len(said["regions"]), rel=2 * near, abs=0 if near < 0.01 else 1)
-    if len(here["regions"]) != len(said["regions"]):
+    if near > 0.01:  # on a grid coarser than Python's the smallest regions may part or meet
+        assert len(here["regions"]) == pytest.approx(len(said["regions"]), rel=2 * near, abs=1)
         return
+    assert len(here["regions"]) == len(said["regions"])
     height, width = inspection.image.shape[:2]
-    cells = max(inspection._tiling.shape)
-    cell = max(1.0, max(height, width) / min(cells, 512))  # px of the picture
-    exact = (height, width) == inspection._tiling.shape and cells <= 512
+    cell = max(1.0, max(height, width) / max(inspection._tiling.shape))  # px of the picture
+    exact = (height, width) == inspection._tiling.shape
     for region in here["regions"]:
         apart = [np.abs(np.subtract(region["box"], other["box"])).max() for other in said["regions"]]
         other = said["regions"].pop(int(np.argmin(apart)))
@@ -100,3 +100,18 @@ def agrees(here: dict, inspection: Inspection, near: float) -> None:
         assert region["area"] == pytest.approx(other["area"], abs=around, rel=1e-3)
         assert region["peak"] == pytest.approx(other["peak"], rel=0.02 + near, abs=1e-2)
         assert region["area"] >= 0.9 * inspection.smallest_region
+
+
+@pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, -1e6, 1e9])
+def test_the_browser_paints_fully_what_lies_above_a_threshold_of_any_sign(browsed: Page, threshold: float):
+    """As `render.overlay` does, and nothing of what lies far below."""
+    unit = max(abs(threshold), 1.0)
+    values = [threshold + unit * step for step in (-2.0, -0.51, -0.3, 0.001, 0.5, 2.0)]
+    fading = "([limit, values]) => values.map(diffad.fading(limit, 0.7))"
+    opacities = browsed.evaluate(fading, [threshold, values])
+    assert opacities[:2] == [0, 0] and opacities[3:] == [pytest.approx(0.7)] * 3
+    black = np.zeros((1, 6, 3), np.uint8)
+    painted = render.overlay(black, np.array([values]), 8, threshold, 0.7, contour=False)
+    whole = render.heatmap(np.array([values]), 8)[0].astype(float)
+    for opacity, shown, full in zip(opacities, painted[0], whole):
+        assert shown == pytest.approx(opacity * full, abs=1)

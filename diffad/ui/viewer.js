@@ -327,5 +327,5 @@
     element.addEventListener("pointerleave", () => diffad.point(null));
   }
 
-  Object.assign(diffad, { paint, viewer, regions });
+  Object.assign(diffad, { paint, fading, viewer, regions });
 })();
