@@ -14,7 +14,7 @@ import math
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -81,10 +81,11 @@ def sources(paths: Iterable[Path], folder: Path, within: Path | None = None) -> 
     """The pictures of files, `.zip` archives and folders, each under a name of its own, in natural order.
 
     A file that is given is taken whatever it is; `run` says what is wrong with it. Folders and archives are
-    searched through: an MVTec category gives its test pictures with labels and masks, all else every picture.
-    Archives are unpacked below `folder`, pictures only. within: nothing outside this folder is taken, however
-    a path or a link leads there. Raises DataError for a path outside `within`, an archive that is damaged,
-    locked, too large or leads out of itself, no picture at all, or more than MAX_PICTURES.
+    searched through: an MVTec category gives its test pictures with labels and masks, all else every picture;
+    a folder inside that may not be read is among them, for `run` to say so. Archives are unpacked below
+    `folder`, pictures only. within: nothing outside this folder is taken, however a path or a link leads
+    there. Raises DataError for a path outside `within`, an archive that is damaged, locked, too large or
+    leads out of itself, no picture at all, or more than MAX_PICTURES.
     """
     found: dict[str, Sample] = {}
     paths = list(paths)
@@ -132,7 +133,7 @@ def _is_below(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def _unused(name: Path, taken: Mapping[str, Any]) -> str:
+def _unused(name: Path, taken: Container[str]) -> str:
     free, number = name.as_posix(), 1
     while free in taken:
         number += 1
@@ -141,20 +142,31 @@ def _unused(name: Path, taken: Mapping[str, Any]) -> str:
 
 
 def _tree(folder: Path) -> Iterator[Sample]:
+    """A folder below it that may not be read is a sample of its own, of which `run` says so."""
     try:
-        labelled = find_samples(folder, split="test") if (folder / "test").is_dir() else []
-    except DataError:  # just a folder by that name
-        labelled = []
-    if labelled:
-        yield from labelled
-        return
-    try:
-        yield from (Sample(path, folder.name) for path in picture_files(folder))
-        deeper = [each for each in subfolders(folder) if each.name not in _JUNK and not each.is_symlink()]
+        labelled = _labelled(folder)
+        pictures = [] if labelled else picture_files(folder)
+        deeper = [] if labelled else subfolders(folder)
     except OSError as error:
         raise DataError(f"{folder.name} may not be read: check its permissions") from error
+    yield from labelled
+    yield from (Sample(path, folder.name) for path in pictures)
     for each in deeper:
-        yield from _tree(each)
+        if each.name not in _JUNK and not each.is_symlink():
+            try:
+                yield from _tree(each)
+            except DataError:
+                yield Sample(each, folder.name)
+
+
+def _labelled(folder: Path) -> list[Sample]:
+    """The test pictures of an MVTec tree; none of another folder. Raises OSError."""
+    try:
+        return find_samples(folder, split="test") if (folder / "test").is_dir() else []
+    except DataError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        return []  # just a folder by that name
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -210,6 +222,9 @@ def run(
     inspection. Raises ValueError for settings out of range.
     """
     for name, sample in pictures.items():
+        if sample.image.is_dir():  # see `_tree`
+            yield Row(name, sample, {}, f"{name} may not be read: check its permissions"), None
+            continue
         known = sample.category if sample.split and sample.category in inspector.categories else None
         try:
             inspection = inspector.inspect(sample.image, category=category or known, **settings)
@@ -320,6 +335,7 @@ def write_zip(
     """Writes results.csv, results.json, and for each picture an overlay as PNG (at most 1024 px) and its
     reduced map as `.npy` (float16, σ). A picture that is gone by now has no overlay.
     """
+    names = {row.name for row in rows}
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("results.csv", csv_text(row.to_dict() for row in rows), zipfile.ZIP_DEFLATED)
         archive.writestr("results.json", document(inspector, rows, **about), zipfile.ZIP_DEFLATED)
@@ -334,7 +350,8 @@ def write_zip(
                 picture = shown(read_image(row.sample.image), reduced, inspector, row, OVERLAY_PIXELS)
             except DataError:
                 continue
-            name = row.name if row.name.lower().endswith(".png") else f"{row.name}.png"
+            png = row.name.lower().endswith(".png")
+            name = row.name if png else _unused(Path(f"{row.name}.png"), names)
             archive.writestr(f"overlays/{name}", render.png_bytes(picture))
 
 

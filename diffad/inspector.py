@@ -252,13 +252,14 @@ class Inspector:
         if len(plain) == len(names):
             return
         category = names[0]
-        if plain:
+        if len(names) > 1:
             whole = self._look_at_whole(image, names)
-            category = whole.category if whole.distance < _FITS else plain[0]
-        if category not in plain:
-            raise DataError(
-                f"{category} is turned upright before it is looked at, and tiles cannot be: inspect it whole"
-            )
+            if plain and (whole.category in plain or whole.distance >= _FITS):
+                return
+            category = whole.category
+        raise DataError(
+            f"{category} is turned upright before it is looked at, which tiles cannot be: inspect it whole"
+        )
 
     def _look_at_whole(self, image: np.ndarray, names: Sequence[str]) -> _Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""

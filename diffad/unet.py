@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from diffad.diffusion import Prediction
 
+_MAX_LEVELS, _MAX_WIDTH = 8, 4096
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -37,18 +39,28 @@ class UNetConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be built."""
+        if not 1 <= len(self.channels) <= _MAX_LEVELS:
+            raise ValueError(f"give the channels of 1 to {_MAX_LEVELS} levels, not of {len(self.channels)}")
+        if any(width % 32 or not 32 <= width <= _MAX_WIDTH for width in self.channels):
+            listed = ", ".join(map(str, self.channels))
+            raise ValueError(f"channels are multiples of 32 from 32 to {_MAX_WIDTH}, not {listed}")
+        for name, highest in (("size", 4096), ("patch", 64), ("blocks", 16), ("feature_channels", 2**16)):
+            if not 1 <= getattr(self, name) <= highest:
+                raise ValueError(f"{name} lies in 1 … {highest}, not {getattr(self, name)}")
         if self.size % (self.patch << (len(self.channels) - 1)):
             raise ValueError(f"size {self.size} is not divisible by {self.patch << (len(self.channels) - 1)}")
         if 3 * self.patch**2 > self.channels[0]:
             raise ValueError(
                 f"{self.channels[0]} stem channels cannot carry the {3 * self.patch**2} values of a patch"
             )
-        if any(width % 32 for width in self.channels):
-            raise ValueError("channels must be multiples of 32")
         if self.heads < 1 or self.channels[-1] % self.heads:
             raise ValueError(f"{self.channels[-1]} channels do not divide among {self.heads} heads")
         if not 0 <= self.feature_level < len(self.channels):
-            raise ValueError(f"feature_level must be a level, 0 to {len(self.channels) - 1}")
+            raise ValueError(
+                f"feature_level {self.feature_level} is none of the {len(self.channels)} levels: give the "
+                "channels of more levels"
+            )
 
     @property
     def feature_grid(self) -> int:
