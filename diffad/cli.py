@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         say(f"{error.filename or 'the system'}: {error.strerror or error}")
         return REFUSED
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        say("there is not enough memory for this: give smaller pictures, or a smaller --batch or --size")
+        return REFUSED
     except ValueError as error:
         from diffad.checkpoint import CheckpointError
         from diffad.data import DataError
@@ -70,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(str(error))
         return REFUSED
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Python's own, or torch's, which has no class for it on the CPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or ("memory" in said and "allocate" in said)
 
 
 @contextlib.contextmanager
