@@ -30,7 +30,6 @@ from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
 from diffad.metrics import aupro, auroc, pixel_auroc
 from diffad.scoring import (
-    PIXEL_TRUST,
     TIMESTEPS,
     Calibration,
     RawMaps,
@@ -163,8 +162,9 @@ def _tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_si
     series = {"both branches": ALPHA, "pixel branch": 1.0, "feature branch": 0.0}
     tables = [
         Table(
-            "alpha", "Weight of the pixel branch", "α",
-            f"α weighs the pixel score, 1 − α the feature score; a σ of the first counts for {PIXEL_TRUST}.",
+            "alpha", "Balance of the branches", "α",
+            "α: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of a σ of the "
+            "features.",
             tuple(
                 Setting(f"{alpha:g}", _fusion(alpha, TIMESTEPS), value=alpha, default=alpha == ALPHA)
                 for alpha in ALPHAS

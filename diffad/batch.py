@@ -14,7 +14,7 @@ import math
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -37,9 +37,9 @@ from diffad.data import (
     subfolders,
 )
 from diffad.evaluation import Scored, measure
-from diffad.inspection import smallest_region
+from diffad.inspection import regions_above, smallest_region
 from diffad.output import is_full
-from diffad.scoring import find_regions, fuse
+from diffad.scoring import fuse
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspection, Inspector
@@ -86,10 +86,11 @@ def sources(paths: Iterable[Path], folder: Path, within: Path | None = None) -> 
     """The pictures of files, `.zip` archives and folders, each under a name of its own, in natural order.
 
     A file that is given is taken whatever it is; `run` says what is wrong with it. Folders and archives are
-    searched through: an MVTec category gives its test pictures with labels and masks, all else every picture.
-    Archives are unpacked below `folder`, pictures only. within: nothing outside this folder is taken, however
-    a path or a link leads there. Raises DataError for a path outside `within`, an archive that is damaged,
-    locked, too large or leads out of itself, no picture at all, or more than MAX_PICTURES.
+    searched through: an MVTec category gives its test pictures with labels and masks, all else every picture;
+    a folder inside that may not be read is among them, for `run` to say so. Archives are unpacked below
+    `folder`, pictures only. within: nothing outside this folder is taken, however a path or a link leads
+    there. Raises DataError for a path outside `within`, an archive that is damaged, locked, too large or
+    leads out of itself, no picture at all, or more than MAX_PICTURES.
     """
     found: dict[str, Sample] = {}
     paths = list(paths)
@@ -137,7 +138,7 @@ def _is_below(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def _unused(name: Path, taken: Mapping[str, Any]) -> str:
+def _unused(name: Path, taken: Container[str]) -> str:
     free, number = name.as_posix(), 1
     while free in taken:
         number += 1
@@ -146,20 +147,31 @@ def _unused(name: Path, taken: Mapping[str, Any]) -> str:
 
 
 def _tree(folder: Path) -> Iterator[Sample]:
+    """A folder below it that may not be read is a sample of its own, of which `run` says so."""
     try:
-        labelled = find_samples(folder, split="test") if (folder / "test").is_dir() else []
-    except DataError:  # just a folder by that name
-        labelled = []
-    if labelled:
-        yield from labelled
-        return
-    try:
-        yield from (Sample(path, folder.name) for path in picture_files(folder))
-        deeper = [each for each in subfolders(folder) if each.name not in _JUNK and not each.is_symlink()]
+        labelled = _labelled(folder)
+        pictures = [] if labelled else picture_files(folder)
+        deeper = [] if labelled else subfolders(folder)
     except OSError as error:
         raise DataError(f"{folder.name} may not be read: check its permissions") from error
+    yield from labelled
+    yield from (Sample(path, folder.name) for path in pictures)
     for each in deeper:
-        yield from _tree(each)
+        if each.name not in _JUNK and not each.is_symlink():
+            try:
+                yield from _tree(each)
+            except DataError:
+                yield Sample(each, folder.name)
+
+
+def _labelled(folder: Path) -> list[Sample]:
+    """The test pictures of an MVTec tree; none of another folder. Raises OSError."""
+    try:
+        return find_samples(folder, split="test") if (folder / "test").is_dir() else []
+    except DataError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        return []  # just a folder by that name
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -260,6 +272,9 @@ def run(
     for name, sample in pictures.items():
         known = _category_of(inspector, sample, category)
         own = {"batch_bits": shared[name]} if shared and name in shared else {}
+        if sample.image.is_dir():  # see `_tree`
+            yield Row(name, sample, {}, f"{name} may not be read: check its permissions"), None
+            continue
         try:
             inspection = inspector.inspect(sample.image, category=known, **settings, **own)
             result = inspection.to_dict()
@@ -287,16 +302,10 @@ def rejudged(row: Row, threshold: float, map_of: MapOf) -> Row:
     bad = row.result["score"] > threshold
     regions: list[dict[str, Any]] = []
     if bad:
-        reduced = map_of(row).astype(np.float32)
-        (height, width), (full_width, full_height) = reduced.shape, row.size
-        across, down = full_width / width, full_height / height
-        smallest = smallest_region(row.result["tile"] or max(row.size)) / (across * down)
-        for region in find_regions(reduced, threshold, max(1, round(smallest))):
-            x, y, w, h = region.box
-            regions.append({
-                "box": [round(x * across), round(y * down), round(w * across), round(h * down)],
-                "area": round(region.area * across * down), "peak": region.peak, "mean": region.mean,
-            })  # fmt: skip
+        shape = row.size[::-1]
+        smallest = smallest_region(shape, row.result["tile"])
+        found = regions_above(map_of(row).astype(np.float32), threshold, shape, smallest)
+        regions = [region.to_dict() for region in found]
     changed = {"threshold": float(threshold), "is_anomalous": bool(bad), "regions": regions}
     return replace(row, result={**row.result, **changed})
 
@@ -339,8 +348,8 @@ def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes and files each in
-    one cell.
+    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes and files in one
+    cell each.
 
     For spreadsheets: UTF-8 with a byte-order mark, text in quotes, none of it to be taken for a formula.
     """
@@ -390,28 +399,33 @@ def write_zip(
     """Writes results.csv, results.json, and for each picture an overlay as PNG (at most 1024 px) and its
     reduced map as `.npy` (float16, σ), which the results name. A picture that is gone by now has no overlay.
     """
-    records = []
+    records, names = [], {row.name for row in rows}
     with zipfile.ZipFile(file, "w") as archive:
         for row in rows:
             records.append(row.to_dict())
             if not row.error:
-                records[-1]["files"] = _write_evidence(archive, inspector, row, map_of(row))
+                records[-1]["files"] = _write_evidence(archive, inspector, row, map_of(row), names)
         archive.writestr("results.csv", csv_file(records), zipfile.ZIP_DEFLATED)
         archive.writestr("results.json", document(inspector, records, **about), zipfile.ZIP_DEFLATED)
 
 
 def _write_evidence(
-    archive: zipfile.ZipFile, inspector: Inspector, row: Row, reduced: np.ndarray
+    archive: zipfile.ZipFile, inspector: Inspector, row: Row, reduced: np.ndarray, taken: Container[str]
 ) -> list[str]:
-    """Puts a picture's map and overlay into the archive; returns their names there."""
-    name = row.name.encode("utf-8", "replace").decode()  # of an undecodable file
-    files = [f"maps/{name}.npy"]
+    """Puts a picture's map and overlay into the archive; returns their names there. taken: the names of all
+    pictures: no overlay may have that of another one's.
+    """
+    png = row.name.lower().endswith(".png")
+    overlay = row.name if png else _unused(Path(f"{row.name}.png"), taken)
+    names = f"maps/{row.name}.npy", f"overlays/{overlay}"
+    files = [name.encode("utf-8", "replace").decode() for name in names]  # of undecodable files too
     archive.writestr(files[0], render.npy_bytes(reduced), zipfile.ZIP_DEFLATED)
-    with suppress(DataError):
+    try:
         image = read_image(row.sample.image, row.result["bits"])
-        picture = shown(image, reduced, inspector, row, OVERLAY_PIXELS)
-        files.insert(0, f"overlays/{name if name.lower().endswith('.png') else f'{name}.png'}")
-        archive.writestr(files[0], render.png_bytes(picture))
+    except DataError:
+        return files[:1]
+    picture = shown(image, reduced, inspector, row, OVERLAY_PIXELS)
+    archive.writestr(files[1], render.png_bytes(picture))
     return files
 
 

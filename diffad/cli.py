@@ -66,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         say(f"{error.filename or 'the system'}: {error.strerror or error}")
         return REFUSED
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        say("there is not enough memory for this: give smaller pictures, or a smaller --batch or --size")
+        return REFUSED
     except ValueError as error:
         from diffad.checkpoint import CheckpointError
         from diffad.data import DataError
@@ -74,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(str(error))
         return REFUSED
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Python's own, or torch's, which has no class for it on the CPU."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or ("memory" in said and "allocate" in said)
 
 
 @contextlib.contextmanager
@@ -195,7 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     levels = "noise levels, 1 to 12 from 0 to 999"
     timesteps = option("--timesteps", "T,T,…", _timesteps, levels, (20, 200, 400))
     seed = option("--seed", "N", whole(0, 2**53), "seed of everything random", 0)
-    alpha = option("--alpha", "A", real(0, 1), "weight of the pixel score; the rest is the features'", 0.5)
+    alpha = option("--alpha", "A", real(0, 1), "balance of the two branches: 0 features only, 1 pixels only; "
+                   "at 0.5 a σ of the pixels counts a twentieth of a σ of the features", 0.5)
     threshold = option("--threshold", "X", real(-1e9, 1e9),
                        "a picture is anomalous above this score (default: what 1%% of good parts exceed)")
     tile = option("--tile", "PX", _tile, "cut pictures into overlapping squares of that side, or inspect "
@@ -265,7 +277,7 @@ judged as its folder's category if the model knows it, else as the recognised on
         *repair, as_json)
 
     own = command(ablate, "measure what each choice of the method is worth", """
-Tables of image AUROC, pixel AUROC and AUPRO over the weight of the branches, timesteps, noise draws,
+Tables of image AUROC, pixel AUROC and AUPRO over the balance of the branches, timesteps, noise draws,
 normalisation, one model against one per category, and pixel scores. DATA: as for evaluate; its train/good
 serves to standardise the pixel scores that the checkpoint does not use.""")
     add(own, data, *model,

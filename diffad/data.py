@@ -536,7 +536,8 @@ def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
     try:
         samples = list(_samples(root))
     except (PermissionError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise DataError(f"{root} may not be read: check the path and its permissions") from error
+        path = getattr(error, "filename", None) or root
+        raise DataError(f"{path} may not be read: check the path and its permissions") from error
     if not samples:
         kind = "no pictures in" if root.is_dir() else "there is no file or folder"
         raise DataError(f"{kind} {root}: {LAYOUT if root.is_dir() else 'check the path'}")
@@ -627,7 +628,7 @@ def _samples(root: Path) -> Iterator[Sample]:
     elif _is_category(root):
         yield from _category_samples(root)
     elif root.is_dir():
-        categories = [folder for folder in subfolders(root) if _is_category(folder)]
+        categories = [folder for folder in subfolders(root) if _is_readable_category(folder)]
         if categories and (beside := picture_files(root)):
             log.warning(
                 "what lies beside the category folders in %s is left out (pictures: %d): move it into a "
@@ -663,6 +664,14 @@ def _mask_of(path: Path, category: Path) -> Path | None:
 
 def _is_category(folder: Path) -> bool:
     return (folder / "train" / "good").is_dir() or (folder / "test").is_dir()
+
+
+def _is_readable_category(folder: Path) -> bool:
+    try:
+        return _is_category(folder)
+    except PermissionError:  # such as lost+found
+        log.warning("%s may not be read and is left out: check its permissions if it is wanted", folder)
+        return False
 
 
 def _folder_name(folder: Path) -> str:

@@ -30,6 +30,7 @@ from diffad.data import (
     mask_to_square,
     read_image,
 )
+from diffad.inspection import checked_timesteps
 from diffad.metrics import (
     aupro,
     auroc,
@@ -121,6 +122,7 @@ def evaluate(
     Raises DataError before the first inspection if no sample has a label, a file cannot be read or a mask
     is not of its picture's size.
     """
+    timesteps = checked_timesteps(timesteps)
     groups = _labelled(samples)
     found = check_readable(groups)
     total, done = len(seeds) * sum(map(len, groups.values())), 0
@@ -132,7 +134,7 @@ def evaluate(
         for seed in seeds:
             scored = []
             for sample in group:
-                settings = {"alpha": alpha, "timesteps": tuple(timesteps), "seed": seed}
+                settings = {"alpha": alpha, "timesteps": timesteps, "seed": seed}
                 scored.append(_score(inspector, sample, profile, settings, bits))
                 if keep is not None:
                     keep({"category": name, "seed": seed, **_told(scored[-1])})

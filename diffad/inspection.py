@@ -16,6 +16,7 @@ from diffad.scoring import (
     GOOD_TOP,
     Calibration,
     Region,
+    branch_weights,
     checked_rate,
     find_regions,
     fuse,
@@ -35,8 +36,9 @@ class Inspection:
     geometry.
 
     image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
-    category at all. seconds: what the inspection took, network included. bits: how many the picture's values
-    were taken to have, 8 of an 8-bit file. notes: sentences that a person must see beside the verdict.
+    category at all. alpha: see `scoring.branch_weights`. seconds: what the inspection took, network included.
+    bits: how many the picture's values were taken to have, 8 of an 8-bit file. notes: sentences that a person
+    must see beside the verdict.
     """
 
     image: np.ndarray
@@ -68,6 +70,11 @@ class Inspection:
     def tile(self) -> int | None:
         """Side in px of the squares that the picture was cut into; None: it was inspected whole."""
         return self._tiling.side
+
+    @property
+    def pixel_weight(self) -> float:
+        """The pixel branch's share of the fused map, in [0, 1]; the rest is the feature branch's."""
+        return branch_weights(self.alpha)[0]
 
     @property
     def turned(self) -> bool:
@@ -186,12 +193,16 @@ class Inspection:
     @cached_property
     def regions(self) -> tuple[Region, ...]:
         """Connected parts of the map above the threshold, highest peak first; none in a good picture, none
-        below 8 px of a picture or tile of 256 px.
+        below `smallest_region`.
         """
         if not self.is_anomalous:
             return ()
-        smallest = smallest_region(self.tile or max(self.image.shape[:2]))
-        return find_regions(self.anomaly_map, self.threshold, max(1, round(smallest)))
+        return regions_above(self.anomaly_map, self.threshold, self.image.shape[:2], self.smallest_region)
+
+    @property
+    def smallest_region(self) -> int:
+        """Area in px of the picture below which nothing is a region."""
+        return smallest_region(self.image.shape[:2], self.tile)
 
     @property
     def computed_timesteps(self) -> tuple[int, ...]:
@@ -204,9 +215,9 @@ class Inspection:
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
     ) -> Inspection:
-        """The same evidence weighed otherwise, without the network. What is not given stays; a new α or new
-        timesteps bring their own threshold unless one is given. Raises ValueError for timesteps that were not
-        computed, α outside [0, 1] or a threshold of NaN.
+        """The same evidence weighed otherwise, without the network. What is not given stays; another α or
+        other timesteps (their order does not count) bring their own threshold unless one is given. Raises
+        ValueError for timesteps that were not computed, α outside [0, 1] or a threshold of NaN.
         """
         alpha = self.alpha if alpha is None else checked_alpha(alpha)
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
@@ -229,11 +240,9 @@ class Inspection:
             "score": self.score,
             "threshold": self.threshold,
             "is_anomalous": self.is_anomalous,
-            "regions": [
-                {"box": list(region.box), "area": region.area, "peak": region.peak, "mean": region.mean}
-                for region in self.regions
-            ],
+            "regions": [region.to_dict() for region in self.regions],
             "alpha": self.alpha,
+            "pixel_weight": self.pixel_weight,
             "timesteps": list(self.timesteps),
             "seed": self.seed,
             "tile": self.tile,
@@ -283,14 +292,38 @@ class RepairStep:
     notes: tuple[str, ...] = ()
 
 
-def smallest_region(side: int) -> float:
-    """Area in px below which nothing is a region, of a picture or tile with this longest side."""
-    return _SMALLEST_REGION * (side / 256) ** 2
+def smallest_region(shape: tuple[int, int], tile: int | None) -> int:
+    """Area in px below which nothing is a region: 8 px of a picture, or of a tile, of 256 px. shape: of the
+    picture; tile: the tiles' side, None of a picture inspected whole.
+    """
+    return max(1, round(_SMALLEST_REGION * ((tile or max(shape)) / 256) ** 2))
+
+
+def regions_above(
+    fused: np.ndarray, threshold: float, shape: tuple[int, int], smallest: int
+) -> tuple[Region, ...]:
+    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of
+    the picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `reduced_maps`.
+    """
+    if fused.size > shape[0] * shape[1]:  # of a picture smaller than the model's
+        fused = resize_maps(fused, shape)
+    down, across = (full / own for full, own in zip(shape, fused.shape))
+    return tuple(
+        replace(region, box=_scaled(region.box, across, down), area=round(region.area * across * down))
+        for region in find_regions(fused, threshold, smallest / (across * down))
+    )
+
+
+def _scaled(box: tuple[int, int, int, int], across: float, down: float) -> tuple[int, int, int, int]:
+    x, y, width, height = box
+    return round(x * across), round(y * down), round(width * across), round(height * down)
 
 
 def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
-    """Without repetitions; raises ValueError unless 1 to 12 of 0 … 999."""
-    chosen = tuple(dict.fromkeys(int(t) for t in timesteps))
+    """As a set, rising, so that order and repetition change nothing; raises ValueError unless 1 to 12 of 0 …
+    999.
+    """
+    chosen = tuple(sorted({int(t) for t in timesteps}))
     if not 1 <= len(chosen) <= _MAX_TIMESTEPS or not all(0 <= t <= 999 for t in chosen):
         raise ValueError(f"give 1 to {_MAX_TIMESTEPS} timesteps between 0 and 999, not {list(timesteps)}")
     return chosen

@@ -171,14 +171,17 @@ class Inspector:
     ) -> Inspection:
         """Inspect one picture: a path, Pillow picture or array of any size.
 
-        category: None recognises it. timesteps: 1 to 12 of 0 … 999. draws: noise draws a timestep, 1 to 16,
-        averaged. threshold: None takes the score that 1 good picture in 100 would exceed.
+        category: None recognises it. timesteps: 1 to 12 of 0 … 999; they are a set, so order and repetition
+        do not count. alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the
+        pixels counts a twentieth of a σ of the features. draws: noise draws a timestep, 1 to 16, averaged.
+        threshold: None takes the score that 1 good picture in 100 would exceed.
 
         tile: None shows the model the whole picture, scaled to its size. A number cuts the picture into
         squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole
         picture shows. "auto" decides for pictures at least twice the model's size, and for those longer than
         twice their width: it cuts where the features of tiles, of the model's own size or larger, are those
-        of good parts and the whole picture's are not. progress: called with the tiles done and their number;
+        of good parts and the whole picture's are not. Parts that are turned upright are seen whole: "auto"
+        never cuts them, a number is refused. progress: called with the tiles done and their number;
         what it raises ends the inspection.
 
         bits: how many the camera has (8, 10, 12, 14, 16), whose pictures lie in files of more than 8. None
@@ -188,7 +191,8 @@ class Inspector:
 
         Same arguments, same result with as many threads. Beside other programs a CPU computes with fewer
         (`devices.sharing`), and rounding then moves scores by some 0.02 %. Raises DataError for a picture
-        that cannot be read or is too large for such small tiles, ValueError for settings out of range.
+        that cannot be read, is too large for such small tiles or may not be cut into any, ValueError for
+        settings out of range.
         """
         timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
         if not 1 <= draws <= 16:
@@ -290,18 +294,36 @@ class Inspector:
     def _look(self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None) -> _Look:
         """Choose the tiling, and the category among several, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
+        plain = [name for name in names if self.profiles[name].upright is None]  # tiles show no pose
         if isinstance(tile, int) and tile < max(height, width):
-            return self._look_at(image, names, Tiling.squares(height, width, self.size, tile))
+            self._check_not_turned(image, names, plain)
+            return self._look_at(image, plain, Tiling.squares(height, width, self.size, tile))
         whole = self._look_at_whole(image, names)
-        if tile != "auto" or whole.distance < _FITS_WELL:
+        if tile != "auto" or whole.distance < _FITS_WELL or not plain:
             return whole
         best = whole
         for side in _sides(height, width, self.size):
-            tiled = self._look_at(image, names, Tiling.squares(height, width, self.size, side))
+            tiled = self._look_at(image, plain, Tiling.squares(height, width, self.size, side))
             ahead = _WORTH_TILING if best is whole else 0.0
             if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
                 best = tiled
         return best
+
+    def _check_not_turned(self, image: np.ndarray, names: Sequence[str], plain: Sequence[str]) -> None:
+        """Raises DataError for a picture that shall be tiled, if it is of one of `names` that is turned
+        upright, which are those that are not `plain`.
+        """
+        if len(plain) == len(names):
+            return
+        category = names[0]
+        if len(names) > 1:
+            whole = self._look_at_whole(image, names)
+            if plain and (whole.category in plain or whole.distance >= _FITS):
+                return
+            category = whole.category
+        raise DataError(
+            f"{category} is turned upright before it is looked at, which tiles cannot be: inspect it whole"
+        )
 
     def _look_at_whole(self, image: np.ndarray, names: Sequence[str]) -> _Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""

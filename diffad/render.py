@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffad.data import DataError
 from diffad.output import whole
-from diffad.scoring import fuse
+from diffad.scoring import fuse, weights_in_words
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 
@@ -54,13 +54,17 @@ def overlay(
 ) -> np.ndarray:
     """Lay the heat map over the picture: uint8 [H, W, 3].
 
-    The heat fades in with the value, from nothing at half the threshold to `opacity` (0..1) at the threshold
-    (without one: from vmax / 8 to vmax / 2), so that good places stay the photograph, bit by bit. With a
-    threshold its contour is drawn; `contour=False` leaves it out, as in a good part. Raises DataError if
-    picture and map differ in size.
+    The heat fades in with the value, from nothing at half the threshold (half as far again below a negative
+    one) to `opacity` (0..1) at the threshold (without one: from vmax / 8 to vmax / 2), so that good places
+    stay the photograph, bit by bit. With a threshold its contour is drawn; `contour=False` leaves it out, as
+    in a good part. Raises DataError if picture and map differ in size.
     """
     values = _fitting(image, anomaly_map)
-    start, full = (vmax / 8, vmax / 2) if threshold is None else (threshold / 2, threshold)
+    if threshold is None:
+        start, full = vmax / 8, vmax / 2
+    else:
+        full = min(max(threshold, -1e9), 1e9)  # an infinite one has no half
+        start = full - abs(full) / 2
     rise = np.clip((values - start) / max(full - start, 1e-6 * vmax), 0, 1)
     blended = _paint(image, heatmap(values, vmax, colormap), opacity * rise * rise * (3 - 2 * rise))
     return blended if threshold is None or not contour else contours(blended, values, threshold)
@@ -160,7 +164,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     """All evidence of one inspection in one printable picture: uint8 [h, w, 3], at most 1600 pixels wide.
 
     Left: the picture, the overlay, the fused map. Right: a row of pixel maps, a row of feature maps and a row
-    of both weighed by α, one column per timestep; a colour scale with the threshold. `inspection` is anything
+    of both together, one column per timestep; a colour scale with the threshold. `inspection` is anything
     with an Inspection's image, pixel_maps, feature_maps, anomaly_map, timesteps, threshold, score and alpha.
     """
     height, width = inspection.image.shape[:2]
@@ -175,7 +179,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     pitch_x, pitch_y = cell_width + gap, cell_height + caption + gap
     bar_left = grid_left + columns * pitch_x + 6
     sheet_width = max(bar_left + bar_width - 16 + margin, 560)
-    notes = _notes(sheet_width - 2 * margin)
+    notes = _notes(sheet_width - 2 * margin, inspection.alpha)
     grid_bottom = grid_top + 3 * pitch_y - gap
     sheet = Image.new("RGB", (sheet_width, grid_bottom + 16 + 21 * len(notes) + margin - 10), "white")
     draw = ImageDraw.Draw(sheet)
@@ -221,10 +225,10 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     return np.array(sheet)
 
 
-def _notes(width: int) -> list[str]:
+def _notes(width: int, alpha: float) -> list[str]:
     text = (
         "σ: standard deviations of good parts' maps, about 0 is good. t: noise level, low for fine texture, "
-        "high for large shapes. Together: both, weighed by α. Fused: its mean over t, smoothed."
+        f"high for large shapes. Together: {weights_in_words(alpha)}. Fused: its mean over t, smoothed."
     )
     return textwrap.wrap(text, max(20, int(width / 7.7)))
 
@@ -254,17 +258,17 @@ def _colour_bar(
     def height_of(value: float) -> float:
         return bottom - 1 - value / vmax * (bottom - 1 - top)
 
-    shown = height_of(threshold) if 0 < threshold < vmax else None
+    shown = height_of(min(max(threshold, 0), vmax))  # one beyond the scale stands at its end
     for value in _ticks(vmax):
         y = height_of(value)
-        if shown is None or abs(y - shown) > 20:
+        if abs(y - shown) > 20:
             text = "0 · good" if value == 0 else f"{value:g} σ"
             draw.line((left + 15, y, left + 19, y), MUTED)
             draw.text((left + 24, y), text, MUTED, _font(15), anchor="lm")
-    if shown is not None:
-        draw.line((left - 4, shown, left + 19, shown), "white", 3)
-        draw.line((left - 4, shown, left + 19, shown), INK, 1)
-        draw.text((left + 24, shown), f"{threshold:.1f} threshold", INK, _font(15), anchor="lm")
+    draw.line((left - 4, shown, left + 19, shown), "white", 3)
+    draw.line((left - 4, shown, left + 19, shown), INK, 1)
+    said = f"{threshold:.1f}" if abs(threshold) < 1000 else f"{threshold:.0e}"
+    draw.text((left + 24, shown), f"{said} threshold", INK, _font(15), anchor="lm")
 
 
 def _ticks(vmax: float) -> list[float]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from diffad import __version__, render
-from diffad.scoring import fuse
+from diffad.scoring import fuse, weights_in_words
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -230,7 +230,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> st
     return f"""<table class="maps"><thead><tr><th></th>{heads}<td>mean</td></tr></thead>
 <tbody>{row("Pixels", "how it looks", 0)}{row("Features", "what it means", 1)}</tbody></table>
 <div class="fused" style="width:{max(34.0, fused_wide):.1f}mm">
-<p>anomaly map<br>both, α = {inspection.alpha:.2f}</p>
+<p>anomaly map<br>both, α = {inspection.alpha:.2f}<br>{weights_in_words(inspection.alpha)}</p>
 {cell(fused, "Anomaly map", fused_wide)}
 <div class="ramp"><img alt="Colour scale" src="{ramp}"><i style="left:{limit:.1f}%"></i></div>
 <p class="ends"><span>0 · good</span><span>{top:.0f} σ</span></p></div>"""
@@ -253,8 +253,8 @@ def _facts(inspection: Inspection, inspector: Inspector) -> str:
         ("Picture", f"{width} × {height} px, inspected {cut}"),
         ("Fingerprint", f"<code>{print_}</code> (SHA-256 of the pixels)"),
         ("Category", f"{_category(inspection)} ({how})"),
-        ("Settings", f"α {inspection.alpha:g} · t = {', '.join(map(str, inspection.timesteps))} · "
-                     f"seed {inspection.seed}"),
+        ("Settings", f"α {inspection.alpha:g} ({weights_in_words(inspection.alpha)}) · "
+                     f"t = {', '.join(map(str, inspection.timesteps))} · seed {inspection.seed}"),
         ("Model", f"{escape(inspector.name)}, {inspector.parameters / 1e6:.1f} M parameters, learned from "
                   f"{learned}"),
         ("Licence", escape(str(about.get("licence") or "not stated"))),

@@ -397,11 +397,19 @@ def _to_size(grid: Tensor, size: int) -> Tensor:
 
 
 def branch_weights(alpha: float) -> tuple[float, float]:
-    """Weights of the pixel and the feature branch in (11), which sum to 1: as α PIXEL_TRUST to 1 − α, so that
-    the branches are in balance at α = 0.5.
+    """Weights of the pixel and the feature branch in (11), which sum to 1: as α PIXEL_TRUST to 1 − α.
+
+    α is the balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a
+    twentieth (PIXEL_TRUST) of a σ of the features, which makes weights of 0.048 and 0.952.
     """
     pixel, feature = alpha * PIXEL_TRUST, 1 - alpha
     return pixel / (pixel + feature), feature / (pixel + feature)
+
+
+def weights_in_words(alpha: float) -> str:
+    """The branches' true shares, such as "pixels 4.8 %, features 95.2 %"; the page says the same."""
+    pixel, feature = (f"{round(100 * weight, 1):g}" for weight in branch_weights(alpha))
+    return f"pixels {pixel} %, features {feature} %"
 
 
 def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
@@ -493,8 +501,12 @@ class Region:
     peak: float
     mean: float
 
+    def to_dict(self) -> dict:
+        """JSON-able."""
+        return {"box": list(self.box), "area": self.area, "peak": self.peak, "mean": self.mean}
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> tuple[Region, ...]:
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float = 1) -> tuple[Region, ...]:
     """8-connected components of map > threshold with at least `min_area` px, highest peak first."""
     above = (anomaly_map > threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,12 @@ from diffad.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
 _TIMED = 4  # steps
+_RANGES = {  # of a recipe's numbers; whole numbers where the limits are
+    "steps": (0, 10**9), "minutes": (1e-9, 1e9), "batch": (1, 2**20), "learning_rate": (1e-12, 1.0),
+    "warm_up": (1, 10**9), "ema": (0.0, 1.0), "clip": (1e-9, 1e9), "low_t": (0.01, 100.0),
+    "spoiled": (0.0, 1.0), "holes": (0.0, 1.0), "shift": (0, 2048), "variants": (1, 1000),
+    "held_out": (0.0, 0.5), "stride": (1, 999), "seed": (0, 2**53),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes")
-        if (self.steps or 0) < 0 or (self.minutes is not None and self.minutes <= 0) or self.batch < 1:
-            raise ValueError("steps, minutes and batch must be positive")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in ("steps", "minutes"):
+                continue
+            if not low <= value <= high or (isinstance(low, int) and value != int(value)):
+                kind = "a whole number" if isinstance(low, int) else "a number"
+                raise ValueError(f"{name} is {kind} from {low} to {high}, not {value}")
+        if self.shift >= self.unet.size:
+            raise ValueError(f"shift is less than the {self.unet.size} px of a picture, not {self.shift}")
         Schedule.named(self.schedule)
         if self.pixel_score not in PIXEL_SCORES:  # else found out hours later, by the profile
             raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {self.pixel_score!r}")
@@ -138,6 +152,8 @@ def train(
         raise CheckpointError("0 steps learn statistics for a trained network: start from a checkpoint")
     if config.steps == 0 and resume:
         raise CheckpointError("0 steps resume nothing: give the steps or minutes of the interrupted run")
+    if resume and not state_file(out).exists():
+        raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
     base = checkpoints.load(start_from) if start_from else None
     if base:
         config = replace(
@@ -168,19 +184,21 @@ def train(
                 kind=config.pixel_score, stride=config.stride,
             )  # fmt: skip
             scores = profile.calibration.good_scores()
-            odd = {paths[name][order[i]].name: float(scores[i]) for i in unusual(scores).nonzero()[0]}
+            called = told_apart(paths[name])
+            odd = {called[order[i]]: float(scores[i]) for i in unusual(scores).nonzero()[0]}
             profiles[name] = replace(
                 profile, rehearsal=profile.rehearsal | {"unusual": odd}, upright=uprights[name],
                 bits=bits[name],
             )  # fmt: skip
         known = base.provenance if base else {}
         kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
-        licences = dict.fromkeys(filter(None, (config.licence, known.get("licence"))))
+        licences = (each.strip() for each in f"{config.licence};{known.get('licence') or ''}".split(";"))
         provenance = {
             "version": diffad.__version__,
             "data": {name: count for name, count in kept.items() if count is not None}
             | {name: len(images) for name, images in pictures.items()},
-            "licence": "; ".join(licences),  # also of what the network learned from before
+            # also of what the network learned from before
+            "licence": "; ".join(dict.fromkeys(filter(None, licences))),
             "steps": run.step,
             "pictures_seen": run.step * config.batch * run.world,
             "minutes": round(run.seconds / 60, 1),
@@ -262,6 +280,8 @@ def _fit_network(
     )
     if resume:
         _read_state(run, state, fingerprint)
+        if run.rank == 0:
+            _cut_log(log_file, run.step)
     elif run.rank == 0:
         if state.exists():
             log.warning("%s is an unfinished run; it is started over (--resume would go on)", state)
@@ -333,6 +353,16 @@ def _readable(
         if bits[name] is not None:
             tell(f"{name}: {bits[name]}-bit pictures")
     return kept, bits
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """Their names, each after as many of its folders as tell it from the others."""
+    names, deep = [path.name for path in paths], 1
+    while (twice := Counter(names) - Counter(set(names))) and deep < max(len(path.parts) for path in paths):
+        deep += 1
+        names = [
+            Path(*path.parts[-deep:]).as_posix() if name in twice else name
+            for name, path in zip(names, paths)
+        ]
+    return names
 
 
 def load_normal(
@@ -575,6 +605,22 @@ def _write_state(run: _Run, file: Path, fingerprint: str) -> None:
     tensors |= {"features.mean": run.extractor.mean, "features.std": run.extractor.std}
     progress = json.dumps({"step": run.step, "seconds": run.seconds})
     checkpoints.save_tensors(file, tensors, {"diffad.resume": progress, "fingerprint": fingerprint})
+
+
+def _cut_log(file: Path, step: int) -> None:
+    """Takes out of a log what comes after this step, which is done again, and a line that a kill cut off."""
+    if not file.exists():
+        return
+    end = 0
+    with file.open("r+b") as log:
+        for line in log:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, LookupError, TypeError):
+                break
+            end += len(line)
+        log.truncate(end)
 
 
 def _read_state(run: _Run, file: Path, fingerprint: str) -> None:

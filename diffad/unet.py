@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from diffad.diffusion import Prediction
 
 _LIMITS = {
-    "size": (1, 4096), "patch": (1, 64), "channels": (32, 4096), "blocks": (1, 16), "heads": (1, 256),
+    "size": (1, 4096), "patch": (1, 64), "blocks": (1, 16), "heads": (1, 256),
     "feature_channels": (1, 65_536), "feature_level": (0, 15),
 }  # fmt: skip
+_MAX_LEVELS, _MAX_WIDTH = 8, 4096
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -41,25 +43,30 @@ class UNetConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be built."""
         for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
-            for number in value if name == "channels" else (value,):
-                if type(number) is not int or not low <= number <= high:
-                    raise ValueError(f"{name} must be whole numbers from {low} to {high}, not {number!r}")
-        if not 1 <= len(self.channels) <= 12:
-            raise ValueError(f"channels must name 1 to 12 levels, not {len(self.channels)}")
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name} is a whole number from {low} to {high}, not {value!r}")
+        if not 1 <= len(self.channels) <= _MAX_LEVELS:
+            raise ValueError(f"give the channels of 1 to {_MAX_LEVELS} levels, not of {len(self.channels)}")
+        for width in self.channels:
+            if type(width) is not int or width % 32 or not 32 <= width <= _MAX_WIDTH:
+                listed = ", ".join(map(str, self.channels))
+                raise ValueError(f"channels are multiples of 32 from 32 to {_MAX_WIDTH}, not {listed}")
         if self.size % (self.patch << (len(self.channels) - 1)):
             raise ValueError(f"size {self.size} is not divisible by {self.patch << (len(self.channels) - 1)}")
         if 3 * self.patch**2 > self.channels[0]:
             raise ValueError(
                 f"{self.channels[0]} stem channels cannot carry the {3 * self.patch**2} values of a patch"
             )
-        if any(width % 32 for width in self.channels):
-            raise ValueError("channels must be multiples of 32")
         if self.heads < 1 or self.channels[-1] % self.heads:
             raise ValueError(f"{self.channels[-1]} channels do not divide among {self.heads} heads")
         if not 0 <= self.feature_level < len(self.channels):
-            raise ValueError(f"feature_level must be a level, 0 to {len(self.channels) - 1}")
+            raise ValueError(
+                f"feature_level {self.feature_level} is none of the {len(self.channels)} levels: give the "
+                "channels of more levels"
+            )
 
     @property
     def feature_grid(self) -> int:

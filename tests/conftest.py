@@ -128,6 +128,19 @@ def url(bundled_model: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders called "locked" are somebody else's: nothing may be known of what is inside."""
+    look, list_all = Path.is_dir, Path.iterdir
+
+    def guarded(folder: Path) -> None:
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "is_dir", lambda path: guarded(path.parent) or look(path))
+    monkeypatch.setattr(Path, "iterdir", lambda path: guarded(path) or list_all(path))
+
+
 @pytest.fixture(scope="session")
 def defective(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A part with a defect that the bundled model has not seen."""

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diffad import batch
-from diffad.data import DataError, Sample, read_image
+from diffad.data import DataError, Sample, find_samples, read_image
 from diffad.evaluation import Scored, measure
 from diffad.inspection import smallest_region
 from diffad.scoring import find_regions
@@ -39,7 +39,7 @@ class Toy:
         pixels = read_image(image)
         red = pixels[..., 0].astype(np.float32) / 10
         score = float(red.max())
-        smallest = max(1, round(smallest_region(max(red.shape))))
+        smallest = smallest_region(red.shape, None)
         found = find_regions(red, threshold, smallest) if score > threshold else ()
         result = {
             "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,
@@ -125,6 +125,32 @@ def test_an_mvtec_tree_gives_its_test_pictures_with_labels_and_masks(tmp_path, a
     assert [sample.is_anomalous for sample in found.values()] == [True] * 3 + [False] * 2
     assert [sample.mask is not None for sample in found.values()] == [True, True, False, False, False]
     assert {sample.category for sample in found.values()} == {"nut"}
+
+
+def test_a_folder_that_may_not_be_read_is_a_row_that_says_so(tmp_path, locked):
+    root = tmp_path / "day"
+    for place in ("1.png", "am/2.png", "am/locked/3.png", "pm/4.png"):
+        picture(root / place)
+    rows, _ = judged(batch.sources([root], tmp_path / "u"))
+    assert [row.name for row in rows] == ["1.png", "am/2.png", "am/locked", "pm/4.png"]
+    assert [row.error for row in rows if row.error] == ["am/locked may not be read: check its permissions"]
+    category(root / "nut")
+    picture(root / "nut" / "test" / "locked" / "5.png")
+    rows, _ = judged(batch.sources([root], tmp_path / "u"))  # not as if it were no test set
+    assert [row.name for row in rows if row.error] == ["am/locked", "nut"]
+    assert not any("train" in row.name or "ground_truth" in row.name for row in rows)
+    with pytest.raises(DataError, match="locked may not be read"):
+        batch.sources([root / "am" / "locked"], tmp_path / "u")
+
+
+def test_categories_are_found_beside_a_folder_that_may_not_be_read(tmp_path, locked, caplog):
+    category(tmp_path / "nut")
+    picture(tmp_path / "locked" / "1.png")
+    assert {sample.category for sample in find_samples(tmp_path)} == {"nut"}
+    assert "locked may not be read and is left out" in caplog.text
+    picture(tmp_path / "nut" / "test" / "locked" / "5.png")
+    with pytest.raises(DataError, match=r"test.locked may not be read"):  # of a category nothing is left out
+        find_samples(tmp_path)
 
 
 def test_no_picture_at_all_is_said(tmp_path):
@@ -355,6 +381,14 @@ def test_an_archive_that_does_not_fit_on_the_disk_is_not_called_damaged(tmp_path
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(DataError, match=r"no room to unpack day\.zip"):
         batch.sources([source], tmp_path / "unpacked")
+def test_no_overlay_takes_anothers_place_in_the_zip(tmp_path):
+    for name in ("a.png", "a.webp", "a.webp.png"):
+        picture(tmp_path / "in" / name, 90)
+    rows, maps = judged(batch.sources([tmp_path / "in"], tmp_path / "u"))
+    batch.write_zip(tmp_path / "all.zip", Toy(), rows, lambda row: maps[row.name])
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        names = archive.namelist()
+    assert len(set(names)) == len(names) == 2 + 2 * 3
 
 
 def test_json_has_no_nan():

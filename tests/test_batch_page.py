@@ -20,6 +20,7 @@ from diffad.inspector import Inspector
 from diffad.scoring import rate_for
 from diffad.synthetic import write_set
 from diffad.ui import serve
+from diffad.ui.batch import folders
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
 LONG = 60  # pictures in a run that is to be interrupted
@@ -369,6 +370,13 @@ def test_nothing_outside_the_data_root_is_read(page: Page, root: Path):
         inspect_folder(page, way)
         expect(summary).to_contain_text("outside the folder that may be read")
     assert page.locator("tbody tr[data-index]").count() == 0
+
+
+def test_a_folder_that_may_not_be_read_is_not_offered(tmp_path: Path, locked: None):
+    for place in ("am/first", "am/locked", "pm"):
+        (tmp_path / place).mkdir(parents=True)
+    assert folders(tmp_path) == [".", "am", "am/first", "pm"]
+    assert folders(tmp_path / "am" / "locked") == ["."]
 
 
 def test_only_the_rows_in_sight_are_in_the_page(page: Page, tmp_path: Path):

@@ -191,7 +191,7 @@ def changed(values: dict, path: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize(("path", "value", "reason"), [
-    ("config.size", 10**9, "size must be whole numbers from 1 to 4096"),
+    ("config.size", 10**9, "size is a whole number from 1 to 4096"),
     ("config.size", 2048, "residual's blocks do not divide|the mean has the shape"),
     ("config.size", "64", "size must be"),
     ("config.size", 64.0, "size must be"),

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffad import __version__, checkpoint, commands
@@ -201,6 +202,9 @@ def test_interruption_and_system_errors_leave_no_trace(toy, tmp_path, capsys, mo
     assert "folder" in only_error(capsys)
     assert main(["inspect", source, "--out", source + "/deeper"]) == 2
     assert "a.png" in only_error(capsys)
+    monkeypatch.setattr(toy, "inspect", lambda *_, **__: torch.empty(2**60))
+    assert main(["inspect", source]) == 2
+    assert "not enough memory" in only_error(capsys)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -615,6 +619,8 @@ def test_train_refuses(workshop, tmp_path, capsys):
         ([data, "--out", "x.pt", "--steps", "1"], ".safetensors"),
         ([data, *out, "--steps", "1", "--size", "50"], "50"),
         ([data, *out, "--steps", "1", "--channels", "64,x"], "--channels"),
+        ([data, *out, "--steps", "1", "--channels", "64,0"], "multiples of 32"),
+        ([data, *out, "--steps", "1", "--channels", "64"], "more levels"),
         ([data, *out, "--steps", "1", "--device", "warp"], "warp"),
         ([data, *out, "--steps", "1", "--size", "64", *tiny], "--from"),
         ([data, *out, "--steps", "1", "--from", str(tmp_path / "absent")], "absent"),

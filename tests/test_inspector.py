@@ -98,11 +98,28 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     between = (defective.score + float(defective.anomaly_map.max())) / 2  # some pixels are above it
     assert not defective.fused(threshold=between).is_anomalous
     assert defective.fused(threshold=between).regions == ()
+    for order in ((400, 200, 20), (20, 20, 400, 200, 400)):
+        kept = defective.fused(threshold=5.0).fused(timesteps=order)
+        assert (kept.timesteps, kept.threshold, kept.score) == ((20, 200, 400), 5.0, defective.score)
     back = meaning.fused(alpha=0.5)
     assert back.score == defective.score
     assert back.threshold == defective.threshold
     with pytest.raises(ValueError, match="was not computed"):
         defective.fused(timesteps=(77,))
+
+
+def test_timesteps_are_a_set(inspector):
+    """In whatever order and however often they are given."""
+    found = inspector.inspect(DEFECTIVE.image, "gear", timesteps=(20, 400), tile=None)
+    other = inspector.inspect(DEFECTIVE.image, "gear", timesteps=(400, 20, 400), tile=None)
+    assert found.timesteps == other.timesteps == other.computed_timesteps == (20, 400)
+    assert np.array_equal(found.anomaly_map, other.anomaly_map)
+    assert found.to_dict() == other.to_dict() | {"seconds": found.seconds}
+    assert found.to_dict()["pixel_weight"] == pytest.approx(1 / 21)  # a twentieth of the features' share
+    assert [found.fused(alpha).pixel_weight for alpha in (0, 1)] == [0, 1]
+    many = 7 * [400, 20]  # more than may be given, were they counted singly
+    assert inspector.threshold("gear", timesteps=many) == found.threshold
+    assert inspector.rate("gear", 3.0, timesteps=many) == inspector.rate("gear", 3.0, timesteps=(20, 400))
 
 
 def test_what_a_page_is_sent_gives_the_score_and_the_good_scores_without_us(inspector):

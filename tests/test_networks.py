@@ -197,6 +197,16 @@ def test_the_loss_reaches_every_parameter():
         ({"size": 250, "patch": 2, "channels": (32, 32)}, "size 250 is not divisible by 4"),
         ({"channels": (32, 64)}, "32 stem channels cannot carry the 48 values"),
         ({"channels": (64, 100)}, "multiples of 32"),
+        ({"channels": (64, 0)}, "multiples of 32 from 32"),
+        ({"channels": (64, -32)}, "multiples of 32 from 32"),
+        ({"channels": (64, 999_999_968)}, "to 4096, not 64, 999999968"),
+        ({"channels": ()}, "1 to 8 levels, not of 0"),
+        ({"channels": (64,) * 9}, "1 to 8 levels, not of 9"),
+        ({"channels": (64,)}, "none of the 1 levels"),
+        ({"size": 0}, "size lies in 1"),
+        ({"patch": 0}, "patch lies in 1"),
+        ({"blocks": 0}, "blocks lies in 1"),
+        ({"feature_channels": 0}, "feature_channels lies in 1"),
     ],
 )
 def test_a_wrong_configuration_is_refused(wrong, message):

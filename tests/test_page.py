@@ -121,7 +121,7 @@ def test_everything_of_a_verdict_is_there_and_follows_the_sliders(page: Page, de
         assert picture() != view
         view = picture()
     assert score(page) != before
-    expect(page.locator("#evidence")).to_contain_text("α = 0.90")
+    expect(page.locator("#evidence")).to_contain_text("α = 0.90: pixels 31 %, features 69 %")
     move(page, "#alpha", 0.5)
     assert score(page) == before
 
@@ -147,6 +147,8 @@ def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page):
     limit = 1.1 * max(np.mean(values["pixel"]), np.mean(values["feature"]))
     page.evaluate("threshold => diffad.decide({ threshold })", limit)
     expect(page.locator("#probe")).to_contain_text("Raised, but below the threshold.")
+    page.evaluate("threshold => diffad.decide({ threshold })", min(values["pixel"] + values["feature"]) - 5)
+    expect(page.locator("#probe")).to_contain_text("Pixels and features both see it.")  # below 0, perhaps
     inspect(page, "gear_corrosion")
     expect(page.locator(".reading")).not_to_contain_text("good part")  # beyond the threshold that is plain
 

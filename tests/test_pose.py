@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffad import checkpoint as checkpoints
-from diffad.data import read_image, to_square, to_uint8
+from diffad.data import DataError, read_image, to_square, to_uint8
 from diffad.inspector import Inspector
 from diffad.pose import Pose, Turn, Upright, find_pose
 from diffad.tiling import Tiling
@@ -239,6 +239,19 @@ def test_a_defect_of_a_turned_part_is_shown_where_it_is(wedges):
     gear = inspector.inspect(read_image("assets/samples/gear_good.png"))
     assert gear.category == "gear" and not gear.turned
     assert math.isfinite(inspector.inspect(np.full((64, 64, 3), 90, np.uint8), "wedge").score)
+
+
+def test_turned_parts_are_never_cut_into_tiles(wedges):
+    inspector = Inspector.load(wedges, device="cpu")
+    image = grained(wedge(0.5), 96)
+    for category in ("wedge", None):  # given or recognised
+        with pytest.raises(DataError, match=r"wedge is turned upright .*: inspect it whole"):
+            inspector.inspect(image, category, timesteps=(200,), tile=256)
+    large = np.asarray(Image.fromarray(image).resize((3 * image.shape[1], 3 * image.shape[0])))
+    found = inspector.inspect(large, "wedge", timesteps=(200,))
+    assert (found.tile, found.turned) == (None, True)
+    gear = inspector.inspect(read_image("assets/samples/gear_good.png"), timesteps=(200,), tile=200)
+    assert (gear.category, gear.tile) == ("gear", 200)
 
 
 def test_a_repair_of_a_turned_part_leaves_the_rest_to_the_last_bit(wedges):

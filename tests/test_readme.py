@@ -28,6 +28,24 @@ def test_every_file_they_name_is_there():
         assert (ROOT / path).exists(), path
 
 
+def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
+    from diffad.cli import main
+    from diffad.inspector import Inspector
+
+    for command in ("inspect", "reconstruct", "evaluate"):
+        main([command, "--help"])
+    package = ("scoring.py", "ablation.py", "ui/cards.py", "ui/layout.py", "ui/endpoints.py")
+    names = ("README.md", *(f"diffad/{name}" for name in package))
+    files = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
+    files |= {"help": capsys.readouterr().out, "Inspector.inspect": Inspector.inspect.__doc__}
+    said = "0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth"
+    of_door = {"help": 3, "diffad/ui/endpoints.py": 2}
+    for name, text in files.items():
+        plain = re.sub(r'["\s]+', " ", text)
+        assert plain.count(said) == of_door.get(name, 1), name
+    assert "rest is the features" not in "".join(files.values())
+
+
 def test_every_command_they_name_exists():
     from diffad.cli import main
 

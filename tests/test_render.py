@@ -84,6 +84,19 @@ def test_overlay_blends_by_opacity_where_hot():
     assert np.array_equal(overlay(image, hot, 8, opacity=0.0), image)
 
 
+@pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, -1e9, -np.inf, np.inf])
+def test_whatever_lies_above_a_threshold_of_any_sign_is_painted_fully(threshold):
+    image = photograph()
+    near = threshold if np.isfinite(threshold) else 0.0
+    values = near + np.linspace(-1.2, 1.2, 64)[None].repeat(64, axis=0) * max(abs(near), 1) / 2
+    shown = overlay(image, values, 8, threshold, opacity=1.0, contour=False)
+    above = values > threshold
+    assert above.any() == (threshold < np.inf) and above.all() == (threshold == -np.inf)
+    assert np.array_equal(shown[above], heatmap(values, 8)[above])
+    far = values < threshold - abs(threshold) / 2 if threshold < np.inf else ~above
+    assert np.array_equal(shown[far], image[far])
+
+
 def test_overlay_fades_in_without_a_step():
     rising = np.linspace(0, 8, 512)[None].repeat(16, axis=0)
     shown = overlay(np.full((16, 512, 3), 128, np.uint8), rising, 8, opacity=1.0)[8].astype(int)
@@ -222,6 +235,14 @@ def test_sheet_takes_only_the_chosen_timesteps_and_tells_good_from_bad():
     red = np.array([0xC0, 0x31, 0x1E])
     assert (bad[:60] == red).all(axis=-1).any()
     assert not (good[:60] == red).all(axis=-1).any()
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(-1.0, 0), (0.0, 0), (4.0, 0.5), (8.0, 1), (1e9, 1)])
+def test_the_scale_marks_the_threshold_or_the_end_beyond_which_it_lies(threshold, share):
+    sheet = evidence_sheet(inspection(threshold=threshold), 8)
+    scale = sheet[106:902, -184:]  # a line across it, the longest in this colour
+    row = int((scale == (0x1B, 0x22, 0x30)).all(axis=2).sum(axis=1).argmax())
+    assert row == pytest.approx((1 - share) * (len(scale) - 1), abs=1.5)
 
 
 # -- animations ---------------------------------------------------------------------------------------------

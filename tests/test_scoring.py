@@ -401,6 +401,7 @@ def test_fusion_is_the_weighed_mean_over_timesteps():
 def test_at_a_half_a_deviation_of_the_pixels_counts_for_their_trust():
     pixel, feature = branch_weights(0.5)
     assert pixel / feature == pytest.approx(PIXEL_TRUST)
+    assert PIXEL_TRUST == 1 / 20  # "a twentieth", say all who explain α
     shares = [branch_weights(alpha) for alpha in np.linspace(0, 1, 21)]
     assert all(sum(pair) == pytest.approx(1) for pair in shares)
     assert all(one[0] < other[0] for one, other in pairwise(shares))

@@ -25,6 +25,7 @@ from diffad.inspector import Inspector
 from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
+    _cut_log,
     _holes,
     _loop,
     _Pool,
@@ -33,6 +34,7 @@ from diffad.training import (
     normal_paths,
     split_held_out,
     symmetries,
+    told_apart,
     train,
     turned,
 )
@@ -80,6 +82,24 @@ def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
     assert odd.name in checkpoints.load(out).profiles[tmp_path.name].rehearsal["unusual"]
 
 
+def test_pictures_of_equal_names_are_told_apart_by_their_folders():
+    paths = [Path(path) for path in ("/a/mon/1.png", "/a/tue/1.png", "/b/tue/1.png", "/b/tue/2.png", "1.png")]
+    assert told_apart(paths) == ["mon/1.png", "a/tue/1.png", "b/tue/1.png", "2.png", "1.png"]
+
+
+def test_both_of_two_unusual_pictures_of_one_name_are_named(trained, tmp_path):
+    for day in ("mon", "tue"):
+        good = tmp_path / day / "part" / "train" / "good"
+        good.mkdir(parents=True)
+        for seed in range(12):
+            picture = make_part(CATEGORIES[0], seed + 100 * (day == "tue"), size=64).image
+            Image.fromarray(picture if seed else 255 - picture).save(good / f"{seed:02}.png")
+    folders = [tmp_path / "mon" / "part", tmp_path / "tue" / "part"]
+    out = train(config(steps=0), folders, tmp_path / "m.safetensors", start_from=trained)
+    names = {f"{day}/part/train/good/00.png" for day in ("mon", "tue")}
+    assert names <= set(checkpoints.load(out).profiles["part"].rehearsal["unusual"])
+
+
 def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_path):
     out = tmp_path / "m.safetensors"
     unfinished = out.with_suffix(".resume.safetensors")
@@ -92,6 +112,8 @@ def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_
     provenance = checkpoints.load(out).provenance
     assert provenance["licence"] == "mine; free"
     assert provenance["data"] == base["data"] | {tmp_path.name: 8}
+    train(config(steps=0, licence="free"), [tmp_path], tmp_path / "n.safetensors", start_from=out)
+    assert checkpoints.load(tmp_path / "n.safetensors").provenance["licence"] == "free; mine"
 
 
 def test_any_seed_that_the_command_takes_will_do(parts, tmp_path, monkeypatch):
@@ -178,6 +200,10 @@ def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):
 
     with pytest.raises(Killed):
         train(config(), [parts], tmp_path / "part.safetensors", progress=kill)
+    # as if it had gone on after its state was written, until a kill in the middle of a line
+    log = tmp_path / "part.log.jsonl"
+    written = log.read_text()
+    log.write_text(written + '{"step": 11, "loss": 1.0}\n{"step": 21, "lo')
     steps = []
     part = train(
         config(),
@@ -187,9 +213,22 @@ def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):
         progress=lambda row: steps.append(row["step"]),
     )
     assert steps == [4, 5, 6]
+    assert log.read_text() == written
     first, second = (checkpoints.load(path) for path in (whole, part))
     for name, value in first.network.items():
         torch.testing.assert_close(second.network[name], value, rtol=1e-2, atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", '{"step": 21', '{"step": 1}', '{"step": 21}\n{"step": 11}\n', '{"st{"step": 11}\n', "\0\0\n"]
+)
+def test_a_log_is_cut_back_to_the_step_that_the_run_goes_on_from(tmp_path, rest):
+    log = tmp_path / "m.log.jsonl"
+    kept = '{"step": 1}\n{"step": 11}\n'
+    log.write_text(kept + rest)
+    _cut_log(log, step=20)
+    assert log.read_text() == kept
+    _cut_log(tmp_path / "none.log.jsonl", step=20)
 
 
 def test_a_process_killed_by_signal_leaves_a_state_to_resume(parts, tmp_path):
@@ -344,6 +383,17 @@ def test_settings_that_contradict_are_refused(tmp_path, parts):
         TrainConfig()
     with pytest.raises(ValueError, match="either steps or minutes"):
         TrainConfig(steps=1, minutes=1)
+    for name, wrong in (
+        ("steps", -1), ("steps", 1.5), ("batch", 0), ("learning_rate", 0), ("learning_rate", float("nan")),
+        ("warm_up", 0), ("ema", 1.1), ("clip", 0), ("low_t", 0), ("spoiled", 2), ("holes", -0.1),
+        ("shift", -1), ("shift", 256), ("variants", 0), ("held_out", 1.0), ("stride", 0), ("seed", -1),
+        ("seed", 2**64),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^{name} is .*not {wrong}"):
+            TrainConfig(**{"steps": 1, name: wrong})
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="minutes is a number from"):
+            TrainConfig(minutes=wrong)
     for unknown in ({"schedule": "sigmoid"}, {"pixel_score": "magic"}):
         with pytest.raises(ValueError, match=r"not '(sigmoid|magic)'"):
             TrainConfig(steps=1, **unknown)

@@ -333,7 +333,8 @@
       if (!by || !event.target.closest(".handle")) return;
       event.preventDefault();
       view.holding = true;
-      moveThreshold(thresholdOf(view.category) * by);
+      const limit = thresholdOf(view.category);
+      moveThreshold(limit + Math.abs(limit) * (by - 1));
     });
     find(".chart").addEventListener("focusout", (event) => { if (view && event.relatedTarget) view.holding = false; });
     find(".score").addEventListener("input", (event) => moveThreshold(parseFloat(event.target.value)));
@@ -442,7 +443,8 @@
       cell("verdict").lastElementChild.textContent = row.wrong ? (row.bad ? "missed" : "false alarm") : "";
       if (row.error) return tr;
       // The threshold is the middle of the meter.
-      cell("score").lastElementChild.style.setProperty("--share", Math.min(1, row.score / (2 * row.limit)).toFixed(3));
+      const share = 0.5 + (row.score - row.limit) / (2 * Math.max(Math.abs(row.limit), 1e-6));
+      cell("score").lastElementChild.style.setProperty("--share", Math.min(1, Math.max(0, share)).toFixed(3));
       cell("regions").textContent = regions;
       cell("regions").classList.toggle("stale", stale(row));
       return tr;

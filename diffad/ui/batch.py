@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -231,18 +232,23 @@ def webp_uri(picture: np.ndarray) -> str:
 
 
 def folders(root: Path) -> list[str]:
-    """Folders below the data root that may be chosen, as paths relative to it."""
+    """Folders below the data root that may be chosen, as paths relative to it; none that may not be read."""
     found = ["."]
 
-    def walk(folder: Path, deep: int) -> None:
-        for each in subfolders(folder):
+    def walk(inside: list[Path], deep: int) -> None:
+        for each in inside:
             if len(found) >= FOLDERS_LISTED or each.is_symlink():
+                continue
+            try:
+                deeper = subfolders(each)
+            except OSError:
                 continue
             found.append(each.relative_to(root).as_posix())
             if deep > 1:
-                walk(each, deep - 1)
+                walk(deeper, deep - 1)
 
-    walk(root, FOLDERS_DEEP)
+    with suppress(OSError):
+        walk(subfolders(root), FOLDERS_DEEP)
     return found
 
 

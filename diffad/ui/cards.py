@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from diffad import render
+from diffad.scoring import PIXEL_TRUST
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -69,7 +70,7 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
         "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
         "seconds": inspection.seconds, "device": device,
         "top_pixels": inspection.top_pixels, "good_top": inspection.good_top, "chances": inspection.chances,
-        "windows": inspection.windows,
+        "windows": inspection.windows, "pixel_trust": PIXEL_TRUST, "smallest": inspection.smallest_region,
         "good": {"shape": good.shape, "data": base64_of(good)}, "seen": seen_in_words(inspection),
         "maps": {
             "height": maps.shape[1], "width": maps.shape[2], "lowest": lowest.tolist(), "step": step.tolist(),
@@ -154,7 +155,9 @@ SHORTCUTS = """
   <form method="dialog"><h3>How to read this page</h3><button aria-label="Close">✕</button></form>
   <p>A model that has seen only good parts says what it expects under noise of several levels <b>t</b>: low
   for fine texture, high for large shapes. What it cannot explain, in pixels and in deep features, is measured
-  in <b>σ</b>: standard deviations of good parts' maps, about 0 on a good part. <b>α</b> weighs the two.</p>
+  in <b>σ</b>: standard deviations of good parts' maps, about 0 on a good part. <b>α</b> is the
+  balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of
+  a σ of the features.</p>
   <p>The <b>score</b> is the mean of the map's highest values. The verdict is statistical: the threshold was
   set on good parts, and an anomaly is a difference from them, not yet a fault.</p>
   <h3>Keyboard</h3>

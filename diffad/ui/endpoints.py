@@ -41,7 +41,8 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             image: the picture.
             category: what the part is, one of `categories`; empty to have it recognised.
             timesteps: noise levels, 1 to 12 whole numbers from 0 to 999; empty for the model's usual ones.
-            alpha: weight of the pixel score, 0 to 1; the rest is the features'.
+            alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels
+                counts a twentieth of a σ of the features.
             seed: of the noise.
             draws: noise draws a level, 1 to 16.
             threshold: the part is anomalous above this score; 0 for the category's own.
@@ -70,7 +71,8 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             images: picture files, or zip archives of them.
             category: what the parts are, one of `categories`; empty to have each recognised.
             timesteps: noise levels, 1 to 12 whole numbers from 0 to 999; empty for the model's usual ones.
-            alpha: weight of the pixel score, 0 to 1; the rest is the features'.
+            alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels
+                counts a twentieth of a σ of the features.
             seed: of the noise.
             draws: noise draws a level, 1 to 16.
             threshold: a part is anomalous above this score; 0 for the category's own.

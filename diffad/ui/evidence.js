@@ -7,9 +7,14 @@
   const ROWS = [
     { kind: "pixel", title: "Pixels", says: () => "how it looks" },
     { kind: "feature", title: "Features", says: () => "what it means" },
-    { kind: "both", title: "Together", says: (alpha) => `α = ${alpha.toFixed(2)}` },
+    { kind: "both", title: "Together", says: (alpha, weight) => `α = ${alpha.toFixed(2)}: ${weightsInWords(weight)}` },
   ];
-  const weigh = (pixel, feature, alpha) => diffad.scores.fuse(pixel, feature, alpha);
+
+  // As scoring.weights_in_words.
+  function weightsInWords(weight) {
+    const [pixel, feature] = [weight, 1 - weight].map((share) => Number((100 * share).toFixed(1)));
+    return `pixels ${pixel} %, features ${feature} %`;
+  }
 
   // One cell's values at full or at the sheet's resolution; column n is the mean over the chosen t.
   function mapOf({ part, result, choices }, kind, column, small = false) {
@@ -19,7 +24,7 @@
       if (!small || from.width === part.width) return result[branch];
       return diffad.scores.mean(choices.chosen.map((k) => from[branch][k]));
     };
-    return kind === "both" ? weigh(pick("pixel"), pick("feature"), choices.alpha) : pick(kind);
+    return kind === "both" ? diffad.scores.fuse(pick("pixel"), pick("feature"), result.weight) : pick(kind);
   }
 
   const nameOf = (part, row, column) => {
@@ -56,7 +61,7 @@
       }
       if (fresh || !before?.result) build();
       slot.querySelectorAll("button.t-head").forEach((head) => head.setAttribute("aria-pressed", choices.chosen.includes(Number(head.dataset.k))));
-      slot.querySelectorAll(".row-head span").forEach((says, i) => (says.innerHTML = ROWS[i].says(choices.alpha)));
+      slot.querySelectorAll(".row-head span").forEach((says, i) => (says.innerHTML = ROWS[i].says(choices.alpha, result.weight)));
       const look = { part, colormap: choices.colormap, chosen: choices.chosen.join() };
       slot.querySelectorAll(".cell").forEach((cell) => {
         const [row, k] = [ROWS[cell.dataset.row], Number(cell.dataset.k)];
@@ -175,15 +180,15 @@
 
   function explained({ part, result }, point) {
     const values = diffad.valuesAt(point);
-    const level = (rows) => rows.reduce((sum, v) => sum + v, 0) / rows.length / result.threshold; // 1 at the threshold
-    const [pixel, feature] = [level(values.pixel), level(values.feature)];
-    const calm = Math.max(pixel, feature) < RAISED;
+    const mean = (rows) => rows.reduce((sum, v) => sum + v, 0) / rows.length;
+    const [pixel, feature, limit] = [mean(values.pixel), mean(values.feature), result.threshold];
+    const calm = Math.max(pixel, feature) < limit - (1 - RAISED) * Math.abs(limit);
     const reading = {
       truetrue: "Pixels and features both see it.",
       truefalse: "Pixels see it, features hardly do: a matter of surface or colour.",
       falsetrue: "Features see it, pixels hardly do: the model can paint it, but not here.",
       falsefalse: calm ? "Both are calm, as on a good part." : "Raised, but below the threshold.",
-    }[`${pixel > 1}${feature > 1}`];
+    }[`${pixel > limit}${feature > limit}`];
     const [x, y] = [Math.floor(point[0] * part.size[0]), Math.floor(point[1] * part.size[1])];
     return `<div class="probe"><p>At (${x}, ${y}): ${say("features", part.timesteps, values.feature)}, ` +
       `${say("pixels", part.timesteps, values.pixel)}. ${reading}</p>${profile(part, values, result.threshold)}</div>`;

@@ -3,7 +3,7 @@
 // draw; they register with `diffad.onResult`.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { mean, fuse, topMean, imageScore, thresholdFor, rateFor, regions, reduced } = diffad.scores;
+  const { mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, regions, reduced, shrunk } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
   const INSPECTING = "Inspecting…";
 
@@ -53,33 +53,39 @@
     return means;
   }
 
+  const weight = () => pixelWeight(choices.alpha, part.pixel_trust);
+
   function threshold() {
     return choices.threshold ?? thresholdFor(goodScores(), choices.rate, part.chances);
   }
 
   function goodScores() {
     const { good } = meansOf(choices.chosen);
-    return good[0].map((pixel, i) => topMean(fuse(pixel, good[1][i], choices.alpha), part.good_top));
+    return good[0].map((pixel, i) => topMean(fuse(pixel, good[1][i], weight()), part.good_top));
   }
 
   function judge() {
     const { pixel, feature } = meansOf(choices.chosen);
-    const fused = fuse(pixel, feature, choices.alpha);
+    const fused = fuse(pixel, feature, weight());
     const [good, limit, score] = [goodScores(), threshold(), imageScore(fused, part.width, part.windows, part.top_pixels)];
     const anomalous = score > limit;
-    // A good part has no regions, and none is smaller than an eighth of what makes a score.
-    const smallest = Math.max(1, Math.round(part.top_pixels / 8));
-    const found = anomalous ? regions(fused, part.width, part.height, limit, smallest) : [];
     return {
-      pixel, feature, fused, score, anomalous, good, threshold: limit, rate: rateFor(good, limit, part.chances),
-      regions: found.map((r) => inPicture(r, part)),
+      pixel, feature, fused, score, anomalous, good, weight: weight(), threshold: limit, rate: rateFor(good, limit, part.chances),
+      regions: anomalous ? regionsAbove(fused, limit, part) : [], // a good part has none
     };
   }
 
-  function inPicture(region, { size, width, height }) {
+  // As inspection.regions_above: in px of the picture, none below the part's `smallest`.
+  function regionsAbove(fused, limit, { size, width, height, smallest }) {
+    if (width * height > size[0] * size[1]) { // a picture smaller than the model's
+      fused = shrunk(fused, width, height, ...size);
+      [width, height] = size;
+    }
     const [across, down] = [size[0] / width, size[1] / height];
-    const box = [region.x * across, region.y * down, region.width * across, region.height * down].map(Math.round);
-    return { box, area: Math.round(region.area * across * down), peak: region.peak, mean: region.mean };
+    return regions(fused, width, height, limit, smallest / (across * down)).map((r) => ({
+      box: [r.x * across, r.y * down, r.width * across, r.height * down].map(Math.round),
+      area: Math.round(r.area * across * down), peak: r.peak, mean: r.mean,
+    }));
   }
 
   // The judgement of the part under the choices, as they are at this moment.
@@ -153,7 +159,7 @@
         if (kept.length) choices.chosen = kept;
         linked.off = null;
       }
-      choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, choices.alpha), part);
+      choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, weight()), part);
       tell();
       for (const image of document.querySelectorAll("#picture img")) if (image.complete && !image.naturalWidth) substitute(image);
     }

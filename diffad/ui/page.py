@@ -417,7 +417,7 @@ def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleName
             return next((value for value in known if str(value) == link.get(name)), usual)
 
         own = "threshold" in link
-        limit = within("threshold", 0, 1000, 3)
+        limit = within("threshold", -1000, 1000, 3)
         return {
             p.model: model,
             p.category: gr.Dropdown(
@@ -425,7 +425,9 @@ def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleName
             ),
             p.alpha: within("alpha", 0, 1, 0.5),
             p.rate: 0 if own else among("rate", [rate for _, rate in RATES], 0.01),
-            p.threshold: gr.Slider(value=limit, maximum=max(SCALE_TOP, round(2 * limit))),
+            p.threshold: gr.Slider(
+                value=limit, minimum=min(0, math.floor(2 * limit)), maximum=max(SCALE_TOP, round(2 * limit))
+            ),
             p.opacity: within("opacity", 0, 1, 0.7),
             p.colormap: among("colormap", COLORMAPS, COLORMAPS[0]),
             p.lowest: int(within("low", 0, 999, inspector.timesteps[0])),

@@ -1,7 +1,7 @@
 // What `scoring.py` does after the network, in the browser: the same evidence weighed otherwise while a slider moves.
 // Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
 (() => {
-  const [EULER, PIXEL_TRUST] = [0.5772156649015329, 0.05];
+  const EULER = 0.5772156649015329;
 
   // Mean of the given maps or rows, element by element.
   function mean(rows) {
@@ -11,11 +11,13 @@
     return sum;
   }
 
-  // (11): α · pixel + (1 − α) · feature, a σ of the pixels counting for less.
-  function fuse(pixel, feature, alpha) {
+  // The pixel branch's weight (branch_weights); `trust` is what a σ of the pixels counts for at α = 0.5.
+  const pixelWeight = (alpha, trust) => (alpha * trust) / (alpha * trust + 1 - alpha);
+
+  // (11): both branches by their weights.
+  function fuse(pixel, feature, weight) {
     const fused = new Float32Array(pixel.length);
-    const share = (alpha * PIXEL_TRUST) / (alpha * PIXEL_TRUST + 1 - alpha);
-    for (let i = 0; i < fused.length; i++) fused[i] = share * pixel[i] + (1 - share) * feature[i];
+    for (let i = 0; i < fused.length; i++) fused[i] = weight * pixel[i] + (1 - weight) * feature[i];
     return fused;
   }
 
@@ -155,5 +157,32 @@
     return { values: sum.map((value, i) => value / count[i]), width: w, height: h };
   }
 
-  (window.diffad ??= {}).scores = { mean, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced };
+  // A map in fewer px: as data.resize_maps, by a triangle as wide as the px that become one.
+  function shrunk(map, width, height, newWidth, newHeight) {
+    const rows = shrunkAlong(map, height, newHeight, width, 1, width);
+    return shrunkAlong(rows, width, newWidth, 1, width, newHeight);
+  }
+
+  // Along one axis of a map: `step` from value to value along it, `across` from one of its `lines` to the next.
+  function shrunkAlong(map, count, newCount, step, across, lines) {
+    const scale = count / newCount;
+    const out = new Float32Array(newCount * lines);
+    const newAcross = step === 1 ? newCount : across;
+    for (let i = 0; i < newCount; i++) {
+      const centre = (i + 0.5) * scale;
+      const [from, to] = [Math.max(0, Math.floor(centre - scale + 0.5)), Math.min(count, Math.floor(centre + scale + 0.5))];
+      const weights = Array.from({ length: to - from }, (_, k) => Math.max(0, 1 - Math.abs(from + k + 0.5 - centre) / scale));
+      const total = weights.reduce((sum, w) => sum + w, 0);
+      for (let line = 0; line < lines; line++) {
+        let sum = 0;
+        for (let k = 0; k < weights.length; k++) sum += weights[k] * map[(from + k) * step + line * across];
+        out[i * step + line * newAcross] = sum / total;
+      }
+    }
+    return out;
+  }
+
+  (window.diffad ??= {}).scores = {
+    mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced, shrunk,
+  };
 })();

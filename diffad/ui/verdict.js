@@ -53,7 +53,7 @@
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
         <text class="quiet" x="2" y="-3"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
         <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="90"></text>
-        <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="0">
+        <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold">
           <rect x="-9" y="2" width="18" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="12" y2="${BASE + 4}"/>
           <path class="knob" d="M-5 2h10v6l-5 5l-5 -5z"/><text class="quiet" x="9" y="19">threshold</text></g>
       </svg>`;
@@ -106,6 +106,7 @@
       caption.textContent = `this part ${number(result.score)}${result.score > scale.top ? " →" : ""}`;
       grip.setAttribute("transform", `translate(${scale.at(result.threshold).toFixed(1)} 0)`);
       grip.setAttribute("aria-valuenow", result.threshold.toFixed(2));
+      grip.setAttribute("aria-valuemin", scale.low.toFixed(2));
       grip.setAttribute("aria-valuemax", scale.top.toFixed(2));
       grip.setAttribute("aria-valuetext", `${number(result.threshold)}, ${words}`);
       const name = grip.querySelector("text");
@@ -117,7 +118,7 @@
     const scoreAt = (event) => {
       const box = svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * WIDTH;
-      return clamp(scale.low + ((x - 8) / (WIDTH - 16)) * (scale.top - scale.low), 0, scale.top);
+      return clamp(scale.low + ((x - 8) / (WIDTH - 16)) * (scale.top - scale.low), scale.low, scale.top);
     };
     grip.addEventListener("pointerdown", (event) => {
       grip.setPointerCapture(event.pointerId);
@@ -129,7 +130,7 @@
       const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
       if (!by) return;
       event.preventDefault();
-      diffad.decide({ threshold: clamp(now.threshold + (by * scale.top) / 200, 0, scale.top) });
+      diffad.decide({ threshold: clamp(now.threshold + (by * scale.top) / 200, scale.low, scale.top) });
     });
   }
 

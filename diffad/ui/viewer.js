@@ -33,9 +33,10 @@
     context.putImageData(picture, 0, 0);
   }
 
-  // As render.overlay: nothing at half the threshold, full at the threshold, so that good places stay the photograph.
+  // As render.overlay: nothing at half the threshold (half as far again below a negative one), full at the threshold, so
+  // that good places stay the photograph.
   function fading(threshold, opacity) {
-    const start = threshold / 2;
+    const start = threshold - Math.abs(threshold) / 2;
     return (value) => {
       const rise = clamp((value - start) / Math.max(threshold - start, 1e-6), 0, 1);
       return opacity * rise * rise * (3 - 2 * rise);
@@ -326,5 +327,5 @@
     element.addEventListener("pointerleave", () => diffad.point(null));
   }
 
-  Object.assign(diffad, { paint, viewer, regions });
+  Object.assign(diffad, { paint, fading, viewer, regions });
 })();

@@ -1,0 +1,117 @@
+"""The browser judges as Python does: the page's own scripts in a real browser, with parts as the server sends
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page
+
+import diffad
+from diffad import render
+from diffad.inspection import Inspection
+from diffad.inspector import Inspector
+from diffad.ui import cards
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = Path(diffad.__file__).parent / "ui"
+ALL = (20, 200, 400)
+PICTURES = {  # sample, width and height that it is brought to, tile, and how far the score may lie apart
+    "whole": ("carbon_fibre_broken_weave", (256, 256), None, 1e-3),
+    "wide": ("gear_corrosion", (256, 161), None, 1e-3),
+    "larger than the model": ("chip_solder_bridge", (480, 640), None, 1e-3),
+    "smaller than the model": ("chip_bent_lead", (64, 64), None, 1e-3),
+    "tiled": ("leather_cut", (300, 300), 200, 1e-3),
+    "tiled on a finer grid": ("leather_cut", (600, 256), 256, 0.05),
+}
+CHOICES = [  # α, timesteps, threshold
+    (0.5, ALL, None), (0.5, ALL, 4.51), (0.5, ALL, 1.94), (0.5, ALL, 0.0), (0.5, ALL, -1.0),
+    (0.5, ALL, -1e6), (0.5, ALL, 1e9), (0.0, (200,), None), (0.0, ALL, 3.0), (1.0, (20, 400), None),
+    (1.0, (20,), 2.0), (0.9, (400,), -0.5),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browsed(browser: Browser) -> Iterator[Page]:
+    """A page with nothing on it but the scripts that judge."""
+    page = browser.new_page()
+    page.route("**/*", lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
+    page.goto("http://127.0.0.1/")
+    for name in ("scores.js", "page.js", "viewer.js"):
+        page.add_script_tag(path=SCRIPTS / name)
+    page.evaluate("window.sent = {}; diffad.receiver(sent, (name, take) => { news = take; }, () => {});")
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_browser_judges_as_python_does(browsed: Page, inspector: Inspector, name: str):
+    """Score, threshold, rate and regions, at every α, choice of timesteps and threshold."""
+    sample, size, tile, near = PICTURES[name]
+    with Image.open(ROOT / "assets" / "samples" / f"{sample}.png") as picture:
+        picture = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+    raw = inspector.inspect(picture, timesteps=ALL, tile=tile)
+    browsed.evaluate("part => { sent.value = part; news(); }", cards.part(raw, 8.0, "CPU"))
+    choices = CHOICES + [(0.5, ALL, share * raw.score) for share in (0.25, 0.4, 0.6, 0.8)]
+    inspections = [raw.fused(*choice) for choice in choices]
+    assert max(len(inspection.regions) for inspection in inspections) > 2  # else there is little to compare
+    for choice, inspection in zip(choices, inspections, strict=True):
+        agrees(decided(browsed, raw, *choice), inspection, near)
+
+
+def decided(
+    page: Page, raw: Inspection, alpha: float, timesteps: tuple[int, ...], threshold: float | None
+) -> dict:
+    chosen = [raw.computed_timesteps.index(t) for t in timesteps]
+    return page.evaluate(
+        """choices => {
+            diffad.decide(choices);
+            const { score, threshold, rate, anomalous, regions, weight } = diffad.state().result;
+            return { score, threshold, rate, anomalous, regions, weight };
+        }""",
+        {"alpha": alpha, "chosen": chosen, "rate": 0.01, "threshold": threshold},
+    )
+
+
+def agrees(here: dict, inspection: Inspection, near: float) -> None:
+    said = inspection.to_dict()
+    assert here["score"] == pytest.approx(said["score"], rel=near, abs=1e-3)
+    assert here["threshold"] == pytest.approx(said["threshold"], rel=1e-3)
+    assert here["rate"] == pytest.approx(inspection.rate, rel=1e-2, abs=1e-6)
+    assert here["weight"] == pytest.approx(said["pixel_weight"])
+    assert here["anomalous"] is said["is_anomalous"]
+    if near > 0.01:  # on a grid coarser than Python's the smallest regions may part or meet
+        assert len(here["regions"]) == pytest.approx(len(said["regions"]), rel=2 * near, abs=1)
+        return
+    assert len(here["regions"]) == len(said["regions"])
+    height, width = inspection.image.shape[:2]
+    cell = max(1.0, max(height, width) / max(inspection._tiling.shape))  # px of the picture
+    exact = (height, width) == inspection._tiling.shape
+    for region in here["regions"]:
+        apart = [np.abs(np.subtract(region["box"], other["box"])).max() for other in said["regions"]]
+        other = said["regions"].pop(int(np.argmin(apart)))
+        assert min(apart) <= (1 if exact else 2 * cell)
+        around = 1 if exact else cell * (region["box"][2] + region["box"][3] + 4 * cell)
+        assert region["area"] == pytest.approx(other["area"], abs=around, rel=1e-3)
+        assert region["peak"] == pytest.approx(other["peak"], rel=0.02 + near, abs=1e-2)
+        assert region["area"] >= 0.9 * inspection.smallest_region
+
+
+@pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, -1e6, 1e9])
+def test_the_browser_paints_fully_what_lies_above_a_threshold_of_any_sign(browsed: Page, threshold: float):
+    """As `render.overlay` does, and nothing of what lies far below."""
+    unit = max(abs(threshold), 1.0)
+    values = [threshold + unit * step for step in (-2.0, -0.51, -0.3, 0.001, 0.5, 2.0)]
+    fading = "([limit, values]) => values.map(diffad.fading(limit, 0.7))"
+    opacities = browsed.evaluate(fading, [threshold, values])
+    assert opacities[:2] == [0, 0] and opacities[3:] == [pytest.approx(0.7)] * 3
+    black = np.zeros((1, 6, 3), np.uint8)
+    painted = render.overlay(black, np.array([values]), 8, threshold, 0.7, contour=False)
+    whole = render.heatmap(np.array([values]), 8)[0].astype(float)
+    for opacity, shown, full in zip(opacities, painted[0], whole):
+        assert shown == pytest.approx(opacity * full, abs=1)
