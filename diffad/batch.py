@@ -29,13 +29,15 @@ from diffad.data import (
     DataError,
     Sample,
     find_samples,
-    picture_files,
+    named,
+    pictures_and_masks,
     read_image,
-    reduced_mask,
     subfolders,
 )
 from diffad.evaluation import Scored, measure
 from diffad.inspection import smallest_region
+from diffad.labels import folders_in_words, stray_masks
+from diffad.masks import reduced_mask, settled
 from diffad.scoring import find_regions, fuse
 
 if TYPE_CHECKING:
@@ -142,14 +144,14 @@ def _unused(name: Path, taken: Mapping[str, Any]) -> str:
 
 def _tree(folder: Path) -> Iterator[Sample]:
     try:
-        labelled = find_samples(folder, split="test") if (folder / "test").is_dir() else []
+        labelled = find_samples(folder, split="test") if named(folder, "test") else []
     except DataError:  # just a folder by that name
         labelled = []
     if labelled:
         yield from labelled
         return
     try:
-        yield from (Sample(path, folder.name) for path in picture_files(folder))
+        yield from (Sample(path, folder.name) for path in pictures_and_masks(folder))
         deeper = [each for each in subfolders(folder) if each.name not in _JUNK and not each.is_symlink()]
     except OSError as error:
         raise DataError(f"{folder.name} may not be read: check its permissions") from error
@@ -253,29 +255,34 @@ def rejudged(row: Row, threshold: float, map_of: MapOf) -> Row:
 
 
 def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
-    """`evaluation.measure` of the labelled rows by category; none without a good and a defective picture.
+    """`evaluation.measure` of the labelled rows by category, with `folders` and `notes` as `evaluate` has
+    them of folders and masks; none without a good and a defective picture.
 
     The maps are the reduced ones. A mask that cannot be used is left out of the pixel metrics, like a missing
     one.
     """
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        label = row.sample.is_anomalous
-        if row.error or label is None:
-            continue
-        reduced = map_of(row).astype(np.float32)
-        mask = _mask(row, reduced.shape)
-        said = row.result
-        scored = Scored(
-            row.sample.image, label, said["score"], None if mask is None else reduced, mask,
-            said["is_anomalous"], said["threshold"], None, row.sample.defect, said["seconds"],
-        )  # fmt: skip
-        groups.setdefault(row.sample.category, []).append(scored)
-    return {
-        category: measure(scored)
-        for category, scored in groups.items()
-        if len({each.label for each in scored}) == 2
-    }
+        if not row.error and row.sample.is_anomalous is not None:
+            groups.setdefault(row.sample.category, []).append(row)
+    result = {}
+    for category, group in groups.items():
+        if len({row.sample.is_anomalous for row in group}) == 2:
+            samples, notes = settled([row.sample for row in group])
+            rows_settled = (replace(row, sample=sample) for row, sample in zip(group, samples))
+            scored = [_scored(row, map_of) for row in rows_settled]
+            about = {"folders": folders_in_words(samples), "notes": notes + stray_masks(samples)}
+            result[category] = measure(scored) | about
+    return result
+
+
+def _scored(row: Row, map_of: MapOf) -> Scored:
+    reduced, said = map_of(row).astype(np.float32), row.result
+    mask = _mask(row, reduced.shape)
+    return Scored(
+        row.sample.image, bool(row.sample.is_anomalous), said["score"], None if mask is None else reduced,
+        mask, said["is_anomalous"], said["threshold"], None, row.sample.defect, said["seconds"],
+    )  # fmt: skip
 
 
 def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:

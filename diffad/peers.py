@@ -27,9 +27,7 @@ from diffad.data import (
     DataError,
     Geometry,
     Sample,
-    check_readable,
     labelled,
-    mask_inside,
     read_image,
     to_float,
     to_square,
@@ -38,6 +36,8 @@ from diffad.data import (
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
+from diffad.labels import folders_in_words, look_over
+from diffad.masks import mask_inside
 from diffad.scoring import denoise_all, image_score, pixel_score, smooth
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
@@ -98,7 +98,8 @@ def compare(
     pictures are always all used. minutes: a peer with a training loop stops after so long. categories: by
     category and method all of `measure`, fit_seconds (with diffad's network what its checkpoint says that it
     was trained for, None if it does not), model_megabytes (what judging a picture needs in memory besides the
-    picture's own maps). notes: sentences. progress(done, total) is called after every picture and method.
+    picture's own maps). folders: which were taken as good and as defective. notes: sentences.
+    progress(done, total) is called after every picture and method.
     Raises DataError as `labelled`, for a category that the model does not know or that has no normal
     training pictures, ValueError as `checked`.
     """
@@ -109,7 +110,7 @@ def compare(
             import anomalib.models  # noqa: F401 - takes seconds, before any clock runs
     groups = labelled(samples, limit)
     inspector.check_knows(groups)
-    check_readable(groups)
+    groups, doubts = look_over(groups, [sample for sample in samples if sample.split == "train"])
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
         "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
@@ -157,8 +158,10 @@ def compare(
         "size": inspector.size,
         "seed": seed,
         "pictures": pictures,
+        "folders": {name: folders_in_words(group) for name, group in groups.items()},
         "categories": categories,
-        "notes": [*_about(list(methods)), *notes],
+        "notes": [*_about(list(methods)), *notes,
+                  *(f"{name}: {note}" for name, some in doubts.items() for note in some)],
     }
 
 
@@ -169,7 +172,8 @@ def comparison_report(result: dict[str, Any]) -> str:
         counts = result["pictures"][category]
         about = f"{counts['good']} good and {counts['defective']} defective test pictures"
         learned = f", {counts['train']} normal ones to learn from" if counts["train"] else ""
-        lines += ["", f"## {category}", "", f"{about}{learned}.", "", _table(values)]
+        lines += ["", f"## {category}", "", f"{about}{learned}.", "", result["folders"][category]]
+        lines += ["", _table(values)]
     categories = result["categories"]
     if len(categories) > 1:
         keys = [key for _, key, _ in COLUMNS]

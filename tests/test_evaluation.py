@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffad.data import DataError, Geometry, Sample, find_samples, read_image, read_mask
+from diffad.data import DataError, Geometry, Sample, find_samples, read_image
 from diffad.evaluation import (
     Repaired,
     Scored,
@@ -27,6 +27,7 @@ from diffad.evaluation import (
     repair_table,
 )
 from diffad.evaluation_report import html_report, markdown_report, repair_sheet
+from diffad.masks import read_mask
 from diffad.metrics import aupro, auroc, pixel_auroc
 from diffad.synthetic import make_part
 
@@ -81,9 +82,11 @@ class ToyInspector:
 
 
 def write_part(folder, stem, kind, shape=(64, 64), blue=60, depth=60):
-    """A grey part; kind other than good adds a red square of 16 pixels and its mask."""
+    """A grey part with a mark of its own; a kind other than good adds a red square of 16 px and its mask."""
     image = np.full((*shape, 3), 100, np.uint8)
     image[..., 2] = blue
+    own = sum(map(ord, stem + kind)) % 50
+    image[own : own + 8, 4:12] += 40
     path = folder / "test" / kind / f"{stem}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = None
@@ -107,7 +110,7 @@ def parts(tmp_path):
         write_part(ring, "0", "good", shape=(128, 96), blue=200),
         write_part(ring, "0", "dent", shape=(128, 96), blue=200),
         Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
-        Sample(nut / "test" / "good" / "1.png", "nut", "train", "good"),
+        Sample(nut / "train" / "good" / "1.png", "nut", "train", "good"),
     ]
 
 
