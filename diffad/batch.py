@@ -29,9 +29,11 @@ from diffad.data import (
     DataError,
     Sample,
     find_samples,
+    listed,
     named,
     pictures_and_masks,
     read_image,
+    short,
     subfolders,
 )
 from diffad.evaluation import Scored, measure
@@ -268,10 +270,16 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
     result = {}
     for category, group in groups.items():
         if len({row.sample.is_anomalous for row in group}) == 2:
-            samples, notes = settled([row.sample for row in group])
-            rows_settled = (replace(row, sample=sample) for row, sample in zip(group, samples))
-            scored = [_scored(row, map_of) for row in rows_settled]
-            about = {"folders": folders_in_words(samples), "notes": notes + stray_masks(samples)}
+            given = [row.sample for row in group]
+            samples, notes = settled(given)
+            group = [replace(row, sample=sample) for row, sample in zip(group, samples)]
+            scored = [_scored(row, map_of) for row in group]
+            useless = [row.sample.mask for row, one in zip(group, scored)
+                       if row.sample.mask is not None and one.mask is None]
+            if useless:
+                notes.append(f"Masks that are damaged or not of their picture's size count as missing: "
+                             f"{listed(map(short, useless))}.")
+            about = {"folders": folders_in_words(samples), "notes": notes + stray_masks(given)}
             result[category] = measure(scored) | about
     return result
 

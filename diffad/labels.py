@@ -46,7 +46,7 @@ def look_over(
         with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter's lock
             looks = np.array(list(pool.map(_decoded, result[name])))
         learned = [sample.image for sample in training if sample.category == name]
-        notes[name] = of_masks + stray_masks(result[name]) + _repeats(result[name], looks, learned)
+        notes[name] = of_masks + stray_masks(group) + _repeats(result[name], looks, learned)
     return result, notes
 
 

@@ -36,7 +36,8 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip - EXIF orientation: what turns the stored picture upright
-_CLEARLY = 1.5  # times the edges under a mask's outline, for one way of turning it to be the right one
+_CLEARLY = 2  # times the edges under every mask's outline: so it was meant to be turned
+_OFTEN = 2  # standard deviations that many masks together must be from telling nothing: likewise
 _SAID = {
     "inverted": "Masks have a bright border, which was taken as the background",
     "turned": "Masks were turned like their pictures (EXIF orientation), which they fit better so",
@@ -263,6 +264,6 @@ def _habit(better: Iterable[float]) -> bool | None:
     better = list(better)
     if not better:
         return False
-    clear = [value for value in better if abs(value) > math.log(_CLEARLY)]
-    total = sum(clear)
-    return None if not clear or total == 0 else total > 0
+    total, size = sum(better), math.hypot(*better)
+    each = all(value * total > 0 and abs(value) > math.log(_CLEARLY) for value in better)
+    return total > 0 if each or abs(total) > _OFTEN * size else None
