@@ -20,14 +20,15 @@ from torch import Tensor
 from diffad.data import (
     DataError,
     Sample,
-    check_readable,
     labelled,
-    mask_inside,
     read_image,
 )
+from diffad.depth import most
 from diffad.devices import sharing
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
+from diffad.labels import folders_in_words, look_over
+from diffad.masks import check_readable, mask_inside
 from diffad.metrics import aupro, auroc, pixel_auroc
 from diffad.scoring import (
     TIMESTEPS,
@@ -92,7 +93,8 @@ def ablate(
     category each; the first that knows a category stands for it. limit: at most so many good and so many
     defective pictures a category, evenly spread over the kinds of defects.
 
-    Returns checkpoint, seed, pictures {category: {good, defective}}, notes [sentences] and tables: a list of
+    Returns checkpoint, seed, pictures {category: {good, defective}}, folders {category: which were taken as
+    good and as defective}, notes [sentences] and tables: a list of
     {name, title, axis, about, rows}, where a row is {label, series, value, default, categories: {category:
     {image_auroc, pixel_auroc, aupro}}, mean: {the same}}; metrics in [0, 1], AUPRO to a false positive rate
     of 0.3, None where undefined. progress(done, total) counts pictures and settings.
@@ -103,9 +105,10 @@ def ablate(
     groups = labelled(samples, limit)
     experts = {name: next((one for one in singles if name in one.categories), None) for name in groups}
     _check(inspector, groups, experts.values())
+    groups, doubts, found = look_over(groups, [sample for sample in samples if sample.split == "train"])
     training = {name: _training_pictures(samples, name, seed) for name in groups}
-    found = check_readable({name: [*group, *training[name]] for name, group in groups.items()})
-    bits = {name: inspector.bits(name, found[name]) for name in groups}
+    learned = check_readable(training)
+    bits = {name: inspector.bits(name, most(found[name], learned[name])) for name in groups}
     scores = _pixel_scores(inspector) if any(training.values()) else {}
     tables = _tables(inspector, scores, any(experts.values()))
     settings = {_key(setting): setting for table in tables for setting in table.settings}
@@ -146,7 +149,11 @@ def ablate(
             }
             for name, group in groups.items()
         },
-        "notes": _notes(training, experts),
+        "folders": {name: folders_in_words(group) for name, group in groups.items()},
+        "notes": [
+            *_notes(training, experts),
+            *(f"{name}: {note}" for name, notes in doubts.items() for note in notes),
+        ],
         "tables": [_results(table, measured) for table in tables],
     }
 
@@ -456,6 +463,7 @@ def ablation_report(result: dict[str, Any], plots: Mapping[str, str] | None = No
         f"Pictures: {pictures}. Unless it varies: α = {ALPHA:g}, t = {_listed(TIMESTEPS)}, one noise draw, "
         f"seed {result['seed']}. Cells: {' / '.join(METRICS.values())} (to a false positive rate of 0.3). "
         "**Bold**: as inspected by default.",
+        *(f"\n{name}: {folders}" for name, folders in result["folders"].items()),
         *("\n" + note for note in result["notes"]),
     ]  # fmt: skip
     for table in result["tables"]:

@@ -30,14 +30,18 @@ from diffad.data import (
     Sample,
     common_bits,
     find_samples,
+    listed,
     may_be_deep,
-    picture_files,
+    named,
+    pictures_and_masks,
     read_image,
-    reduced_mask,
+    short,
     subfolders,
 )
 from diffad.evaluation import Scored, measure
 from diffad.inspection import regions_above, smallest_region
+from diffad.labels import folders_in_words, stray_masks
+from diffad.masks import reduced_mask, settled
 from diffad.output import is_full
 from diffad.scoring import fuse
 
@@ -150,7 +154,7 @@ def _tree(folder: Path) -> Iterator[Sample]:
     """A folder below it that may not be read is a sample of its own, of which `run` says so."""
     try:
         labelled = _labelled(folder)
-        pictures = [] if labelled else picture_files(folder)
+        pictures = [] if labelled else pictures_and_masks(folder)
         deeper = [] if labelled else subfolders(folder)
     except OSError as error:
         raise DataError(f"{folder.name} may not be read: check its permissions") from error
@@ -167,7 +171,7 @@ def _tree(folder: Path) -> Iterator[Sample]:
 def _labelled(folder: Path) -> list[Sample]:
     """The test pictures of an MVTec tree; none of another folder. Raises OSError."""
     try:
-        return find_samples(folder, split="test") if (folder / "test").is_dir() else []
+        return find_samples(folder, split="test") if named(folder, "test") else []
     except DataError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
@@ -311,29 +315,40 @@ def rejudged(row: Row, threshold: float, map_of: MapOf) -> Row:
 
 
 def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
-    """`evaluation.measure` of the labelled rows by category; none without a good and a defective picture.
+    """`evaluation.measure` of the labelled rows by category, with `folders` and `notes` as `evaluate` has
+    them of folders and masks; none without a good and a defective picture.
 
     The maps are the reduced ones. A mask that cannot be used is left out of the pixel metrics, like a missing
     one.
     """
-    groups: dict[str, list[Scored]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        label = row.sample.is_anomalous
-        if row.error or label is None:
-            continue
-        reduced = map_of(row).astype(np.float32)
-        mask = _mask(row, reduced.shape)
-        said = row.result
-        scored = Scored(
-            row.sample.image, label, said["score"], None if mask is None else reduced, mask,
-            said["is_anomalous"], said["threshold"], None, row.sample.defect, said["seconds"],
-        )  # fmt: skip
-        groups.setdefault(row.sample.category, []).append(scored)
-    return {
-        category: measure(scored)
-        for category, scored in groups.items()
-        if len({each.label for each in scored}) == 2
-    }
+        if not row.error and row.sample.is_anomalous is not None:
+            groups.setdefault(row.sample.category, []).append(row)
+    result = {}
+    for category, group in groups.items():
+        if len({row.sample.is_anomalous for row in group}) == 2:
+            given = [row.sample for row in group]
+            samples, notes = settled(given)
+            group = [replace(row, sample=sample) for row, sample in zip(group, samples)]
+            scored = [_scored(row, map_of) for row in group]
+            useless = [row.sample.mask for row, one in zip(group, scored)
+                       if row.sample.mask is not None and one.mask is None]
+            if useless:
+                notes.append(f"Masks that are damaged or not of their picture's size count as missing: "
+                             f"{listed(map(short, useless))}.")
+            about = {"folders": folders_in_words(samples), "notes": notes + stray_masks(given)}
+            result[category] = measure(scored) | about
+    return result
+
+
+def _scored(row: Row, map_of: MapOf) -> Scored:
+    reduced, said = map_of(row).astype(np.float32), row.result
+    mask = _mask(row, reduced.shape)
+    return Scored(
+        row.sample.image, bool(row.sample.is_anomalous), said["score"], None if mask is None else reduced,
+        mask, said["is_anomalous"], said["threshold"], None, row.sample.defect, said["seconds"],
+    )  # fmt: skip
 
 
 def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -348,7 +363,7 @@ def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes and files in one
+    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes and files in a
     cell each.
 
     For spreadsheets: UTF-8 with a byte-order mark, text in quotes, none of it to be taken for a formula.

@@ -44,6 +44,7 @@ def default_checkpoint() -> Path:
 
 def train(arguments: argparse.Namespace) -> int:
     from diffad import checkpoint, training
+    from diffad.data import listed, short
     from diffad.devices import pick_device
     from diffad.features import FeatureExtractor
     from diffad.profiles import in_words
@@ -76,8 +77,8 @@ def train(arguments: argparse.Namespace) -> int:
     first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process speaks
     if first:  # before hours are spent: a folder that is missing, or two parts in one
         for name, paths in categories.items():
-            folders = len({path.parent for path in paths})
-            say(f"{name}: {len(paths)} good pictures" + (f" from {folders} folders" if folders > 1 else ""))
+            folders = listed(dict.fromkeys(short(path.parent, 2) for path in paths))
+            say(f"{name}: {len(paths)} good pictures from {folders}")
     with document(arguments.json) as put, training_bar() as progress:
         try:
             path = training.train(config, arguments.data, arguments.out, resume=arguments.resume,
@@ -219,8 +220,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from diffad.data import find_all
-    from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, repair_table
+    from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, folders_text, repair_table
 
     out = arguments.out
     if arguments.sheet and not (arguments.repair and out):
@@ -229,7 +229,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise Refused("--limit is for the repairs, all pictures are inspected: give --repair too")
     for source in arguments.data:
         _must_exist(source)
-    samples = find_all(arguments.data, split="test")
+    samples = _test_and_training_pictures(arguments.data)
     if all(sample.is_anomalous is None for sample in samples):
         raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
     _make_folder(out)
@@ -241,7 +241,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                               progress=progress, keep=_score_keeper(out) if out else None, **settings)
         if out and arguments.repair:  # which takes long
             _write_tables(out, result)
-        tables = [evaluation_table(result)]
+        tables = [folders_text(result), evaluation_table(result)]
         shown: dict[str, Any] = {}
         if arguments.repair:
             with counter("repairing") as progress:
@@ -477,6 +477,16 @@ def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[
     samples = find_all(arguments.data)
     _make_folder(arguments.out)
     return arguments.out, samples
+
+
+def _test_and_training_pictures(data: Sequence[Path]) -> list[Sample]:
+    """Of a training folder that is not understood none: nothing is learned here."""
+    from diffad.data import DataError, find_all
+
+    try:
+        return find_all(data)
+    except DataError:
+        return find_all(data, split="test")
 
 
 def _make_folder(out: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +37,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 LAYOUT = (
     "expected an MVTec category (train/good, test/<defect>, ground_truth/<defect>), "
     "a folder of such categories, or a folder of pictures"
+)
+GOOD_NAMES = frozenset(  # of folders of good parts, in small letters without what stands between them
+    "defectfree good goodparts gut gutteile io nodefect normal ok okay okparts pass passed".split()
 )
 
 
@@ -156,27 +159,19 @@ def may_be_deep(path: Path) -> bool:
         return False
 
 
-def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a defect mask to bool [H, W]: True where any colour channel is above zero (alpha is ignored); of
-    a format that rings around edges (JPEG, WebP, AVIF) above half of the highest value.
-
-    Raises DataError if the file cannot be read, or if `shape` (height, width) is given and differs.
+def read_upright(path: Path) -> tuple[Image.Image, str]:
+    """A file's first frame, decoded and turned upright by EXIF, and the name of its format. Raises DataError
+    if it cannot be read.
     """
-    with _open(Path(path)) as picture:
+    with _open(path) as picture:
         _load(picture, str(path))
-        upright = _upright(picture)
-        if upright.mode in ("1", "L", "F") or upright.mode.startswith("I"):
-            values = np.asarray(upright)
-        else:
-            values = np.asarray(upright.convert("RGBA"))[..., :3]
-        low = values.max() / 2 if picture.format in ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF") else 0
-    mask = values > low if values.ndim == 2 else (values > low).any(axis=-1)  # [H, W]
-    if shape is not None and mask.shape != tuple(shape[:2]):
-        raise DataError(
-            f"{path} is {_size_text(mask.shape)}, but its picture is {_size_text(shape)}: "
-            "give a mask of the picture's own size"
-        )
-    return mask
+        return _upright(picture), picture.format or ""
+
+
+def orientation(path: Path) -> int:
+    """How a file's picture is stored, 1 (upright) to 8 as EXIF counts. Raises DataError as `read_upright`."""
+    with _open(path) as picture:
+        return _orientation(picture)
 
 
 def _open(path: Path) -> Image.Image:
@@ -458,42 +453,24 @@ def mask_to_square(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
 
     Raises DataError if the mask does not have the picture's size.
     """
-    if mask.shape != (geometry.height, geometry.width):
-        raise DataError(
-            f"the mask is {_size_text(mask.shape)}, but its picture is "
-            f"{_size_text((geometry.height, geometry.width))}: give a mask of the picture's own size"
-        )
-    rows = _nearest(geometry.inner_height, geometry.height)
-    columns = _nearest(geometry.inner_width, geometry.width)
+    check_mask_fits(mask, (geometry.height, geometry.width))
+    rows = nearest(geometry.inner_height, geometry.height)
+    columns = nearest(geometry.inner_width, geometry.width)
     square = np.zeros((geometry.size, geometry.size), dtype=bool)
     square[geometry.inner] = mask[np.ix_(rows, columns)]
     return square
 
 
-def mask_of(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
-    """The defect's mask bool [H, W] of a picture of that shape, empty without a file. Raises DataError."""
-    return np.zeros(shape[:2], bool) if sample.mask is None else read_mask(sample.mask, shape)
+def check_mask_fits(mask: np.ndarray, shape: tuple[int, ...], name: str | Path = "the mask") -> None:
+    """Raises DataError if the mask [H, W] does not have its picture's height and width."""
+    if mask.shape != tuple(shape[:2]):
+        raise DataError(
+            f"{name} is {_size_text(mask.shape)}, but its picture is {_size_text(shape)}: "
+            "give a mask of the picture's own size"
+        )
 
 
-def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray | None:
-    """`mask_of` in the rectangle that the picture fills in a square of `size`, bool [h, w]; None for a defect
-    that nobody has drawn. Raises DataError.
-    """
-    geometry = Geometry.letterbox(*shape[:2], size)
-    return reduced_mask(sample, shape, (geometry.inner_height, geometry.inner_width))
-
-
-def reduced_mask(sample: Sample, shape: tuple[int, int], reduced: tuple[int, int]) -> np.ndarray | None:
-    """`mask_of` on a grid of `reduced` over the picture, by nearest neighbour, bool; None for a defect that
-    nobody has drawn. Raises DataError.
-    """
-    if sample.is_anomalous and sample.mask is None:
-        return None
-    rows, columns = (_nearest(few, many) for few, many in zip(reduced, shape))
-    return mask_of(sample, shape)[np.ix_(rows, columns)]
-
-
-def _nearest(inner: int, outer: int) -> np.ndarray:
+def nearest(inner: int, outer: int) -> np.ndarray:
     """For each of `inner` pixels the one of `outer` pixels under its centre, in exact integers."""
     return (2 * np.arange(inner) + 1) * outer // (2 * inner)
 
@@ -507,6 +484,8 @@ class Sample:
     """A picture file and what the folders around it say.
 
     `split` is "train", "test" or "" (a plain folder), `defect` is "good", the defect's name or "" (unknown).
+    `mask_needs`: what the mask must undergo to be read rightly, "invert" or "turn" (like the picture, by its
+    EXIF orientation); see `masks.settled`.
     """
 
     image: Path
@@ -514,6 +493,7 @@ class Sample:
     split: str = ""
     defect: str = ""
     mask: Path | None = None
+    mask_needs: frozenset[str] = frozenset()
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -525,26 +505,31 @@ def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
     """List the pictures under an MVTec category, a folder of categories, a plain folder, or one file.
 
     In plain folders (not searched deeper) and for single files the category is the folder's name (of `good`
-    and `train` that of the folder around it), split and defect are "". Masks are
-    ground_truth/<defect>/<stem>_mask.png or <stem>.png, by exact stem, also of other kinds, else None.
-    The order is natural ("2" before "10") by category, split, defect and name. `split` keeps only "train" or
-    "test"; pictures without a split are always kept. Raises DataError if there is nothing.
+    and `train` that of the folder around it), split and defect are "". Good parts lie in train/<GOOD_NAMES>,
+    or in train itself if it holds no folders, and in test/<GOOD_NAMES>. Masks are
+    ground_truth/<defect>/<stem>_mask.png or <stem>.png, else <stem>_mask.png beside the picture, also of
+    other kinds, else None; no mask is listed as a picture. Folders and suffixes may be written in any case,
+    with -, _ or space. The order is natural ("2" before "10") by category, split, defect and name. `split`
+    keeps only "train" or "test", and the other need not be understood; pictures without a split are always
+    kept. Raises DataError if there is nothing, or for a folder whose pictures have no certain label.
     """
     root = Path(root)
     if split not in (None, "train", "test"):
         raise DataError(f'unknown split "{split}": choose "train" or "test"')
     try:
-        samples = list(_samples(root))
+        samples = list(_samples(root, split))
+    except DataError:
+        raise
     except (PermissionError, ValueError) as error:  # ValueError: a zero byte in the path
         path = getattr(error, "filename", None) or root
         raise DataError(f"{path} may not be read: check the path and its permissions") from error
+    if not samples and not root.is_dir():
+        raise DataError(f"there is no file or folder {root}: check the path")
     if not samples:
-        kind = "no pictures in" if root.is_dir() else "there is no file or folder"
-        raise DataError(f"{kind} {root}: {LAYOUT if root.is_dir() else 'check the path'}")
-    kept = [sample for sample in samples if split is None or sample.split in ("", split)]
-    if not kept:
-        raise DataError(f"no {split} pictures in {root}: {LAYOUT}")
-    return kept
+        kind = f"no {split} pictures" if split and any(_samples(root, None)) else "no pictures"
+        held = f" (it holds the {_folders(subfolders(root))})" if subfolders(root) else ""
+        raise DataError(f"{kind} in {root}{held}: {LAYOUT}")
+    return samples
 
 
 def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Sample]:
@@ -577,39 +562,6 @@ def _thinned(some: list[Sample], limit: int | None) -> list[Sample]:
     return [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
 
 
-def survey(groups: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, int | None], dict[Path, str]]:
-    """Decode every picture and mask of samples by category once: (how many bits each category's pictures
-    have by their highest value, None if all are 8-bit files; by picture why it or its mask cannot be used).
-    """
-    samples = list(chain(*groups.values()))
-    with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter's lock
-        found = dict(zip((sample.image for sample in samples), pool.map(_surveyed, samples)))
-    bits = {
-        name: max((found[sample.image][0] or 0 for sample in group), default=0) or None
-        for name, group in groups.items()
-    }
-    return bits, {path: wrong for path, (_, wrong) in found.items() if wrong}
-
-
-def _surveyed(sample: Sample) -> tuple[int | None, str]:
-    try:
-        decoded = decode(sample.image)
-        mask_of(sample, decoded.values.shape)
-    except DataError as error:
-        return None, str(error)
-    return decoded.own_bits, ""
-
-
-def check_readable(groups: Mapping[str, Sequence[Sample]]) -> dict[str, int | None]:
-    """`survey`'s bits by category. A picture or mask that cannot be used is known before the work and not in
-    its midst: raises DataError that names them all.
-    """
-    bits, unusable = survey(groups)
-    if unusable:
-        raise DataError(all_unusable(unusable.values(), "replace or remove them"))
-    return bits
-
-
 def all_unusable(reasons: Iterable[str], advice: str) -> str:
     """One sentence of those about single files; of several without each one's own advice."""
     every = list(reasons)
@@ -622,48 +574,155 @@ def all_unusable(reasons: Iterable[str], advice: str) -> str:
     return f"{len(every)} files cannot be used: {'; '.join(named)}{rest}: {advice}"
 
 
-def _samples(root: Path) -> Iterator[Sample]:
+def is_good_name(name: str) -> bool:
+    """Whether a folder of this name holds good parts: one of GOOD_NAMES, as `plain` writes it."""
+    return plain(name) in GOOD_NAMES
+
+
+def plain(name: str) -> str:
+    """In small letters, without spaces and punctuation: how names of folders are compared."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def named(parent: Path, name: str) -> list[Path]:
+    """Folders in `parent` of that name, however it is written."""
+    return [folder for folder in subfolders(parent) if plain(folder.name) == plain(name)]
+
+
+def _samples(root: Path, split: str | None) -> Iterator[Sample]:
     if root.is_file():
         yield Sample(root, _folder_name(root.parent))
     elif _is_category(root):
-        yield from _category_samples(root)
+        yield from _category_samples(root, split)
     elif root.is_dir():
         categories = [folder for folder in subfolders(root) if _is_readable_category(folder)]
-        if categories and (beside := picture_files(root)):
+        if categories and (beside := picture_files(root)) and split != "test":
             log.warning(
                 "what lies beside the category folders in %s is left out (pictures: %d): move it into a "
                 "folder of its own", root, len(beside),
             )  # fmt: skip
         for folder in categories:
-            yield from _category_samples(folder)
+            yield from _category_samples(folder, split)
         if not categories:
-            yield from (Sample(path, _folder_name(root)) for path in picture_files(root))
+            yield from (Sample(path, _folder_name(root)) for path in pictures_and_masks(root))
 
 
-def _category_samples(folder: Path) -> Iterator[Sample]:
+def _category_samples(folder: Path, split: str | None) -> Iterator[Sample]:
     category = _folder_name(folder)
-    if beside := picture_files(folder):
+    if (beside := picture_files(folder)) and split != "test":
         log.warning(
             "what lies beside train and test in %s is left out (pictures: %d): move it there, or into a "
             "folder of its own", folder, len(beside),
         )  # fmt: skip
-    for path in picture_files(folder / "train" / "good"):
-        yield Sample(path, category, "train", "good")
-    for defect in subfolders(folder / "test"):
-        name = "good" if defect.name.casefold() == "good" else defect.name
-        for path in picture_files(defect):
-            yield Sample(path, category, "test", name, None if name == "good" else _mask_of(path, folder))
+    if split != "test":
+        for train in named(folder, "train"):
+            for good in _good_folders(train):
+                yield from (Sample(path, category, "train", "good") for path in pictures_and_masks(good))
+    if split != "train":
+        for test in named(folder, "test"):
+            for defect in _labelled_folders(test):
+                yield from _test_samples(defect, folder, category)
 
 
-def _mask_of(path: Path, category: Path) -> Path | None:
-    folder = category / "ground_truth" / path.parent.name
-    kinds = (".png", *sorted(IMAGE_SUFFIXES - {".png"}))
-    candidates = (folder / f"{path.stem}{end}{kind}" for kind in kinds for end in ("_mask", ""))
-    return next((mask for mask in candidates if mask.is_file()), None)
+def _good_folders(train: Path) -> list[Path]:
+    """Where in a folder `train` good parts lie. Raises DataError if that is not certain."""
+    folders, beside = subfolders(train), picture_files(train)
+    if not folders:
+        return [train]
+    good = [folder for folder in folders if is_good_name(folder.name)]
+    if not good:
+        raise DataError(
+            f"{train} holds the {_folders(folders)}: call the one with good parts {train.name}/good (or ok, "
+            "normal, pass), and take the others out"
+        )
+    if left := [each for each in folders if each not in good]:
+        log.warning("only good parts are for training: in %s the %s left out", train,
+                    _folders(left, "is", "are"))
+    if beside:
+        log.warning("what lies beside the folders in %s is left out (pictures: %d)", train, len(beside))
+    return good
+
+
+def _labelled_folders(test: Path) -> list[Path]:
+    """The folders in a folder `test`, one a label. Raises DataError if the pictures lie elsewhere."""
+    folders, beside = subfolders(test), picture_files(test)
+    if beside and not folders:
+        raise DataError(
+            f"{test} holds pictures in no folder, so that nothing tells good from defective: move them into "
+            f"{test.name}/good and {test.name}/<defect>"
+        )
+    if beside:
+        log.warning("what lies beside the folders in %s is left out (pictures: %d)", test, len(beside))
+    for folder in folders:
+        if (deeper := subfolders(folder)) and not picture_files(folder):
+            raise DataError(
+                f"{folder} holds the {_folders(deeper)} and no pictures: move the pictures into "
+                f"{test.name}/good and {test.name}/<defect>"
+            )
+    return folders
+
+
+def _test_samples(defect: Path, folder: Path, category: str) -> Iterator[Sample]:
+    pictures = pictures_and_masks(defect)
+    if is_good_name(defect.name):
+        yield from (Sample(path, category, "test", "good") for path in pictures)
+        return
+    drawn = _drawn(list(pictures), [file for truth in named(folder, "ground_truth")
+                                    for each in named(truth, defect.name) for file in picture_files(each)])
+    for path, beside in pictures.items():
+        yield Sample(path, category, "test", defect.name, drawn.get(path, beside))
+
+
+def _drawn(pictures: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
+    """Of each picture the mask among the files, if there is one; exact names go before others."""
+    files = sorted(files, key=lambda file: file.suffix.lower() != ".png")[::-1]  # the last one stays
+    exact = {file.stem: file for file in files}
+    found = {}
+    for path in pictures:
+        if mask := exact.get(f"{path.stem}_mask") or exact.get(path.stem):
+            found[path] = mask
+    taken = set(found.values())
+    free = {masked(file.stem) or file.stem.casefold(): file for file in files if file not in taken}
+    return {path: found.get(path) or free[path.stem.casefold()] for path in pictures
+            if path in found or path.stem.casefold() in free}
+
+
+def pictures_and_masks(folder: Path) -> dict[Path, Path | None]:
+    """A folder's pictures, each with the file <stem>_mask beside it, if there is one (in any case)."""
+    files = picture_files(folder)
+    stems = {file.stem.casefold() for file in files}
+    masks = {masked(file.stem): file for file in files if masked(file.stem) in stems}
+    taken = set(masks.values())
+    return {file: masks.get(file.stem.casefold()) for file in files if file not in taken}
+
+
+def masked(stem: str) -> str | None:
+    """Of which picture's stem, in small letters, this is the mask by its name; None if it is none."""
+    match = re.fullmatch(r"(.+)[-_. ]masks?", stem.casefold())
+    return match and match[1]
+
+
+def _folders(folders: Sequence[Path], *verbs: str) -> str:
+    names = listed([f"'{folder.name}'" for folder in folders])
+    return " ".join([f"folder{'s' * (len(folders) > 1)} {names}", *verbs[len(folders) > 1 :][:1]])
+
+
+def short(path: Path, parts: int = 3) -> str:
+    """The last parts of a path: a picture's name after its label and split."""
+    return "/".join(path.parts[-parts:])
+
+
+def listed(words: Iterable[str], limit: int = 10) -> str:
+    """The first ones, and how many more there are."""
+    words = list(words)
+    more = [f"and {len(words) - limit} more"] if len(words) > limit else []
+    return ", ".join([*words[:limit], *more])
 
 
 def _is_category(folder: Path) -> bool:
-    return (folder / "train" / "good").is_dir() or (folder / "test").is_dir()
+    if not folder.is_dir():
+        return False
+    return bool(named(folder, "test")) or any(not _is_category(train) for train in named(folder, "train"))
 
 
 def _is_readable_category(folder: Path) -> bool:
@@ -675,8 +734,13 @@ def _is_readable_category(folder: Path) -> bool:
 
 
 def _folder_name(folder: Path) -> str:
-    parts = folder.resolve().parts if folder.name in ("", "..", "good", "train") else folder.parts
-    return next((part for part in reversed(parts) if part not in ("good", "train")), folder.name)
+    """Of a part: the folder's name, or of the one around it where that only says that it is good."""
+    parts = folder.parts if _tells(folder.name) and folder.name != ".." else folder.resolve().parts
+    return next((part for part in reversed(parts) if _tells(part)), folder.name)
+
+
+def _tells(name: str) -> bool:
+    return plain(name) not in {"", "train", *GOOD_NAMES}
 
 
 def subfolders(parent: Path) -> list[Path]:

@@ -21,6 +21,11 @@ def bits_for(highest: float) -> int:
     return next(bits for bits in DEPTHS if highest <= white(bits))
 
 
+def most(*found: int | None) -> int | None:
+    """The most bits of several sets of pictures; None, as each of them, where all are 8-bit files."""
+    return max((bits for bits in found if bits is not None), default=None)
+
+
 def white(bits: int) -> int:
     """The highest value of so many bits."""
     return (1 << bits) - 1

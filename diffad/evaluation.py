@@ -24,13 +24,12 @@ from diffad.data import (
     DataError,
     Geometry,
     Sample,
-    check_readable,
-    mask_inside,
-    mask_of,
     mask_to_square,
     read_image,
 )
 from diffad.inspection import checked_timesteps
+from diffad.labels import folders_in_words, look_over
+from diffad.masks import check_readable, mask_inside, mask_of, settled
 from diffad.metrics import (
     aupro,
     auroc,
@@ -112,19 +111,21 @@ def evaluate(
     """Inspect labelled samples and measure, per category of the samples. The result is ready for JSON.
 
     Each picture is judged with the profile `category`, else with its own category's if the inspector has
-    one, else with the recognised one. Samples for training or without a label are left out. Keys are those of
-    `measure`, and std: standard deviation of each metric over the noise `seeds` (n − 1 in the denominator;
-    empty for one seed), while the metrics, their intervals and the rates are means over them, and by_defect,
-    curves and pictures come from the first; pictures: path, defect, score, anomalous (the verdict) of each;
-    setting; notes: sentences, among them why a value is None.
+    one, else with the recognised one. Samples without a label are left out, and those for training only tell
+    which test pictures are among them. Keys are those of `measure`, and std: standard deviation of each
+    metric over the noise `seeds` (n − 1 in the denominator; empty for one seed), while the metrics, their
+    intervals and the rates are means over them, and by_defect, curves and pictures come from the first;
+    pictures: path, defect, score, anomalous (the verdict) of each; setting; folders: which were taken as good
+    and as defective; notes: sentences, among them why a value is None, which masks are doubtful and which
+    pictures are there twice.
     progress(done, total) is called after every picture and seed, keep with what `pictures` will hold of it,
     its category and seed.
     Raises DataError before the first inspection if no sample has a label, a file cannot be read or a mask
     is not of its picture's size.
     """
-    timesteps = checked_timesteps(timesteps)
-    groups = _labelled(samples)
-    found = check_readable(groups)
+    timesteps, samples = checked_timesteps(timesteps), list(samples)
+    learned = [sample for sample in samples if sample.split == "train"]
+    groups, doubts, found = look_over(_labelled(samples), learned)
     total, done = len(seeds) * sum(map(len, groups.values())), 0
     result = {}
     for name, group in groups.items():
@@ -152,8 +153,9 @@ def evaluate(
             "setting": {"model": getattr(inspector, "name", ""), "profile": profile or "recognised",
                         "alpha": alpha, "timesteps": list(timesteps), "seeds": list(seeds),
                         "size": inspector.size},
+            "folders": folders_in_words(group),
             "pictures": pictures,
-            "notes": notes,
+            "notes": notes + doubts[name],
         }
     return result
 
@@ -203,7 +205,7 @@ def evaluate_repair(
     None where a kind of picture is missing.
     Raises DataError if no sample has a label or a file cannot be read.
     """
-    groups = _labelled(samples)
+    groups = {name: settled(group)[0] for name, group in _labelled(samples).items()}
     chosen = {name: _spread([s for s in group if not s.is_anomalous], limit)
               + _spread([s for s in group if s.is_anomalous and s.mask is not None], limit)
               for name, group in groups.items()}
@@ -308,6 +310,11 @@ REPAIR_COLUMNS = (
 def evaluation_table(results: dict[str, dict[str, Any]]) -> str:
     """The results of `evaluate` as a Markdown table; several categories get a last row of means."""
     return markdown(table_rows(results, EVALUATION_COLUMNS))
+
+
+def folders_text(results: dict[str, dict[str, Any]]) -> str:
+    """By category, which folders were taken as good and as defective."""
+    return "\n".join(f"{name}: {values['folders']}" for name, values in results.items())
 
 
 def repair_table(results: dict[str, dict[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from diffad.evaluation import (
     REPAIR_MARGIN,
     Repaired,
     evaluation_table,
+    folders_text,
     markdown,
     mean_interval,
     mean_over_categories,
@@ -61,9 +62,9 @@ _THRESHOLDS = (
 
 def markdown_report(results: dict[str, dict[str, Any]]) -> str:
     """`evaluate`'s results as Markdown; with "repair" in a category, `evaluate_repair`'s, that too."""
-    parts = ["# Evaluation", _setting(results), evaluation_table(results), "## 95 % intervals",
-             markdown(_interval_rows(results)), "## Thresholds", _THRESHOLDS,
-             markdown(_announced_rows(results)), "## By kind of defect",
+    parts = ["# Evaluation", _setting(results), *folders_text(results).split("\n"),
+             evaluation_table(results), "## 95 % intervals", markdown(_interval_rows(results)),
+             "## Thresholds", _THRESHOLDS, markdown(_announced_rows(results)), "## By kind of defect",
              "Each kind's pictures against all good ones of its category."]
     for name, values in results.items():
         if values["by_defect"]:
@@ -87,7 +88,7 @@ def html_report(
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = [
         f"<header><p class=brand>diffad evaluation</p><h1>{escape(inspector.name)} on {_list(names)}</h1>"
-        f"<p class=quiet>{escape(_setting(results))}</p></header>",
+        f"<p class=quiet>{escape(_setting(results))}</p>{_folders(results)}</header>",
         _tiles(results),
         _section("Results", _table(_summary_rows(results)), "results"),
         _section("Thresholds", f"<p>{_THRESHOLDS}</p>{_table(_announced_rows(results))}", "thresholds"),
@@ -159,6 +160,10 @@ def _setting(results: dict[str, dict[str, Any]]) -> str:
             f"{setting['size']} × {setting['size']} px, α = {setting['alpha']:g}, "
             f"t = {', '.join(map(str, setting['timesteps']))}, noise seed{'s' if len(seeds) > 1 else ''} "
             f"{', '.join(map(str, seeds))}; diffad {__version__}.")
+
+
+def _folders(results: dict[str, dict[str, Any]]) -> str:
+    return "".join(f"<p class=quiet>{escape(line)}</p>" for line in folders_text(results).split("\n"))
 
 
 def _defect_rows(values: dict[str, Any]) -> list[list[str]]:

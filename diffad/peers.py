@@ -27,17 +27,18 @@ from diffad.data import (
     DataError,
     Geometry,
     Sample,
-    check_readable,
     labelled,
-    mask_inside,
     read_image,
     to_float,
     to_square,
     to_uint8,
 )
+from diffad.depth import most
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
+from diffad.labels import folders_in_words, look_over
+from diffad.masks import check_readable, mask_inside
 from diffad.scoring import denoise_all, image_score, pixel_score, smooth
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
@@ -98,7 +99,8 @@ def compare(
     pictures are always all used. minutes: a peer with a training loop stops after so long. categories: by
     category and method all of `measure`, fit_seconds (with diffad's network what its checkpoint says that it
     was trained for, None if it does not), model_megabytes (what judging a picture needs in memory besides the
-    picture's own maps). notes: sentences. progress(done, total) is called after every picture and method.
+    picture's own maps). folders: which were taken as good and as defective. notes: sentences.
+    progress(done, total) is called after every picture and method.
     Raises DataError as `labelled`, for a category that the model does not know or that has no normal
     training pictures, ValueError as `checked`.
     """
@@ -110,7 +112,8 @@ def compare(
     groups = labelled(samples, limit)
     inspector.check_knows(groups)
     normal = {name: _normal(samples, name) if peers else [] for name in groups}
-    found = check_readable({name: [*group, *normal[name]] for name, group in groups.items()})
+    groups, doubts, found = look_over(groups, [sample for sample in samples if sample.split == "train"])
+    learned = check_readable(normal)
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
         "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
@@ -122,7 +125,7 @@ def compare(
     total, done = len(methods) * sum(map(len, groups.values())), 0
     categories, pictures, notes = {}, {}, []
     for category, group in groups.items():
-        bits = inspector.bits(category, found[category])
+        bits = inspector.bits(category, most(found[category], learned[category]))
         squares = _normal_squares(normal[category], inspector.size, bits) if peers else torch.empty(0)
         categories[category] = {}
         for title, fit in methods.items():
@@ -159,8 +162,10 @@ def compare(
         "size": inspector.size,
         "seed": seed,
         "pictures": pictures,
+        "folders": {name: folders_in_words(group) for name, group in groups.items()},
         "categories": categories,
-        "notes": [*_about(list(methods)), *notes],
+        "notes": [*_about(list(methods)), *notes,
+                  *(f"{name}: {note}" for name, some in doubts.items() for note in some)],
     }
 
 
@@ -171,7 +176,8 @@ def comparison_report(result: dict[str, Any]) -> str:
         counts = result["pictures"][category]
         about = f"{counts['good']} good and {counts['defective']} defective test pictures"
         learned = f", {counts['train']} normal ones to learn from" if counts["train"] else ""
-        lines += ["", f"## {category}", "", f"{about}{learned}.", "", _table(values)]
+        lines += ["", f"## {category}", "", f"{about}{learned}.", "", result["folders"][category]]
+        lines += ["", _table(values)]
     categories = result["categories"]
     if len(categories) > 1:
         keys = [key for _, key, _ in COLUMNS]

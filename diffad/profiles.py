@@ -44,6 +44,7 @@ from diffad.unet import UNet
 FITTED = 768  # pictures that the covariances are fitted on, at most
 CALIBRATED = 192  # of them, whose scores are remembered
 _LOOKED = 24  # of those, seen at all calibrated timesteps
+ENOUGH = 30  # good pictures, for the threshold to be more than a guess
 REHEARSED = 24  # of those, that carry artificial defects
 _DEFECTS_EACH = 2
 _NAMED = 5  # unusual pictures, at most
@@ -290,7 +291,10 @@ def rehearse(
 def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
     """What may be expected of a category, in a few honest sentences."""
     good = rehearsal["good"]
-    few = f" With {good} good pictures take the threshold as a guess." if good < 20 else ""
+    few = ""
+    if good < ENOUGH:
+        few = f" With {good} good pictures take the threshold as a guess: {ENOUGH} or more are better."
+    few += "".join(f" {sentence}" for sentence in rehearsal.get("duplicates", ()))
     odd = sorted(rehearsal.get("unusual", {}).items(), key=lambda item: -item[1])
     odd = [f"{name} ({score:.1f})" for name, score in odd[:_NAMED]]
     if odd:
@@ -305,7 +309,8 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
         )
     share = rehearsal["found"]
     judgement = (
-        "good enough to try" if share >= 0.8
+        "a promising first guess" if share >= 0.8 and good < ENOUGH
+        else "good enough to try" if share >= 0.8
         else "it will miss subtle defects" if share >= 0.5
         else "it misses most of them: train longer, or with more pictures"
     )  # fmt: skip

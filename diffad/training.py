@@ -26,14 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 import diffad
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import DataError, Sample, all_unusable, find_all, read_image, survey, to_float, to_uint8
+from diffad.data import DataError, Sample, all_unusable, find_all, read_image, to_float, to_uint8
 from diffad.devices import pick_device
 from diffad.diffusion import Schedule, hybrid_loss
+from diffad.duplicates import Different, first_alike, pairs_in_words, thumbnails, thumbnails_of
 from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
 from diffad.gaussian import PlaceGaussian
+from diffad.masks import survey
 from diffad.output import append
 from diffad.pose import Turn, Upright
-from diffad.profiles import fit_profile
+from diffad.profiles import ENOUGH, fit_profile
 from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import PIXEL_SCORES, unusual
@@ -42,6 +44,7 @@ from diffad.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
 _TIMED = 4  # steps
+FEWEST = 8  # different good pictures of a category
 _RANGES = {  # of a recipe's numbers; whole numbers where the limits are
     "steps": (0, 10**9), "minutes": (1e-9, 1e9), "batch": (1, 2**20), "learning_rate": (1e-12, 1.0),
     "warm_up": (1, 10**9), "ema": (0.0, 1.0), "clip": (1e-9, 1e9), "low_t": (0.01, 100.0),
@@ -143,6 +146,8 @@ def train(
     eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
     about the pictures before anything is learned: which are left out, and how many bits those of a category
     have. Under torchrun every process trains and the first one writes.
+    Of pictures that repeat each other one is taken; that, and test pictures beside the training pictures that
+    are among them, is said in the log and in the profile's rehearsal ("duplicates").
     Raises DataError, CheckpointError, OutputError.
     """
     out = Path(out)
@@ -163,10 +168,15 @@ def train(
     if resume and not state_file(out).exists():  # now, not after all pictures are read
         raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
     paths, bits = _readable(normal_paths(sources), skip_unreadable, tell)
+    pictures, inside, uprights, different = load_normal(paths, config.unet.size, bits)
+    paths = {name: each.paths for name, each in different.items()}
+    repeated = _repeated(different, sources, config.unet.size)
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
-    pictures, inside, uprights = load_normal(paths, config.unet.size, bits)
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
+    if run.rank == 0:
+        for name, sentences in repeated.items():
+            log.warning("%s: %s", name, " ".join(sentences))
 
     if config.steps != 0:
         pool = _Pool(run, [used for used, _ in split.values()])
@@ -187,9 +197,11 @@ def train(
             called = told_apart(paths[name])
             odd = {called[order[i]]: float(scores[i]) for i in unusual(scores).nonzero()[0]}
             profiles[name] = replace(
-                profile, rehearsal=profile.rehearsal | {"unusual": odd}, upright=uprights[name],
+                profile,
+                rehearsal=profile.rehearsal | {"unusual": odd, "duplicates": repeated.get(name, [])},
+                upright=uprights[name],
                 bits=bits[name],
-            )  # fmt: skip
+            )
         known = base.provenance if base else {}
         kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
         licences = (each.strip() for each in f"{config.licence};{known.get('licence') or ''}".split(";"))
@@ -312,27 +324,20 @@ def _fit_network(
 
 
 def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Normal training pictures by category, categories in their alphabet's order, each picture once. Raises
-    DataError if there are none or a category has fewer than 8.
+    """Normal training pictures by category, categories in their alphabet's order, each file once. Raises
+    DataError if there are none or a category has fewer than FEWEST.
     """
     found: dict[str, list[Path]] = {}
-    for sample in find_all(sources):
-        if (sample.split == "train" and sample.defect == "good") or sample.split == "":
-            found.setdefault(sample.category, []).append(sample.image)
-    if not found:
-        raise DataError(
-            "no normal training pictures found: expected <category>/train/good or a folder of pictures"
-        )
+    for sample in find_all(sources, "train"):
+        found.setdefault(sample.category, []).append(sample.image)
     for category, paths in found.items():
-        _check_enough(category, paths)
+        _check_enough(len(paths), f"{category} has {len(paths)} normal pictures")
     return dict(sorted(found.items()))
 
 
-def _check_enough(category: str, paths: Sequence[Path]) -> None:
-    if len(paths) < 8:
-        raise DataError(
-            f"{category} has {len(paths)} normal pictures; at least 8 are needed, 30 or more are better"
-        )
+def _check_enough(count: int, said: str) -> None:
+    if count < FEWEST:
+        raise DataError(f"{said}; at least {FEWEST} are needed, {ENOUGH} or more are better")
 
 
 def _readable(
@@ -349,10 +354,12 @@ def _readable(
         tell(f"left out: {reason}")
     kept = {name: [path for path in some if path not in unusable] for name, some in paths.items()}
     for name, some in kept.items():
-        _check_enough(name, some)
+        _check_enough(len(some), f"{name} has {len(some)} normal pictures that can be read")
         if bits[name] is not None:
             tell(f"{name}: {bits[name]}-bit pictures")
     return kept, bits
+
+
 def told_apart(paths: Sequence[Path]) -> list[str]:
     """Their names, each after as many of its folders as tell it from the others."""
     names, deep = [path.name for path in paths], 1
@@ -367,24 +374,60 @@ def told_apart(paths: Sequence[Path]) -> list[str]:
 
 def load_normal(
     paths: Mapping[str, Sequence[Path]], size: int, bits: Mapping[str, int | None] | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Upright | None]]:
-    """`normal_paths`' pictures, uint8 [n, 3, size, size], where each lies in the model's square, not its
-    padding, bool [n, size, size], and how they are turned upright if their parts lie at any angle. bits: by
-    category, as `data.read_image` takes them. Raises DataError for one that cannot be read.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Upright | None], dict[str, Different]]:
+    """`normal_paths`' pictures that differ, uint8 [n, 3, size, size], where each lies in the model's square,
+    not its padding, bool [n, size, size], how they are turned upright if their parts lie at any angle, and
+    which ones they are. bits: by category, as `data.read_image` takes them. Raises DataError for one that
+    cannot be read, or if fewer than FEWEST differ.
     """
-    pictures, inside, uprights = {}, {}, {}
+    pictures, inside, uprights, different = {}, {}, {}, {}
     for category, some in paths.items():
         depth = (bits or {}).get(category)
         pictures[category] = torch.empty(len(some), 3, size, size, dtype=torch.uint8)
         inside[category] = torch.empty(len(some), size, size, dtype=torch.bool)
         for picture, there, path in zip(pictures[category], inside[category], some):
             _read_into(picture, there, path, depth)
+        different[category] = each = Different.among(some, thumbnails(pictures[category]))
+        if each.copies:
+            said = f"{category} has {len(some)} normal pictures, but only {len(each.paths)} different ones"
+            _check_enough(len(each.paths), f"{said} ({pairs_in_words(each.copies)})")
+            some, pictures[category], inside[category] = (
+                each.paths, pictures[category][each.numbers], inside[category][each.numbers]
+            )  # fmt: skip
         uprights[category] = upright = Upright.fit(pictures[category])
         if upright is not None:
             for picture, there, path in zip(pictures[category], inside[category], some):
                 turn = upright.turn(to_float(picture, picture.device))
                 _read_into(picture, there, path, depth, turn)
-    return pictures, inside, uprights
+    return pictures, inside, uprights, different
+
+
+def _repeated(
+    different: Mapping[str, Different], sources: Sequence[str | Path], size: int
+) -> dict[str, list[str]]:
+    """Sentences by category about pictures that repeat each other, and about test pictures beside them that
+    are among the training pictures.
+    """
+    try:
+        test = [sample for sample in find_all(sources, "test") if sample.split == "test"]
+    except DataError:  # there are none, or nothing certain: this is training
+        test = []
+    found: dict[str, list[str]] = {}
+    for name, each in different.items():
+        if count := len(each.copies):
+            given = len(each.paths) + count
+            found.setdefault(name, []).append(
+                f"{count} of {given} training pictures show what another one shows, and were left out: "
+                f"{pairs_in_words(each.copies)}."
+            )
+        paths, looks = thumbnails_of([sample.image for sample in test if sample.category == name], size)
+        first = first_alike(looks, each.looks)
+        if both := [(path, each.paths[number]) for path, number in zip(paths, first) if number >= 0]:
+            found.setdefault(name, []).append(
+                f"{len(both)} of {len(paths)} test pictures are also among the training pictures, so that "
+                f"measuring on them flatters: {pairs_in_words(both)}."
+            )
+    return found
 
 
 def _read_into(

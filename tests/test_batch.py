@@ -288,7 +288,8 @@ def test_measured_is_the_evaluation_of_the_same_pictures(tmp_path):
             row.sample.image, row.sample.is_anomalous, said["score"], heat, own, said["is_anomalous"], 5.0,
             None, row.sample.defect, 0.1,
         ))  # fmt: skip
-    assert result == {"nut": measure(scored)}
+    said = {"folders": "good: test/good · defective: test/dent", "notes": []}
+    assert result == {"nut": measure(scored) | said}
     # 0.6 of the good one lies between 0.4 and 0.9 of the defects: five of six pairs are in order
     assert result["nut"]["image_auroc"] == pytest.approx(5 / 6)
     assert result["nut"]["miss_rate"] == pytest.approx(1 / 3)
@@ -308,9 +309,35 @@ def test_a_mask_of_another_size_counts_as_missing(tmp_path):
     Image.new("L", (SIDE, SIDE // 2), 255).save(root / "ground_truth/dent/0_mask.png")
     rows, maps = judged(batch.sources([root], tmp_path / "u"))
     with_it = batch.measured(rows, lambda row: maps[row.name])["nut"]
+    assert "count as missing: ground_truth/dent/0_mask.png." in with_it.pop("notes")[-1]
     (root / "ground_truth/dent/0_mask.png").unlink()
     rows, maps = judged(batch.sources([root], tmp_path / "u"))
-    assert batch.measured(rows, lambda row: maps[row.name])["nut"] == with_it
+    assert batch.measured(rows, lambda row: maps[row.name])["nut"] == with_it | {"notes": []}
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_folders_are_named_as_people_name_them_and_what_is_doubtful_is_said(tmp_path, as_zip):
+    root = category(tmp_path / "line" / "nut")
+    (root / "test/good").rename(root / "test/i.O.")
+    (root / "test").rename(root / "TEST")
+    (root / "ground_truth/dent").rename(root / "ground_truth/Dent")
+    (root / "ground_truth").rename(root / "Ground Truth")
+    masks = root / "Ground Truth/Dent"
+    Image.new("L", (SIDE, SIDE), 0).save(masks / "0_mask.png")
+    (masks / "1_mask.png").rename(root / "TEST/dent/1_MASK.PNG")
+    source = root
+    if as_zip:
+        files = [file for file in root.rglob("*") if file.is_file()]
+        names = {str(file.relative_to(tmp_path)): file.read_bytes() for file in files}
+        source = zipped(tmp_path / "line.zip", names)
+    found = batch.sources([source], tmp_path / "unpacked")
+    assert [sample.is_anomalous for sample in found.values()] == [True] * 3 + [False] * 2
+    rows, maps = judged(found)
+    said = batch.measured(rows, lambda row: maps[row.name])["nut"]
+    assert said["folders"] == "good: TEST/i.O. · defective: TEST/dent"
+    assert said["pixel_auroc"] > 0.9  # one mask is left, beside its picture
+    empty = "Empty masks of defective pictures count as missing: Ground Truth/Dent/0_mask.png."
+    assert said["notes"] == [empty]
 
 
 def test_without_both_kinds_nothing_is_measured(tmp_path):

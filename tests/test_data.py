@@ -14,13 +14,11 @@ from diffad.data import (
     Geometry,
     Sample,
     find_samples,
-    mask_inside,
     mask_to_square,
     read_image,
-    read_mask,
-    reduced_mask,
     to_square,
 )
+from diffad.masks import mask_inside, read_mask, reduced_mask
 
 HEIGHT, WIDTH = 20, 30
 

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from diffad.data import DataError, Geometry, Sample, find_samples, read_image, read_mask
+from diffad.data import DataError, Geometry, Sample, find_samples, read_image
 from diffad.evaluation import (
     Repaired,
     Scored,
@@ -27,6 +28,7 @@ from diffad.evaluation import (
     repair_table,
 )
 from diffad.evaluation_report import html_report, markdown_report, repair_sheet
+from diffad.masks import read_mask
 from diffad.metrics import aupro, auroc, pixel_auroc
 from diffad.synthetic import make_part
 
@@ -81,9 +83,11 @@ class ToyInspector:
 
 
 def write_part(folder, stem, kind, shape=(64, 64), blue=60, depth=60):
-    """A grey part; kind other than good adds a red square of 16 pixels and its mask."""
+    """A grey part with a mark of its own; a kind other than good adds a red square of 16 px and its mask."""
     image = np.full((*shape, 3), 100, np.uint8)
     image[..., 2] = blue
+    own = sum(map(ord, stem + kind)) % 50
+    image[own : own + 8, 4:12] += 40
     path = folder / "test" / kind / f"{stem}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = None
@@ -107,7 +111,7 @@ def parts(tmp_path):
         write_part(ring, "0", "good", shape=(128, 96), blue=200),
         write_part(ring, "0", "dent", shape=(128, 96), blue=200),
         Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
-        Sample(nut / "test" / "good" / "1.png", "nut", "train", "good"),
+        Sample(nut / "train" / "good" / "1.png", "nut", "train", "good"),
     ]
 
 
@@ -154,6 +158,37 @@ def test_evaluate(parts):
     assert result["ring"]["pixel_auroc"] > 0.99  # letterboxed, shrunk twice
     table = evaluation_table(result)
     assert table.count("\n") == 4 and "**mean**" in table and "25.0%" in table  # missed: 50 % and none
+
+
+def test_evaluate_says_what_a_person_should_doubt(tmp_path):
+    nut = tmp_path / "nut"
+    samples = [write_part(nut, "0", "good"), write_part(nut, "1", "good"), write_part(nut, "1", "scratch"),
+               write_part(nut, "2", "scratch"), write_part(nut, "3", "scratch")]
+    (nut / "test" / "good").rename(nut / "test" / "OK")
+    copies = {"test/OK/0.png": "train/OK/a.jpg", "test/OK/1.png": "test/dent/7.png",
+              "test/scratch/1.png": "test/scratch/9.bmp"}
+    for source, copy in copies.items():
+        (nut / copy).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(nut / source).save(nut / copy, quality=95)
+    Image.new("L", (64, 64)).save(samples[3].mask)
+    result = evaluate(ToyInspector(), find_samples(tmp_path))
+    values = result["nut"]
+    assert values["folders"] == "good: test/OK · defective: test/dent, test/scratch"
+    assert values["notes"] == [
+        "3 defective pictures without a mask are left out of the pixel metrics.",
+        "Empty masks of defective pictures count as missing: ground_truth/scratch/2_mask.png.",
+        "1 of 7 test pictures are among the good and among the defective ones, so that one label is wrong: "
+        "test/OK/1.png = test/dent/7.png.",
+        "1 of 7 test pictures show what another one shows and tell nothing more: "
+        "test/scratch/9.bmp = test/scratch/1.png.",
+        "1 of 7 test pictures are also in train, so that these numbers flatter: "
+        "test/OK/0.png = train/OK/a.jpg.",
+    ]
+    pages = markdown_report(result), html_report(result, ToyInspector())
+    for said in (values["folders"], values["notes"][-1]):
+        assert all(said in page for page in pages), said
+    repaired = evaluate_repair(ToyInspector(), find_samples(tmp_path))["nut"]
+    assert repaired["defective"] == 2 and "3 defective pictures without a mask" in repaired["notes"][0]
 
 
 def test_evaluate_judges_as_told(parts):

@@ -95,13 +95,15 @@ def test_the_report_has_a_table_per_category_and_their_mean():
 
     result = {
         "checkpoint": "model", "notes": ["a note"],
+        "folders": {name: f"good: test/OK · defective: test/{name}" for name in ("nut", "ring")},
         "categories": {"nut": {"diffad": of(1.0), "GAN": of(0.5)},
                        "ring": {"diffad": of(0.5), "GAN": of(0.25) | {"aupro": None}}},
         "pictures": {"nut": {"train": 9, "good": 2, "defective": 3},
                      "ring": {"train": 0, "good": 1, "defective": 1}},
     }  # fmt: skip
     nut, ring, mean = peers.comparison_report(result).split("\n## ")[1:]
-    assert nut.startswith("nut\n\n2 good and 3 defective test pictures, 9 normal ones to learn from.")
+    assert nut.startswith("nut\n\n2 good and 3 defective test pictures, 9 normal ones to learn from.\n\n"
+                          "good: test/OK · defective: test/nut\n")
     assert "to learn" not in ring
     assert "| diffad | 1.000 | 1.000 | 1.000 | 1.000 | 1 | 1.000 | 1 |" in nut
     assert "| GAN | 0.250 | 0.250 | – | 0.250 |" in ring

@@ -105,6 +105,9 @@ def test_words_follow_the_numbers():
     assert "misses most of them" in weak and "most often missed: speck" in weak and "guess" in weak
     strong = in_words("bracket", rehearsal | {"found": 0.95, "good": 40, "found_by_kind": {"stain": 1.0}})
     assert "good enough to try" in strong and "missed" not in strong and "guess" not in strong
+    few = in_words("bracket", rehearsal | {"found": 1.0, "good": 29})
+    assert "good enough" not in few and "With 29 good pictures take the threshold as a guess" in few
+    assert "guess" not in in_words("bracket", rehearsal | {"good": 30})
     assert "unusual" not in (weak + strong).lower()
     odd = in_words("bracket", rehearsal | {"unusual": {"a.png": 5.71, "b.png": 4.0}})
     assert "Unusual" in odd and "a.png (5.7), b.png (4.0)" in odd

@@ -14,8 +14,8 @@ PACKAGE = Path(diffad.__file__).parent
 FLOORS = {
     0: {"depth", "devices", "diffusion", "gaussian", "metrics", "nuisances", "quality", "scoring"},
     1: {"unet", "features"},
-    2: {"reconstruction", "rehearsal", "data", "pose", "tiling", "inspection", "synthetic", "checkpoint",
-        "render", "output"},
+    2: {"reconstruction", "rehearsal", "data", "masks", "duplicates", "labels", "pose", "tiling",
+        "inspection", "synthetic", "checkpoint", "render", "output"},
     3: {"training", "profiles", "inspector", "ablation", "evaluation", "evaluation_report", "report", "peers",
         "batch", "benchmark", "stress"},
     4: {"cli", "commands", "console", "ui"},

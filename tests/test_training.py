@@ -22,6 +22,7 @@ from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
+from diffad.profiles import in_words
 from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
@@ -182,10 +183,45 @@ def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, m
 
 
 def test_only_normal_training_pictures_are_read(parts):
-    read, inside, uprights = load_normal(normal_paths([parts]), 64)
+    read, inside, uprights, _ = load_normal(normal_paths([parts]), 64)
     assert set(uprights.values()) == {None}  # gears are round, chips lie one way
     assert all(bool(there.all()) for there in inside.values())  # they are square
     assert {name: len(images) for name, images in read.items()} == dict.fromkeys(sorted(CATEGORIES[:2]), 12)
+
+
+def photos(folder, seeds, kind="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds):
+        picture = Image.fromarray(make_part(CATEGORIES[0], seed, size=64).image)
+        picture.save(folder / f"{number:02}.{kind}", **({"quality": 85} if kind == "jpg" else {}))
+    return folder
+
+
+def test_copies_are_trained_on_once_and_named(trained, tmp_path, caplog):
+    source = photos(tmp_path / "gear", [0] * 30 + list(range(1, 11)))
+    out = train(config(steps=0), [source], tmp_path / "m.safetensors", start_from=trained)
+    model = checkpoints.load(out)
+    assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].rehearsal["good"] == 11
+    said = "29 of 40 training pictures show what another one shows, and were left out: "
+    assert said in caplog.text and "gear/01.png" in caplog.text and "and 19 more" in caplog.text
+    words = in_words("gear", model.profiles["gear"].rehearsal)
+    assert said in words and "With 11 good pictures take the threshold as a guess" in words
+
+
+def test_too_few_different_pictures_are_refused(tmp_path):
+    source = photos(tmp_path / "gear", [0] * 20 + list(range(1, 7)))
+    with pytest.raises(DataError, match=r"gear has 26 normal pictures, but only 7 different .* at least 8"):
+        train(config(), [source], tmp_path / "out" / "m.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path, caplog):
+    photos(tmp_path / "gear" / "train" / "OK", range(9))
+    photos(tmp_path / "gear" / "test" / "OK", [20, 3, 4], "jpg")
+    out = train(config(steps=0), [tmp_path / "gear"], tmp_path / "m.safetensors", start_from=trained)
+    said = "2 of 3 test pictures are also among the training pictures, so that measuring on them flatters: "
+    assert f"{said}test/OK/01.jpg = train/OK/03.png" in caplog.text
+    assert said in in_words("gear", checkpoints.load(out).profiles["gear"].rehearsal)
 
 
 def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):

@@ -10,10 +10,12 @@
       return `<td><b>${values[key] === null ? "–" : values[key].toFixed(3)}</b></td><td class="quiet">${between}</td>`;
     };
     const { image_roc, pro } = values.curves;
+    const about = [values.folders, ...values.notes].map((line) => `<p class="quiet">${diffad.escape(line)}</p>`).join("");
     return `<div><table><caption class="quiet">${diffad.escape(name)}: ${values.images} pictures, ${values.defective} defective</caption>
       <thead><tr><td></td><td></td><td class="quiet">95 % interval</td></tr></thead>
       <tbody>${LINES.map(([title, key]) => `<tr><th scope="row">${title}</th>${share(key)}</tr>`).join("")}</tbody></table></div>
-      ${curve("ROC, pictures", image_roc, 1, "false alarms", "found")}${curve("PRO, regions", pro, 0.3, "false pixels", "overlap")}`;
+      ${curve("ROC, pictures", image_roc, 1, "false alarms", "found")}${curve("PRO, regions", pro, 0.3, "false pixels", "overlap")}
+      <div class="about">${about}</div>`;
   }
 
   function curve(title, points, end, across, up) {
