@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         leave_stdout()
         return FINISHED
-    except OutputError as error:
+    except (Refused, OutputError) as error:
         say(str(error))
         return REFUSED
     except OSError as error:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from diffad.checkpoint import CheckpointError
         from diffad.data import DataError
 
-        if not isinstance(error, (Refused, CheckpointError, DataError)):
+        if not isinstance(error, (CheckpointError, DataError)):
             raise
         say(str(error))
         return REFUSED

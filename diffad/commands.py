@@ -375,6 +375,7 @@ def samples(arguments: argparse.Namespace) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
+    host, port = _free_address(arguments.host, arguments.port)  # before anything heavy is imported
     from diffad.checkpoint import bundled
 
     paths = arguments.checkpoint or bundled() or [default_checkpoint()]
@@ -385,9 +386,7 @@ def serve(arguments: argparse.Namespace) -> int:
     root = arguments.data_root
     if root and not root.is_dir():
         raise Refused(f"there is no folder {root}: --data-root names a folder")
-    host, port = _free_address(arguments.host, arguments.port)
-
-    from diffad.ui.server import check_mcp, logins, serve  # brings Gradio, which reads the port too
+    from diffad.ui.server import check_mcp, logins, serve
 
     try:
         if arguments.mcp:
