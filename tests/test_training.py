@@ -31,6 +31,7 @@ from diffad.training import (
     _loop,
     _Pool,
     _prepare,
+    _readable,
     load_normal,
     normal_paths,
     split_held_out,
@@ -222,6 +223,20 @@ def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path, caplog):
     said = "2 of 3 test pictures are also among the training pictures, so that measuring on them flatters: "
     assert f"{said}test/OK/01.jpg = train/OK/03.png" in caplog.text
     assert said in in_words("gear", checkpoints.load(out).profiles["gear"].rehearsal)
+
+
+def test_the_brightest_picture_tells_how_all_of_its_category_are_read(tmp_path):
+    for seed in range(8):
+        picture = make_part("leather", seed, size=64).image.mean(axis=-1).astype(np.uint8)
+        picture = picture if seed == 5 else picture // 8  # the others alone would be 8 or 10 bits
+        for folder, values in (("flat", picture), ("deep", picture.astype(np.uint16) * 16)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / folder / f"{seed}.png")
+    said: list[str] = []
+    paths, bits = _readable(normal_paths([tmp_path / "flat", tmp_path / "deep"]), False, said.append)
+    assert bits == {"flat": None, "deep": 12} and said == ["deep: 12-bit pictures"]
+    read = load_normal(paths, 64, bits)[0]
+    assert (read["flat"].int() - read["deep"].int()).abs().max() <= 1
 
 
 def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):
