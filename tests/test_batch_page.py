@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import at_rest
-from PIL import Image
+from PIL import Image, ImageOps
 from playwright.sync_api import Page, expect
 
 from diffad.inspector import Inspector
@@ -35,6 +35,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(LONG):
         (root / "long" / f"{i}.png").write_bytes(picture)
     write_set(root / "set", ["gear"], 0, 2, 4)
+    gears = root / "set" / "gear"
+    (gears / "test" / "good").rename(gears / "test" / "OK")
+    mask = min(gears.glob("ground_truth/*/*.png"))
+    ImageOps.invert(Image.open(mask).convert("L")).save(mask)
     (root.parent / "secret").mkdir()
     (root.parent / "secret" / "1.png").write_bytes(picture)
     (root / "door").symlink_to(root.parent / "secret")
@@ -347,6 +351,8 @@ def test_labels_measure_the_verdicts_and_axe_is_content(page: Page, root: Path):
     line = page.locator(".numbers tr", has_text="image AUROC")
     expect(line).to_contain_text(f"{sum(pairs) / len(pairs):.3f}")
     assert page.locator(".numbers svg polyline").count() == 2
+    expect(page.locator(".numbers .about")).to_contain_text(re.compile(r"good: test/OK · defective: test/"))
+    expect(page.locator(".numbers .about")).to_contain_text("Masks have a bright border")
     wrong = sum(row["wrong"] for row in rows)
     expect(page.locator(".filters .chip", has_text="Misjudged")).to_contain_text(str(wrong))
     for scheme in ("light", "dark"):
