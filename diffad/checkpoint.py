@@ -28,6 +28,7 @@ from diffad.diffusion import Schedule
 from diffad.gaussian import PlaceGaussian, ResidualGaussian, from_steps, to_steps
 from diffad.output import write
 from diffad.pose import Upright
+from diffad.quality import MEASURES
 from diffad.scoring import PIXEL_SCORES, TIMESTEPS, Calibration, RawMaps, residual_maps
 from diffad.unet import UNet, UNetConfig
 
@@ -49,7 +50,8 @@ class Profile:
     what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. rehearsal: how
     well artificial defects on some of those were found, and the choices made by that (`profiles.rehearse`).
     upright: how its parts are turned before they are looked at, None: they are seen as they lie. bits: how
-    many the values of its pictures had that were no 8-bit files, None if there were none.
+    many the values of its pictures had that were no 8-bit files, None if there were none. quality: the range
+    of each of `quality.MEASURES` over its pictures, None if it is not known.
     """
 
     gaussian: PlaceGaussian
@@ -59,6 +61,7 @@ class Profile:
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     upright: Upright | None = None
     bits: int | None = None
+    quality: tuple[tuple[float, float, float], ...] | None = None
 
     def raw_maps(self, pixel: Tensor, residual: Tensor, size: int, timesteps: Sequence[int]) -> RawMaps:
         """Of `scoring.evidence`'s findings, by the distances of this category."""
@@ -139,6 +142,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "rehearsal": dict(profile.rehearsal),
                 "upright": None if profile.upright is None else asdict(profile.upright),
                 "bits": profile.bits,
+                "quality": profile.quality,
             }
             for name, profile in checkpoint.profiles.items()
         ],
@@ -216,7 +220,8 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         calibration,
         category["rehearsal"],
         None if category["upright"] is None else Upright(**category["upright"]),
-        _depth(category.get("bits")),  # older files have none
+        _depth(category.get("bits")),  # older files have neither
+        _quality(category.get("quality")),
     )
 
 
@@ -367,6 +372,15 @@ def _depth(bits: int | None) -> int | None:
     if bits not in (None, *DEPTHS):
         raise ValueError(f"{bits} bits")
     return bits
+
+
+def _quality(known: Any) -> tuple[tuple[float, float, float], ...] | None:
+    if known is None:
+        return None
+    values = np.array(known, np.float64)
+    if values.shape != (len(MEASURES), 3) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
+        raise ValueError("its pictures' quality makes no sense")
+    return tuple(tuple(each) for each in values.tolist())
 
 
 def _pack(triangular: Tensor, offset: int = 0) -> Tensor:

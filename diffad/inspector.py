@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffad import checkpoint as checkpoints
+from diffad import quality
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import MIN_SIDE, DataError, Decoded, decode, read_image, resize_maps, to_square
+from diffad.data import MIN_SIDE, DataError, Decoded, decode, read_image, resize_maps, to_square, to_uint8
 from diffad.depth import DEPTHS
 from diffad.devices import pick_device, sharing, stepwise
 from diffad.diffusion import Schedule
@@ -225,7 +226,7 @@ class Inspector:
             _calibration=self.profiles[look.category].calibration,
             seconds=0.0,
             bits=used,
-            notes=self._notes(decoded, used, look.category, bits, batch_bits),
+            notes=(*self._notes(decoded, used, look.category, bits, batch_bits), *self._quality_notes(look)),
         )
         threshold = inspection.threshold_at() if threshold is None else threshold
         return replace(inspection, threshold=threshold, seconds=time.perf_counter() - begun)
@@ -290,6 +291,16 @@ class Inspector:
         if not bits and self.profiles[category].bits:
             whose = f"the {expected} bits of the pictures that {category} was trained on"
         return (f"Read as {used} bits, since {value}, beyond {whose}: it looks darker than those.",)
+
+    def _quality_notes(self, look: _Look) -> tuple[str, ...]:
+        """What must be said of the picture's light, sharpness and noise beside those of the good pictures."""
+        known = self.profiles[look.category].quality
+        if known is None:
+            return ()
+        tiles = zip(to_uint8(look.squares).permute(0, 2, 3, 1).cpu().numpy(), look.tiling.sample())
+        values = [quality.measured(square, look.tiling.inside(tile).numpy()) for square, tile in tiles]
+        said = quality.note(np.median(values, axis=0), known)
+        return (said,) if said else ()
 
     def _look(self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None) -> _Look:
         """Choose the tiling, and the category among several, by how well a handful of tiles fit."""

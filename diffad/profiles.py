@@ -23,6 +23,8 @@ from diffad.features import FeatureExtractor
 from diffad.gaussian import LeftOut, PlaceGaussian, ResidualGaussian, Scatter
 from diffad.metrics import aupro, auroc
 from diffad.nuisances import random_copy
+from diffad.quality import measured as measured_quality
+from diffad.quality import ranges
 from diffad.rehearsal import REHEARSED_KINDS, add_defect
 from diffad.scoring import (
     CALIBRATION_TIMESTEPS,
@@ -42,7 +44,7 @@ from diffad.scoring import (
 from diffad.unet import UNet
 
 FITTED = 768  # pictures that the covariances are fitted on, at most
-CALIBRATED = 192  # of them, whose scores are remembered
+CALIBRATED = 192  # of them and their copies, whose scores are remembered
 _LOOKED = 24  # of those, seen at all calibrated timesteps
 ENOUGH = 30  # good pictures, for the threshold to be more than a guess
 REHEARSED = 24  # of those, that carry artificial defects
@@ -71,10 +73,10 @@ def fit_profile(
 
     The Gaussian and the covariances of residuals are of all pictures and of a changed copy of each
     (`nuisances.random_copy`), at every timestep on its grid: what light, noise, compression and position do
-    to a good picture must not count as a defect. The calibration is of the first 192 pictures and of their
-    copies, measured as if neither the picture nor its copy were among those that the covariances are fitted
-    on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to those of the
-    pictures held out.
+    to a good picture must not count as a defect. The calibration is of 192 of the pictures and copies
+    (`remembered_of`), measured as if neither the picture nor its copy were among those that the covariances
+    are fitted on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to
+    those of the pictures held out.
     """
     network.eval()
     device, cpu = next(network.parameters()).device, torch.device("cpu")
@@ -146,7 +148,8 @@ def fit_profile(
     looked = _scaled(maps(look(pictures[:_LOOKED], rest), rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
     reduced, of_copies = reduced_maps(good), reduced_maps(changed)
-    calibration = Calibration.fit(looked, False, reduced, of_copies)
+    remembered = remembered_of(len(first))
+    calibration = Calibration.fit(looked, False, reduced, of_copies, remembered)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     if kinds:
@@ -155,7 +158,7 @@ def fit_profile(
         _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
         either = []
         for by_place in (False, True):
-            each = Calibration.fit(looked, True, reduced, of_copies) if by_place else calibration
+            each = Calibration.fit(looked, True, reduced, of_copies, remembered) if by_place else calibration
             standard = (
                 each.standardise(maps, levels[rows] if by_place else None)
                 for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
@@ -164,7 +167,12 @@ def fit_profile(
             either.append((judged | {"by_place": by_place}, each))
         choice, calibration = max(either, key=lambda judged: judged[0]["worth"])
     choice = choice | {"good": len(first)}
-    return Profile(gaussian.to(cpu), residual, perceptual, calibration, choice)
+    quality = ranges(
+        measured_quality(picture.permute(1, 2, 0).numpy(), there.numpy())
+        for some in (pictures, copies)
+        for picture, there in zip(some[:FITTED], inside)
+    )
+    return Profile(gaussian.to(cpu), residual, perceptual, calibration, choice, quality=quality)
 
 
 def _left_out_maps(
@@ -182,6 +190,15 @@ def _left_out_maps(
 
         maps.append(residual_maps(residuals[rows].float(), distance, size, timesteps))
     return torch.cat(maps)
+
+
+def remembered_of(count: int) -> list[int]:
+    """Which of `count` pictures and, numbered after them, their copies make the threshold: CALIBRATED at most.
+    Of every picture that is itself or its copy, by turns, and of the first ones both as far as there is room.
+    """
+    both = max(0, min(count, CALIBRATED - count))
+    rest = range(both, count)
+    return [*range(both), *rest[::2], *(count + number for number in (*range(both), *rest[1::2]))]
 
 
 def changed_copies(pictures: Tensor, seed: int) -> Tensor:
