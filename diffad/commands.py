@@ -331,7 +331,8 @@ def serve(arguments: argparse.Namespace) -> int:
         if arguments.host in ("0.0.0.0", "::") and not auth and "DIFFAD_AUTH" not in os.environ:
             say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
         serve(inspectors, arguments.host, arguments.port, auth=auth, data_root=root,
-              max_upload=arguments.max_upload, mcp=arguments.mcp)
+              max_upload=arguments.max_upload, max_storage=arguments.max_storage,
+              max_tiles=arguments.max_tiles, mcp=arguments.mcp)
     except ValueError as error:  # malformed logins, or no MCP here
         raise Refused(str(error)) from error
     except OSError as error:

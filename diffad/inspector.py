@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -45,6 +46,7 @@ from diffad.tiling import Tile, Tiling, smallest_side
 from diffad.unet import UNet, pick_device
 
 Picture = str | Path | Image.Image | np.ndarray
+Turn = Callable[[], AbstractContextManager[None]]  # entered for each call of the network
 METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # repair method → its usual step size s and t
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 # Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
@@ -162,6 +164,8 @@ class Inspector:
         threshold: float | None = None,
         tile: int | Literal["auto"] | None = "auto",
         progress: Callable[[int, int], None] | None = None,
+        turn: Turn = nullcontext,
+        max_tiles: int | None = None,
     ) -> Inspection:
         """Inspect one picture: a path, Pillow picture or array of any size.
 
@@ -172,11 +176,12 @@ class Inspector:
         squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole
         picture shows. "auto" decides for pictures at least twice the model's size, and for those longer than
         twice their width: it cuts where the features of tiles, of the model's own size or larger, are those
-        of good parts and the whole picture's are not. progress: called with the tiles done and their number;
-        what it raises ends the inspection.
+        of good parts and the whole picture's are not. max_tiles: more are refused; None takes any number.
+        progress: called with the tiles done and their number; turn: `with turn():` encloses each call of the
+        network, a handful of tiles at a time, for those who share it. What the two raise ends the inspection.
 
         Same arguments, same result. Raises DataError for a picture that cannot be read or is too large for
-        such small tiles, ValueError for settings out of range.
+        such small tiles or for `max_tiles`, ValueError for settings out of range.
         """
         timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
         if not 1 <= draws <= 16:
@@ -188,8 +193,9 @@ class Inspector:
         threshold = threshold if threshold is None else checked_threshold(threshold)
         begun = time.perf_counter()
         pixels = read_image(image)
-        look = self._look(pixels, category if category is None else self._known(category), tile)
-        maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress)
+        look = self._look(pixels, category if category is None else self._known(category), tile, turn)
+        _check_number(look.tiling, max_tiles)
+        maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress, turn)
         inspection = Inspection(
             image=pixels,
             category=look.category,
@@ -223,45 +229,54 @@ class Inspector:
         turn = None if upright is None else upright.turn(to_square(image, self.size)[0])
         return Tiling.whole(*image.shape[:2], self.size, turn)
 
-    def _look(self, image: np.ndarray, category: str | None, tile: int | Literal["auto"] | None) -> _Look:
+    def _look(
+        self,
+        image: np.ndarray,
+        category: str | None,
+        tile: int | Literal["auto"] | None,
+        turn: Turn = nullcontext,
+    ) -> _Look:
         """Choose the tiling, and the category unless it is given, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
         names = self.categories if category is None else (category,)
         if isinstance(tile, int) and tile < max(height, width):
-            return self._look_at(image, names, Tiling.squares(height, width, self.size, tile))
-        whole = self._look_at_whole(image, names)
+            return self._look_at(image, names, Tiling.squares(height, width, self.size, tile), turn)
+        whole = self._look_at_whole(image, names, turn)
         if tile != "auto" or whole.distance < _FITS_WELL:
             return whole
         best = whole
         for side in _sides(height, width, self.size):
-            tiled = self._look_at(image, names, Tiling.squares(height, width, self.size, side))
+            tiled = self._look_at(image, names, Tiling.squares(height, width, self.size, side), turn)
             ahead = _WORTH_TILING if best is whole else 0.0
             if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
                 best = tiled
         return best
 
-    def _look_at_whole(self, image: np.ndarray, names: Sequence[str]) -> _Look:
+    def _look_at_whole(self, image: np.ndarray, names: Sequence[str], turn: Turn) -> _Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
         plain = [name for name in names if self.profiles[name].upright is None]
-        best = self._look_at(image, plain, Tiling.whole(*image.shape[:2], self.size)) if plain else None
+        as_it_is = Tiling.whole(*image.shape[:2], self.size)
+        best = self._look_at(image, plain, as_it_is, turn) if plain else None
         for name in names:
             if name not in plain and (best is None or best.distance >= _FITS_WELL):
-                look = self._look_at(image, [name], self.whole(image, name))
+                look = self._look_at(image, [name], self.whole(image, name), turn)
                 best = look if best is None or look.likelihood > best.likelihood else best
         assert best is not None  # a model knows a category
         return best
 
     @torch.no_grad()
-    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling) -> _Look:
+    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling, turn: Turn) -> _Look:
         squares = torch.stack([tiling.square(image, tile) for tile in tiling.sample()]).to(self.device)
-        seen = self.extractor.seen(squares)
-        likelihoods = {
-            name: float(self.profiles[name].gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
-            for name in names
-        }
-        name = max(likelihoods, key=likelihoods.__getitem__)
-        distances = self.profiles[name].gaussian.squared_mahalanobis(seen.features).flatten(1)
-        distance = float(distances.median(dim=1).values.median())
+        with turn():
+            seen = self.extractor.seen(squares)
+            gaussians = {name: self.profiles[name].gaussian for name in names}
+            likelihoods = {
+                name: float(gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
+                for name, gaussian in gaussians.items()
+            }
+            name = max(likelihoods, key=likelihoods.__getitem__)
+            distances = gaussians[name].squared_mahalanobis(seen.features).flatten(1)
+            distance = float(distances.median(dim=1).values.median())
         return _Look(tiling, name, likelihoods[name], distance, squares, seen)
 
     @torch.no_grad()
@@ -273,6 +288,7 @@ class Inspector:
         seed: int,
         draws: int,
         progress: Callable[[int, int], None] | None,
+        turn: Turn,
     ) -> np.ndarray:
         """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w]."""
         tiling, tiles = look.tiling, look.tiling.tiles
@@ -281,12 +297,12 @@ class Inspector:
         many = max(1, rows // (len(timesteps) * draws))
         for first in range(0, len(tiles), many):
             batch = tiles[first : first + many]
-            if len(tiles) == 1:
-                x_start, seen = look.squares, look.seen
-            else:
+            x_start, seen = look.squares, look.seen
+            if len(tiles) > 1:
                 x_start = torch.stack([tiling.square(image, tile) for tile in batch]).to(self.device)
-                seen = self.extractor.seen(x_start)
-            maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
+            with turn():
+                seen = seen if len(tiles) == 1 else self.extractor.seen(x_start)
+                maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
             for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
                 both = tiling.to_cells(torch.stack([pixel, feature]), tile).numpy()
                 blended[(..., *tile.cells)] += tile.weight * both
@@ -335,6 +351,8 @@ class Inspector:
         alpha: float = 0.5,
         threshold: float | None = None,
         tile: int | Literal["auto"] | None = "auto",
+        turn: Turn = nullcontext,
+        max_tiles: int | None = None,
     ) -> Iterator[RepairStep]:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
@@ -349,9 +367,10 @@ class Inspector:
         it stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
         than it was.
 
-        tile: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
-        repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
-        highest at most ("paper": the highest alone). Raises DataError, ValueError before the first step.
+        tile, max_tiles: as in `inspect`; turn: too, and around each step. Of a tiled picture the squares
+        around the highest places of the map are repaired one after the other, `steps` steps each: all that
+        hold something anomalous, but the four highest at most ("paper": the highest alone). Raises DataError,
+        ValueError before the first step.
         """
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
@@ -366,11 +385,14 @@ class Inspector:
             raise ValueError(
                 "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
             )
-        first = self.inspect(image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile)
+        first = self.inspect(
+            image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile, turn=turn,
+            max_tiles=max_tiles,
+        )  # fmt: skip
         options = {
             "steps": steps, "denoise_every": denoise_every, "step_size": step_size, "timestep": timestep
         }  # fmt: skip
-        return self._repair(first, method == "weighed", stop_at_threshold, options)
+        return _in_turns(self._repair(first, method == "weighed", stop_at_threshold, options), turn)
 
     def _repair(
         self, first: Inspection, weighed: bool, stop: bool, options: dict[str, Any]
@@ -470,6 +492,25 @@ class _Look:
     distance: float
     squares: Tensor
     seen: Seen
+
+
+def _check_number(tiling: Tiling, most: int | None) -> None:
+    count = len(tiling.tiles)
+    if most is not None and count > most:
+        raise DataError(
+            f"a picture of {tiling.width} × {tiling.height} px needs {count} tiles of {tiling.side} px, and "
+            f"no more than {most} are taken here: scale it down or cut it up"
+        )
+
+
+def _in_turns(steps: Iterator[RepairStep], turn: Turn) -> Iterator[RepairStep]:
+    """The turn is not held while the caller draws a step."""
+    while True:
+        with turn():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def _sides(height: int, width: int, size: int) -> list[int]:
