@@ -77,12 +77,11 @@ def guard(app: gr.Blocks) -> None:
     async def preprocess_data(*given: Any, **more: Any) -> list[Any]:
         try:
             return await read(*given, **more)
-        except gr.Error as error:
-            raise gr.Error(str(error.message), print_exception=False) from None
         except Exception as error:
-            why = " ".join(str(error).split())[:200]
-            print(f"diffad: inputs that do not fit ({type(error).__name__}: {why})", file=sys.stderr)
-            said = "This call cannot be understood: send what “Use via API” on the page describes."
+            if isinstance(error, gr.Error) and not error.print_exception:  # a sentence of our own
+                raise
+            print(f"diffad: a call whose inputs do not fit ({type(error).__name__})", file=sys.stderr)
+            said = "An input of this call does not fit: see “Use via API” on the page, or load the page anew."
             raise gr.Error(said, print_exception=False) from None
 
     async def process_api(*given: Any, **more: Any) -> dict[str, Any]:
@@ -141,14 +140,14 @@ def _check_component(blocks: gr.Blocks, sent: dict[str, Any]) -> None:
 
 def _check_inputs(components: Sequence[Any], values: Sequence[Any]) -> None:
     for component, value in zip(components, values, strict=False):
-        name = str(component.label)
+        name = component.label or "This"
         several = value if isinstance(value, list) else [value]
         if isinstance(component, gr.Image) and not (value is None or _is_file(value)):
             raise Refusal(400, f"{name} is a file: upload it and give {FILE_FORM}.")
         if isinstance(component, gr.File) and not (value is None or all(map(_is_file, several))):
             raise Refusal(400, f"{name} are files: upload them and give a list of {FILE_FORM}.")
         if isinstance(component, gr.Textbox) and not (value is None or isinstance(value, str)):
-            raise Refusal(400, f"{name} is a text, not {str(value)[:40]!r}.")
+            raise Refusal(400, f"{name} is a text.")
 
 
 def _is_file(value: Any) -> bool:

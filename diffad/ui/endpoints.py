@@ -147,7 +147,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
     with gr.Row(visible=False):
         image = picture_upload(label="image")
         images = gr.File(label="images", file_count="multiple")
-        category = gr.Textbox("", label="category")
+        category = text("category", "")
         timesteps = gr.JSON([], label="timesteps")
         alpha = number("alpha", 0.5)
         seed = number("seed", 0)
@@ -156,8 +156,8 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         steps = number("steps", 90)
         denoise_every = number("denoise_every", 5)
         step_size = number("step_size", 0)
-        method = gr.Textbox("weighed", label="method")
-        model = gr.Textbox(next(iter(inspectors)), label="model")
+        method = text("method", "weighed")
+        model = text("model", next(iter(inspectors)))
         answer = gr.JSON(label="result")
         picture = gr.Image(format="png", label="picture")
         film = gr.File(label="film")
@@ -224,6 +224,12 @@ def whole(name: str, value: float) -> int:
     return int(value)
 
 
+def text(name: str, default: str) -> gr.Textbox:
+    component = gr.Textbox(default, label=name)
+    component.preprocess = lambda payload: default if payload is None else payload
+    return component
+
+
 def number(name: str, default: float) -> gr.Number:
     """A number that says what it is when it gets something else, where `gr.Number` would fail."""
     component = gr.Number(default, label=name)
@@ -232,7 +238,8 @@ def number(name: str, default: float) -> gr.Number:
         if payload is None:
             return default
         if type(payload) not in (int, float) or not abs(payload) < 1e15:  # NaN is not, either
-            raise gr.Error(f"{name} is a number, not {str(payload)[:40]!r}", print_exception=False)
+            instead = f", not {str(payload)[:40]!r}" if isinstance(payload, str | int | float) else ""
+            raise gr.Error(f"{name} is a number{instead}", print_exception=False)
         return payload
 
     component.preprocess = checked

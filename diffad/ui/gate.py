@@ -137,6 +137,8 @@ class Gate:
             raise Refusal(400, "This call is not valid JSON.") from None
         if not isinstance(sent, dict):
             raise Refusal(400, "This call is not a JSON object.")
+        if "json" not in request.headers.get("content-type", ""):
+            raise Refusal(415, "Say that this call is JSON: send Content-Type: application/json.")
         calls.check(self.blocks, route, sent)
         return json.dumps(sent).encode() if calls.bring_in(sent, self.storage, person) else bytes(body)
 
