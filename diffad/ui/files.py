@@ -129,7 +129,7 @@ class Storage:
                 self._remove_oldest(self._used + size - self.limit)
             if self._used + size > self.limit:
                 raise DataError(
-                    f"the {self.limit / GB:g} GB that this server has for pictures are taken: wait until "
+                    f"the {self.limit / GB:.3g} GB that this server has for pictures are taken: wait until "
                     "other work is finished, or have it started with a larger --max-storage"
                 )
             self._used += size

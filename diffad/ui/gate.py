@@ -69,11 +69,12 @@ class Gate:
         except ClientDisconnect:
             return
         except Exception as error:
-            if begun and isinstance(error.__cause__, HTTPException):  # a stream whose call is over
-                return
-            traceback.print_exc()
+            if not (begun and isinstance(error.__cause__, HTTPException)):  # else a stream whose call is over
+                traceback.print_exc()
             status, said = 500, calls.FAILED
-        if not begun:
+        if begun:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
             await JSONResponse({"detail": said}, status)(scope, receive, send)
 
     async def _admit(self, request: Request, send: Send) -> None:

@@ -176,7 +176,7 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
 
     def ask(session: Session, turn: Any, path: str | None, settings: tuple) -> None:
         """Takes a request down, unless a newer one came before it. What it makes needless ends by itself."""
-        if type(turn) not in (int, float) or not math.isfinite(turn):
+        if type(turn) not in (int, float) or not 0 <= turn < 1e15:
             raise misunderstood("turn is a number")
         if session.asked is None or turn > session.asked.turn:
             session.asked, session.film = Request(int(turn), path, settings), None
