@@ -1,4 +1,4 @@
-"""Fair turns at the network: who waits for whom, on threads that do nothing else; and tiles of large pictures."""
+"""Fair turns at the network: who waits for whom, on threads that do nothing else; then tiles and repairs."""
 
 from __future__ import annotations
 

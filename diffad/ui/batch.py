@@ -344,7 +344,7 @@ def add(
     def start_folder(folder: str | None, *settings: Any) -> dict[str, Any]:
         if not folder:
             return refuse("Choose a folder first.")
-        return start([data_root / folder], data_root, settings)
+        return start([data_root / str(folder)], data_root, settings)
 
     def row_picture(event: gr.EventData) -> str | None:
         run = find(event._data)

@@ -4,6 +4,7 @@ they name. What does not fit is answered with one sentence.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import traceback
@@ -148,6 +149,11 @@ def _check_inputs(components: Sequence[Any], values: Sequence[Any]) -> None:
             raise Refusal(400, f"{name} are files: upload them and give a list of {FILE_FORM}.")
         if isinstance(component, gr.Textbox) and not (value is None or isinstance(value, str)):
             raise Refusal(400, f"{name} is a text.")
+        if isinstance(component, gr.Slider) and not (type(value) in (int, float) and math.isfinite(value)):
+            raise Refusal(400, f"{name} is a number.")
+        if isinstance(component, gr.Dropdown) and not isinstance(value, str | int | float):
+            if value is not None or component.value is not None:
+                raise Refusal(400, f"{name} is one of its choices.")
 
 
 def _is_file(value: Any) -> bool:
