@@ -60,6 +60,7 @@ _FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
 _JUNK = {"__MACOSX"}  # what macOS adds to archives
 
 MapOf = Callable[["Row"], np.ndarray]
+Claim = Callable[[int], None]  # hears of bytes before they are written; raises DataError if they do not fit
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,17 @@ class Row:
 # Pictures in
 
 
-def sources(paths: Iterable[Path], folder: Path, within: Path | None = None) -> dict[str, Sample]:
+def sources(
+    paths: Iterable[Path], folder: Path, within: Path | None = None, claim: Claim | None = None
+) -> dict[str, Sample]:
     """The pictures of files, `.zip` archives and folders, each under a name of its own, in natural order.
 
     A file that is given is taken whatever it is; `run` says what is wrong with it. Folders and archives are
     searched through: an MVTec category gives its test pictures with labels and masks, all else every picture;
     a folder inside that may not be read is among them, for `run` to say so. Archives are unpacked below
     `folder`, pictures only. within: nothing outside this folder is taken, however a path or a link leads
-    there. Raises DataError for a path outside `within`, an archive that is damaged, locked, too large or
-    leads out of itself, no picture at all, or more than MAX_PICTURES.
+    there. claim: what unpacking takes on the disk. Raises DataError for a path outside `within`, an archive
+    that is damaged, locked, too large or leads out of itself, no picture at all, or more than MAX_PICTURES.
     """
     found: dict[str, Sample] = {}
     paths = list(paths)
@@ -103,7 +106,7 @@ def sources(paths: Iterable[Path], folder: Path, within: Path | None = None) -> 
             path = below(path, within)
         if path.suffix.lower() == ".zip" and path.is_file():
             root = folder / str(number) / path.stem
-            unpack(path, root)
+            unpack(path, root, claim)
             samples: Iterable[Sample] = _tree(root)
         elif path.is_dir():
             root, samples = path, _tree(path)
@@ -178,7 +181,7 @@ def _labelled(folder: Path) -> list[Sample]:
         return []  # just a folder by that name
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, claim: Claim | None = None) -> None:
     """Unpacks the pictures of a zip archive below `folder`, and nothing else that is in it.
 
     Raises DataError, see `sources`; the bytes are counted as they come out, not as the archive declares them.
@@ -203,6 +206,8 @@ def unpack(archive: Path, folder: Path) -> None:
                         if left < 0:
                             limit = MAX_UNPACKED >> 30
                             raise DataError(f"{name} unpacks to more than {limit} GB: give it in parts")
+                        if claim is not None:
+                            claim(len(chunk))
                         file.write(chunk)
     except DataError:
         raise

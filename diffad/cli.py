@@ -324,5 +324,8 @@ A login is asked for where --auth or the environment variable DIFFAD_AUTH names 
         option("--auth", "FILE", _path, "lines user:password, of those who may log in"),
         option("--data-root", "DIR", _path, "folder below which a batch may read this machine's files"),
         option("--max-upload", "MB", whole(1, 100_000), "largest file that is taken", 200),
+        option("--max-storage", "GB", real(0.1, 100_000), "for uploads, results and batches together", 20.0),
+        option("--max-tiles", "N", whole(1, 10**6),
+               "largest inspection that is taken; the default takes any picture", 500),
         flag("--mcp", "offer the endpoints as tools to language models (pip install \"diffad[mcp]\")"))
     return parser

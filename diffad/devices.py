@@ -12,8 +12,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,11 +62,13 @@ def sharing(device: torch.device) -> Iterator[None]:
         _set_threads(usual, usual)
 
 
-def stepwise(steps: Iterator[_T], device: torch.device) -> Iterator[_T]:
-    """The same steps, each computed with the threads that are fair when it begins (`sharing`)."""
+def stepwise(steps: Iterator[_T], within: Callable[[], AbstractContextManager[None]]) -> Iterator[_T]:
+    """The same steps, each computed `within` a context of its own (as `sharing`), which is not held while the
+    caller uses the step.
+    """
     end = object()
     while True:
-        with sharing(device):
+        with within():
             step = next(steps, end)
         if step is end:
             return

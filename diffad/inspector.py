@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +50,7 @@ from diffad.tiling import Tile, Tiling, smallest_side
 from diffad.unet import UNet
 
 Picture = str | Path | Image.Image | np.ndarray
+Turn = Callable[[], AbstractContextManager[None]]  # entered for each call of the network
 METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # repair method → its usual step size s and t
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 # Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
@@ -169,6 +172,8 @@ class Inspector:
         progress: Callable[[int, int], None] | None = None,
         bits: int | None = None,
         batch_bits: int | None = None,
+        turn: Turn = nullcontext,
+        max_tiles: int | None = None,
     ) -> Inspection:
         """Inspect one picture: a path, Pillow picture or array of any size.
 
@@ -182,8 +187,9 @@ class Inspector:
         picture shows. "auto" decides for pictures at least twice the model's size, and for those longer than
         twice their width: it cuts where the features of tiles, of the model's own size or larger, are those
         of good parts and the whole picture's are not. Parts that are turned upright are seen whole: "auto"
-        never cuts them, a number is refused. progress: called with the tiles done and their number;
-        what it raises ends the inspection.
+        never cuts them, a number is refused. max_tiles: more are refused; None takes any number.
+        progress: called with the tiles done and their number; turn: `with turn():` encloses each call of the
+        network, a handful of tiles at a time, for those who share it. What the two raise ends the inspection.
 
         bits: how many the camera has (8, 10, 12, 14, 16), whose pictures lie in files of more than 8. None
         takes those of the category's training pictures; where those were 8-bit files, `batch_bits`, those of
@@ -192,8 +198,8 @@ class Inspector:
 
         Same arguments, same result with as many threads. Beside other programs a CPU computes with fewer
         (`devices.sharing`), and rounding then moves scores by some 0.02 %. Raises DataError for a picture
-        that cannot be read, is too large for such small tiles or may not be cut into any, ValueError for
-        settings out of range.
+        that cannot be read, is too large for such small tiles or for `max_tiles`, or may not be cut into any,
+        ValueError for settings out of range.
         """
         timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
         if not 1 <= draws <= 16:
@@ -209,9 +215,10 @@ class Inspector:
         begun = time.perf_counter()
         decoded = decode(image)
         names = self.categories if category is None else (self._known(category),)
-        with sharing(self.device):
-            look, pixels, used = self._look_for_bits(decoded, names, tile, bits, batch_bits)
-        maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress)
+        turn = partial(_computing, turn, self.device)
+        look, pixels, used = self._look_for_bits(decoded, names, tile, bits, batch_bits, turn)
+        _check_number(look.tiling, max_tiles)
+        maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress, turn)
         inspection = Inspection(
             image=pixels,
             category=look.category,
@@ -262,6 +269,7 @@ class Inspector:
         tile: int | Literal["auto"] | None,
         bits: int | None,
         batch_bits: int | None,
+        turn: Turn,
     ) -> tuple[_Look, np.ndarray, int]:
         """Look at the picture with the bits of each category's camera: the best look, its image and bits."""
         by_bits: dict[int, list[str]] = {}
@@ -271,7 +279,7 @@ class Inspector:
         looks = []
         for used, some in by_bits.items():
             image = decoded.image(used)
-            looks.append((self._look(image, some, tile), image, used))
+            looks.append((self._look(image, some, tile, turn), image, used))
         return max(looks, key=lambda each: each[0].likelihood)
 
     def _notes(
@@ -302,25 +310,29 @@ class Inspector:
         said = quality.note(np.median(values, axis=0), known)
         return (said,) if said else ()
 
-    def _look(self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None) -> _Look:
+    def _look(
+        self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
+    ) -> _Look:
         """Choose the tiling, and the category among several, by how well a handful of tiles fit."""
         height, width = image.shape[:2]
         plain = [name for name in names if self.profiles[name].upright is None]  # tiles show no pose
         if isinstance(tile, int) and tile < max(height, width):
-            self._check_not_turned(image, names, plain)
-            return self._look_at(image, plain, Tiling.squares(height, width, self.size, tile))
-        whole = self._look_at_whole(image, names)
+            self._check_not_turned(image, names, plain, turn)
+            return self._look_at(image, plain, Tiling.squares(height, width, self.size, tile), turn)
+        whole = self._look_at_whole(image, names, turn)
         if tile != "auto" or whole.distance < _FITS_WELL or not plain:
             return whole
         best = whole
         for side in _sides(height, width, self.size):
-            tiled = self._look_at(image, plain, Tiling.squares(height, width, self.size, side))
+            tiled = self._look_at(image, plain, Tiling.squares(height, width, self.size, side), turn)
             ahead = _WORTH_TILING if best is whole else 0.0
             if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
                 best = tiled
         return best
 
-    def _check_not_turned(self, image: np.ndarray, names: Sequence[str], plain: Sequence[str]) -> None:
+    def _check_not_turned(
+        self, image: np.ndarray, names: Sequence[str], plain: Sequence[str], turn: Turn
+    ) -> None:
         """Raises DataError for a picture that shall be tiled, if it is of one of `names` that is turned
         upright, which are those that are not `plain`.
         """
@@ -328,7 +340,7 @@ class Inspector:
             return
         category = names[0]
         if len(names) > 1:
-            whole = self._look_at_whole(image, names)
+            whole = self._look_at_whole(image, names, turn)
             if plain and (whole.category in plain or whole.distance >= _FITS):
                 return
             category = whole.category
@@ -336,28 +348,31 @@ class Inspector:
             f"{category} is turned upright before it is looked at, which tiles cannot be: inspect it whole"
         )
 
-    def _look_at_whole(self, image: np.ndarray, names: Sequence[str]) -> _Look:
+    def _look_at_whole(self, image: np.ndarray, names: Sequence[str], turn: Turn) -> _Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
         plain = [name for name in names if self.profiles[name].upright is None]
-        best = self._look_at(image, plain, Tiling.whole(*image.shape[:2], self.size)) if plain else None
+        as_it_is = Tiling.whole(*image.shape[:2], self.size)
+        best = self._look_at(image, plain, as_it_is, turn) if plain else None
         for name in names:
             if name not in plain and (best is None or best.distance >= _FITS_WELL):
-                look = self._look_at(image, [name], self.whole(image, name))
+                look = self._look_at(image, [name], self.whole(image, name), turn)
                 best = look if best is None or look.likelihood > best.likelihood else best
         assert best is not None  # a model knows a category
         return best
 
     @torch.no_grad()
-    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling) -> _Look:
+    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling, turn: Turn) -> _Look:
         squares = torch.stack([tiling.square(image, tile) for tile in tiling.sample()]).to(self.device)
-        seen = self.extractor.seen(squares)
-        likelihoods = {
-            name: float(self.profiles[name].gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
-            for name in names
-        }
-        name = max(likelihoods, key=likelihoods.__getitem__)
-        distances = self.profiles[name].gaussian.squared_mahalanobis(seen.features).flatten(1)
-        distance = float(distances.median(dim=1).values.median())
+        with turn():
+            seen = self.extractor.seen(squares)
+            gaussians = {name: self.profiles[name].gaussian for name in names}
+            likelihoods = {
+                name: float(gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
+                for name, gaussian in gaussians.items()
+            }
+            name = max(likelihoods, key=likelihoods.__getitem__)
+            distances = gaussians[name].squared_mahalanobis(seen.features).flatten(1)
+            distance = float(distances.median(dim=1).values.median())
         return _Look(tiling, name, likelihoods[name], distance, squares, seen)
 
     @torch.no_grad()
@@ -369,6 +384,7 @@ class Inspector:
         seed: int,
         draws: int,
         progress: Callable[[int, int], None] | None,
+        turn: Turn,
     ) -> np.ndarray:
         """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w]."""
         tiling, tiles = look.tiling, look.tiling.tiles
@@ -377,12 +393,11 @@ class Inspector:
         many = max(1, rows // (len(timesteps) * draws))
         for first in range(0, len(tiles), many):
             batch = tiles[first : first + many]
-            with sharing(self.device):  # anew for each batch: a large picture takes minutes
-                if len(tiles) == 1:
-                    x_start, seen = look.squares, look.seen
-                else:
-                    x_start = torch.stack([tiling.square(image, tile) for tile in batch]).to(self.device)
-                    seen = self.extractor.seen(x_start)
+            x_start, seen = look.squares, look.seen
+            if len(tiles) > 1:
+                x_start = torch.stack([tiling.square(image, tile) for tile in batch]).to(self.device)
+            with turn():
+                seen = seen if len(tiles) == 1 else self.extractor.seen(x_start)
                 maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
             for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
                 both = tiling.to_cells(torch.stack([pixel, feature]), tile).numpy()
@@ -433,6 +448,8 @@ class Inspector:
         threshold: float | None = None,
         tile: int | Literal["auto"] | None = "auto",
         bits: int | None = None,
+        turn: Turn = nullcontext,
+        max_tiles: int | None = None,
     ) -> Iterator[RepairStep]:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
@@ -447,9 +464,10 @@ class Inspector:
         it stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
         than it was.
 
-        tile, bits: as in `inspect`. Of a tiled picture the squares around the highest places of the map are
-        repaired one after the other, `steps` steps each: all that hold something anomalous, but the four
-        highest at most ("paper": the highest alone). Raises DataError, ValueError before the first step.
+        tile, bits, max_tiles: as in `inspect`; turn: too, and around each step. Of a tiled picture the
+        squares around the highest places of the map are repaired one after the other, `steps` steps each: all
+        that hold something anomalous, but the four highest at most ("paper": the highest alone). Raises
+        DataError, ValueError before the first step.
         """
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
@@ -465,12 +483,14 @@ class Inspector:
                 "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
             )
         first = self.inspect(
-            image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile, bits=bits
-        )
+            image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile, bits=bits, turn=turn,
+            max_tiles=max_tiles,
+        )  # fmt: skip
         options = {
             "steps": steps, "denoise_every": denoise_every, "step_size": step_size, "timestep": timestep
         }  # fmt: skip
-        return stepwise(self._repair(first, method == "weighed", stop_at_threshold, options), self.device)
+        repair = self._repair(first, method == "weighed", stop_at_threshold, options)
+        return stepwise(repair, partial(_computing, turn, self.device))
 
     def _repair(
         self, first: Inspection, weighed: bool, stop: bool, options: dict[str, Any]
@@ -572,6 +592,22 @@ class _Look:
     distance: float
     squares: Tensor
     seen: Seen
+
+
+def _check_number(tiling: Tiling, most: int | None) -> None:
+    count = len(tiling.tiles)
+    if most is not None and count > most:
+        raise DataError(
+            f"a picture of {tiling.width} × {tiling.height} px needs {count} tiles of {tiling.side} px, and "
+            f"no more than {most} are taken here: scale it down or cut it up"
+        )
+
+
+@contextmanager
+def _computing(turn: Turn, device: torch.device) -> Iterator[None]:
+    """A turn, and within it the fair number of threads."""
+    with turn(), sharing(device):
+        yield
 
 
 def _sides(height: int, width: int, size: int) -> list[int]:

@@ -193,8 +193,8 @@ def _left_out_maps(
 
 
 def remembered_of(count: int) -> list[int]:
-    """Which of `count` pictures and, numbered after them, their copies make the threshold: CALIBRATED at most.
-    Of every picture that is itself or its copy, by turns, and of the first ones both as far as there is room.
+    """Which of `count` pictures and, numbered after them, their copies make the threshold, 192 at most: of
+    every picture itself or its copy, by turns, and of the first ones both as far as there is room.
     """
     both = max(0, min(count, CALIBRATED - count))
     rest = range(both, count)

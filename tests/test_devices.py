@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,7 @@ def test_every_step_asks_anew_and_nothing_is_kept_between_steps(machine):
         for _ in range(3):
             yield torch.get_num_threads()
 
-    walk = stepwise(steps(), CPU)
+    walk = stepwise(steps(), partial(sharing, CPU))
     assert next(walk) == 1 and torch.get_num_threads() == 8
     machine.show(8, 1)
     with ThreadPoolExecutor(1) as pool:  # as a server does

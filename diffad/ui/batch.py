@@ -7,14 +7,15 @@ run's id, which stands in the address. So a reload, or a look into Inspect, lose
 from __future__ import annotations
 
 import base64
+import math
 import secrets
+import shutil
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,16 @@ import numpy as np
 from diffad import batch, render
 from diffad.data import DataError, Sample, subfolders
 from diffad.output import OutputError, whole, write
-from diffad.ui.files import keep, room
+from diffad.ui import files
 from diffad.ui.layout import html
+from diffad.ui.turns import Turns, Unwanted, caller
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspection, Inspector
 
-KEPT = 8  # finished runs that the server remembers
 SENT = 200  # rows in one piece of news
 THUMBNAIL_PIXELS = 96
+OVERLAY_BYTES = 300_000  # of one picture in the zip, roughly
 FOLDERS_LISTED, FOLDERS_DEEP = 400, 4
 FINISHED = ("done", "stopped", "failed")
 TAKEN_AWAY = {"csv": "CSV", "json": "JSON", "zip": "Everything, zip"}
@@ -88,11 +90,11 @@ class Run:
     """One batch. Begins at once in its own thread; rows only grow, so any reader may take what is there."""
 
     def __init__(
-        self, model: str, inspector: Inspector, pictures: Mapping[str, Sample], folder: TemporaryDirectory,
-        settings: Mapping[str, Any], turn: threading.Lock,
+        self, model: str, inspector: Inspector, pictures: Mapping[str, Sample], folder: Path,
+        settings: Mapping[str, Any], turns: Turns, storage: files.Storage,
     ) -> None:
-        """model: what the page calls the inspector. turn: held for one picture at a time, so that runs beside
-        each other share the machine fairly.
+        """model: what the page calls the inspector. folder: its own, in the storage. turns: so that runs, and
+        whoever inspects beside them, share the machine fairly.
         """
         self.id = secrets.token_urlsafe(9)
         self.model, self.inspector, self.pictures, self.settings = model, inspector, pictures, dict(settings)
@@ -101,7 +103,9 @@ class Run:
         self.state = "running"  # then measuring, or stopping and measuring, then one of FINISHED
         self.reason = "an error of the program, the server's log says which"  # if it fails
         self.measured: dict[str, dict[str, Any]] = {}
-        self._folder, self._turn = folder, turn
+        self.used = files.clock()  # when somebody last asked about it
+        self._folder, self._storage, self._max_tiles = folder, storage, turns.max_tiles
+        self._turn = turns.of(caller(), lambda: self.state == "running")
         self._numbers = {name: number for number, name in enumerate(pictures)}
         self._shown: list[dict[str, Any]] = []
         self._begun, self._ended = time.time(), 0.0
@@ -112,44 +116,58 @@ class Run:
         return self.state in FINISHED
 
     def cancel(self) -> None:
-        """Ends after the present picture; what is done stays."""
+        """Ends at the next tile; what is done stays."""
         if self.state == "running":
             self.state = "stopping"
 
     def _work(self) -> None:
         try:
-            known = self.inspector, self.pictures, self.settings["category"]
-            self.shared = batch.shared_bits(*known)
-            results = batch.run(self.inspector, self.pictures, shared=self.shared, **self.settings)
-            while self.state == "running":
-                with self._turn:
-                    row, inspection = next(results, (None, None))
-                if row is None:
-                    break
-                self._add(row, inspection)
+            self._inspect()
             stopped = self.state == "stopping"
             self._ended = time.time()
             self.state = "measuring"
             self.measured = batch.measured(self.rows, self.map_of)
-            self.state = "stopped" if stopped else "done"
+            state = "stopped" if stopped else "done"
         except OutputError:
             self.reason = "the server has no room for more results, free some space on its disk"
             self._ended = time.time()
-            self.state = "failed"
+            state = "failed"
         except Exception:  # a thread has nobody above it who would hear of it
             traceback.print_exc()
             self._ended = time.time()
-            self.state = "failed"
+            state = "failed"
+        self.used = files.clock()
+        self.state = state
+
+    def _inspect(self) -> None:
+        self.shared = batch.shared_bits(self.inspector, self.pictures, self.settings["category"])
+        results = batch.run(
+            self.inspector, self.pictures, shared=self.shared, turn=self._turn, max_tiles=self._max_tiles,
+            **self.settings,
+        )
+        try:
+            for row, inspection in results:
+                self._add(row, inspection)
+                if self.state != "running":
+                    return
+        except Unwanted:  # cancelled
+            return
 
     def _add(self, row: batch.Row, inspection: Inspection | None) -> None:
         number = self._numbers[row.name]
+        if inspection is not None:
+            reduced = batch.reduced_map(inspection)
+            try:
+                self._storage.make_room(reduced.nbytes)
+                write(self._map_file(number), render.npy_bytes(reduced), sync=False)
+            except DataError as error:
+                row = batch.Row(row.name, row.sample, {}, f"{row.name} is not kept: {error}")
+                inspection = None
         shown = {
             "index": number, "name": row.name, "label": row.sample.defect, "error": row.error,
             "bad": row.sample.is_anomalous,
         }  # fmt: skip
         if inspection is not None:
-            reduced = batch.reduced_map(inspection)
-            write(self._map_file(number), render.npy_bytes(reduced), sync=False)
             thumbnail = batch.shown(inspection.image, reduced, self.inspector, row, THUMBNAIL_PIXELS)
             usual = self.usual(inspection.category)
             shown |= {
@@ -164,7 +182,7 @@ class Run:
         self._shown.append(shown)
 
     def _map_file(self, number: int) -> Path:
-        return Path(self._folder.name) / f"map-{number}.npy"
+        return self._folder / f"map-{number}.npy"
 
     def map_of(self, row: batch.Row) -> np.ndarray:
         """`batch.reduced_map` of a row that has a result."""
@@ -203,10 +221,11 @@ class Run:
         return rows
 
     def file(self, kind: str, thresholds: Mapping[str, float]) -> Path:
-        """A key of TAKEN_AWAY, written."""
+        """A key of TAKEN_AWAY, written. Raises DataError where there is no room."""
         day = time.strftime("%Y-%m-%d", time.localtime(self._begun))
-        path = Path(self._folder.name) / f"diffad-batch-{day}.{kind}"
+        path = self._folder / f"diffad-batch-{day}.{kind}"
         rows = self.judged(thresholds)
+        self._storage.make_room(OVERLAY_BYTES * len(rows) if kind == "zip" else 0)
         about = {"pictures_given": len(self.pictures), "state": self.state}
         if note := batch.bits_in_words(self.shared):
             about["note"] = note
@@ -222,7 +241,7 @@ class Run:
 
     def forget(self) -> None:
         """Removes its files; nothing may be asked of it any more."""
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def webp_uri(picture: np.ndarray) -> str:
@@ -252,24 +271,36 @@ def folders(root: Path) -> list[str]:
     return found
 
 
+def counted(value: Any, otherwise: int = 0) -> int:
+    """A number that the page counts with, whatever it is that somebody else sends."""
+    return value if type(value) is int and value >= 0 else otherwise
+
+
 def add(
-    inspectors: Mapping[str, Inspector], p: SimpleNamespace, tab: gr.Tab, data_root: Path | None = None
+    inspectors: Mapping[str, Inspector], p: SimpleNamespace, tab: gr.Tab, turns: Turns,
+    storage: files.Storage, data_root: Path | None = None,
 ) -> None:
     """Fills the Batch tab, which is open. p: the Inspect tab's parts, whose settings the batch takes over.
 
     data_root: the folder on the server below which pictures may be chosen; None offers no folder.
     """
-    runs: dict[str, Run] = {}
-    turn = threading.Lock()
 
-    def find(asked: Mapping[str, Any]) -> Run | None:
-        return runs.get(str(asked.get("run")))
+    def find(asked: Any) -> Run | None:
+        run = storage.runs.get(str(asked.get("run"))) if isinstance(asked, dict) else None
+        if run is not None:
+            run.used = files.clock()
+        return run
+
+    def thresholds(asked: Mapping[str, Any]) -> dict[str, float]:
+        given = asked.get("thresholds")
+        pairs = given.items() if isinstance(given, dict) else ()
+        return {name: limit for name, limit in pairs if type(limit) in (int, float) and math.isfinite(limit)}
 
     # What the page asks while it stands there
 
     def news(asked: dict) -> dict[str, Any] | None:
         run = find(asked)
-        return None if run is None else run.news(int(asked["have"]))
+        return None if run is None else run.news(counted(asked.get("have")))
 
     def cancel(asked: dict) -> None:
         if run := find(asked):
@@ -280,7 +311,7 @@ def add(
         run = find(asked)
         if run is None:
             return None
-        return [len(row.result.get("regions", ())) for row in run.judged(asked["thresholds"])]
+        return [len(row.result.get("regions", ())) for row in run.judged(thresholds(asked))]
 
     with gr.Row(elem_id="batch-page", equal_height=False):
         with gr.Column(elem_id="batch-controls", min_width=280):
@@ -316,33 +347,32 @@ def add(
 
     def start(paths: Sequence[Path], within: Path | None, settings: Sequence[Any]) -> dict[str, Any]:
         model, *controls = settings
-        with room():
-            folder = TemporaryDirectory(prefix="diffad-batch-")
+        folder = storage.batch_folder()
         try:
-            pictures = batch.sources(paths, Path(folder.name) / "pictures", within)
+            pictures = batch.sources(paths, folder / "pictures", within, storage.make_room)
         except DataError as error:
-            folder.cleanup()
+            shutil.rmtree(folder, ignore_errors=True)
             return refuse(str(error))
         inspector = inspectors[model]
-        run = Run(model, inspector, pictures, folder, p.arguments(inspector, *controls), turn)
-        runs[run.id] = run
-        for old in [each for each in runs.values() if each.finished][:-KEPT]:
-            runs.pop(old.id).forget()
+        run = Run(model, inspector, pictures, folder, p.arguments(inspector, *controls), turns, storage)
+        storage.runs[run.id] = run
         return {"run": run.id}
 
-    def start_files(files: list[str] | None, *settings: Any) -> Any:
-        if not files:
+    def start_files(given: list[str] | None, *settings: Any) -> Any:
+        if not given:
             return gr.skip()
-        return start([Path(file) for file in files], None, settings), None
+        with storage.using(given):
+            return start([Path(file) for file in given], None, settings), None
 
     def start_folder(folder: str | None, *settings: Any) -> dict[str, Any]:
         if not folder:
             return refuse("Choose a folder first.")
-        return start([data_root / folder], data_root, settings)
+        return start([data_root / str(folder)], data_root, settings)
 
     def row_picture(event: gr.EventData) -> tuple[str, int | None] | None:
         run = find(event._data)
-        row = run.rows[int(event.index)] if run and 0 <= int(event.index) < len(run.rows) else None
+        index = counted(event._data.get("index"), -1) if run else -1
+        row = run.rows[index] if 0 <= index < len(run.rows) else None
         try:
             data = row.sample.image.read_bytes() if row else None
         except OSError:
@@ -350,14 +380,16 @@ def add(
         if data is None:
             gr.Warning("This picture is no longer on the server: give the batch anew.")
             return None
-        return keep(p.picture, data, Path(row.name).name), run.shared.get(row.name)
+        return storage.keep(data, Path(row.name).name), run.shared.get(row.name)
 
     def download(event: gr.EventData) -> str:
         run = find(event._data)
-        if run is None or event.kind not in TAKEN_AWAY:
+        kind = str(event._data.get("kind")) if run else ""
+        if kind not in TAKEN_AWAY:
             raise gr.Error("This batch is no longer on the server: give it anew.", print_exception=False)
-        with room():
-            return str(run.file(event.kind, event.thresholds))
+        with files.room():
+            file = run.file(kind, thresholds(event._data))
+        return storage.take_over(file)
 
     tab.select(None, p.settings, p.setting, js=SETTING)
     p.files.upload(start_files, [p.files, *p.settings], [p.batch, p.files], **QUIET)

@@ -1,11 +1,13 @@
 """Named endpoints for `gradio_client`, plain HTTP and MCP: inspect, batch, reconstruct, categories.
 
 Their docstrings are what Gradio shows to people and to language models. A setting that is sent as null, or
-not at all, has its default. Whatever is wrong is answered with one sentence.
+not at all, has its default. Whatever is wrong is answered with one sentence. How far a call has come is told
+on the way (`job.status().progress_data` in `gradio_client`).
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,18 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import numpy as np
 
 from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
-from diffad.ui.files import keep, picture_upload, room, sentence
+from diffad.ui.files import Storage, picture_upload, room, sentence
+from diffad.ui.turns import Turns
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 
-def add(inspectors: Mapping[str, Inspector]) -> None:
+AT_ONCE = 16  # calls of an endpoint in hand; the network takes them by turns, one call of it each
+
+
+def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:
     """Adds the endpoints to the Blocks being built. Unseen on the page: they have components of their own."""
 
     def find(model: str) -> Inspector:
@@ -33,7 +38,8 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         return inspectors[model]
 
     def inspect(image: str | None, category: str, timesteps: Any, alpha: float, seed: float, draws: float,
-                threshold: float, model: str, bits: float) -> tuple[dict[str, Any], np.ndarray]:
+                threshold: float, model: str, bits: float,
+                progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str]:  # noqa: B008
         """Judges one picture of a part: score, threshold, verdict and regions as JSON, and the picture with
         its anomaly map.
 
@@ -53,17 +59,20 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             inspector = find(model)
             inspection = inspector.inspect(
                 required(image), category=category or None, timesteps=levels(timesteps, inspector),
-                alpha=alpha, seed=int(seed), draws=int(draws), threshold=threshold or None,
-                bits=int(bits) or None,
+                alpha=alpha, seed=whole("seed", seed), draws=whole("draws", draws),
+                threshold=threshold or None, bits=whole("bits", bits) or None,
+                turn=turns.of_caller(), max_tiles=turns.max_tiles,
+                progress=lambda done, total: progress((done, total), unit="tiles"),
             )
-        heat = render.overlay(
-            inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
-            inspection.threshold, contour=inspection.is_anomalous,
-        )
-        return inspection.to_dict(), heat
+            heat = render.overlay(
+                inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
+                inspection.threshold, contour=inspection.is_anomalous,
+            )
+            return inspection.to_dict(), storage.keep(render.png_bytes(heat), "picture.png")
 
     def batch(images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
-              draws: float, threshold: float, model: str, bits: float) -> list[dict[str, Any]]:
+              draws: float, threshold: float, model: str, bits: float,
+              progress: gr.Progress = gr.Progress()) -> list[dict[str, Any]]:  # noqa: B008
         """Judges several pictures: a list of results like those of `inspect`, each with its file's
         `name`. A picture that cannot be read is an entry with `error`, its reason.
 
@@ -80,24 +89,28 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
             bits: how many the camera has, of pictures in files of 16: 8, 10, 12, 14 or 16; 0 to find out by
                 the highest value of all.
         """
-        with refusals(*(images or ())), tempfile.TemporaryDirectory() as folder:
+        with refusals(*(images or ())), batch_folder(storage) as folder, storage.using(images or ()):
             inspector = find(model)
             if not images:
                 raise DataError("Send pictures.")
-            pictures = batches.sources(map(Path, images), Path(folder))
+            pictures = batches.sources(map(Path, images), folder, claim=storage.make_room)
             shared = {} if bits else batches.shared_bits(inspector, pictures, category or None)
+            found: list[dict[str, Any]] = []
             rows = batches.run(
-                inspector, pictures, category or None, shared,
-                timesteps=levels(timesteps, inspector), alpha=alpha, seed=int(seed), draws=int(draws),
-                threshold=threshold or None, bits=int(bits) or None,
+                inspector, pictures, category or None, shared, timesteps=levels(timesteps, inspector),
+                alpha=alpha, seed=whole("seed", seed), draws=whole("draws", draws),
+                threshold=threshold or None, bits=whole("bits", bits) or None, turn=turns.of_caller(),
+                max_tiles=turns.max_tiles,
             )
-            # "path" would be a file to fetch for gradio_client
-            return [{"name": row.name} | row.result | ({"error": row.error} if row.error else {})
-                    for row, _ in rows]
+            for row, _ in rows:  # "path" would be a file to fetch for gradio_client
+                error = {"error": row.error} if row.error else {}
+                found.append({"name": row.name} | row.result | error)
+                progress((len(found), len(pictures)), unit="pictures")
+            return found
 
     def reconstruct(image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
-                    method: str, seed: float, model: str,
-                    bits: float) -> tuple[dict[str, Any], np.ndarray, str]:
+                    method: str, seed: float, model: str, bits: float,
+                    progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str, str]:  # noqa: B008
         """Repairs one picture of a part: score and loss per step and notes as JSON, the repaired picture, and
         the animation as a GIF.
 
@@ -115,16 +128,21 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         reel, scores, losses = render.Reel(), [], []
         with refusals(image):
             for step in find(model).reconstruct(
-                required(image), category=category or None, steps=int(steps), step_size=step_size or None,
-                denoise_every=int(denoise_every), method=method, seed=int(seed), bits=int(bits) or None,
+                required(image), category=category or None, steps=whole("steps", steps),
+                step_size=step_size or None, denoise_every=whole("denoise_every", denoise_every),
+                method=method, seed=whole("seed", seed), bits=whole("bits", bits) or None,
+                turn=turns.of_caller(), max_tiles=turns.max_tiles,
             ):
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
                 reel.add(step.image)
                 last, notes = step.image, list(step.notes)
-        with room(), tempfile.TemporaryDirectory() as folder:
-            data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
-        return {"scores": scores, "mahalanobis": losses, "notes": notes}, last, keep(film, data, "repair.gif")
+                progress((step.index, step.total))
+            with room(), tempfile.TemporaryDirectory() as folder:
+                data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
+            repaired = storage.keep(render.png_bytes(last), "repaired.png")
+            numbers = {"scores": scores, "mahalanobis": losses, "notes": notes}
+            return numbers, repaired, storage.keep(data, "repair.gif")
 
     def categories(model: str) -> list[dict[str, Any]]:
         """What a model knows: its categories, each with its threshold.
@@ -139,7 +157,7 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
     with gr.Row(visible=False):
         image = picture_upload(label="image")
         images = gr.File(label="images", file_count="multiple")
-        category = gr.Textbox("", label="category")
+        category = text("category", "")
         timesteps = gr.JSON([], label="timesteps")
         alpha = number("alpha", 0.5)
         seed = number("seed", 0)
@@ -148,8 +166,8 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         steps = number("steps", 90)
         denoise_every = number("denoise_every", 5)
         step_size = number("step_size", 0)
-        method = gr.Textbox("weighed", label="method")
-        model = gr.Textbox(next(iter(inspectors)), label="model")
+        method = text("method", "weighed")
+        model = text("model", next(iter(inspectors)))
         bits = number("bits", 0)
         answer = gr.JSON(label="result")
         picture = gr.Image(format="png", label="picture")
@@ -157,15 +175,17 @@ def add(inspectors: Mapping[str, Inspector]) -> None:
         call = gr.Button("call")
     settings = [category, timesteps, alpha, seed, draws, threshold, model, bits]
     call.click(
-        inspect, [image, *settings], [answer, picture], api_name="inspect", concurrency_id="network",
-        concurrency_limit=1,
+        inspect, [image, *settings], [answer, picture], api_name="inspect",
+        concurrency_id="inspect", concurrency_limit=AT_ONCE,  # the page's need not wait until these are begun
     )
-    call.click(  # beside the page's inspections, which need not wait for a long one
-        batch, [images, *settings], answer, api_name="batch", concurrency_id="batch", concurrency_limit=1,
+    call.click(
+        batch, [images, *settings], answer, api_name="batch", concurrency_id="batch",
+        concurrency_limit=AT_ONCE,
     )
     call.click(
         reconstruct, [image, category, steps, denoise_every, step_size, method, seed, model, bits],
-        [answer, picture, film], api_name="reconstruct", concurrency_id="repair", concurrency_limit=2,
+        [answer, picture, film], api_name="reconstruct", concurrency_id="reconstruct",
+        concurrency_limit=AT_ONCE,
     )
     call.click(categories, model, answer, api_name="categories", queue=False)
 
@@ -180,6 +200,18 @@ def refusals(*paths: str | None) -> Iterator[None]:
         for path in filter(None, paths):
             said = sentence(said, path)
         raise gr.Error(said, print_exception=False) from error
+    except MemoryError as error:
+        said = "This does not fit in the server's memory: scale the picture down or cut it up."
+        raise gr.Error(said, print_exception=False) from error
+
+
+@contextmanager
+def batch_folder(storage: Storage) -> Iterator[Path]:
+    folder = storage.batch_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def required(image: str | None) -> str:
@@ -197,6 +229,18 @@ def levels(timesteps: Any, inspector: Inspector) -> tuple[int, ...]:
     return tuple(timesteps)
 
 
+def whole(name: str, value: float) -> int:
+    if value != int(value):
+        raise ValueError(f"{name} is a whole number, not {value}")
+    return int(value)
+
+
+def text(name: str, default: str) -> gr.Textbox:
+    component = gr.Textbox(default, label=name)
+    component.preprocess = lambda payload: default if payload is None else payload
+    return component
+
+
 def number(name: str, default: float) -> gr.Number:
     """A number that says what it is when it gets something else, where `gr.Number` would fail."""
     component = gr.Number(default, label=name)
@@ -205,7 +249,8 @@ def number(name: str, default: float) -> gr.Number:
         if payload is None:
             return default
         if type(payload) not in (int, float) or not abs(payload) < 1e15:  # NaN is not, either
-            raise gr.Error(f"{name} is a number, not {payload!r}", print_exception=False)
+            instead = f", not {str(payload)[:40]!r}" if isinstance(payload, str | int | float) else ""
+            raise gr.Error(f"{name} is a number{instead}", print_exception=False)
         return payload
 
     component.preprocess = checked

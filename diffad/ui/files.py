@@ -1,14 +1,217 @@
-"""Files in and out of the page: uploads as they were sent, and what is made while it runs."""
+"""Files in and out of the page: uploads as they were sent, what is made while it runs, and how long all that
+stays, how much it may take and whose it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
+
+from diffad.data import DataError
+from diffad.ui.turns import caller
+
+if TYPE_CHECKING:
+    from diffad.ui.batch import Run
+
+PREFIX = "diffad-server-"
+HOUR = 3600.0  # s
+KEPT = 6 * HOUR  # after the last use
+RECENT = HOUR  # files used within it are not removed to make room
+DEAD = 24 * HOUR  # a server tells more often that it lives
+MEASURED_EVERY = 10.0  # s; until then what is added is counted
+GB = 2**30
+clock = time.time
+
+
+class File(NamedTuple):
+    used: float
+    size: int
+    path: Path
+
+
+class Storage:
+    """One server's own folder, for all that it is given and makes.
+
+    files: uploads and results, where Gradio keeps and serves them. batches: a folder for each run. Both go
+    KEPT seconds after their last use, and earlier where room is needed, the oldest first; never what a run
+    works on. Thread-safe.
+    """
+
+    def __init__(self, parent: Path, limit: int) -> None:
+        """In a new folder below the parent; limit: bytes that files and batches may take. Removes what killed
+        servers have left there.
+        """
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(parent)
+        self.limit = limit
+        self.root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
+        self.files, self.batches = self.root / "files", self.root / "batches"
+        self.files.mkdir()
+        self.batches.mkdir()
+        self.runs: dict[str, Run] = {}
+        self._in_use: dict[object, frozenset[Path]] = {}
+        self._owners: dict[Path, set[str]] = {}
+        self._lock = threading.RLock()
+        self._used, self._measured_at = 0, 0.0
+
+    # -- whose ---------------------------------------------------------------------------------------------
+
+    def own(self, path: str | Path, person: str) -> None:
+        with self._lock:
+            self._owners.setdefault(Path(path).resolve(), set()).add(person)
+
+    def find(self, path: str, person: str | None) -> Path | None:
+        """The file of that path, if it is here and the person's; None as person may have everybody's."""
+        try:
+            found = Path(path).resolve()
+            if not found.is_relative_to(self.files) or not found.is_file():
+                return None
+        except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a loop of links
+            return None
+        if person is not None and person not in self._owners.get(found, ()):
+            return None
+        with suppress(OSError):
+            os.utime(found)  # used again
+        return found
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def keep(self, data: bytes, name: str) -> str:
+        """Stores a file that the caller of the present event may fetch; returns its path."""
+        with room():
+            self.make_room(len(data))
+            path = save_bytes_to_cache(data, name, str(self.files))
+        self.own(path, caller())
+        return path
+
+    def take_over(self, path: Path) -> str:
+        """The same for a file in one of `batches`, which is moved."""
+        with room():
+            self.make_room(0)
+            folder = self.files / secrets.token_hex(16)
+            folder.mkdir()
+            moved = path.replace(folder / path.name)
+        self.own(moved, caller())
+        return str(moved)
+
+    def batch_folder(self) -> Path:
+        with room():
+            return Path(tempfile.mkdtemp(dir=self.batches))
+
+    @contextmanager
+    def using(self, paths: Iterable[str]) -> Iterator[None]:
+        """Meanwhile these files stay."""
+        work = object()
+        self._in_use[work] = frozenset(map(Path, paths))
+        try:
+            yield
+        finally:
+            del self._in_use[work]
+
+    # -- out -----------------------------------------------------------------------------------------------
+
+    def make_room(self, size: int) -> None:
+        """Removes as much of what is finished, the oldest first, as `size` bytes more need. Raises DataError
+        where that is not enough.
+        """
+        with self._lock:
+            if clock() - self._measured_at > MEASURED_EVERY or self._used + size > self.limit:
+                self._measure()
+            if self._used + size > self.limit:
+                self._remove_oldest(self._used + size - self.limit)
+            if self._used + size > self.limit:
+                raise DataError(
+                    f"the {self.limit / GB:.3g} GB that this server has for pictures are taken: wait until "
+                    "other work is finished, or have it started with a larger --max-storage"
+                )
+            self._used += size
+
+    def sweep(self) -> None:
+        """Removes what was last used KEPT seconds ago."""
+        with self._lock:
+            oldest = clock() - KEPT
+            for run in self._finished():
+                if run.used < oldest:
+                    self._forget(run)
+            for file in self._idle_files():
+                if file.used < oldest:
+                    self._remove(file)
+            self._measure()
+        with suppress(OSError):
+            os.utime(self.root)  # not a dead server's
+
+    def close(self) -> None:
+        """Removes everything."""
+        for run in list(self.runs.values()):
+            run.cancel()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _remove_oldest(self, size: int) -> None:
+        recent = clock() - RECENT
+        ended = [(run.used, run) for run in self._finished()]
+        idle = [(file.used, file) for file in self._idle_files() if file.used < recent]
+        before = self._used
+        for _, thing in sorted([*ended, *idle], key=lambda each: each[0]):
+            if before - self._used >= size:
+                return
+            if isinstance(thing, File):
+                self._remove(thing)
+                self._used -= thing.size
+            else:
+                self._forget(thing)
+                self._measure()
+
+    def _finished(self) -> list[Run]:
+        return [run for run in list(self.runs.values()) if run.finished]
+
+    def _forget(self, run: Run) -> None:
+        self.runs.pop(run.id, None)
+        run.forget()
+
+    def _idle_files(self) -> list[File]:
+        """Those that no work needs."""
+        needed = {sample.image for run in list(self.runs.values()) for sample in run.pictures.values()}
+        needed = needed.union(*list(self._in_use.values()))
+        return [file for file in _files(self.files) if file.path not in needed]
+
+    def _remove(self, file: File) -> None:
+        with suppress(OSError):
+            file.path.unlink()
+        with suppress(OSError):
+            file.path.parent.rmdir()  # where it was the last one
+        self._owners.pop(file.path, None)
+
+    def _measure(self) -> None:
+        self._used, self._measured_at = sum(file.size for file in _files(self.root)), clock()
+
+
+def _files(folder: Path) -> Iterator[File]:
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            status = path.lstat()
+            if not path.is_dir():
+                yield File(max(status.st_mtime, status.st_ctime), status.st_size, path)
+
+
+def remove_left_overs(parent: Path) -> None:
+    """Removes the folders of servers that were killed a day ago or longer: only this person's."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            status = folder.lstat()
+            mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+            if mine and folder.is_dir() and not folder.is_symlink() and clock() - status.st_mtime > DEAD:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def picture_upload(**settings: Any) -> gr.Image:
@@ -27,19 +230,13 @@ def picture_upload(**settings: Any) -> gr.Image:
     return picture
 
 
-def keep(component: gr.blocks.Block, data: bytes, name: str) -> str:
-    """Stores a file where the page may serve it, and `delete_cache` finds it; returns its path."""
-    with room():
-        path = save_bytes_to_cache(data, name, component.GRADIO_CACHE)
-    component.temp_files.add(path)
-    return path
-
-
 @contextmanager
 def room() -> Iterator[None]:
-    """A file that this server cannot store is told to whoever waits for it."""
+    """A file that this server cannot store is said so to whoever waits for it."""
     try:
         yield
+    except DataError as error:
+        raise gr.Error(str(error), print_exception=False) from error
     except OSError as error:
         raise gr.Error(
             "The server could not store this file: its disk may be full, free some space and try again.",

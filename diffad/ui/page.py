@@ -13,6 +13,7 @@ order the network brings the choices in.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,22 +25,23 @@ import gradio as gr
 import numpy as np
 
 from diffad.data import DataError
-from diffad.inspector import METHODS, SCALE_TOP
+from diffad.inspector import METHODS, SCALE_TOP, Turn
 from diffad.render import COLORMAPS
 from diffad.ui import batch, cards, downloads, endpoints
-from diffad.ui.files import keep, room, sentence
+from diffad.ui.files import Storage, room, sentence
 from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, html, lay_out
+from diffad.ui.turns import Turns, Unwanted, caller, still_waiting
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
     from diffad.inspector import Inspector
 
-HOUR = 3600
+AT_ONCE = 16  # inspections and repairs in hand; the network takes them by turns, a call of each
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LIVE: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
 EVERY: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **QUIET}
 NETWORK: dict[str, Any] = {
-    "concurrency_id": "network", "concurrency_limit": 1, "trigger_mode": "multiple",
+    "concurrency_id": "network", "concurrency_limit": AT_ONCE, "trigger_mode": "multiple",
     "api_visibility": "private", "show_progress": "full",
 }
 
@@ -83,6 +85,13 @@ class Session:
     shown: Shown | None = None
     film: downloads.Film | None = None  # the newest repair; another one, or none, ends it
 
+    def __post_init__(self) -> None:
+        self.answering = threading.Lock()  # one request after the other
+
+    def __deepcopy__(self, memo: Any) -> Session:
+        """How Gradio makes each page its own; a lock cannot be copied."""
+        return Session()
+
     @property
     def picture(self) -> str | None:
         """The path of the picture that was chosen last."""
@@ -90,10 +99,6 @@ class Session:
 
     def wants(self, request: Request) -> bool:
         return request is self.asked and request is not self.answered
-
-
-class Unwanted(Exception):
-    """Ends an inspection that nobody waits for any more."""
 
 
 def spread(low: float, high: float, count: float, usual: tuple[int, ...]) -> tuple[int, ...]:
@@ -113,32 +118,33 @@ def sample_pictures() -> list[Path]:
     return []
 
 
-def build_app(inspectors: Mapping[str, Inspector], data_root: Path | None = None) -> gr.Blocks:
+def build_app(
+    inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage, data_root: Path | None = None
+) -> gr.Blocks:
     """The page for these models (the first is the default), as Gradio blocks ready for `serve`.
 
-    The keys are the names that people choose from. data_root: the folder below which a batch may read the
-    server's own files; None for uploads only. Raises ValueError when there is no model.
+    The keys are the names that people choose from. turns: of all who use the network; storage: for what comes
+    and is made. data_root: the folder below which a batch may read the server's own files; None for uploads
+    only. Raises ValueError when there is no model.
     """
     if not inspectors:
         raise ValueError("The page needs at least one model.")
-    with gr.Blocks(
-        title="diffad", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, 6 * HOUR)
-    ) as app:
+    with gr.Blocks(title="diffad", analytics_enabled=False, fill_width=True) as app:
         header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Inspect", id="inspect"):
-                p = inspection_page(inspectors)
+                p = inspection_page(inspectors, turns, storage)
             with gr.Tab("Batch", id="batch", render_children=True) as tab:
-                batch.add(inspectors, p, tab, data_root)
+                batch.add(inspectors, p, tab, turns, storage, data_root)
         # Beside the tabs, for a hidden tab hides its dialogs too.
         html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p.model.change(lambda name: cards.header(inspectors[name]), p.model, header, **LIVE)
         open_link(app, inspectors, p).then(None, p.settings, p.setting, js=batch.SETTING)
-        endpoints.add(inspectors)
+        endpoints.add(inspectors, turns, storage)
     return app
 
 
-def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
+def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> SimpleNamespace:
     """Lays the Inspect tab out and wires it; returns its components, and what the Batch tab builds on.
 
     inspect_on(listen, find): from now on the event that `listen` listens to has the picture inspected whose
@@ -170,28 +176,34 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
     # What needs the network
 
     def ask(
-        session: Session, turn: float, path: str | None, settings: tuple, batch_bits: int | None = None
+        session: Session, turn: Any, path: str | None, settings: tuple, batch_bits: int | None = None
     ) -> None:
         """Takes a request down, unless a newer one came before it. What it makes needless ends by itself."""
+        if type(turn) not in (int, float) or not 0 <= turn < 1e15:
+            raise misunderstood("turn is a number")
         if session.asked is None or turn > session.asked.turn:
             session.asked, session.film = Request(int(turn), path, settings, batch_bits), None
 
     def answer(session: Session, progress: gr.Progress = gr.Progress()) -> dict:  # noqa: B008
         """Answers the newest request. It comes after every request, so what is skipped here is not lost."""
+        with session.answering:
+            return answer_newest(session, progress)
+
+    def answer_newest(session: Session, progress: gr.Progress) -> dict:
         request = session.asked
         if request is None or not session.wants(request):
             return {p.picture: session.picture}
+        here = still_waiting()
 
         def tell(done: int, total: int) -> None:
-            if not session.wants(request):
-                raise Unwanted
             if total > 1:
                 progress((done, total), unit="tiles")
 
         shown, found = None, nothing(WAITING)
         try:
             if request.path is not None:
-                shown, found = look(request, session.shown, tell)
+                turn = turns.of(caller(), lambda: session.wants(request) and here())
+                shown, found = look(request, session.shown, tell, turn)
         except DataError as error:
             found = nothing(sentence(str(error), request.path))
         except Unwanted:
@@ -202,14 +214,14 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
             session.answered, session.shown, session.film = request, shown, None
         return found | {p.picture: session.picture}
 
-    def look(request: Request, before: Shown | None, tell: Callable) -> tuple[Shown, dict]:
+    def look(request: Request, before: Shown | None, tell: Callable, turn: Turn) -> tuple[Shown, dict]:
         model, *controls = request.settings
         inspector = inspectors[model]
         same = before is not None and before.request.path == request.path
         plain = same and before.raw.bits == 8 and not before.raw.notes  # read alike for every category
         raw = inspector.inspect(
             before.raw.image if plain else request.path, **arguments(inspector, *controls), progress=tell,
-            batch_bits=request.batch_bits,
+            batch_bits=request.batch_bits, turn=turn, max_tiles=turns.max_tiles,
         )
         category, _, lowest, highest, count, draws, tile = controls
         sample = sample_of(request.path, samples)
@@ -242,12 +254,12 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
         if not choices["own"]:
             of_one = -math.expm1(math.log1p(-choices["rate"]) / inspection.chances)
             threshold = inspector.threshold(inspection.category, inspection.alpha, rate=of_one)
-        film = downloads.Film(inspection, inspector.timesteps, threshold, partial(keep, p.player))
+        film = downloads.Film(inspection, inspector.timesteps, threshold, storage.keep)
         session.film = film
         for step in inspector.reconstruct(
             inspection.image, category=inspection.category, steps=int(steps), denoise_every=int(every),
             step_size=step_size, timestep=int(level), method=method, alpha=inspection.alpha,
-            threshold=threshold, tile=inspection.tile,
+            threshold=threshold, tile=inspection.tile, turn=turns.of_caller(), max_tiles=turns.max_tiles,
         ):
             if session.film is not film or session.shown is not now:  # something else has taken the page
                 yield {p.player: downloads.no_film()}
@@ -277,6 +289,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
 
     def chosen(session: Session, choices: dict) -> Shown:
         """What the browser's choices are about, for it may not have drawn the newest result yet."""
+        check_choices(choices)
         if session.shown is None or session.shown.request.turn != choices["turn"]:
             raise gr.Error("Another picture came in between: please press again.", print_exception=False)
         return session.shown
@@ -289,7 +302,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
                 kind, now.chosen(choices), inspector, film, inspector.scale_top(now.raw.category),
                 choices["opacity"], choices["colormap"], name=now.name,
             )
-        return keep(p.file, data, name)
+        return storage.keep(data, name)
 
     # What is touched, and what answers
 
@@ -299,7 +312,7 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
             diffad.starting(true);
             return [session, diffad.choices(), ...settings];
         }""",
-        concurrency_id="repair", concurrency_limit=2, trigger_mode="multiple", **QUIET,
+        concurrency_id="repair", concurrency_limit=AT_ONCE, trigger_mode="multiple", **QUIET,
     ).then(
         repairable, p.session, p.repair, **LIVE,
         js="""(session) => {
@@ -337,8 +350,11 @@ def inspection_page(inspectors: Mapping[str, Inspector]) -> SimpleNamespace:
         return session
 
     def sample(event: gr.EventData) -> tuple[str, None]:
-        path = next(path for path in samples if path.name == event.sample)
-        return keep(p.picture, path.read_bytes(), path.name), None
+        name = event._data.get("sample") if isinstance(event._data, dict) else None
+        path = next((path for path in samples if path.name == name), None)
+        if path is None:
+            raise misunderstood("there is no such sample")
+        return storage.keep(path.read_bytes(), path.name), None
 
     p.inspect_on, p.settings, p.arguments = inspect_on, settings, arguments
     inspect_on(p.samples.select, sample)
@@ -390,6 +406,28 @@ def arguments(inspector: Inspector, category: str, alpha: float, lowest: float, 
     return {"category": known, "alpha": alpha, "draws": int(draws), "timesteps": timesteps, **cut}
 
 
+def misunderstood(why: str) -> gr.Error:
+    """To raise where an event brings what no page of ours sends."""
+    return gr.Error(f"This request cannot be understood ({why}): load the page anew.", print_exception=False)
+
+
+def check_choices(choices: Any) -> None:
+    """Raises `misunderstood` unless these are as `diffad.choices()` in page.js sends them."""
+
+    def number(name: str, low: float, high: float) -> bool:
+        value = choices.get(name)
+        return type(value) in (int, float) and low <= value <= high
+
+    timesteps = choices.get("timesteps") if isinstance(choices, dict) else None
+    if not (
+        isinstance(timesteps, list) and all(type(t) is int for t in timesteps)
+        and number("alpha", 0, 1) and number("opacity", 0, 1) and number("rate", 0, 1)
+        and (choices.get("threshold") is None or number("threshold", -1e9, 1e9))
+        and choices.get("colormap") in COLORMAPS and "own" in choices and "turn" in choices
+    ):  # fmt: skip
+        raise misunderstood("choices")
+
+
 def sample_of(path: str, samples: Sequence[Path]) -> str | None:
     """Which sample a picture is, for the page's address."""
     found = next((sample for sample in samples if sample.name == Path(path).name), None)
@@ -401,8 +439,9 @@ def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleName
     live = [p.alpha, p.rate, p.opacity, p.colormap, p.threshold]
 
     def arrive(link: dict[str, str] | None) -> Any:
-        if not link:
+        if not link or not isinstance(link, dict):
             return gr.skip()
+        link = {key: value for key, value in link.items() if isinstance(value, str)}
         model = link.get("model") if link.get("model") in inspectors else next(iter(inspectors))
         inspector = inspectors[model]
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from diffad import __version__
+from diffad.ui.calls import guard
+from diffad.ui.files import GB, PREFIX, Storage
+from diffad.ui.gate import Gate, misunderstood
+from diffad.ui.logins import Logins
 from diffad.ui.page import build_app
+from diffad.ui.turns import Turns
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
@@ -23,6 +35,8 @@ HERE = Path(__file__).parent
 # In the order in which they need each other.
 SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "measured", "batch")
 STYLES = ("page", "batch")
+THREADS = 120  # most of them wait for their turn
+SWEPT_EVERY = 600.0  # s
 
 
 def theme() -> gr.themes.Base:
@@ -49,6 +63,8 @@ def serve(
     auth: Sequence[tuple[str, str]] | None = None,
     data_root: Path | None = None,
     max_upload: int = 200,
+    max_storage: float = 20,
+    max_tiles: int = 500,
     mcp: bool = False,
 ) -> gr.Blocks:
     """Serves the page and its endpoints for these models until interrupted.
@@ -57,14 +73,19 @@ def serve(
     free one from 7860. open_browser: None to open one where there is a display. With block=False it returns
     at once; the app has `local_url` and `close()`. auth: who may log in, as (user, password); None for the
     lines user:password of DIFFAD_AUTH, and no login without them. data_root: see `build_app`. max_upload: MB
-    a file. mcp: the endpoints are tools for language models too. Raises OSError when a given port is taken,
-    ValueError for malformed logins, and for `mcp` where it is not installed.
+    a file. max_storage: GB of uploads, results and batches together. max_tiles: of one inspection. mcp: the
+    endpoints are tools for language models too. Sets GRADIO_TEMP_DIR to a new folder in it. Raises OSError
+    when a given port is taken, ValueError for malformed logins, and for `mcp` where it is not installed.
     """
     if mcp:
         check_mcp()
     if auth is None:
         auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
-    app = build_app(inspectors, data_root)
+    storage = Storage(uploads_parent(), round(max_storage * GB))
+    atexit.register(storage.close)
+    os.environ["GRADIO_TEMP_DIR"] = str(storage.files)
+    app = build_app(inspectors, Turns(max_tiles), storage, data_root)
+    guard(app)
     if open_browser is None:
         open_browser = has_display()
     scripts = ((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
@@ -73,12 +94,16 @@ def serve(
         server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
         prevent_thread_lock=True, run_history=False, enable_monitoring=False, ssr_mode=False,
         footer_links=["api"], state_session_capacity=64, max_file_size=f"{max_upload}mb", theme=theme(),
+        max_threads=THREADS,
         css_paths=[HERE / f"{name}.css" for name in STYLES], favicon_path=HERE / "favicon.svg",
         head="".join(f"<script>{script}</script>" for script in scripts),
-        auth=list(auth) or None, mcp_server=mcp, show_error=True,
+        auth=Logins(auth) if auth else None, mcp_server=mcp, show_error=True,
         app_kwargs={
             "routes": [health(app, inspectors)],
-            "exception_handlers": {TypeError: misunderstood, KeyError: misunderstood},
+            "exception_handlers": {RequestValidationError: misunderstood},
+            "middleware": [Middleware(Gate, blocks=app, storage=storage)],
+            "lifespan": tidying(app, storage),
+            "openapi_url": None,  # FastAPI's; the endpoints are described in Gradio's
         },
         _frontend=False,  # Gradio would give up when a busy machine does not answer it within 3 s
     )
@@ -88,7 +113,38 @@ def serve(
     print(f"diffad: {app.local_url} (Ctrl+C ends it)", file=sys.stderr, flush=True)
     if block:
         app.block_thread()
+        app.close(verbose=False)
+        storage.close()  # at once, though a page that is still open may keep the server from ending
     return app
+
+
+def uploads_parent() -> Path:
+    """Where a server's folder belongs: in GRADIO_TEMP_DIR (not in another server's), else the system's."""
+    given = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).absolute()
+    above = [each.parent for each in (given, *given.parents) if each.name.startswith(PREFIX)]
+    return above[-1] if above else given
+
+
+def tidying(app: gr.Blocks, storage: Storage) -> Any:
+    """The server's lifespan: now and then what is old is removed, and everything at its end."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEPT_EVERY)
+            await anyio.to_thread.run_sync(storage.sweep)
+            for paths in app.temp_file_sets:  # Gradio would remember every file for ever
+                paths.clear()
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        task = asyncio.create_task(sweep())
+        try:
+            yield
+        finally:
+            task.cancel()
+            storage.close()
+
+    return lifespan
 
 
 def check_mcp() -> None:
@@ -114,11 +170,6 @@ def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
         })  # fmt: skip
 
     return Route("/health", answer)
-
-
-async def misunderstood(request: Any, error: Exception) -> JSONResponse:
-    """A call of no endpoint, or without what it needs, is the caller's mistake and not the server's."""
-    return JSONResponse({"detail": f"this call cannot be understood: {error}"}, 400)
 
 
 def logins(lines: str, source: str) -> list[tuple[str, str]]:

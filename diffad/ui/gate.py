@@ -1,0 +1,195 @@
+"""What stands before Gradio: who is let in, what may be asked for, and one sentence for all else.
+
+Gradio answers many a malformed call with its own exceptions, serves a file to everybody who knows its path,
+fetches addresses for callers, and tells strangers what only those who log in should know. So each request is
+looked at here first; what a call holds, in `calls.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import gradio as gr
+from fastapi import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse
+
+from diffad.data import DataError
+from diffad.ui import calls, logins
+from diffad.ui.calls import Refusal
+from diffad.ui.files import Storage
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+API = "/gradio_api/"
+# What the page, its scripts and programs ask for; nothing else that Gradio would answer is served.
+SERVED = re.compile(
+    r"/(health|login|logout|config|theme\.css|manifest\.json|favicon\.ico|pwa_icon|robots\.txt"
+    r"|(assets|static|svelte)/.+"
+    r"|gradio_api/(info|openapi\.json|theme\.css|startup-events|login_check|user|app_id|queue/status|queue/join"
+    r"|queue/data|cancel|reset|component_server|upload|upload_progress|mcp(/.*)?"
+    r"|(heartbeat|run|api|call)/.+|file[=/].+))?/?"
+)
+WITHOUT_LOGIN = {"/health", "/login", "/logout", "/favicon.ico", f"{API}startup-events"}
+LOGIN_PAGE = (Path(__file__).parent / "login.html").read_text(encoding="utf-8")
+MOST_JSON = 16  # MB in one call
+
+
+class Gate:
+    """ASGI middleware around Gradio's app. Without logins everybody is one person, whose every file is."""
+
+    def __init__(self, app: Any, blocks: gr.Blocks, storage: Storage) -> None:
+        self.app, self.blocks, self.storage = app, blocks, storage
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        logins.address.set(scope["client"][0] if scope.get("client") else "")
+        try:
+            await self._admit(Request(scope, receive), sending)
+            return
+        except Refusal as refusal:
+            status, said = refusal.status, refusal.sentence
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if not (begun and isinstance(error.__cause__, HTTPException)):  # else a stream whose call is over
+                traceback.print_exc()
+            status, said = 500, calls.FAILED
+        if begun:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await JSONResponse({"detail": said}, status)(scope, receive, send)
+
+    async def _admit(self, request: Request, send: Send) -> None:
+        scope, path = request.scope, request.scope["path"]
+        if not SERVED.fullmatch(path) or not path.isprintable():
+            raise Refusal(404, "There is nothing at this address.")
+        person = self._person(request)
+        if self.blocks.auth is not None and person is None and path.rstrip("/") not in WITHOUT_LOGIN:
+            if path != "/":
+                raise Refusal(401, "Log in first.")
+            await HTMLResponse(LOGIN_PAGE)(scope, request.receive, send)
+            return
+        route = path.removeprefix(API).rstrip("/") if path.startswith(API) else ""
+        receive = request.receive
+        if route.startswith("file"):
+            if self.storage.find(route[len("file=") :], person) is None:
+                raise Refusal(403, "This file is not yours, or no longer on the server.")
+        elif request.method == "GET":
+            self._check_awaited(route, request)
+        elif request.method == "POST" and route == "upload":
+            await self._upload(request, person, send)
+            return
+        elif request.method == "POST" and route:
+            receive = _again(await self._checked(request, route, person), receive)
+        await self.app(scope, receive, send)
+
+    def _person(self, request: Request) -> str | None:
+        """The login's name; None without one."""
+        app = request.scope["app"]
+        cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+        names = (app.tokens.get(request.cookies.get(cookie)) for cookie in cookies)
+        return next(filter(None, names), None)
+
+    def _check_awaited(self, route: str, request: Request) -> None:
+        """Refuses to wait for the answer to a call that nobody works on."""
+        queue = self.blocks._queue
+        if route == "queue/data":
+            known = request.query_params.get("session_hash", "") in queue.pending_messages_per_session
+        elif route.startswith("call/"):
+            number = route.rpartition("/")[2]
+            pending = list(queue.pending_event_ids_session.values())
+            known = number in queue.event_ids_to_events or any(number in numbers for numbers in pending)
+        else:
+            return
+        if not known:
+            raise Refusal(404, "There is no such call here, or it was answered already: call again.")
+
+    async def _checked(self, request: Request, route: str, person: str | None) -> bytes:
+        """The body of a call that fits, and names only files of that person."""
+        body = bytearray()
+        async for chunk in request.stream():
+            body.extend(chunk)
+            if len(body) > MOST_JSON * 2**20:
+                said = f"A call may have {MOST_JSON} MB: upload files first and give their paths."
+                raise Refusal(413, said)
+        if route.startswith("mcp"):  # has a form of its own, and calls here again
+            return bytes(body)
+        try:
+            sent = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refusal(400, "This call is not valid JSON.") from None
+        if not isinstance(sent, dict):
+            raise Refusal(400, "This call is not a JSON object.")
+        if "json" not in request.headers.get("content-type", ""):
+            raise Refusal(415, "Say that this call is JSON: send Content-Type: application/json.")
+        calls.check(self.blocks, route, sent)
+        return json.dumps(sent).encode() if calls.bring_in(sent, self.storage, person) else bytes(body)
+
+    async def _upload(self, request: Request, person: str | None, send: Send) -> None:
+        """Takes an upload for which there is room; its files are the person's."""
+        length = request.headers.get("content-length", "")
+        if not re.fullmatch(r"[0-9]{1,15}", length):
+            raise Refusal(411, "An upload has to say how long it is: send Content-Length.")
+        try:
+            await anyio.to_thread.run_sync(self.storage.make_room, int(length))
+        except DataError as error:
+            raise Refusal(507, calls.as_sentence(error)) from None
+        answer = bytearray()
+
+        async def reading(message: Message) -> None:
+            answer.extend(message.get("body", b""))
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            for path in _paths(answer) if last and person is not None else ():
+                self.storage.own(path, person)
+            await send(message)
+
+        try:
+            await self.app(request.scope, request.receive, reading)
+        except (ClientDisconnect, OSError):
+            raise
+        except Exception:
+            said = "This upload cannot be read: send multipart/form-data with the files under `files`."
+            raise Refusal(400, said) from None
+
+
+async def misunderstood(request: Any, error: Exception) -> JSONResponse:
+    """The answer to a request that FastAPI finds malformed."""
+    said = "This request cannot be understood: something in it is missing or of the wrong kind."
+    return JSONResponse({"detail": said}, 400)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Receives a body that was read already, and then what follows it."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receiving() -> Message:
+        return first.pop() if first else await receive()
+
+    return receiving
+
+
+def _paths(answer: bytes) -> list[str]:
+    """What an upload is answered with, if it was taken."""
+    try:
+        paths = json.loads(answer)
+    except ValueError:
+        return []
+    return [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []

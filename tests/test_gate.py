@@ -1,0 +1,510 @@
+"""What a server answers to malformed calls, strangers and people who try names, passwords and others' files:
+one sentence each, over a real server, with nothing of the server in it and no stack trace in its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from conftest import PATIENCE
+from gradio_client import Client, handle_file
+from PIL import Image
+from test_interfaces import DEFECTIVE, GOOD, MINUTE, call, file, served, upload
+
+from diffad.inspector import Inspector
+from diffad.ui import files, serve
+from diffad.ui.logins import FREE, LONGEST_WAIT, REMEMBERED, Logins, address
+from diffad.ui.turns import Unwanted
+
+JSON = {"Content-Type": "application/json"}
+API = "/gradio_api"
+TELLTALE = ("Traceback", "<class", "NoneType", "pydantic", "site-packages", "Error(", "TypeError", "KeyError",
+            "ValidationError", "FnIndex", "gradio cache", "/tmp", str(Path(__file__).parents[1]))  # fmt: skip
+PLAIN = "gradio.FileData"
+
+
+@pytest.fixture(scope="module")
+def app(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    app = serve(
+        {"parts": inspector}, "127.0.0.1", open_browser=False, block=False, max_tiles=4,
+        data_root=GOOD.parent,
+    )  # fmt: skip
+    yield app
+    app.close(verbose=False)
+    os.environ.pop("GRADIO_TEMP_DIR")
+    if before is not None:
+        os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@pytest.fixture(scope="module")
+def url(app: gr.Blocks) -> str:
+    return app.local_url.rstrip("/")
+
+
+@pytest.fixture(scope="module")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def good(http: httpx.Client) -> dict:
+    (path,) = upload(http, GOOD).json()
+    return file(path)
+
+
+@pytest.fixture(autouse=True)
+def log(capfd: pytest.CaptureFixture) -> Iterator[None]:
+    """No caller's mistake is worth a stack trace."""
+    yield
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+
+
+def is_a_sentence(answer: str) -> str:
+    """What was said, which tells nothing of the server."""
+    assert answer.strip()
+    found = [word for word in TELLTALE if word in answer.replace(PLAIN, "")]
+    assert not found, (found, answer)
+    return answer
+
+
+def asked(http: httpx.Client, name: str, body: dict) -> str:
+    """All that comes back of a call, whether it is refused at once or in its stream."""
+    posted = http.post(f"{API}/call/{name}", content=json.dumps(body), headers=JSON)
+    if posted.status_code != 200:
+        assert 400 <= posted.status_code < 500
+        return posted.text
+    return http.get(f"{API}/call/{name}/{posted.json()['event_id']}").text
+
+
+# -- malformed calls ---------------------------------------------------------------------------------------
+
+NONSENSE = ["x", -7, 1e300, float("nan"), True, ["x"], [{}], {"a": 1}, "\ud800\0", {"path": "x"},
+            [[[[[]]]]], file("/etc/passwd"), [file("../../etc/passwd")], file("http://127.0.0.1:9/a.png"),
+            {"url": "http://127.0.0.1:9/a.png", "meta": {"_type": PLAIN}},
+            {"url": "data:image/png;base64,AAAA", "meta": {"_type": PLAIN}}]  # fmt: skip
+# What is no nonsense after all: a name, a text or a whole number that may stand there.
+SENSE = {("reconstruct", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"): [-7],
+         ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7]}  # fmt: skip
+LABELS = {
+    "inspect": ["image", "category", "timesteps", "alpha", "seed", "draws", "threshold", "model"],
+    "batch": ["images", "category", "timesteps", "alpha", "seed", "draws", "threshold", "model"],
+    "reconstruct": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model"],
+    "categories": ["model"],
+}
+
+
+@pytest.mark.parametrize(("name", "label"), [(name, each) for name, all in LABELS.items() for each in all])
+def test_nonsense_in_any_input_is_answered_with_a_sentence(http, good, name, label):
+    usual = {"image": good, "images": [good], "steps": 1}
+    for value in NONSENSE:
+        if any(value is each for each in SENSE.get((name, label), ())):
+            continue
+        data = [value if each == label else usual.get(each) for each in LABELS[name]]
+        said = is_a_sentence(asked(http, name, {"data": data}))
+        if name == "batch" and "event: complete" in said:  # it says so for each picture
+            assert '"error"' in said
+        else:
+            assert "detail" in said or "event: error" in said, (value, said)
+
+
+def test_null_is_the_default_of_every_setting(http, good):
+    said = asked(http, "inspect", {"data": [good, *[None] * 7]})
+    assert "event: complete" in said and '"category": "gear"' in said
+    assert "Send a picture" in asked(http, "inspect", {"data": [None] * 8})
+    assert "Send pictures" in asked(http, "batch", {"data": [None] * 8})
+    assert "event: complete" in asked(http, "categories", {"data": [None]})
+
+
+BODIES = [
+    (b"", "not valid JSON"), (b"{", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
+    (b"\xff\xfe", "not valid JSON"), (b"[1]", "not a JSON object"), (b"null", "not a JSON object"),
+    (b"{}", ""), (b'{"data": 1}', ""), (b'{"data": null}', ""), (b'{"data": []}', "instead of"),
+    (b'{"data": [1, 2, 3, 4, 5, 6, 7, 8, 9]}', "instead of"), (b'{"data": {}, "session_hash": 7}', ""),
+    (b'{"data": [1' + b"0" * 5000 + b"]}", ""), (b"x" * (17 << 20), "16 MB"),
+]  # fmt: skip
+ROUTES = ["call/inspect", "call/v2/inspect", "run/inspect", "api/inspect", "queue/join", "run/predict",
+          "cancel", "reset", "component_server"]  # fmt: skip
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_body_that_is_no_call_is_answered_with_a_sentence(http, route):
+    for body, sentence in BODIES:
+        answer = http.post(f"{API}/{route}", content=body, headers=JSON)
+        assert 400 <= answer.status_code < 500, (body[:50], answer.text)
+        is_a_sentence(answer.json()["detail"])
+        if sentence and (sentence != "instead of" or route in ("call/inspect", "run/inspect", "api/inspect")):
+            assert sentence in answer.text
+
+
+@pytest.mark.parametrize(("route", "body", "sentence"), [
+    ("call/nothing", {"data": []}, "There is no endpoint 'nothing' here; there are: inspect, batch"),
+    ("call/answer", {"data": [None]}, "There is no endpoint 'answer'"),  # an event of the page
+    ("call/v2/nothing", {}, "There is no endpoint 'nothing'"),
+    ("call/v2/inspect", {}, "image is missing"),
+    ("call/v2/batch", {}, "images is missing"),
+    ("call/v2/inspect", {"image": None, "size": 3}, "'size' is not an input; there are: image, category"),
+    ("call/v2/inspect", {"image": "part.png"}, "image is a file: upload it"),
+    ("call/v2/batch", {"images": ["part.png"]}, "images are files: upload them"),
+    ("call/v2/inspect", {"image": file("/etc/passwd")}, "was not uploaded here"),
+    ("call/v2/inspect", {"image": file("https://example.org/a.png")}, "No address is fetched"),
+    ("call/v2/inspect", {"image": None, "timesteps": [file("https://example.org/a.png")]}, "No address"),
+    ("call/v2/inspect", {"image": None, "category": 3}, "category is a text"),
+    ("run/inspect", {"data": [None] * 8}, "join the queue"),
+    ("queue/join", {"data": [], "fn_index": 10**9, "session_hash": "a"}, "no such event"),
+    ("queue/join", {"data": [], "fn_index": "x", "session_hash": "a"}, "no such event"),
+    ("queue/join", {"data": [], "session_hash": "a"}, "no such event"),
+    ("run/predict", {"data": [], "fn_index": -1}, "no such event"),
+    ("component_server", {"data": 1, "component_id": 10**9, "session_hash": "a", "fn_name": "x"}, "nothing"),
+    ("component_server", {"data": 1, "component_id": [], "session_hash": "a", "fn_name": "x"}, "nothing"),
+])  # fmt: skip
+def test_a_call_of_nothing_or_with_the_wrong_inputs(http, route, body, sentence):
+    answer = http.post(f"{API}/{route}", json=body)
+    assert 400 <= answer.status_code < 500
+    assert sentence in is_a_sentence(answer.json()["detail"])
+
+
+def test_a_call_without_its_kind_is_told_so(http):
+    answer = http.post(f"{API}/call/inspect", content=b'{"data": [null]}')
+    assert answer.status_code == 415 and "Content-Type: application/json" in answer.text
+
+
+@pytest.mark.parametrize("path", [
+    "/nothing", f"{API}/nothing", "/openapi.json", "/docs", "/redoc", f"{API}/vibe-edit", "/pwa_icon/5000",
+    f"{API}/proxy=https://example.org", f"{API}/file=http://127.0.0.1:9/a", f"{API}/file=", f"{API}/file=%00",
+    f"{API}/file={'a' * 5000}", f"{API}/file=/etc/passwd", f"{API}/file/etc/passwd", f"{API}/call/inspect/no",
+    f"{API}/queue/data?session_hash=no", f"{API}/queue/data", f"{API}/upload_progress", "/static/..%2f..%2fx",
+    "/assets/%00", f"{API}/custom_component/a/b/c/d", f"{API}/deep_link?session_hash=a", "/monitoring/x",
+    f"{API}/stream/a/b/1/playlist.m3u8", "/config?deep_link=..%2f..",
+])  # fmt: skip
+def test_other_addresses(http, path):
+    answer = http.get(path)
+    assert 400 <= answer.status_code < 500 or path.startswith("/config")
+    if not path.startswith("/config"):
+        is_a_sentence(answer.text)
+
+
+@pytest.mark.parametrize(("sent", "status"), [
+    ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400),
+    ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}, 400),
+    ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 400),
+    ({"content": iter([b"x"])}, 411),
+    ({"data": {"files": "text"}, "files": {"other": ("a.png", b"x")}}, 400),
+    ({"files": {"files": ("../../a.png", b"x")}}, 200),
+    ({"files": {"files": ("a" * 400 + ".png", b"x")}}, 200),
+    ({"files": {"files": ("\0.png", b"x")}}, None),
+])  # fmt: skip
+def test_uploads_that_are_none(http, app, sent, status):
+    answer = http.post(f"{API}/upload", **sent)
+    assert status is None or answer.status_code == status
+    if answer.status_code != 200:
+        is_a_sentence(answer.text)
+    else:
+        for path in answer.json():
+            assert Path(path).is_file() and Path(path).is_relative_to(os.environ["GRADIO_TEMP_DIR"])
+
+
+EVENTS = ["x", -7, 1e300, float("nan"), [], {}, {"a": 1}, None]
+EVENT_DATA = ["x", 7, [], {"index": "x", "run": [], "sample": 3, "kind": [], "thresholds": "x"}]
+
+
+def test_nonsense_in_the_pages_events_is_answered_with_a_sentence(http, app, good):
+    """Every event, each input in turn; of those that a click starts work with, its data too."""
+    seen = set()
+    for number, fn in app.fns.items():
+        if fn.fn is None or fn.api_visibility == "public" or fn.name in ("repair", "answer") or fn.fn in seen:
+            continue
+        seen.add(fn.fn)
+        usual = [good if isinstance(each, gr.Image) else getattr(each, "value", None) for each in fn.inputs]
+        usual = [None if isinstance(each, gr.State) else value
+                 for each, value in zip(fn.inputs, usual, strict=True)]  # fmt: skip
+        tries = [(usual, data) for data in EVENT_DATA]
+        for place in range(len(usual)):
+            tries += [([*usual[:place], value, *usual[place + 1 :]], None) for value in EVENTS]
+        for data, event_data in tries:
+            body = {"data": data, "fn_index": number, "session_hash": "one", "event_data": event_data}
+            route = "queue/join" if fn.queue else "run/predict"
+            answer = http.post(f"{API}/{route}", content=json.dumps(body), headers=JSON)
+            said = answer.text
+            if fn.queue and answer.status_code == 200:
+                said = http.get(f"{API}/queue/data", params={"session_hash": "one"}).text
+            if "log says why" in said:
+                pytest.fail(f"{fn.name} {data} {event_data}: {said}")
+            if answer.status_code >= 400 or '"success":false' in said:
+                is_a_sentence(said)
+
+
+def test_nonsense_asked_of_the_batch_is_answered(http, app):
+    (board,) = (each for each in app.blocks.values() if hasattr(each, "news"))
+    for name in ("news", "cancel", "regions"):
+        for data in (None, "x", 7, [], {}, {"run": []}, {"run": "x", "have": "y"}):
+            body = {"data": data, "component_id": board._id, "session_hash": "one", "fn_name": name}
+            answer = http.post(f"{API}/component_server", json=body)
+            assert answer.status_code == 200 and answer.json() is None
+
+
+def test_a_file_named_by_its_address_here_is_taken_and_nothing_is_fetched(http, url, good):
+    event, (result, picture) = call(http, "inspect", image=file(f"{url}{API}/file={good['path']}"))
+    assert event == "complete" and result["category"] == "gear"
+    event, _ = call(http, "inspect", image=file(picture["url"]))  # a result goes in again
+    assert event == "complete"
+
+
+# -- turns, progress, limits -------------------------------------------------------------------------------
+
+
+def test_much_work_does_not_hold_up_a_small_picture_and_ends_when_nobody_waits(
+    app, url, http, good, monkeypatch
+):
+    ended = []
+    monkeypatch.setattr(Unwanted, "__init__", lambda self: ended.append(self))
+    client = Client(url, verbose=False)
+    cancelled = client.submit([handle_file(GOOD)] * 200, api_name="/batch")
+    posted = http.post(f"{API}/call/v2/batch", json={"images": [good] * 200})
+    with http.stream("GET", f"{API}/call/v2/batch/{posted.json()['event_id']}"):
+        result, _ = client.predict(handle_file(GOOD), api_name="/inspect")
+        assert result["category"] == "gear" and not cancelled.done()
+        cancelled.cancel()
+    deadline = time.time() + MINUTE  # and the other one has closed its stream
+    while (len(ended) < 2 or app._queue.get_active_worker_count()) and time.time() < deadline:
+        time.sleep(0.05)
+    assert len(ended) == 2
+    assert http.get("/health").json()["queue"] == {"waiting": 0, "running": 0}
+
+
+def test_progress_comes_over_plain_http_and_through_the_client(http, url, good):
+    data = [[good] * 2, None, None, None, None, None, None, None]
+    body = {"data": data, "session_hash": "progress"}
+    assert http.post(f"{API}/call/batch", json=body).status_code == 200
+    told = http.get(f"{API}/queue/data", params={"session_hash": "progress"}).text
+    messages = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line]
+    steps = [each["progress_data"][0] for each in messages if each["msg"] == "progress"]
+    assert steps and all(step["length"] == 2 and step["unit"] == "pictures" for step in steps)
+    assert messages[-2]["msg"] == "process_completed" and len(messages[-2]["output"]["data"][0]) == 2
+    job = Client(url, verbose=False).submit([handle_file(GOOD)] * 2, api_name="/batch")
+    seen = []
+    while not job.done():
+        seen += job.status().progress_data or []
+        time.sleep(0.01)
+    assert {unit.unit for unit in seen} == {"pictures"}
+
+
+def test_an_inspection_of_too_many_tiles_is_refused(http, app, tmp_path):
+    surface = np.tile(np.asarray(Image.open(DEFECTIVE).convert("RGB")), (5, 5, 1))
+    Image.fromarray(surface).save(tmp_path / "surface.png")
+    (path,) = upload(http, tmp_path / "surface.png").json()
+    (number,) = (number for number, fn in app.fns.items() if fn.name == "ask_uploaded")
+    inputs = app.fns[number].inputs
+    values = [getattr(each, "value", None) for each in inputs]
+    values[:3] = [None, 1, file(path)]
+    values[-1] = "256"
+    answering = next(index for index, fn in app.fns.items() if fn.name == "answer")
+    for index, data in ((number, values), (answering, [None])):
+        body = {"data": data, "fn_index": index, "session_hash": "tiles"}
+        if app.fns[index].queue:
+            assert http.post(f"{API}/queue/join", json=body).status_code == 200
+            told = http.get(f"{API}/queue/data", params={"session_hash": "tiles"}).text
+        else:
+            assert http.post(f"{API}/run/predict", json=body).status_code == 200
+    assert "a picture of 1280 × 1280 px needs 49 tiles of 256 px, and no more than 4 are taken here" in told
+
+
+# -- logins ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(ahead=0.0)
+    now = time.time()
+    monkeypatch.setattr(files, "clock", lambda: now + clock.ahead)
+    return clock
+
+
+def login(url: str, user: str, password: str) -> httpx.Response:
+    sent = {"username": user, "password": password}
+    return httpx.post(f"{url}/login", data=sent, trust_env=False, timeout=MINUTE)
+
+
+def test_wrong_logins_wait_longer_and_longer(inspector: Inspector, tmp_path: Path, clock):
+    with served(inspector, tmp_path, auth=[("anna", "right"), ("bob", "good")]) as url:
+        answers = [login(url, "anna", "wrong") for _ in range(50)]
+        assert [each.status_code for each in answers[:3]] == [400] * 3
+        assert {each.status_code for each in answers[3:]} == {429}
+        assert "wait 1 s" in answers[3].json()["detail"] and answers[3].headers["retry-after"] == "1"
+        assert login(url, "anna", "right").status_code == 429  # not even then
+        assert login(url, "bob", "good").status_code == 200  # others are not kept out
+        for seconds in (1, 2, 4, 8):
+            clock.ahead += seconds + 0.01
+            assert login(url, "anna", "wrong").status_code == 400
+            assert f"wait {2 * seconds} s" in login(url, "anna", "wrong").text
+        clock.ahead += 16.01
+        assert login(url, "anna", "right").status_code == 200
+        assert login(url, "anna", "wrong").status_code == 400  # and counts from the beginning
+
+
+def test_logins_of_one_address_wait_and_memory_is_bounded(clock):
+    logins = Logins([("anna", "right")])
+    address.set("192.0.2.1")
+    for number in range(FREE["address"]):
+        assert not logins(f"nobody {number}", "wrong")
+    with pytest.raises(Exception, match="wait 1 s") as refusal:
+        logins("anna", "right")
+    assert refusal.value.status_code == 429
+    address.set("192.0.2.2")
+    assert logins("anna", "right")
+    for number in range(2 * REMEMBERED):
+        address.set(str(number))
+        logins(str(number), "wrong")
+    assert len(logins._wrong) == REMEMBERED
+    for _ in range(20):
+        clock.ahead += LONGEST_WAIT
+        assert not logins("anna", "wrong")  # never longer than that
+
+
+@pytest.fixture(scope="module")
+def guarded(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    accounts = [("anna", "right"), ("bob", "good")]
+    with served(inspector, tmp_path_factory.mktemp("guarded"), auth=accounts) as address:
+        yield address
+
+
+def person(url: str, user: str, password: str) -> httpx.Client:
+    client = httpx.Client(base_url=url, timeout=MINUTE, trust_env=False)
+    assert client.post("/login", data={"username": user, "password": password}).status_code == 200
+    return client
+
+
+def test_strangers_see_the_login_page_and_health_alone(app, guarded):
+    with httpx.Client(base_url=guarded, trust_env=False) as stranger:
+        page = stranger.get("/")
+        assert page.status_code == 200 and "Log in" in page.text
+        assert "gradio" not in page.text and "inspect" not in page.text.lower()
+        for path in ("/health", "/favicon.ico"):
+            assert stranger.get(path).status_code == 200
+        routes = {route.path for route in app.app.routes if hasattr(route, "path")}
+        routes |= {f"{API}/{name}" for name in (
+            "info", "openapi.json", "config", "heartbeat/a", "queue/status", "mcp/", "user", "app_id",
+            "token", "file=/etc/passwd", "call/inspect/a", "theme.css",
+        )}  # fmt: skip
+        routes |= {"/openapi.json", "/docs", "/redoc", "/config", "/theme.css", "/manifest.json", "/assets/x"}
+        open_to_all = {"/", "/health", "/favicon.ico", "/login", "/login/", "/logout", "/logout/"}
+        for path in sorted(routes - open_to_all):
+            answer = stranger.get(path.replace("{", "").replace("}", ""))
+            assert answer.status_code in (401, 404), path
+            assert set(answer.json()) == {"detail"}
+        for route in (*ROUTES, "upload", "call/categories"):
+            assert stranger.post(f"{API}/{route}", json={"data": [None]}).status_code == 401
+
+
+def test_a_file_belongs_to_who_uploaded_or_made_it(guarded):
+    anna, bob = person(guarded, "anna", "right"), person(guarded, "bob", "good")
+    (path,) = upload(anna, GOOD).json()
+    event, (result, picture) = call(anna, "inspect", image=file(path))
+    assert event == "complete" and result["category"] == "gear"
+    for mine in (path, picture["path"]):
+        assert anna.get(f"{API}/file={mine}").status_code == 200
+        for way in (f"{API}/file={mine}", f"{API}/file/{mine}", f"{API}/file={mine}?x=1"):
+            refused = bob.get(way)
+            assert refused.status_code == 403 and "not yours" in refused.text and mine not in refused.text
+        assert httpx.get(f"{guarded}{API}/file={mine}", trust_env=False).status_code == 401
+        for body in ({"image": file(mine)}, {"image": file(f"{guarded}{API}/file={mine}")},
+                     {"image": None, "timesteps": {"deep": [file(mine)]}}):  # fmt: skip
+            named = bob.post(f"{API}/call/v2/inspect", json=body)
+            assert named.status_code == 400 and "not uploaded here" in named.text
+        event_of_the_page = {"data": [[file(mine)]], "fn_index": 0, "session_hash": "b"}
+        assert bob.post(f"{API}/queue/join", json=event_of_the_page).status_code == 400
+    assert bob.get(f"{API}/call/inspect/unknown").status_code == 404
+    (same,) = upload(bob, GOOD).json()  # who has the same picture has it
+    assert same == path
+    assert bob.get(f"{API}/file={path}").status_code == 200
+
+
+def test_the_login_page_says_how_long_to_wait(browser, inspector: Inspector, tmp_path: Path):
+    from playwright.sync_api import expect
+
+    with served(inspector, tmp_path, auth=[("anna", "right")]) as url:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        page.get_by_label("User").fill("anna")
+        said = page.get_by_role("alert")
+        for _ in range(8):
+            page.get_by_label("Password").fill("wrong")
+            page.get_by_role("button", name="Log in").click()
+            expect(said).not_to_be_empty()
+            if "try again" in said.inner_text():
+                break
+            expect(said).to_have_text("Incorrect credentials.")
+        seconds = int(re.fullmatch(r"There .* wait (\d+) s, then try again\.", said.inner_text())[1])
+        page.wait_for_timeout(1000 * seconds)
+        page.get_by_label("Password").fill("right")
+        page.get_by_role("button", name="Log in").click()
+        page.locator("#samples button").first.click()
+        page.locator("#verdict .verdict-slot[data-score]").wait_for()
+        image = page.locator("#picture img")
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 256
+        page.close()
+
+
+# -- storage -----------------------------------------------------------------------------------------------
+
+
+def test_an_upload_without_room_is_refused_and_what_is_old_goes_by_itself(
+    inspector: Inspector, tmp_path: Path, clock, monkeypatch
+):
+    monkeypatch.setattr("diffad.ui.server.SWEPT_EVERY", 0.05)
+    with served(inspector, tmp_path, max_storage=0.001) as url, httpx.Client(
+        base_url=url, timeout=MINUTE, trust_env=False
+    ) as http:
+        (path,) = upload(http, GOOD).json()
+        big = tmp_path / "big.png"
+        big.write_bytes(b"0" * 2_000_000)
+        refused = upload(http, big)
+        assert refused.status_code == 507
+        assert "The 0.001 GB that this server has for pictures are taken: wait" in refused.text
+        assert Path(path).exists()
+        clock.ahead = files.KEPT + 60
+        deadline = time.time() + 20
+        while Path(path).exists() and time.time() < deadline:
+            time.sleep(0.02)
+        assert not Path(path).exists()
+        gone = http.post(f"{API}/call/v2/inspect", json={"image": file(path)})
+        assert gone.status_code == 400 and "no longer here: upload it first" in gone.text
+
+
+def test_a_server_that_is_ended_while_a_page_is_open_leaves_nothing(bundled_model: Path, tmp_path: Path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "diffad", "serve", "--checkpoint", bundled_model, "--port", str(port)]
+    quiet = {"GRADIO_TEMP_DIR": str(tmp_path), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    server = subprocess.Popen(command, env=os.environ | quiet, cwd=GOOD.parents[2], stderr=subprocess.PIPE)
+    try:
+        assert b"Ctrl+C ends it" in server.stderr.readline()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=MINUTE, trust_env=False) as http:
+            upload(http, GOOD)
+            with http.stream("GET", f"{API}/heartbeat/a") as page:
+                next(page.iter_bytes())
+                assert [each for each in tmp_path.rglob("*") if each.is_file()]
+                server.terminate()
+                server.wait(30)
+        assert not list(tmp_path.glob("diffad-server-*"))
+        assert "Traceback" not in server.stderr.read().decode()
+    finally:
+        server.kill()
