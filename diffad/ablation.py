@@ -25,6 +25,7 @@ from diffad.data import (
     mask_inside,
     read_image,
 )
+from diffad.depth import read_in_words
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
 from diffad.metrics import aupro, auroc, pixel_auroc
@@ -145,7 +146,8 @@ def ablate(
             }
             for name, group in groups.items()
         },
-        "notes": _notes(training, experts),
+        "notes": _notes(training, experts)
+        + [f"{name}: {read_in_words(bits[name], most)}" for name, most in found.items() if most is not None],
         "tables": [_results(table, measured) for table in tables],
     }
 

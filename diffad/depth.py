@@ -27,6 +27,12 @@ def white(bits: int) -> int:
     return (1 << bits) - 1
 
 
+def read_in_words(bits: int, highest: int) -> str:
+    """How a set of pictures was read. highest: the bits that its highest value needs."""
+    beyond = f", those with higher values as up to {highest}" if highest > bits else ""
+    return f"Pictures of more than 8 bits were read as {bits} bits{beyond}."
+
+
 def to_8_bits(values: np.ndarray, top: float) -> np.ndarray:
     """Values from 0 to `top`, which is white, as uint8."""
     scaled = np.empty(values.shape, np.uint8)

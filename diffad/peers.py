@@ -35,6 +35,7 @@ from diffad.data import (
     to_square,
     to_uint8,
 )
+from diffad.depth import read_in_words
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
@@ -149,6 +150,8 @@ def compare(
             if fitted.note:
                 notes.append(f"{category}: {fitted.note}")
             del fitted, scored
+        if found[category] is not None:
+            notes.append(f"{category}: {read_in_words(bits, found[category])}")
         defective = sum(bool(sample.is_anomalous) for sample in group)
         pictures[category] = {
             "train": len(squares), "good": len(group) - defective, "defective": defective
