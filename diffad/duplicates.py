@@ -38,12 +38,14 @@ def thumbnail(image: np.ndarray, size: int = 4 * SIDE) -> np.ndarray:
     return thumbnails(to_uint8(to_square(image, size)[0])[None])[0]
 
 
-def thumbnails_of(paths: Sequence[Path], size: int = 4 * SIDE) -> tuple[list[Path], np.ndarray]:
-    """The files that can be read, and their thumbnails [n, SIDE, SIDE]."""
+def thumbnails_of(
+    paths: Sequence[Path], size: int = 4 * SIDE, bits: int | None = None
+) -> tuple[list[Path], np.ndarray]:
+    """The files that can be read (bits: see `read_image`), and their thumbnails [n, SIDE, SIDE]."""
 
     def look(path: Path) -> np.ndarray | None:
         try:
-            return thumbnail(read_image(path), size)
+            return thumbnail(read_image(path, bits), size)
         except DataError:
             return None
 

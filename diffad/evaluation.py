@@ -487,7 +487,7 @@ def _over_seeds(runs: Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]) ->
 
 def bits_to_read(inspector: Any, profile: str | None, found: int | None) -> int | None:
     """How many bits pictures have that are judged with a profile (None: the recognised category's).
-    found: by their own values, None if all are 8-bit files (`data.check_readable`).
+    found: by their own values, None if all are 8-bit files (`labels.look_over`).
     """
     return None if found is None else inspector.bits(profile, found)
 

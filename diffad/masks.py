@@ -29,15 +29,11 @@ from diffad.data import (
     read_upright,
     short,
 )
+from diffad.depth import turned
 
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that ring around edges
 _KINDS = 32  # at most so many kinds of defects have a number or a colour of their own in one mask
 _CORNER = 0.01  # share of the border that must be black for black to be the background there
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip - EXIF orientation: what turns the stored picture upright
 _CLEARLY = 2  # times the edges under every mask's outline: so it was meant to be turned
 _OFTEN = 2  # standard deviations that many masks together must be from telling nothing: likewise
 _SAID = {
@@ -71,7 +67,7 @@ def mask_of(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
     if sample.mask is None:
         return np.zeros(shape[:2], bool)
     mask, _ = _read(sample.mask)
-    mask = _turned(mask, sample, shape)
+    mask = _as_its_picture(mask, sample, shape)
     check_mask_fits(mask, shape, sample.mask)
     return ~mask if "invert" in sample.mask_needs else mask
 
@@ -188,20 +184,13 @@ def _defect(distance: np.ndarray, top: float, lossy: bool) -> np.ndarray:
     return mask
 
 
-def _turned(mask: np.ndarray, sample: Sample, shape: tuple[int, int]) -> np.ndarray:
+def _as_its_picture(mask: np.ndarray, sample: Sample, shape: tuple[int, int]) -> np.ndarray:
     """The mask turned like its picture where only so it can fit, or where `settled` found so."""
     fits = mask.shape == tuple(shape[:2])
     if (fits and "turn" not in sample.mask_needs) or orientation(sample.mask) != 1:
         return mask
-    turn = orientation(sample.image)
-    turned = _turn(mask, turn)
-    return turned if turned.shape == tuple(shape[:2]) else mask
-
-
-def _turn(mask: np.ndarray, turn: int) -> np.ndarray:
-    if turn not in _TURNS:
-        return mask
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).transpose(_TURNS[turn])) > 0
+    other = turned(mask, orientation(sample.image))
+    return other if other.shape == tuple(shape[:2]) else mask
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -265,12 +254,12 @@ def _look(sample: Sample) -> _Look | None:
         turn = orientation(sample.image)
         if turn == 1 or orientation(sample.mask) != 1 or not mask.any():
             return _Look(inverted, share, None)
-        image, turned = read_image(sample.image), _turn(mask, turn)
+        image, other = read_image(sample.image), turned(mask, turn)
     except DataError:
         return None
-    if not image.shape[:2] == mask.shape == turned.shape or (turned == mask).all():
+    if not image.shape[:2] == mask.shape == other.shape or (other == mask).all():
         return _Look(inverted, share, None)
-    return _Look(inverted, share, math.log(_edges(image, turned) / _edges(image, mask)))
+    return _Look(inverted, share, math.log(_edges(image, other) / _edges(image, mask)))
 
 
 def _edges(image: np.ndarray, mask: np.ndarray) -> float:

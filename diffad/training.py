@@ -144,10 +144,10 @@ def train(
     `resume=True` goes on. start_from: checkpoint whose network and feature standardisation are the start; its
     profiles are kept only if the network does not change (0 steps). progress: called with {step, seconds,
     eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
-    about the pictures before anything is learned: which are left out, and how many bits those of a category
-    have. Under torchrun every process trains and the first one writes.
-    Of pictures that repeat each other one is taken; that, and test pictures beside the training pictures that
-    are among them, is said in the log and in the profile's rehearsal ("duplicates").
+    about the pictures before anything is learned: which are left out, how many bits those of a category have,
+    which repeat each other (one of them is taken) and which test pictures beside them are among them; the
+    last two are in the profile's rehearsal, too ("duplicates"). Under torchrun every process trains and the
+    first one writes.
     Raises DataError, CheckpointError, OutputError.
     """
     out = Path(out)
@@ -170,13 +170,12 @@ def train(
     paths, bits = _readable(normal_paths(sources), skip_unreadable, tell)
     pictures, inside, uprights, different = load_normal(paths, config.unet.size, bits)
     paths = {name: each.paths for name, each in different.items()}
-    repeated = _repeated(different, sources, config.unet.size)
+    repeated = _repeated(different, sources, config.unet.size, bits)
+    for name, sentences in repeated.items():
+        tell(f"{name}: {' '.join(sentences)}")
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
     split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
     run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
-    if run.rank == 0:
-        for name, sentences in repeated.items():
-            log.warning("%s: %s", name, " ".join(sentences))
 
     if config.steps != 0:
         pool = _Pool(run, [used for used, _ in split.values()])
@@ -403,7 +402,8 @@ def load_normal(
 
 
 def _repeated(
-    different: Mapping[str, Different], sources: Sequence[str | Path], size: int
+    different: Mapping[str, Different], sources: Sequence[str | Path], size: int,
+    bits: Mapping[str, int | None],
 ) -> dict[str, list[str]]:
     """Sentences by category about pictures that repeat each other, and about test pictures beside them that
     are among the training pictures.
@@ -420,7 +420,8 @@ def _repeated(
                 f"{count} of {given} training pictures show what another one shows, and were left out: "
                 f"{pairs_in_words(each.copies)}."
             )
-        paths, looks = thumbnails_of([sample.image for sample in test if sample.category == name], size)
+        beside = [sample.image for sample in test if sample.category == name]
+        paths, looks = thumbnails_of(beside, size, bits[name])
         first = first_alike(looks, each.looks)
         if both := [(path, each.paths[number]) for path, number in zip(paths, first) if number >= 0]:
             found.setdefault(name, []).append(

@@ -193,18 +193,20 @@ def test_only_normal_training_pictures_are_read(parts):
 def photos(folder, seeds, kind="png"):
     folder.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds):
-        picture = Image.fromarray(make_part(CATEGORIES[0], seed, size=64).image)
+        picture = Image.fromarray(make_part(CATEGORIES[0], seed).image)
         picture.save(folder / f"{number:02}.{kind}", **({"quality": 85} if kind == "jpg" else {}))
     return folder
 
 
-def test_copies_are_trained_on_once_and_named(trained, tmp_path, caplog):
+def test_copies_are_trained_on_once_and_named(trained, tmp_path):
     source = photos(tmp_path / "gear", [0] * 30 + list(range(1, 11)))
-    out = train(config(steps=0), [source], tmp_path / "m.safetensors", start_from=trained)
+    told = []
+    out = train(config(steps=0), [source], tmp_path / "m.safetensors", start_from=trained, tell=told.append)
     model = checkpoints.load(out)
     assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].rehearsal["good"] == 11
     said = "29 of 40 training pictures show what another one shows, and were left out: "
-    assert said in caplog.text and "gear/01.png" in caplog.text and "and 19 more" in caplog.text
+    assert len(told) == 1 and told[0].startswith(f"gear: {said}") and "gear/01.png" in told[0]
+    assert "and 19 more" in told[0]
     words = in_words("gear", model.profiles["gear"].rehearsal)
     assert said in words and "With 11 good pictures take the threshold as a guess" in words
 
@@ -216,12 +218,13 @@ def test_too_few_different_pictures_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path, caplog):
+def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path):
     photos(tmp_path / "gear" / "train" / "OK", range(9))
     photos(tmp_path / "gear" / "test" / "OK", [20, 3, 4], "jpg")
-    out = train(config(steps=0), [tmp_path / "gear"], tmp_path / "m.safetensors", start_from=trained)
+    told, out = [], tmp_path / "m.safetensors"
+    train(config(steps=0), [tmp_path / "gear"], out, start_from=trained, tell=told.append)
     said = "2 of 3 test pictures are also among the training pictures, so that measuring on them flatters: "
-    assert f"{said}test/OK/01.jpg = train/OK/03.png" in caplog.text
+    assert f"{said}test/OK/01.jpg = train/OK/03.png" in told[0]
     assert said in in_words("gear", checkpoints.load(out).profiles["gear"].rehearsal)
 
 
