@@ -259,6 +259,17 @@ def test_nonsense_asked_of_the_batch_is_answered(http, app):
             assert answer.status_code == 200 and answer.json() is None
 
 
+def test_one_picture_is_a_batch_too(http, good):
+    event, ((result,),) = call(http, "batch", images=good)
+    assert event == "complete" and result["category"] == "gear"
+
+
+def test_the_examples_name_nothing_elsewhere(http):
+    endpoints = http.get(f"{API}/info").json()["named_endpoints"]
+    assert "handle_file('part.png')" in endpoints["/inspect"]["code_snippets"]["python"]
+    assert "github" not in json.dumps(endpoints)
+
+
 def test_a_file_named_by_its_address_here_is_taken_and_nothing_is_fetched(http, url, good):
     event, (result, picture) = call(http, "inspect", image=file(f"{url}{API}/file={good['path']}"))
     assert event == "complete" and result["category"] == "gear"
