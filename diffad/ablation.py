@@ -23,7 +23,7 @@ from diffad.data import (
     labelled,
     read_image,
 )
-from diffad.depth import most
+from diffad.depth import most, read_in_words
 from diffad.devices import sharing
 from diffad.diffusion import Prediction
 from diffad.inspector import Inspector
@@ -108,7 +108,8 @@ def ablate(
     groups, doubts, found = look_over(groups, [sample for sample in samples if sample.split == "train"])
     training = {name: _training_pictures(samples, name, seed) for name in groups}
     learned = check_readable(training)
-    bits = {name: inspector.bits(name, most(found[name], learned[name])) for name in groups}
+    found = {name: most(found[name], learned[name]) for name in groups}
+    bits = {name: inspector.bits(name, found[name]) for name in groups}
     scores = _pixel_scores(inspector) if any(training.values()) else {}
     tables = _tables(inspector, scores, any(experts.values()))
     settings = {_key(setting): setting for table in tables for setting in table.settings}
@@ -152,6 +153,7 @@ def ablate(
         "folders": {name: folders_in_words(group) for name, group in groups.items()},
         "notes": [
             *_notes(training, experts),
+            *(f"{name}: {read_in_words(bits[name], seen)}" for name, seen in found.items() if seen),
             *(f"{name}: {note}" for name, notes in doubts.items() for note in notes),
         ],
         "tables": [_results(table, measured) for table in tables],

@@ -27,6 +27,7 @@ from diffad.commands import (
     reconstruct,
     samples,
     serve,
+    stress,
     train,
 )
 from diffad.console import leave_stdout, say
@@ -296,6 +297,13 @@ The peers are anomalib's models on the same backbone with the same weights (pip 
         option("--minutes-each", "M", real(0.001, 10_000), "longest training of a peer that is trained", 5.0),
         option("--limit", "N", whole(1, 10**6), "take at most N good and N defective pictures a category"),
         seed, option("--out", "DIR", _path, "write comparison.md and comparison.json there"), as_json)
+
+    own = command(stress, "measure whether verdicts survive what a factory does to its pictures", """
+DATA: as for evaluate. Good and defective pictures are judged as they are and changed: darker, brighter, lit
+unevenly, tinted, with noise, blurred, sharpened, compressed, moved, turned.""")
+    add(own, data, *model, alpha, timesteps, seed,
+        option("--limit", "N", whole(1, 10**6), "take at most N good and N defective pictures a category", 8),
+        option("--out", "DIR", _path, "write stress.md, stress.json and stress.png there"), as_json)
 
     own = command(benchmark, "measure how fast a model is on this machine")
     add(own, *model, option("--picture", "FILE", _path, "the picture to use (default: a synthetic part)"),

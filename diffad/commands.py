@@ -305,6 +305,25 @@ def compare(arguments: argparse.Namespace) -> int:
     return FINISHED
 
 
+def stress(arguments: argparse.Namespace) -> int:
+    from diffad.evaluation import markdown
+    from diffad.stress import stress, stress_plot, stress_table
+
+    out, samples = _labelled_folders(arguments)
+    inspector = _load_inspector(arguments)
+    with document(arguments.json) as put:
+        with counter("judging changed pictures") as progress:
+            result = stress(inspector, samples, arguments.limit, arguments.seed, progress,
+                            alpha=arguments.alpha, timesteps=arguments.timesteps)
+        report = markdown(stress_table(result))
+        put(result, report)
+        if out:
+            write(out / "stress.json", f"{json_text(result)}\n".encode())
+            write(out / "stress.md", _utf8(f"{report}\n"))
+            stress_plot(result, out / "stress.png")
+    return FINISHED
+
+
 def benchmark(arguments: argparse.Namespace) -> int:
     import torch
 

@@ -237,12 +237,22 @@ def _has_deep_colours(picture: Image.Image) -> bool:
 
 
 def _file_of(picture: Image.Image) -> bytes:
-    """What it is read from, whose place is kept."""
+    """What it is read from, whose place is kept; nothing if that is closed by now, as loading will say."""
+    if picture.fp is None or picture.fp.closed:
+        return b""
     place = picture.fp.tell()
     picture.fp.seek(0)
     file = picture.fp.read()
     picture.fp.seek(place)
     return file
+
+
+def _check_planes(picture: Image.Image, name: str) -> None:
+    """Pillow and OpenCV both mistake deep colours for others where a TIFF stores one after the other."""
+    tags = getattr(picture, "tag_v2", {})
+    depth = tags.get(ExifTags.Base.BitsPerSample, 8)
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and isinstance(depth, tuple) and max(depth) > 8:
+        raise DataError(f"{name} has {max(depth)}-bit colours in separate planes: save it as PNG")
 
 
 def _white_of(picture: Image.Image) -> int | None:
@@ -259,12 +269,15 @@ def _white_of(picture: Image.Image) -> int | None:
 
 def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
     _check_size(picture.height, picture.width, name)
+    _check_planes(picture, name)
     top, file = _white_of(picture), _file_of(picture) if _has_deep_colours(picture) else b""
     _load(picture, name)
     if file and (colours := deep_colours(file)) is not None:
         if picture.format != "TIFF":
             colours = turned(colours, _orientation(picture))
         return Decoded(np.ascontiguousarray(colours))
+    if file and max(high for _, high in picture.getextrema()) < 64:  # in the high bytes: 14 bits at most
+        raise DataError(f"{name} has 16-bit colours of a kind that cannot be read in full: save it as PNG")
     upright = _upright(picture)
     mode = upright.mode
     if mode == "F" or mode == "I" or mode.startswith("I;16"):

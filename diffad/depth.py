@@ -13,6 +13,7 @@ import numpy as np
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have
 _DRAWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a PNG's chunks that make its pixels
+_ROWS = 256  # converted at once: all would take four times the memory
 _WARNS_OF_NOTHING = cv2.utils.logging.LOG_LEVEL_SILENT
 
 
@@ -31,11 +32,19 @@ def white(bits: int) -> int:
     return (1 << bits) - 1
 
 
+def read_in_words(bits: int, highest: int) -> str:
+    """How a set of pictures was read. highest: the bits that its highest value needs."""
+    beyond = f", those with higher values as up to {highest}" if highest > bits else ""
+    return f"Pictures of more than 8 bits were read as {bits} bits{beyond}."
+
+
 def to_8_bits(values: np.ndarray, top: float) -> np.ndarray:
     """Values from 0 to `top`, which is white, as uint8."""
-    scaled = values.astype(np.float32)
-    scaled *= np.float32(255 / top)
-    return np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _ROWS):
+        some = values[row : row + _ROWS].astype(np.float32) * np.float32(255 / top)
+        scaled[row : row + _ROWS] = np.rint(some).clip(0, 255)
+    return scaled
 
 
 def deep_colours(file: bytes) -> np.ndarray | None:
@@ -66,11 +75,11 @@ def turned(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _plain(file: bytes) -> bytes:
-    """A PNG without what is no pixel (about colour profiles libpng writes to standard error); others as they
-    are.
+    """A PNG without what is no pixel (about colour profiles libpng writes to standard error); others with a
+    line's end, which OpenCV wants after the last number of a picture in plain text.
     """
     if not file.startswith(b"\x89PNG\r\n\x1a\n"):
-        return file
+        return file + b"\n"
     kept, place = [file[:8]], 8
     while place + 12 <= len(file):
         length, kind = struct.unpack_from(">I4s", file, place)

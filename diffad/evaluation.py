@@ -27,6 +27,7 @@ from diffad.data import (
     mask_to_square,
     read_image,
 )
+from diffad.depth import read_in_words
 from diffad.inspection import checked_timesteps
 from diffad.labels import folders_in_words, look_over
 from diffad.masks import check_readable, mask_inside, mask_of, settled
@@ -146,8 +147,8 @@ def evaluate(
             if len(runs) == 1:
                 pictures = list(map(_told, scored))
                 notes = _notes(inspector, name, profile, scored)
-                if bits is not None:
-                    notes.append(_bits_in_words(bits, found[name]))
+                if found[name] is not None:
+                    notes.append(read_in_words(bits, found[name]))
             del scored  # the maps
         result[name] = _over_seeds(runs) | {
             "setting": {"model": getattr(inspector, "name", ""), "profile": profile or "recognised",
@@ -489,11 +490,6 @@ def bits_to_read(inspector: Any, profile: str | None, found: int | None) -> int 
     found: by their own values, None if all are 8-bit files (`labels.look_over`).
     """
     return None if found is None else inspector.bits(profile, found)
-
-
-def _bits_in_words(bits: int, highest: int) -> str:
-    beyond = f", those with higher values as up to {highest}" if highest > bits else ""
-    return f"Pictures of more than 8 bits were read as {bits} bits{beyond}."
 
 
 def _score(

@@ -33,7 +33,7 @@ from diffad.data import (
     to_square,
     to_uint8,
 )
-from diffad.depth import most
+from diffad.depth import most, read_in_words
 from diffad.evaluation import Scored, markdown, mean_over_categories, measure
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
@@ -114,6 +114,7 @@ def compare(
     normal = {name: _normal(samples, name) if peers else [] for name in groups}
     groups, doubts, found = look_over(groups, [sample for sample in samples if sample.split == "train"])
     learned = check_readable(normal)
+    found = {name: most(found[name], learned[name]) for name in groups}
     methods: dict[str, Callable[[str, Tensor], Fitted]] = {
         "diffad": lambda category, _: _diffad(inspector, category, seed),
         "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
@@ -125,7 +126,7 @@ def compare(
     total, done = len(methods) * sum(map(len, groups.values())), 0
     categories, pictures, notes = {}, {}, []
     for category, group in groups.items():
-        bits = inspector.bits(category, most(found[category], learned[category]))
+        bits = inspector.bits(category, found[category])
         squares = _normal_squares(normal[category], inspector.size, bits) if peers else torch.empty(0)
         categories[category] = {}
         for title, fit in methods.items():
@@ -152,6 +153,8 @@ def compare(
             if fitted.note:
                 notes.append(f"{category}: {fitted.note}")
             del fitted, scored
+        if found[category] is not None:
+            notes.append(f"{category}: {read_in_words(bits, found[category])}")
         defective = sum(bool(sample.is_anomalous) for sample in group)
         pictures[category] = {
             "train": len(squares), "good": len(group) - defective, "defective": defective

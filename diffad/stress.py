@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffad.data import Sample, labelled, read_image
+from diffad.labels import look_over
 from diffad.nuisances import NUISANCES, Nuisance
+from diffad.output import whole
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
@@ -41,6 +44,7 @@ def stress(
     """
     groups = labelled(samples, limit)
     inspector.check_knows(groups)
+    groups, _, found = look_over(groups)
     each = 1 + len(NUISANCES) * len(FACTORS), 1 + len(NUISANCES)  # verdicts a good and a defective picture
     total = sum(each[bool(sample.is_anomalous)] for group in groups.values() for sample in group)
     done = 0
@@ -55,7 +59,8 @@ def stress(
 
     result = {}
     for category, group in groups.items():
-        pictures = [(read_image(sample.image), bool(sample.is_anomalous)) for sample in group]
+        bits = inspector.bits(category, found[category])
+        pictures = [(read_image(sample.image, bits), bool(sample.is_anomalous)) for sample in group]
         good, bad = ([image for image, anomalous in pictures if anomalous is kind] for kind in (False, True))
 
         def share(images: list[np.ndarray], change: Nuisance | None, strength: float, of: str = category):
@@ -118,6 +123,33 @@ def stress_table(result: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows.append(["defects found, changed", *(
         _share(_mean([change["found"] for change in values["changes"]])) for values in result.values())])
     return rows
+
+
+def stress_plot(result: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """A panel a nuisance: the share of good pictures rejected over its strength, a line a category."""
+    from matplotlib.figure import Figure
+
+    columns = 4
+    figure = Figure(figsize=(13, 2.5 * -(-len(NUISANCES) // columns)), dpi=110, layout="constrained")
+    for number, change in enumerate(NUISANCES):
+        axes = figure.add_subplot(-(-len(NUISANCES) // columns), columns, number + 1)
+        for name, values in result.items():
+            points = [(0.0, values["wrong"]), *values["changes"][number]["curve"]]
+            if values["wrong"] is not None:
+                strengths, shares = zip(*points)
+                axes.plot(np.abs(strengths), shares, marker="o", markersize=4, label=name)
+        axes.axvline(abs(change.strength), color="#d5dae2", zorder=0)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_title(change.name, loc="left", fontsize=10)
+        axes.set_xlabel(change.unit, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Share of good pictures rejected; the line marks the usual strength", x=0.01, ha="left")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    with whole(path, sync=False) as partial:
+        figure.savefig(partial, format=path.suffix[1:])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

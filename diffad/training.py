@@ -165,8 +165,6 @@ def train(
             config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
             pixel_score=base.pixel_score, stride=base.stride,
         )  # fmt: skip
-    if resume and not state_file(out).exists():  # now, not after all pictures are read
-        raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
     paths, bits = _readable(normal_paths(sources), skip_unreadable, tell)
     pictures, inside, uprights, different = load_normal(paths, config.unet.size, bits)
     paths = {name: each.paths for name, each in different.items()}

@@ -116,6 +116,22 @@ def test_a_setting_measures_what_evaluate_measures_with_it(inspector, folder, re
             assert values[metric] == pytest.approx(expected[category][metric], abs=2e-3), (category, metric)
 
 
+def test_deep_pictures_are_read_by_the_brightest_of_their_category(inspector, folder, tmp_path, monkeypatch):
+    for path in (folder / "nut").rglob("*.png"):
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        deep = picture if "ground_truth" in path.parts else picture.astype(np.uint16) * 16
+        save(tmp_path / path.relative_to(folder), deep)
+    asked = set()
+
+    def spy(path, bits=None):
+        asked.add(bits)
+        return read_image(path, bits)
+
+    monkeypatch.setattr(ablation, "read_image", spy)
+    notes = ablate(inspector, find_samples(tmp_path / "nut"), limit=1)["notes"]
+    assert asked == {12} and "nut: Pictures of more than 8 bits were read as 12 bits." in notes
+
+
 def test_the_same_setting_is_the_same_in_every_table(result):
     usual = row(result, "alpha", "0.5")
     assert list(usual) == list(SHAPES)

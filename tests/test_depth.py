@@ -209,6 +209,32 @@ def test_deep_transparent_pixels_lie_over_white(tmp_path):
             assert_alike(read_image(path), expected)
 
 
+def test_plain_text_and_grey_with_alpha_are_read_in_full(tmp_path):
+    text = f"P3 {WIDTH} {HEIGHT} 65535\n" + " ".join(map(str, deep(colours(), 12).ravel()))
+    assert_alike(read_image(saved(tmp_path / "text.ppm", text.encode())), colours())
+    with_alpha = np.dstack([deep(grey(), 12), np.full((HEIGHT, WIDTH), 65535, np.uint16)])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in with_alpha)
+    png = opencv(".png", deep(colours(), 12))[:8]
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 4, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    assert_alike(read_image(saved(tmp_path / "alpha.png", png)), grey())
+
+
+def test_what_cannot_be_read_in_full_is_refused_and_not_read_black(tmp_path, monkeypatch):
+    planes = bytearray(tiff(deep(colours(), 12), "<"))
+    at = planes.index(struct.pack("<HHI", 278, 4, 1))  # the tag of rows becomes that of planes, one strip
+    planes[at : at + 12] = struct.pack("<HHIHH", 284, 3, 1, 2, 0)
+    with pytest.raises(DataError, match="16-bit colours in separate planes: save it as PNG"):
+        read_image(saved(tmp_path / "planes.tif", bytes(planes)))
+    monkeypatch.setattr("diffad.data.deep_colours", lambda file: None)
+    path = saved(tmp_path / "colour.png", opencv(".png", deep(colours(), 12)))
+    with pytest.raises(DataError, match="cannot be read in full"):
+        read_image(path)
+    saved(path, opencv(".png", deep(colours(), 16)))
+    assert_alike(read_image(path), colours())
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on cut metadata
 def test_cut_deep_files_are_named_and_print_nothing(tmp_path, capfd):
     for suffix in ("png", "tiff", "ppm"):

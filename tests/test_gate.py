@@ -259,6 +259,17 @@ def test_nonsense_asked_of_the_batch_is_answered(http, app):
             assert answer.status_code == 200 and answer.json() is None
 
 
+def test_one_picture_is_a_batch_too(http, good):
+    event, ((result,),) = call(http, "batch", images=good)
+    assert event == "complete" and result["category"] == "gear"
+
+
+def test_the_examples_name_nothing_elsewhere(http):
+    endpoints = http.get(f"{API}/info").json()["named_endpoints"]
+    assert "handle_file('part.png')" in endpoints["/inspect"]["code_snippets"]["python"]
+    assert "github" not in json.dumps(endpoints)
+
+
 def test_a_file_named_by_its_address_here_is_taken_and_nothing_is_fetched(http, url, good):
     event, (result, picture) = call(http, "inspect", image=file(f"{url}{API}/file={good['path']}"))
     assert event == "complete" and result["category"] == "gear"
@@ -270,17 +281,19 @@ def test_a_file_named_by_its_address_here_is_taken_and_nothing_is_fetched(http, 
 
 
 def test_much_work_does_not_hold_up_a_small_picture_and_ends_when_nobody_waits(
-    app, url, http, good, monkeypatch
+    app, http, good, monkeypatch
 ):
     ended = []
     monkeypatch.setattr(Unwanted, "__init__", lambda self: ended.append(self))
-    client = Client(url, verbose=False)
-    cancelled = client.submit([handle_file(GOOD)] * 200, api_name="/batch")
-    posted = http.post(f"{API}/call/v2/batch", json={"images": [good] * 200})
-    with http.stream("GET", f"{API}/call/v2/batch/{posted.json()['event_id']}"):
-        result, _ = client.predict(handle_file(GOOD), api_name="/inspect")
-        assert result["category"] == "gear" and not cancelled.done()
-        cancelled.cancel()
+    many = [[good] * 200, *[None] * 7]
+    (number,) = (index for index, fn in app.fns.items() if fn.api_name == "batch")
+    first = http.post(f"{API}/call/batch", json={"data": many, "session_hash": "first"}).json()["event_id"]
+    second = http.post(f"{API}/call/batch", json={"data": many}).json()["event_id"]
+    with http.stream("GET", f"{API}/call/batch/{second}"):
+        event, (result, _) = call(http, "inspect", image=good)
+        assert event == "complete" and result["category"] == "gear"
+        assert app._queue.get_active_worker_count() == 2 and not ended
+        http.post(f"{API}/cancel", json={"event_id": first, "session_hash": "first", "fn_index": number})
     deadline = time.time() + MINUTE  # and the other one has closed its stream
     while (len(ended) < 2 or app._queue.get_active_worker_count()) and time.time() < deadline:
         time.sleep(0.05)

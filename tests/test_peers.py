@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffad import peers
 from diffad.cli import main
-from diffad.data import DataError, find_samples, labelled
+from diffad.data import DataError, find_samples, labelled, read_image
 from diffad.diffusion import Prediction, Schedule
 from diffad.evaluation import evaluate
 from diffad.features import FeatureExtractor
@@ -130,6 +131,24 @@ def test_refusals_are_one_sentence(monkeypatch, gears, capsys, installed, names,
     assert main(["compare", str(gears), "--peers", names]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("diffad: ") and reason in err and err.count("\n") == 1
+
+
+def test_deep_pictures_are_read_by_the_brightest_of_their_category(inspector, gears, tmp_path, monkeypatch):
+    for path in gears.rglob("*.png"):
+        picture = np.asarray(Image.open(path).convert("L"))
+        deep = picture if "ground_truth" in path.parts else picture.astype(np.uint16) * np.uint16(16)
+        copied = tmp_path / path.relative_to(gears)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(deep).save(copied)
+    asked = set()
+
+    def spy(path, bits=None):
+        asked.add(bits)
+        return read_image(path, bits)
+
+    monkeypatch.setattr(peers, "read_image", spy)
+    notes = peers.compare(inspector, find_samples(tmp_path), (), limit=1)["notes"]
+    assert asked == {12} and "gear: Pictures of more than 8 bits were read as 12 bits." in notes
 
 
 def test_what_cannot_be_compared_is_refused(inspector, gears, tmp_path):

@@ -16,7 +16,7 @@ import gradio as gr
 
 from diffad.data import DataError
 from diffad.ui.files import Storage
-from diffad.ui.turns import Unwanted
+from diffad.ui.turns import Unwanted, give_up
 
 FILE_FORM = '{"path": …, "meta": {"_type": "gradio.FileData"}}'
 # An upload or a result named by its address on a server: what follows is its path here.
@@ -50,6 +50,8 @@ def check(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
         _check_inputs(fn.inputs, [sent.get(name) for name in names])
     elif route == "queue/join" or route.startswith(("call/", "run/", "api/")):
         _check_call(blocks, route, sent)
+    elif route == "cancel":  # Gradio waits until the work is done
+        give_up(blocks, str(sent.get("event_id")), sent.get("session_hash"))
 
 
 def bring_in(sent: Any, storage: Storage, person: str | None) -> bool:

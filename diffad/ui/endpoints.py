@@ -19,7 +19,7 @@ import gradio as gr
 from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
-from diffad.ui.files import Storage, picture_upload, room, sentence
+from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
 from diffad.ui.turns import Turns
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
 
     with gr.Row(visible=False):
         image = picture_upload(label="image")
-        images = gr.File(label="images", file_count="multiple")
+        images = several_files(label="images")
         category = text("category", "")
         timesteps = gr.JSON([], label="timesteps")
         alpha = number("alpha", 0.5)

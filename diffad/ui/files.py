@@ -31,6 +31,8 @@ RECENT = HOUR  # files used within it are not removed to make room
 DEAD = 24 * HOUR  # a server tells more often that it lives
 MEASURED_EVERY = 10.0  # s; until then what is added is counted
 GB = 2**30
+# In the description of the endpoints; Gradio's own is on another server.
+EXAMPLE = {"path": "part.png", "orig_name": "part.png", "meta": {"_type": "gradio.FileData"}}
 clock = time.time
 
 
@@ -227,6 +229,7 @@ def picture_upload(**settings: Any) -> gr.Image:
     picture.preprocess = lambda payload: (
         payload.path if payload is not None and payload.path else usual(payload)
     )
+    picture.example_payload = lambda: EXAMPLE
     return picture
 
 
@@ -242,6 +245,19 @@ def room() -> Iterator[None]:
             "The server could not store this file: its disk may be full, free some space and try again.",
             print_exception=False,
         ) from error
+
+
+def several_files(**settings: Any) -> gr.File:
+    """A file component of an endpoint that takes one file as well as a list of them."""
+    component = gr.File(file_count="multiple", **settings)
+    described = component.api_info()
+    component.api_info = lambda: described
+    component.data_model = None  # which would have it be a list
+    component.preprocess = lambda payload: payload and [
+        each["path"] for each in (payload if isinstance(payload, list) else [payload])
+    ]
+    component.example_payload = lambda: [EXAMPLE]
+    return component
 
 
 def sentence(message: str, path: str | Path) -> str:

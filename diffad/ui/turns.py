@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import gradio as gr
 from gradio.context import LocalContext
 
 from diffad.inspector import Turn
@@ -72,6 +74,13 @@ def caller() -> str:
     request = LocalContext.request.get(None)
     client = getattr(request, "client", None)
     return getattr(request, "username", None) or getattr(client, "host", None) or ""
+
+
+def give_up(blocks: gr.Blocks, number: str, session: Any) -> None:
+    """From now on nobody waits for the event of that number, if it is that session's."""
+    event = blocks._queue.event_ids_to_events.get(number)
+    if event is not None and event.session_hash == session:
+        event.alive = False
 
 
 def still_waiting() -> Callable[[], bool]:

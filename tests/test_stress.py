@@ -1,0 +1,134 @@
+"""Changes that leave a part good, and whether verdicts survive them: known answers from an inspector that
+only looks at the light.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffad import quality
+from diffad.cli import main
+from diffad.data import DataError, find_samples
+from diffad.nuisances import NUISANCES, random_copy
+from diffad.stress import _bears, stress, stress_table
+from diffad.synthetic import make_part
+
+
+class LightMeter:
+    """Rejects what is more than `bears` per cent darker or brighter than 100 grey values."""
+
+    categories = ("gear",)
+
+    def __init__(self, bears):
+        self.bears = bears
+
+    def check_knows(self, categories):
+        if set(categories) - set(self.categories):
+            raise DataError("unknown")
+
+    def bits(self, category, found):
+        return found
+
+    def inspect(self, image, category, **settings):
+        return SimpleNamespace(is_anomalous=abs(image.mean() / 100 - 1) > self.bears / 100)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Four good pictures of an even grey, and two defective ones twice as bright."""
+    for folder, grey, count in (("good", 100, 4), ("dent", 200, 2)):
+        (tmp_path / "gear" / "test" / folder).mkdir(parents=True)
+        for number in range(count):
+            picture = np.full((64, 64, 3), grey, np.uint8)
+            picture[number, :8] = 0  # they differ a little
+            Image.fromarray(picture).save(tmp_path / "gear" / "test" / folder / f"{number}.png")
+    return tmp_path / "gear"
+
+
+def changes(result, name):
+    return next(change for change in result["gear"]["changes"] if change["name"] == name)
+
+
+def test_what_a_light_meter_bears_is_found(parts):
+    told = []
+    result = stress(LightMeter(15), find_samples(parts), progress=lambda *at: told.append(at))
+    gear = result["gear"]
+    assert (gear["good"], gear["defective"], gear["wrong"], gear["found"]) == (4, 2, 0.0, 1.0)
+    darker = changes(result, "darker")  # judged at 5, 10, 20 and 40 per cent
+    assert [share for _, share in darker["curve"]] == [0, 0, 1, 1]
+    assert darker["wrong"] == darker["beyond"] == 0
+    assert darker["bears"] == pytest.approx(-10.5)  # a twentieth of the way from 10 to 20
+    assert changes(result, "JPEG 75")["bears"] is None  # whatever the compression, the light stays
+    assert changes(result, "darker")["found"] == 1  # 180 is still too bright
+    assert told[-1][0] == told[-1][1] == len(told)
+    rows = stress_table(result)
+    assert rows[0] == ["good pictures rejected", "gear"] and len({len(row) for row in rows}) == 1
+    assert ["darker, 10 % light", "0% (-10.5)"] in rows
+
+
+def test_pictures_that_are_wrong_unchanged_are_not_blamed_on_a_change(parts):
+    result = stress(LightMeter(0.01), find_samples(parts))
+    assert result["gear"]["wrong"] == 1
+    assert all(change["beyond"] == 0 and change["bears"] is None for change in result["gear"]["changes"])
+
+
+def test_strength_at_which_one_in_twenty_is_rejected():
+    assert _bears([[1, 0.0], [2, 0.1]], 0.0) == pytest.approx(1.5)
+    assert _bears([[-5, 0.5]], 0.25) == pytest.approx(-1.0)
+    assert _bears([[1, 0.05], [2, 0.05]], 0.0) is None
+
+
+@pytest.mark.parametrize("nuisance", NUISANCES, ids=lambda nuisance: nuisance.name)
+def test_a_nuisance_changes_a_picture_of_any_shape_as_it_says(nuisance):
+    picture = np.ascontiguousarray(make_part("gear", 3).image[:200])
+    before = picture.copy()
+    changed = nuisance.apply(picture, nuisance.strength, np.random.default_rng(0))
+    assert changed.shape == picture.shape and changed.dtype == np.uint8
+    assert np.array_equal(picture, before) and not np.array_equal(changed, picture)
+    light = changed.mean() / picture.mean() - 1
+    assert light == pytest.approx({"darker": -0.1, "brighter": 0.1}.get(nuisance.name, 0), abs=0.02)
+    noise = (changed.astype(float) - picture).std()
+    if nuisance.name in ("noise", "grey noise"):
+        assert noise == pytest.approx(2, abs=0.15)
+
+
+def test_random_copies_are_the_same_for_the_same_seed_and_stay_the_part():
+    picture = make_part("gear", 3).image
+    one, again, other = (random_copy(picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+    for copy in (one, other):
+        assert np.corrcoef(copy.ravel(), picture.ravel())[0, 1] > 0.7
+
+
+def test_a_picture_that_is_off_as_a_whole_is_named_and_an_ordinary_one_is_not():
+    inside = np.ones((256, 256), bool)
+    known = quality.ranges(
+        quality.measured(picture, inside)
+        for seed in range(6)
+        for picture in (make_part("gear", seed).image, random_copy(make_part("gear", seed).image,
+                                                                   np.random.default_rng(seed)))
+    )
+
+    def said(picture):
+        return quality.note(quality.measured(picture, inside), known)
+
+    good = make_part("gear", 50).image
+    assert said(good) == ""
+    assert "darker (-4" in said(np.rint(good * 0.55).astype(np.uint8))
+    assert "bluer" in said(np.rint(good * [0.8, 0.9, 1.0]).astype(np.uint8))
+    noisy = good + np.random.default_rng(0).normal(0, 12, good.shape)
+    assert "noisier" in said(noisy.clip(0, 255).astype(np.uint8))
+    blurred = next(each for each in NUISANCES if each.name == "blur").apply(good, 3, None)
+    assert "more blurred" in said(blurred)
+
+
+def test_the_command_writes_table_numbers_and_plot(parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("diffad.commands._load_inspector", lambda arguments: LightMeter(15))
+    assert main(["stress", str(parts), "--limit", "1", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "| darker, 10 % light |" in printed
+    assert (tmp_path / "out" / "stress.md").read_text() == printed
+    assert '"bears": -10.5' in (tmp_path / "out" / "stress.json").read_text()
+    assert Image.open(tmp_path / "out" / "stress.png").size[0] > 1000
