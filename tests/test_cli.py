@@ -676,13 +676,13 @@ def test_a_dark_picture_is_read_as_the_category_was_trained(workshop, deep, tmp_
         return json.loads(capsys.readouterr().out)[0]
 
     dark = inspected("dark.png", "--category", "bracket")
-    assert (dark["bits"], dark["notes"]) == (12, [])
+    assert dark["bits"] == 12 and not any("bits" in note for note in dark["notes"])
     beyond = inspected("beyond.png", "--category", "bracket")
     assert beyond["bits"] == 14 and "bracket" in beyond["notes"][0]
     guessed = inspected("dark.png", "--category", "leather")  # which was trained on 8-bit files
     assert guessed["bits"] == 10 and "Read as 10 bits" in guessed["notes"][0]
     told = inspected("dark.png", "--category", "leather", "--bits", "12")
-    assert (told["bits"], told["notes"]) == (12, [])
+    assert told["bits"] == 12 and not any("bits" in note for note in told["notes"])
     both = [str(tmp_path / name) for name in ("dark.png", "beyond.png")]
     assert main(["inspect", *both, "--checkpoint", str(model), "--category", "leather", "--json"]) == 0
     out, said = capsys.readouterr()

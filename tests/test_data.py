@@ -317,8 +317,9 @@ def test_letterbox_keeps_aspect_and_repeats_the_edge():
     square, geometry = to_square(image, 64)
     assert geometry == Geometry(100, 200, 64, 16, 0, 32, 64)
     level = (square[0] + 1) * 127.5
-    assert torch.allclose(level[:31], torch.tensor(200.0), atol=0.01)
-    assert torch.allclose(level[33:], torch.tensor(50.0), atol=0.01)
+    # beside the edge Lanczos's filter swings
+    assert torch.allclose(level[:29], torch.tensor(200.0), atol=1) and level[:31].min() > 180
+    assert torch.allclose(level[35:], torch.tensor(50.0), atol=1) and level[33:].max() < 70
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -24,7 +24,6 @@ from diffad import batch
 from diffad.data import (
     DataError,
     Sample,
-    check_readable,
     common_bits,
     decode,
     find_samples,
@@ -33,6 +32,7 @@ from diffad.data import (
 )
 from diffad.depth import bits_for
 from diffad.inspector import Inspector
+from diffad.masks import check_readable
 
 FACTORS = {8: 1, 10: 4, 12: 16, 14: 64, 16: 257}  # what an 8-bit value becomes
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"

@@ -311,6 +311,8 @@ def test_mcp_where_it_is_not_installed(inspector: Inspector, monkeypatch):
     (["--data-root", "{tmp}/missing"], "--data-root names a folder"),
     (["--checkpoint", "{model}", "{model}"], "two models are called parts"),
     (["--max-upload", "0"], "from 1 to"),
+    (["--max-storage", "0"], "from 0.1 to"),
+    (["--max-tiles", "0"], "from 1 to"),
 ])  # fmt: skip
 def test_serve_refuses_in_one_sentence(options, sentence, tmp_path, bundled_model, capfd):
     from diffad.cli import main

@@ -20,13 +20,10 @@ from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
-from diffad.ui.turns import Turns
+from diffad.ui.turns import AT_ONCE, Turns
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
-
-
-AT_ONCE = 16  # calls of an endpoint in hand; the network takes them by turns, one call of it each
 
 
 def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:

@@ -32,7 +32,7 @@ DEAD = 24 * HOUR  # a server tells more often that it lives
 MEASURED_EVERY = 10.0  # s; until then what is added is counted
 GB = 2**30
 # In the description of the endpoints; Gradio's own is on another server.
-EXAMPLE = {"path": "part.png", "orig_name": "part.png", "meta": {"_type": "gradio.FileData"}}
+EXAMPLE = {"path": "part.png", "url": "part.png", "meta": {"_type": "gradio.FileData"}}
 clock = time.time
 
 

@@ -30,13 +30,12 @@ from diffad.render import COLORMAPS
 from diffad.ui import batch, cards, downloads, endpoints
 from diffad.ui.files import Storage, room, sentence
 from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, html, lay_out
-from diffad.ui.turns import Turns, Unwanted, caller, still_waiting
+from diffad.ui.turns import AT_ONCE, Turns, Unwanted, caller, still_waiting
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
     from diffad.inspector import Inspector
 
-AT_ONCE = 16  # inspections and repairs in hand; the network takes them by turns, a call of each
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LIVE: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
 EVERY: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **QUIET}

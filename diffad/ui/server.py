@@ -6,10 +6,11 @@ import asyncio
 import atexit
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,8 @@ def serve(
         raise ValueError(f"MCP cannot be served: {app.mcp_error}")
     print(f"diffad: {app.local_url} (Ctrl+C ends it)", file=sys.stderr, flush=True)
     if block:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         app.block_thread()
         app.close(verbose=False)
         storage.close()  # at once, though a page that is still open may keep the server from ending

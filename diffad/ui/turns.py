@@ -18,6 +18,8 @@ from gradio.context import LocalContext
 
 from diffad.inspector import Turn
 
+AT_ONCE = 16  # calls of an endpoint, or of the page, in hand; further ones wait until one of these is done
+
 
 class Unwanted(Exception):
     """Ends work that nobody waits for any more."""
