@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -94,9 +95,9 @@ def downloaded(page: Page, kind: str, folder: Path) -> Path:
 
 
 def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: Path):
-    part = np.asarray(Image.open(SAMPLES / "gear_good.png").convert("L")).astype(np.uint16)
+    part = cv2.imread(str(SAMPLES / "gear_good.png")).astype(np.uint16)
     for name, factor in (("bright", 16), ("dark", 3)):
-        Image.fromarray(part * np.uint16(factor)).save(tmp_path / f"{name}.png")
+        cv2.imwrite(str(tmp_path / f"{name}.png"), factor * part)
     names = ["bright.png", "dark.png"]
     page.locator("#batch-files input[type=file]").set_input_files([tmp_path / name for name in names])
     finish(page)
@@ -111,8 +112,8 @@ def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: 
 
 
 def test_a_row_with_a_note_is_marked_and_found(page: Page, tmp_path: Path):
-    part = np.asarray(Image.open(SAMPLES / "gear_good.png").convert("L")).astype(np.uint16)
-    Image.fromarray(part * np.uint16(16)).save(tmp_path / "deep.png")  # one alone is no set
+    part = cv2.imread(str(SAMPLES / "gear_good.png")).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), 16 * part)  # one alone is no set
     files = [tmp_path / "deep.png", SAMPLES / "gear_good.png"]
     page.locator("#batch-files input[type=file]").set_input_files(files)
     finish(page)
