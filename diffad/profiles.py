@@ -44,7 +44,7 @@ from diffad.scoring import (
 from diffad.unet import UNet
 
 FITTED = 768  # pictures that the covariances are fitted on, at most
-CALIBRATED = 192  # of them and their copies, whose scores are remembered
+CALIBRATED = 192  # of them, whose scores are remembered
 _LOOKED = 24  # of those, seen at all calibrated timesteps
 ENOUGH = 30  # good pictures, for the threshold to be more than a guess
 REHEARSED = 24  # of those, that carry artificial defects
@@ -73,10 +73,9 @@ def fit_profile(
 
     The Gaussian and the covariances of residuals are of all pictures and of a changed copy of each
     (`nuisances.random_copy`), at every timestep on its grid: what light, noise, compression and position do
-    to a good picture must not count as a defect. The calibration is of 192 of the pictures and copies
-    (`remembered_of`), measured as if neither the picture nor its copy were among those that the covariances
-    are fitted on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to
-    those of the pictures held out.
+    to a good picture must not count as a defect. The calibration is of the first 192 as they are, measured as
+    if neither the picture nor its copy were among those that the covariances are fitted on (`LeftOut`). That
+    the network was trained on some is allowed for by raising their maps to those of the pictures held out.
     """
     network.eval()
     device, cpu = next(network.parameters()).device, torch.device("cpu")
@@ -137,19 +136,16 @@ def fit_profile(
             branches.append(_levelled(values, inside[of]))
         return RawMaps(*branches, timesteps)
 
-    def measured(number: int, some: Tensor) -> RawMaps:
-        known = [residuals[:, number, :, None] for residuals in own]
-        return maps(known if kind == "perceptual" else look(some[first], TIMESTEPS), TIMESTEPS, first)
-
-    good, changed = measured(0, pictures), measured(1, copies)
+    first_look = [residuals[:, 0, :, None] for residuals in own]
+    found = first_look if kind == "perceptual" else look(pictures[first], TIMESTEPS)
+    good = maps(found, TIMESTEPS, first)
     raised = _raised(good, len(held))
-    good, changed = _scaled(good, raised), _scaled(changed, raised)
+    good = _scaled(good, raised)
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
     looked = _scaled(maps(look(pictures[:_LOOKED], rest), rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
-    reduced, of_copies = reduced_maps(good), reduced_maps(changed)
-    remembered = remembered_of(len(first))
-    calibration = Calibration.fit(looked, False, reduced, of_copies, remembered)
+    reduced = reduced_maps(good)
+    calibration = Calibration.fit(looked, False, reduced)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     if kinds:
@@ -158,7 +154,7 @@ def fit_profile(
         _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
         either = []
         for by_place in (False, True):
-            each = Calibration.fit(looked, True, reduced, of_copies, remembered) if by_place else calibration
+            each = Calibration.fit(looked, True, reduced) if by_place else calibration
             standard = (
                 each.standardise(maps, levels[rows] if by_place else None)
                 for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
@@ -190,15 +186,6 @@ def _left_out_maps(
 
         maps.append(residual_maps(residuals[rows].float(), distance, size, timesteps))
     return torch.cat(maps)
-
-
-def remembered_of(count: int) -> list[int]:
-    """Which of `count` pictures and, numbered after them, their copies make the threshold, 192 at most: of
-    every picture itself or its copy, by turns, and of the first ones both as far as there is room.
-    """
-    both = max(0, min(count, CALIBRATED - count))
-    rest = range(both, count)
-    return [*range(both), *rest[::2], *(count + number for number in (*range(both), *rest[1::2]))]
 
 
 def changed_copies(pictures: Tensor, seed: int) -> Tensor:

@@ -259,32 +259,21 @@ class Calibration:
     good_places: Tensor
 
     @staticmethod
-    def fit(
-        maps: RawMaps,
-        by_place: bool = False,
-        reduced: RawMaps | None = None,
-        copies: RawMaps | None = None,
-        remembered: Sequence[int] | None = None,
-    ) -> Calibration:
+    def fit(maps: RawMaps, by_place: bool = False, reduced: RawMaps | None = None) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
         by_place: divide by `place_level`; otherwise the level is 1 everywhere. reduced: the `reduced_maps` of
         these pictures, and of more after them, at some of the timesteps: level and remembered places come
-        from those. None: of these at all timesteps. copies: those of a changed copy of each. remembered: the
-        numbers of those whose places are kept, among these pictures and then their copies; None: all.
+        from those. None: of these at all timesteps.
         """
         reduced = reduced_maps(maps) if reduced is None else reduced
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
         small = torch.stack([reduced.pixel, reduced.feature], dim=1).float()  # [more, 2, m, cells, cells]
-        others = [] if copies is None else [torch.stack([copies.pixel, copies.feature], dim=1).float()]
         level = torch.ones(2, 1, 1)
         if by_place:
             level, without = place_level(small)
             both = both / _to_size(without[: len(both)], both.shape[-1])[:, :, None]
-            by = _to_size(without, small.shape[-1])[:, :, None]
-            small, others = small / by, [other / by for other in others]  # a copy goes with its picture
-        small = torch.cat([small, *others])
-        small = small if remembered is None else small[list(remembered)]
+            small = small / _to_size(without, small.shape[-1])[:, :, None]
         mean = both.double().mean(dim=(0, 3, 4))
         rows = both.permute(1, 2, 0, 3, 4).flatten(2)  # [2, n, pixels]
         above = max(1, rows.shape[-1] // 1000)
@@ -293,7 +282,7 @@ class Calibration:
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
         at = [maps.timesteps.index(t) for t in reduced.timesteps]
         standard = (small - moments[None, :, 0, at, None, None]) / moments[None, :, 1, at, None, None]
-        cells = standard.flatten(3)  # [remembered, 2, m, cells]
+        cells = standard.flatten(3)  # [more, 2, m, cells]
         pixel, feature = cells.mean(dim=2).unbind(dim=1)
         of_pixel, of_feature = branch_weights(0.5)
         # the highest of the usual fusion, of the pixels alone, and of any single map

@@ -162,7 +162,7 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
     fitted = [(count, (t,), [-4, 0, 4], "perceptual") for count in (4, 4, 1, 1) for t in TIMESTEPS]
     assert looks[:12] == fitted
     assert all(count == 1 and len(timesteps) > 1 for count, timesteps, *_ in looks[12:])
-    assert len(profile.calibration.good_places) == 10
+    assert len(profile.calibration.good_places) == 5
     assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
     assert profile.perceptual.codes.shape == (3, 8, 8, 120, 120)
 
