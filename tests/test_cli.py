@@ -476,7 +476,8 @@ def test_serve_hands_over_host_and_port(toy, monkeypatch, capsys):
     found = [Path("parts.safetensors"), Path("bottle.safetensors")]
     monkeypatch.setattr("diffad.checkpoint.bundled", lambda: found)
     assert main(["serve"]) == 0
-    usual = {"auth": None, "data_root": None, "max_upload": 200, "max_storage": 20.0, "max_tiles": 500, "mcp": False}
+    limits = {"max_upload": 200, "max_storage": 20.0, "max_tiles": 500}
+    usual = {"auth": None, "data_root": None, "mcp": False, **limits}
     assert seen == {"models": ["parts", "bottle"], "host": None, "port": None, **usual}
     assert main(["serve", "--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", "7999"]) == 0
     assert seen == {"models": ["own"], "host": "0.0.0.0", "port": 7999, **usual}
