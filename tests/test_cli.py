@@ -583,7 +583,8 @@ def test_serve_hands_over_host_and_port(toy, tmp_path, monkeypatch, capsys):
     found = [Path("parts.safetensors"), Path("bottle.safetensors")]
     monkeypatch.setattr("diffad.checkpoint.bundled", lambda: found)
     assert main(["serve"]) == 0
-    usual = {"auth": None, "data_root": None, "max_upload": 200, "mcp": False}
+    limits = {"max_upload": 200, "max_storage": 20.0, "max_tiles": 500}
+    usual = {"auth": None, "data_root": None, "mcp": False, **limits}
     assert seen == {"models": ["parts", "bottle"], "host": None, "port": None, **usual}
     own = ["--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", str(port)]
     assert main(["serve", *own]) == 0
