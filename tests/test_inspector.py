@@ -11,6 +11,7 @@ from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
 from diffad.data import DataError
 from diffad.inspector import Inspector, _place_to_repair
+from diffad.nuisances import NUISANCES
 from diffad.reconstruction import weighed_repair
 from diffad.scoring import branch_weights, fuse, image_score
 from diffad.synthetic import CATEGORIES, make_part
@@ -331,3 +332,32 @@ def test_the_printed_algorithm_moves_the_whole_picture(inspector):
 def test_repair_settings_are_checked_before_the_first_step(inspector, settings):
     with pytest.raises(ValueError, match=r"steps|method"):
         inspector.reconstruct(DEFECTIVE.image, **settings)
+
+
+@pytest.mark.parametrize("size", [384, 512])
+@pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+def test_the_same_part_in_a_larger_picture_gets_the_same_verdict(inspector, size, resampling):
+    """What the model sees keeps the sharpness of the picture, whatever its size (2.7 apart with a bilinear
+    filter, of a threshold of 3.7)."""
+    part = Image.fromarray(make_part("gear", seed=11).image)
+    small, large = (
+        inspector.inspect(np.asarray(picture), "gear", tile=None)
+        for picture in (part, part.resize((size, size), resampling))
+    )
+    assert large.score == pytest.approx(small.score, abs=0.6)
+    assert not small.is_anomalous and not large.is_anomalous
+
+
+@pytest.mark.parametrize("change", ["darker", "light down", "tint", "grey noise", "JPEG 95", "shift 3"])
+def test_a_good_part_stays_good_as_a_factory_changes_its_picture(inspector, change):
+    nuisance = next(each for each in NUISANCES if each.name == change)
+    changed = nuisance.apply(GOOD.image, nuisance.strength, np.random.default_rng(0))
+    assert not inspector.inspect(changed, "gear").is_anomalous
+    dent = nuisance.apply(DEFECTIVE.image, nuisance.strength, np.random.default_rng(0))
+    assert inspector.inspect(dent, "gear").is_anomalous
+
+
+def test_a_picture_that_is_off_as_a_whole_says_so_beside_the_verdict(inspector):
+    dark = inspector.inspect(np.rint(GOOD.image * 0.5).astype(np.uint8), "gear")
+    assert any(note.startswith("The picture is darker (-4") for note in dark.notes)
+    assert not inspector.inspect(GOOD.image, "gear").notes
