@@ -21,7 +21,7 @@ app: $(VENV)/.installed
 	@$(PY) app.py
 
 test: $(VENV)/.installed-test browser lint
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	@$(PY) -m ruff check .

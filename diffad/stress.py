@@ -44,7 +44,7 @@ def stress(
     """
     groups = labelled(samples, limit)
     inspector.check_knows(groups)
-    groups, _, found = look_over(groups)
+    groups, _, depths = look_over(groups)
     each = 1 + len(NUISANCES) * len(FACTORS), 1 + len(NUISANCES)  # verdicts a good and a defective picture
     total = sum(each[bool(sample.is_anomalous)] for group in groups.values() for sample in group)
     done = 0
@@ -59,7 +59,7 @@ def stress(
 
     result = {}
     for category, group in groups.items():
-        bits = inspector.bits(category, found[category])
+        bits = inspector.bits(category, depths[category])
         pictures = [(read_image(sample.image, bits), bool(sample.is_anomalous)) for sample in group]
         good, bad = ([image for image, anomalous in pictures if anomalous is kind] for kind in (False, True))
 

@@ -34,7 +34,7 @@ def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
 
     for command in ("inspect", "reconstruct", "evaluate"):
         main([command, "--help"])
-    package = ("scoring.py", "ablation.py", "ui/cards.py", "ui/layout.py", "ui/endpoints.py")
+    package = ("scoring.py", "ablation.py", "ui/cards.py", "ui/endpoints.py")
     names = ("README.md", *(f"diffad/{name}" for name in package))
     files = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
     files |= {"help": capsys.readouterr().out, "Inspector.inspect": Inspector.inspect.__doc__}

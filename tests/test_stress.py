@@ -19,7 +19,7 @@ from diffad.synthetic import make_part
 class LightMeter:
     """Rejects what is more than `bears` per cent darker or brighter than 100 grey values."""
 
-    categories = ("gear",)
+    categories = ("chip", "gear")
 
     def __init__(self, bears):
         self.bears = bears
@@ -37,14 +37,15 @@ class LightMeter:
 
 @pytest.fixture
 def parts(tmp_path):
-    """Four good pictures of an even grey, and two defective ones twice as bright."""
-    for folder, grey, count in (("good", 100, 4), ("dent", 200, 2)):
-        (tmp_path / "gear" / "test" / folder).mkdir(parents=True)
+    """Four good pictures of an even grey, two defective ones twice as bright; a good one of another part."""
+    made = ("gear", "good", 100, 4), ("gear", "dent", 200, 2), ("chip", "good", 100, 1)
+    for name, folder, grey, count in made:
+        (tmp_path / name / "test" / folder).mkdir(parents=True)
         for number in range(count):
             picture = np.full((64, 64, 3), grey, np.uint8)
             picture[number, :8] = 0  # they differ a little
-            Image.fromarray(picture).save(tmp_path / "gear" / "test" / folder / f"{number}.png")
-    return tmp_path / "gear"
+            Image.fromarray(picture).save(tmp_path / name / "test" / folder / f"{number}.png")
+    return tmp_path
 
 
 def changes(result, name):
@@ -64,8 +65,9 @@ def test_what_a_light_meter_bears_is_found(parts):
     assert changes(result, "darker")["found"] == 1  # 180 is still too bright
     assert told[-1][0] == told[-1][1] == len(told)
     rows = stress_table(result)
-    assert rows[0] == ["good pictures rejected", "gear"] and len({len(row) for row in rows}) == 1
-    assert ["darker, 10 % light", "0% (-10.5)"] in rows
+    assert rows[0] == ["good pictures rejected", "chip", "gear"] and len({len(row) for row in rows}) == 1
+    assert ["darker, 10 % light", "0% (-10.5)", "0% (-10.5)"] in rows
+    assert result["chip"]["defective"] == 0 and result["chip"]["found"] is None
 
 
 def test_pictures_that_are_wrong_unchanged_are_not_blamed_on_a_change(parts):

@@ -91,8 +91,7 @@ def _scoring(p: SimpleNamespace, timesteps: Sequence[int]) -> None:
         html("<h3>Scoring</h3>")
         p.alpha = number(
             0, 1, 0.5, step=0.01, label="α, pixel against feature", elem_id="alpha",
-            info="balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels "
-            "counts a twentieth of a σ of the features",
+            info="0 features only, 1 pixels only",
         )
         p.threshold = number(
             0, SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold",
