@@ -8,6 +8,7 @@ only forecast there is before defects are measured.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -189,11 +190,11 @@ def _left_out_maps(
 
 
 def changed_copies(pictures: Tensor, seed: int) -> Tensor:
-    """A changed copy of each picture uint8 [n, 3, s, s], the same ones for the same seed."""
-    copies = [
-        random_copy(picture.permute(1, 2, 0).numpy(), np.random.default_rng((seed, number)))
-        for number, picture in enumerate(pictures)
-    ]
+    """A changed copy of each picture uint8 [n, 3, s, s]: for the same seed always the same one of a picture,
+    whatever the others are.
+    """
+    images = [picture.permute(1, 2, 0).contiguous().numpy() for picture in pictures]
+    copies = [random_copy(image, np.random.default_rng((seed, zlib.crc32(image)))) for image in images]
     return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous()
 
 
