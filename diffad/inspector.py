@@ -303,7 +303,7 @@ class Inspector:
     def _quality_notes(self, look: _Look) -> tuple[str, ...]:
         """What must be said of the picture's light, sharpness and noise beside those of the good pictures."""
         known = self.profiles[look.category].quality
-        if known is None:
+        if known is None or look.distance >= _FITS:  # of what is no such part at all, that is said
             return ()
         tiles = zip(to_uint8(look.squares).permute(0, 2, 3, 1).cpu().numpy(), look.tiling.sample())
         values = [quality.measured(square, look.tiling.inside(tile).numpy()) for square, tile in tiles]
