@@ -307,4 +307,4 @@ def test_the_command(folder, tmp_path, capsys):
     assert "(pixel_scores.png)" in (tmp_path / "out" / "ablation.md").read_text()
     assert main([*argv, "--out", str(model)]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "--out names a folder" in err
+    assert out == "" and err.count("\n") == 1 and "give the name of a folder" in err

@@ -8,10 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -227,11 +225,14 @@ def test_what_serve_would_refuse_is_refused_before_models_are_loaded(
 def test_a_batch_without_room_says_so_and_keeps_its_rows(inspector, tmp_path, monkeypatch):
     from diffad.batch import sources
     from diffad.ui.batch import Run
+    from diffad.ui.files import Storage
+    from diffad.ui.turns import Turns
 
-    folder = TemporaryDirectory(dir=tmp_path)
+    storage = Storage(tmp_path / "server", 1 << 30)
+    folder = storage.batch_folder()
     names = ("leather_good.png", "gear_good.png")
     pictures = sources([SAMPLES / name for name in names], tmp_path)
-    settings = {"alpha": 0.5, "timesteps": inspector.timesteps}
+    settings = {"category": None, "alpha": 0.5, "timesteps": inspector.timesteps}
     replace = os.replace
 
     def nearly_full(partial, path):
@@ -241,14 +242,14 @@ def test_a_batch_without_room_says_so_and_keeps_its_rows(inspector, tmp_path, mo
 
     with monkeypatch.context() as disk:
         disk.setattr("os.replace", nearly_full)
-        run = Run("parts", inspector, pictures, folder, settings, threading.Lock())
+        run = Run("parts", inspector, pictures, folder, settings, Turns(), storage)
         while not run.finished:
             time.sleep(0.01)
     told = run.news(0)
     assert told["state"] == "failed" and told["done"] == 1 and "no room" in told["reason"]
     table = run.file("csv", {}).read_bytes()
     assert table.startswith(b"\xef\xbb\xbf") and len(table.splitlines()) == 2
-    before = sorted(os.listdir(folder.name))
+    before = sorted(os.listdir(folder))
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -257,18 +258,20 @@ def test_a_batch_without_room_says_so_and_keeps_its_rows(inspector, tmp_path, mo
     for kind in ("csv", "json", "zip"):
         with pytest.raises(OutputError, match="the disk is full"):
             run.file(kind, {})
-    assert sorted(os.listdir(folder.name)) == before
+    assert sorted(os.listdir(folder)) == before
     run.forget()
 
 
-def test_a_page_that_cannot_store_a_file_says_so(monkeypatch):
+def test_a_page_that_cannot_store_a_file_says_so(monkeypatch, tmp_path):
     import gradio as gr
 
     from diffad.ui import files
+
+    storage = files.Storage(tmp_path, 1 << 30)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_bytes_to_cache", full)
     with pytest.raises(gr.Error, match="could not store this file"):
-        files.keep(gr.File(render=False), b"", "part.png")
+        storage.keep(b"", "part.png")
