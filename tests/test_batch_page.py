@@ -102,7 +102,7 @@ def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: 
     page.locator("#batch-files input[type=file]").set_input_files([tmp_path / name for name in names])
     finish(page)
     expect(page.locator(".batch-note")).to_have_text(re.compile("are read as 12 bits"))
-    expect(page.locator("td.name small.noted")).to_have_count(0)
+    expect(page.locator("td.name small.noted", has_text="Read as")).to_have_count(0)
     there = {row["name"]: row["score"] for row in state(page)["rows"]}
     page.locator("tr[data-index]", has_text="dark.png").click()  # opens it in Inspect, still as 12 bits
     page.wait_for_function("() => diffad.state().part?.name === 'dark'")

@@ -179,7 +179,7 @@ def test_gaussians_are_fitted_on_the_gpu(gpu):
         sums = [Scatter(block).add(batches[0]).add(batches[1]) for _ in range(3)]
         fitted, left_out = ResidualGaussian.fit(sums, stages=stages)
         assert on_gpu(fitted.common, fitted.codes, fitted.scale, fitted.diagonal, left_out.factors)
-        own = torch.ones_like(batches[0])
+        own = torch.ones_like(batches[0])[:, None]
         assert on_gpu(
             fitted.squared_mahalanobis(batches[0], 1), left_out.squared_mahalanobis(batches[0], own, 2)
         )

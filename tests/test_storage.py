@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from diffad import batch
@@ -124,11 +125,11 @@ def test_the_oldest_that_is_finished_makes_room_and_then_there_is_a_sentence(
 
 def test_what_others_have_just_sent_does_not_make_room(storage: Storage, clock):
     sent = Path(storage.keep(b"0" * 6 * MB, "sent.png"))
-    with pytest.raises(DataError, match="are taken"):
+    with pytest.raises(gr.Error, match="are taken"):
         storage.keep(b"1" * 6 * MB, "more.png")
     assert sent.exists()
     clock.ahead = 2 * HOUR
-    with storage.using([str(sent)]), pytest.raises(DataError, match="are taken"):
+    with storage.using([str(sent)]), pytest.raises(gr.Error, match="are taken"):
         storage.keep(b"1" * 6 * MB, "more.png")
     assert Path(storage.keep(b"1" * 6 * MB, "more.png")).exists() and not sent.exists()
 
