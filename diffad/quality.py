@@ -22,7 +22,8 @@ _WORDS = {
     "noise": ("smoother", "noisier", False),
 }
 MEASURES = tuple(_WORDS)
-_BEYOND = 0.1  # of a range's width by which a picture must lie outside, and at least
+_BEYOND = 0.1  # share of a range's width by which a picture must lie outside it
+# and at least by this much, in the units of `measured`
 _LEAST = {"brightness": 2, "contrast": 2, "red": 0.01, "blue": 0.01, "sharpness": 0.02, "noise": 0.5}
 
 
