@@ -105,6 +105,8 @@ def _moved(picture: np.ndarray, x: float, y: float, degrees: float) -> np.ndarra
 
 
 _jpeg = _encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY)
+_webp = _encoded(".webp", cv2.IMWRITE_WEBP_QUALITY)
+_COMPRESSIONS = _jpeg, _encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, whole_colour=True), _webp
 NUISANCES = (
     Nuisance("darker", -10, "% light", _gain),
     Nuisance("brighter", 10, "% light", _gain),
@@ -118,7 +120,7 @@ NUISANCES = (
     Nuisance("JPEG 95", 5, "below quality 100", _jpeg),
     Nuisance("JPEG 90", 10, "below quality 100", _jpeg),
     Nuisance("JPEG 75", 25, "below quality 100", _jpeg),
-    Nuisance("WebP 80", 20, "below quality 100", _encoded(".webp", cv2.IMWRITE_WEBP_QUALITY)),
+    Nuisance("WebP 80", 20, "below quality 100", _webp),
     Nuisance("shift 3", 3, "px", _shift),
     Nuisance("shift 5", 5, "px", _shift),
     Nuisance("turn", 2, "degrees", _turn),
@@ -139,5 +141,5 @@ def random_copy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         changed = _sharpen(changed, rng.uniform(0, 0.7), rng)
     noise = _noise if rng.random() < 0.5 else _grey_noise
     changed = noise(changed, np.exp(rng.uniform(np.log(0.5), np.log(4))), rng)
-    whole_colour = bool(rng.random() < 0.5)
-    return _encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, whole_colour)(changed, rng.uniform(3, 40), rng)
+    compress = _COMPRESSIONS[rng.integers(len(_COMPRESSIONS))]
+    return compress(changed, rng.uniform(3, 40), rng)
