@@ -220,7 +220,15 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, folders_text, repair_table
+    from diffad.evaluation import (
+        announced_rows,
+        evaluate,
+        evaluate_repair,
+        evaluation_table,
+        folders_text,
+        markdown,
+        repair_table,
+    )
 
     out = arguments.out
     if arguments.sheet and not (arguments.repair and out):
@@ -241,7 +249,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
                               progress=progress, keep=_score_keeper(out) if out else None, **settings)
         if out and arguments.repair:  # which takes long
             _write_tables(out, result)
-        tables = [folders_text(result), evaluation_table(result)]
+        tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result))]
         shown: dict[str, Any] = {}
         if arguments.repair:
             with counter("repairing") as progress:
