@@ -302,6 +302,7 @@ EVALUATION_COLUMNS = (  # title, key, form
     ("category recognised", "category_accuracy", "{:.1%}"), ("s / picture", "seconds_per_image", "{:.3f}"),
     ("pictures", "images", _COUNT),
 )
+_CHANGED_COLUMN = ("wrong when changed", "wrong_when_changed", "{:.1%}")
 REPAIR_COLUMNS = (
     ("score falls by (median)", "fall_median", "{:.0%}"), ("worst tenth", "fall_worst_tenth", "{:.0%}"),
     ("PSNR outside, dB", "psnr_outside_median", "{:.1f}"),
@@ -314,9 +315,19 @@ REPAIR_COLUMNS = (
 )
 
 
+def evaluation_columns(results: dict[str, dict[str, Any]]) -> tuple[tuple[str, str, str], ...]:
+    """Those of `EVALUATION_COLUMNS`, and how many changed good pictures are rejected, where that was measured
+    (a category's "stress" is what `stress.stress` found).
+    """
+    if not any("stress" in values for values in results.values()):
+        return EVALUATION_COLUMNS
+    place = 1 + [key for _, key, _ in EVALUATION_COLUMNS].index("miss_rate")
+    return (*EVALUATION_COLUMNS[:place], _CHANGED_COLUMN, *EVALUATION_COLUMNS[place:])
+
+
 def evaluation_table(results: dict[str, dict[str, Any]]) -> str:
     """The results of `evaluate` as a Markdown table; several categories get a last row of means."""
-    return markdown(table_rows(results, EVALUATION_COLUMNS))
+    return markdown(table_rows(results, evaluation_columns(results)))
 
 
 def folders_text(results: dict[str, dict[str, Any]]) -> str:
@@ -358,7 +369,7 @@ def table_rows(
     rows = [[head, *(title for title, _, _ in columns)]]
     for name, values in results.items():
         std = values.get("std", {})
-        rows.append([name, *(_cell(values[key], form, std.get(key)) for _, key, form in columns)])
+        rows.append([name, *(_cell(values.get(key), form, std.get(key)) for _, key, form in columns)])
     if mean and len(results) > 1:
         rows.append(["mean", *(_cell(mean_over_categories(results, key, form == _COUNT), form)
                                for _, key, form in columns)])

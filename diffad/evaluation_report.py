@@ -17,11 +17,11 @@ from PIL import Image
 
 from diffad import __version__
 from diffad.evaluation import (
-    EVALUATION_COLUMNS,
     REPAIR_COLUMNS,
     REPAIR_MARGIN,
     Repaired,
     announced_rows,
+    evaluation_columns,
     evaluation_table,
     folders_text,
     markdown,
@@ -30,9 +30,12 @@ from diffad.evaluation import (
     repair_table,
     table_rows,
 )
+from diffad.nuisances import NUISANCES
 from diffad.render import ALARM, CALM, INK, evidence_sheet, overlay
+from diffad.stress import robustness_rows, stress_table
 
-_HEADLINES = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate")
+_HEADLINES = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate",
+              "wrong_when_changed")
 CASES = 3  # evidence sheets of each kind
 _DEFECT_COLUMNS = (
     ("pictures", "images", "{:d}"), ("image AUROC", "image_auroc", "{:.3f}"),
@@ -63,6 +66,13 @@ _THRESHOLDS = (
 )
 
 
+_CHANGED = (
+    f"Good pictures changed in {len(NUISANCES)} ways that leave a part good (light, noise, sharpness, "
+    "compression, position), each at its usual strength. Wrong when changed is the share of these verdicts "
+    "that reject a picture which is accepted as it is: the mean over the changes."
+)
+
+
 def markdown_report(results: dict[str, dict[str, Any]]) -> str:
     """`evaluate`'s results as Markdown; with "repair" in a category, `evaluate_repair`'s, that too."""
     parts = ["# Evaluation", _setting(results), *folders_text(results).split("\n"),
@@ -72,6 +82,9 @@ def markdown_report(results: dict[str, dict[str, Any]]) -> str:
     for name, values in results.items():
         if values["by_defect"]:
             parts += [f"### {name}", markdown(_defect_rows(values))]
+    if changed := _changed(results):
+        parts += ["## Changed pictures", _CHANGED, markdown(robustness_rows(changed)),
+                  markdown(stress_table(changed))]
     if repairs := _repairs(results):
         parts += ["## Repair", repair_table(repairs)]
     parts += ["## How it was measured", *_HOW]
@@ -96,6 +109,10 @@ def html_report(
         _section("Results", _table(_summary_rows(results)), "results"),
         _section("Thresholds", f"<p>{_THRESHOLDS}</p>{_table(announced_rows(results))}", "thresholds"),
     ]
+    if changed := _changed(results):
+        body.append(_section("Changed pictures", f"<p>{_CHANGED}</p>{_table(robustness_rows(changed))}"
+                             "<details class=more><summary>Change by change</summary>"
+                             f"{_table(stress_table(changed))}</details>", "changed"))
     if repairs := _repairs(results):
         outside = (f"Outside is outside the mask, grown by {REPAIR_MARGIN} px at the model's resolution; the "
                    "feature distance there is 0 if nothing changed and 2 if all did.")
@@ -177,13 +194,17 @@ def _repairs(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: values["repair"] for name, values in results.items() if "repair" in values}
 
 
+def _changed(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: values["stress"] for name, values in results.items() if "stress" in values}
+
+
 def _every_note(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return [(name, note) for name, values in results.items()
             for note in values["notes"] + values.get("repair", {}).get("notes", [])]
 
 
 def _interval_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    columns = [column for column in EVALUATION_COLUMNS
+    columns = [column for column in evaluation_columns(results)
                if any(column[1] in values["intervals"] for values in results.values())]
     rows = [["category", *(title for title, _, _ in columns)]]
     for name, values in results.items():
@@ -199,9 +220,10 @@ def _range(limits: Sequence[float] | None, form: str) -> str:
 
 def _summary_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The table of results with intervals and ± below the values; cells are HTML."""
-    rows = table_rows(results, EVALUATION_COLUMNS)
+    columns = evaluation_columns(results)
+    rows = table_rows(results, columns)
     for row, name in zip(rows[1:], [*results, None]):
-        for i, (_, key, form) in enumerate(EVALUATION_COLUMNS, 1):
+        for i, (_, key, form) in enumerate(columns, 1):
             values = results.get(name, {}) if name else {}
             limits = values.get("intervals", {}).get(key) if name else mean_interval(results, key)
             value, _, std = row[i].partition(" ± ")
@@ -221,7 +243,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _tiles(results: dict[str, dict[str, Any]]) -> str:
     tiles = []
-    for title, key, form in EVALUATION_COLUMNS:
+    for title, key, form in evaluation_columns(results):
         value = mean_over_categories(results, key)
         if key in _HEADLINES and value is not None:
             limits = mean_interval(results, key)

@@ -498,7 +498,7 @@ def test_evaluate_gives_an_object_per_category(toy, tmp_path, capsys):
     repair = ["--repair", "--limit", "1", "--steps", "2"]
     assert main(["evaluate", str(tmp_path / "nut"), *repair]) == 0
     out = capsys.readouterr().out
-    assert out.count("| nut |") == 2 and "AUPRO" in out and "PSNR" in out
+    assert out.count("| nut |") == 3 and "AUPRO" in out and "PSNR" in out
     assert main(["evaluate", str(tmp_path / "nut"), *repair, "--json"]) == 0
     repair = json.loads(capsys.readouterr().out)["nut"]["repair"]
     assert (repair["good"], repair["defective"], repair["steps"]) == (1, 1, 2)
