@@ -126,7 +126,7 @@ def stress(
 
     for name, group in groups.items():
         profile = category or name
-        bits = inspector.bits(profile, depths[name])
+        bits = None if depths[name] is None else inspector.bits(profile, depths[name])
 
         def rejects(image: np.ndarray, profile: str = profile) -> bool:
             return inspector.inspect(image, category=profile, **settings).is_anomalous
