@@ -272,6 +272,8 @@ judged as its folder's category if the model knows it, else as the recognised on
         option("--seeds", "N,N,…", _seeds, "noise seeds; of several, means and standard deviations", (0,)),
         option("--out", "DIR", _path, "write results.json, results.md and report.html there; each score "
                                       "is in scores.jsonl as soon as it is known"),
+        option("--stress", "N", whole(1, 10**6), "also change N good pictures a category in 16 ways, and "
+               "count how many are rejected then"),
         flag("--repair", "also measure the repair, which is slow; the options below are its own"),
         option("--limit", "N", whole(1, 10**6), "with --repair: at most N good and N defective a category"),
         flag("--sheet", "with --out: draw ten repairs a category, <category>_repairs.png"),
@@ -296,6 +298,8 @@ The peers are anomalib's models on the same backbone with the same weights (pip 
                ("padim", "patchcore", "fre")),
         option("--minutes-each", "M", real(0.001, 10_000), "longest training of a peer that is trained", 5.0),
         option("--limit", "N", whole(1, 10**6), "take at most N good and N defective pictures a category"),
+        option("--stress", "N", whole(1, 10**6), "also change N good pictures a category in 16 ways, and "
+               "count how many each method rejects then"),
         seed, option("--out", "DIR", _path, "write comparison.md and comparison.json there"), as_json)
 
     own = command(stress, "measure whether verdicts survive what a factory does to its pictures", """
@@ -303,7 +307,9 @@ DATA: as for evaluate. Good and defective pictures are judged as they are and ch
 unevenly, tinted, with noise, blurred, sharpened, compressed, moved, turned.""")
     add(own, data, *model, alpha, timesteps, seed,
         option("--limit", "N", whole(1, 10**6), "take at most N good and N defective pictures a category", 8),
-        option("--out", "DIR", _path, "write stress.md, stress.json and stress.png there"), as_json)
+        flag("--curves", "judge good pictures at a half, two and four times each strength too, and draw it"),
+        option("--out", "DIR", _path, "write stress.md, stress.json and, with --curves, stress.png there; "
+                                      "each verdict is in verdicts.jsonl as soon as it is given"), as_json)
 
     own = command(benchmark, "measure how fast a model is on this machine")
     add(own, *model, option("--picture", "FILE", _path, "the picture to use (default: a synthetic part)"),

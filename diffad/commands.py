@@ -220,7 +220,17 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from diffad.evaluation import evaluate, evaluate_repair, evaluation_table, folders_text, repair_table
+    from diffad.evaluation import (
+        announced_rows,
+        evaluate,
+        evaluate_repair,
+        evaluation_table,
+        folders_text,
+        markdown,
+        repair_table,
+    )
+    from diffad.stress import robustness_rows
+    from diffad.stress import stress as stress_all
 
     out = arguments.out
     if arguments.sheet and not (arguments.repair and out):
@@ -230,18 +240,32 @@ def evaluate(arguments: argparse.Namespace) -> int:
     for source in arguments.data:
         _must_exist(source)
     samples = _test_and_training_pictures(arguments.data)
+    good = [sample for sample in samples if sample.is_anomalous is False and sample.split != "train"]
+    if arguments.stress and not good:
+        raise Refused("--stress changes good pictures, and there is none: give folders with test/good")
     if all(sample.is_anomalous is None for sample in samples):
         raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
     _make_folder(out)
     inspector = _load_inspector(arguments)
+    if arguments.stress and not arguments.category:
+        inspector.check_knows({sample.category for sample in good})
     with document(arguments.json) as put:
         settings = {"category": arguments.category, "alpha": arguments.alpha}
         with counter("inspecting") as progress:
             result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
-                              progress=progress, keep=_score_keeper(out) if out else None, **settings)
-        if out and arguments.repair:  # which takes long
+                              progress=progress, keep=_keeper(out, "scores.jsonl"), **settings)
+        if out and (arguments.stress or arguments.repair):  # which take long
             _write_tables(out, result)
-        tables = [folders_text(result), evaluation_table(result)]
+        if arguments.stress:
+            with counter("judging changed pictures") as progress:
+                changed = stress_all(inspector, good, arguments.stress, progress=progress,
+                                     keep=_keeper(out, "verdicts.jsonl"), seed=arguments.seeds[0],
+                                     timesteps=arguments.timesteps, **settings)
+            for name, values in changed.items():
+                result[name] |= {"stress": values, "wrong_when_changed": values["beyond"]}
+        tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result))]
+        if arguments.stress:
+            tables.append(markdown(robustness_rows(changed)))
         shown: dict[str, Any] = {}
         if arguments.repair:
             with counter("repairing") as progress:
@@ -296,7 +320,7 @@ def compare(arguments: argparse.Namespace) -> int:
     with document(arguments.json) as put:
         with counter("comparing") as progress:
             result = compare(inspector, samples, peers, arguments.limit, arguments.minutes_each,
-                             arguments.seed, progress)
+                             arguments.seed, progress, arguments.stress)
         report = comparison_report(result)
         put(result, report)
         if out:
@@ -314,13 +338,15 @@ def stress(arguments: argparse.Namespace) -> int:
     with document(arguments.json) as put:
         with counter("judging changed pictures") as progress:
             result = stress(inspector, samples, arguments.limit, arguments.seed, progress,
+                            _keeper(out, "verdicts.jsonl"), arguments.curves,
                             alpha=arguments.alpha, timesteps=arguments.timesteps)
         report = markdown(stress_table(result))
         put(result, report)
         if out:
             write(out / "stress.json", f"{json_text(result)}\n".encode())
             write(out / "stress.md", _utf8(f"{report}\n"))
-            stress_plot(result, out / "stress.png")
+            if arguments.curves:
+                stress_plot(result, out / "stress.png")
     return FINISHED
 
 
@@ -610,13 +636,15 @@ def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repair
     say(f"wrote results.json, results.md and report.html to {out}")
 
 
-def _score_keeper(out: Path) -> Callable[[dict[str, Any]], None]:
-    """Adds each picture's score to scores.jsonl, which begins anew with the first."""
+def _keeper(out: Path | None, name: str) -> Callable[[dict[str, Any]], None] | None:
+    """Adds each row to a file of JSON lines, which begins anew with the first; None without a folder."""
+    if out is None:
+        return None
     fresh = True
 
     def keep(row: dict[str, Any]) -> None:
         nonlocal fresh
-        append(out / "scores.jsonl", json_text(row, indent=None), fresh)
+        append(out / name, json_text(row, indent=None), fresh)
         fresh = False
 
     return keep

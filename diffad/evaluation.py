@@ -10,6 +10,7 @@ picture is judged alone. `measure` is the same for every source of scores and ma
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,9 @@ from diffad.inspection import checked_timesteps
 from diffad.labels import folders_in_words, look_over
 from diffad.masks import check_readable, mask_inside, mask_of, settled
 from diffad.metrics import (
+    FEWEST_PIMO_PIXELS,
+    PIMO_RATES,
+    aupimo,
     aupro,
     auroc,
     average_precision,
@@ -42,6 +46,7 @@ from diffad.metrics import (
     pro_curve,
     psnr,
     rate_interval,
+    resampled_aupimo,
     resampled_image_metrics,
     resampled_pixel_metrics,
     resamples,
@@ -55,7 +60,7 @@ SHOWN_REPAIRS = 10  # a category
 _COUNT = "{:d}"  # counts are summed in a table's last row, everything else is averaged
 
 Progress = Callable[[int, int], None]
-ANNOUNCED = (0.01, 0.02, 0.05, 0.1)  # shares of good parts that thresholds are asked for
+ANNOUNCED = (0.001, 0.01, 0.05)  # shares of good parts that thresholds are asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +69,9 @@ class Scored:
 
     label: it is defective. anomaly_map: float32 [h, w], high where anomalous, over the picture alone (no
     padding). mask: bool [h, w], empty for good pictures; both are None if a defective picture has no mask.
-    verdict: judged defective, against `threshold`. limits: the thresholds that 1, 2, 5 and 10 good parts in
-    100 would exceed (`ANNOUNCED`). category_right: recognised without being told. What a method does not say
-    is None.
+    verdict: judged defective, against `threshold`. limits: the thresholds that the shares `ANNOUNCED` of
+    good parts would exceed. category_right: recognised without being told. What a method does not say is
+    None.
     """
 
     path: Path
@@ -87,13 +92,14 @@ def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
 
     draws: resamples for the intervals; 0 leaves `intervals` empty. Keys:
     image_auroc, image_ap, image_f1, pixel_auroc, pixel_ap, pixel_f1, aupro and aupro_05 (up to a false
-    positive rate of 0.3 and of 0.05): in [0, 1]; false_alarm_rate, miss_rate: shares of the good pictures
+    positive rate of 0.3 and of 0.05), aupimo (the mean over the defective pictures): in [0, 1];
+    false_alarm_rate, miss_rate: shares of the good pictures
     judged defective and of the defective ones judged good; good_accuracy, defect_recall: the rest to 1;
     category_accuracy; announced: for each of `ANNOUNCED` [rate, false_alarm_rate, miss_rate] at its
     threshold, None if a picture has none; threshold, seconds_per_image: medians; images, defective: counts;
     intervals: 95 % [low, high] of the metrics but F1 by resampling pictures (see `diffad.metrics`), of the
     rates Wilson's; by_defect: per kind of defect, its pictures against all good ones: images, image_auroc,
-    pixel_auroc, aupro, miss_rate; curves: points [x, y] of image_roc, pixel_roc and pro (to 0.3).
+    pixel_auroc, aupro, aupimo, miss_rate; curves: points [x, y] of image_roc, pixel_roc and pro (to 0.3).
     """
     values, drawn = _measured(scored, draws)
     return {**values, "intervals": _intervals(values, drawn)}
@@ -146,7 +152,7 @@ def evaluate(
             runs.append(_measured(scored))
             if len(runs) == 1:
                 pictures = list(map(_told, scored))
-                notes = _notes(inspector, name, profile, scored)
+                notes = _notes(inspector, name, profile, scored, runs[0][0])
                 if found[name] is not None:
                     notes.append(read_in_words(bits, found[name]))
             del scored  # the maps
@@ -291,11 +297,12 @@ EVALUATION_COLUMNS = (  # title, key, form
     ("image AUROC", "image_auroc", "{:.3f}"), ("image AP", "image_ap", "{:.3f}"),
     ("image F1", "image_f1", "{:.3f}"), ("pixel AUROC", "pixel_auroc", "{:.3f}"),
     ("pixel AP", "pixel_ap", "{:.3f}"), ("pixel F1", "pixel_f1", "{:.3f}"),
-    ("AUPRO", "aupro", "{:.3f}"), ("AUPRO 0.05", "aupro_05", "{:.3f}"),
+    ("AUPRO", "aupro", "{:.3f}"), ("AUPRO 0.05", "aupro_05", "{:.3f}"), ("AUPIMO", "aupimo", "{:.3f}"),
     ("false alarms", "false_alarm_rate", "{:.1%}"), ("missed", "miss_rate", "{:.1%}"),
     ("category recognised", "category_accuracy", "{:.1%}"), ("s / picture", "seconds_per_image", "{:.3f}"),
     ("pictures", "images", _COUNT),
 )
+_CHANGED_COLUMN = ("wrong when changed", "wrong_when_changed", "{:.1%}")
 REPAIR_COLUMNS = (
     ("score falls by (median)", "fall_median", "{:.0%}"), ("worst tenth", "fall_worst_tenth", "{:.0%}"),
     ("PSNR outside, dB", "psnr_outside_median", "{:.1f}"),
@@ -308,14 +315,40 @@ REPAIR_COLUMNS = (
 )
 
 
+def evaluation_columns(results: dict[str, dict[str, Any]]) -> tuple[tuple[str, str, str], ...]:
+    """Those of `EVALUATION_COLUMNS`, and how many changed good pictures are rejected, where that was measured
+    (a category's "stress" is what `stress.stress` found).
+    """
+    if not any("stress" in values for values in results.values()):
+        return EVALUATION_COLUMNS
+    place = 1 + [key for _, key, _ in EVALUATION_COLUMNS].index("miss_rate")
+    return (*EVALUATION_COLUMNS[:place], _CHANGED_COLUMN, *EVALUATION_COLUMNS[place:])
+
+
 def evaluation_table(results: dict[str, dict[str, Any]]) -> str:
     """The results of `evaluate` as a Markdown table; several categories get a last row of means."""
-    return markdown(table_rows(results, EVALUATION_COLUMNS))
+    return markdown(table_rows(results, evaluation_columns(results)))
 
 
 def folders_text(results: dict[str, dict[str, Any]]) -> str:
     """By category, which folders were taken as good and as defective."""
     return "\n".join(f"{name}: {values['folders']}" for name, values in results.items())
+
+
+def announced_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """False alarms and missed defects by category at the thresholds of each announced rate, and their means;
+    the head first.
+    """
+    known = {name: values["announced"] for name, values in results.items() if values.get("announced")}
+    titles = [f"{title} at {rate:.1%}" for title in ("false alarms", "missed") for rate in ANNOUNCED]
+    rows = [["category", *(title.replace(".0%", "%") for title in titles)]]
+    for name, announced in known.items():
+        rows.append([name, *(_cell(at[kind], "{:.1%}") for kind in (1, 2) for at in announced)])
+    if len(known) > 1:
+        means = [_mean([at for at in (announced[number][kind] for announced in known.values())
+                        if at is not None]) for kind in (1, 2) for number in range(len(ANNOUNCED))]
+        rows.append(["mean", *(_cell(mean, "{:.1%}") for mean in means)])
+    return rows
 
 
 def repair_table(results: dict[str, dict[str, Any]]) -> str:
@@ -336,7 +369,7 @@ def table_rows(
     rows = [[head, *(title for title, _, _ in columns)]]
     for name, values in results.items():
         std = values.get("std", {})
-        rows.append([name, *(_cell(values[key], form, std.get(key)) for _, key, form in columns)])
+        rows.append([name, *(_cell(values.get(key), form, std.get(key)) for _, key, form in columns)])
     if mean and len(results) > 1:
         rows.append(["mean", *(_cell(mean_over_categories(results, key, form == _COUNT), form)
                                for _, key, form in columns)])
@@ -389,14 +422,14 @@ def _measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, An
         "image_auroc": auroc(scores, labels),
         "image_ap": average_precision(scores, labels),
         "image_f1": f1_max(scores, labels),
-        **dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupro_05")),
+        **dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupro_05", "aupimo")),
     }
     curves = {"image_roc": roc_curve(scores, labels), "pixel_roc": None, "pro": None}
     if maps:
         every = pixels(maps, masks)
         values |= {"pixel_auroc": auroc(*every), "pixel_ap": average_precision(*every),
                    "pixel_f1": f1_max(*every), "aupro": aupro(maps, masks),
-                   "aupro_05": aupro(maps, masks, 0.05)}
+                   "aupro_05": aupro(maps, masks, 0.05), "aupimo": _aupimo(scored)}
         curves |= {"pixel_roc": roc_curve(*every), "pro": pro_curve(maps, masks)}
         del every
     drawn: dict[str, np.ndarray] = {}
@@ -408,6 +441,10 @@ def _measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, An
             of_pixels = resampled_pixel_metrics(maps, masks, weights[:, seen])
             drawn["aupro"], drawn["aupro_05"] = of_pixels.pop("aupro")
             drawn |= {f"pixel_{name}": drawn_values for name, drawn_values in of_pixels.items()}
+            if values["aupimo"] is not None:
+                clear = _clear(scored)
+                drawn["aupimo"] = resampled_aupimo(*_maps(itertools.compress(scored, clear)),
+                                                   weights[:, clear])
     good_accuracy = _mean([not one.verdict for one in scored if not one.label and one.verdict is not None])
     defect_recall = _mean([one.verdict for one in scored if one.label and one.verdict is not None])
     values |= {
@@ -444,6 +481,19 @@ def _maps(scored: Iterable[Scored]) -> tuple[list[np.ndarray], list[np.ndarray]]
     return [one.anomaly_map for one in seen], [one.mask for one in seen]
 
 
+def _clear(scored: Iterable[Scored]) -> list[bool]:
+    """Which have a map and a mask that says what the label says: a small defect's may vanish at the model's
+    resolution, and its picture is no good one for that.
+    """
+    return [one.mask is not None and one.label == bool(one.mask.any()) for one in scored]
+
+
+def _aupimo(scored: Sequence[Scored]) -> float | None:
+    maps, masks = _maps(itertools.compress(scored, _clear(scored)))
+    areas = aupimo(maps, masks) if maps else None
+    return None if areas is None else float(areas.mean())
+
+
 def _by_defect(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
     good = [one for one in scored if not one.label]
     result = {}
@@ -455,6 +505,7 @@ def _by_defect(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
             "image_auroc": auroc([one.score for one in good + bad], [one.label for one in good + bad]),
             "pixel_auroc": pixel_auroc(maps, masks) if maps else None,
             "aupro": aupro(maps, masks) if maps else None,
+            "aupimo": _aupimo(good + bad),
             "miss_rate": _mean([not one.verdict for one in bad if one.verdict is not None]),
         }
     return result
@@ -583,7 +634,9 @@ def _quantile(values: Sequence[float | None], q: float) -> float | None:
     return float(np.quantile(known, q)) if known else None
 
 
-def _notes(inspector: Any, name: str, profile: str | None, scored: Sequence[Scored]) -> list[str]:
+def _notes(
+    inspector: Any, name: str, profile: str | None, scored: Sequence[Scored], values: dict[str, Any]
+) -> list[str]:
     notes = []
     labels = [one.label for one in scored]
     masked = any(one.label and one.mask is not None and one.mask.any() for one in scored)
@@ -600,4 +653,8 @@ def _notes(inspector: Any, name: str, profile: str | None, scored: Sequence[Scor
         notes.append(f"The model has no category {name!r}: each picture was judged as what it resembles.")
     elif profile != name:
         notes.append(f"Judged with the profile {profile!r}.")
+    if values["aupro"] is not None and values["aupimo"] is None and not all(labels):
+        low, high = PIMO_RATES
+        notes.append(f"AUPIMO needs more good pictures: between its false positive rates, {low:.3%} and "
+                     f"{high:.2%}, lie fewer than {FEWEST_PIMO_PIXELS} pixels of all {labels.count(False)}.")
     return notes

@@ -17,11 +17,11 @@ from PIL import Image
 
 from diffad import __version__
 from diffad.evaluation import (
-    ANNOUNCED,
-    EVALUATION_COLUMNS,
     REPAIR_COLUMNS,
     REPAIR_MARGIN,
     Repaired,
+    announced_rows,
+    evaluation_columns,
     evaluation_table,
     folders_text,
     markdown,
@@ -30,19 +30,25 @@ from diffad.evaluation import (
     repair_table,
     table_rows,
 )
+from diffad.nuisances import NUISANCES
 from diffad.render import ALARM, CALM, INK, evidence_sheet, overlay
+from diffad.stress import robustness_rows, stress_table
 
-_HEADLINES = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate")
+_HEADLINES = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate",
+              "wrong_when_changed")
 CASES = 3  # evidence sheets of each kind
 _DEFECT_COLUMNS = (
     ("pictures", "images", "{:d}"), ("image AUROC", "image_auroc", "{:.3f}"),
-    ("pixel AUROC", "pixel_auroc", "{:.3f}"), ("AUPRO", "aupro", "{:.3f}"), ("missed", "miss_rate", "{:.1%}"),
+    ("pixel AUROC", "pixel_auroc", "{:.3f}"), ("AUPRO", "aupro", "{:.3f}"), ("AUPIMO", "aupimo", "{:.3f}"),
+    ("missed", "miss_rate", "{:.1%}"),
 )
 _HOW = (
     "Maps and masks are compared at the model's resolution, in the rectangle that the picture fills there: "
     "masks by nearest neighbour, no crop, no padding counted. Regions of masks are 8-connected at that "
     "resolution. Every distinct value is a threshold (no binning); AUPRO is the area under the mean "
-    "per-region overlap up to a false positive rate of 0.3 (and 0.05), divided by that limit.",
+    "per-region overlap up to a false positive rate of 0.3 (and 0.05), divided by that limit. AUPIMO is the "
+    "mean over the defective pictures of the share of the defect that is found, at the thresholds that 1 in "
+    "100,000 to 1 in 10,000 pixels of the good pictures exceed (the rates' logarithms weigh alike).",
     "Nothing is fitted on test pictures: thresholds and calibration come from normal training pictures and "
     "are stored in the model, and every picture is judged alone. The threshold is the score that 1 good part "
     "in 100 would exceed.",
@@ -55,8 +61,15 @@ _HOW = (
 )
 
 _THRESHOLDS = (
-    "False alarms among the good pictures / defective ones missed, at the thresholds that so many good parts "
-    "should exceed: what is announced against what is found."
+    "The good pictures rejected and the defective ones missed, at the thresholds that 0.1, 1 and 5 % of good "
+    "parts are announced to exceed."
+)
+
+
+_CHANGED = (
+    f"Good pictures changed in {len(NUISANCES)} ways that leave a part good (light, noise, sharpness, "
+    "compression, position), each at its usual strength. Wrong when changed is the share of these verdicts "
+    "that reject a picture which is accepted as it is: the mean over the changes."
 )
 
 
@@ -64,11 +77,14 @@ def markdown_report(results: dict[str, dict[str, Any]]) -> str:
     """`evaluate`'s results as Markdown; with "repair" in a category, `evaluate_repair`'s, that too."""
     parts = ["# Evaluation", _setting(results), *folders_text(results).split("\n"),
              evaluation_table(results), "## 95 % intervals", markdown(_interval_rows(results)),
-             "## Thresholds", _THRESHOLDS, markdown(_announced_rows(results)), "## By kind of defect",
+             "## Thresholds", _THRESHOLDS, markdown(announced_rows(results)), "## By kind of defect",
              "Each kind's pictures against all good ones of its category."]
     for name, values in results.items():
         if values["by_defect"]:
             parts += [f"### {name}", markdown(_defect_rows(values))]
+    if changed := _changed(results):
+        parts += ["## Changed pictures", _CHANGED, markdown(robustness_rows(changed)),
+                  markdown(stress_table(changed))]
     if repairs := _repairs(results):
         parts += ["## Repair", repair_table(repairs)]
     parts += ["## How it was measured", *_HOW]
@@ -91,8 +107,12 @@ def html_report(
         f"<p class=quiet>{escape(_setting(results))}</p>{_folders(results)}</header>",
         _tiles(results),
         _section("Results", _table(_summary_rows(results)), "results"),
-        _section("Thresholds", f"<p>{_THRESHOLDS}</p>{_table(_announced_rows(results))}", "thresholds"),
+        _section("Thresholds", f"<p>{_THRESHOLDS}</p>{_table(announced_rows(results))}", "thresholds"),
     ]
+    if changed := _changed(results):
+        body.append(_section("Changed pictures", f"<p>{_CHANGED}</p>{_table(robustness_rows(changed))}"
+                             "<details class=more><summary>Change by change</summary>"
+                             f"{_table(stress_table(changed))}</details>", "changed"))
     if repairs := _repairs(results):
         outside = (f"Outside is outside the mask, grown by {REPAIR_MARGIN} px at the model's resolution; the "
                    "feature distance there is 0 if nothing changed and 2 if all did.")
@@ -174,13 +194,17 @@ def _repairs(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: values["repair"] for name, values in results.items() if "repair" in values}
 
 
+def _changed(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: values["stress"] for name, values in results.items() if "stress" in values}
+
+
 def _every_note(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return [(name, note) for name, values in results.items()
             for note in values["notes"] + values.get("repair", {}).get("notes", [])]
 
 
 def _interval_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    columns = [column for column in EVALUATION_COLUMNS
+    columns = [column for column in evaluation_columns(results)
                if any(column[1] in values["intervals"] for values in results.values())]
     rows = [["category", *(title for title, _, _ in columns)]]
     for name, values in results.items():
@@ -190,37 +214,16 @@ def _interval_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def _announced_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """False alarms / missed defects by category at the thresholds of each announced rate, and their means."""
-    known = {name: values["announced"] for name, values in results.items() if values.get("announced")}
-    rows = [["category", *(f"{rate:.0%} announced" for rate in ANNOUNCED)]]
-    for name, announced in known.items():
-        rows.append([name, *(_both(alarms, missed) for _, alarms, missed in announced)])
-    if len(known) > 1:
-        columns = zip(*known.values())
-        rows.append(["mean", *(_both(_mean_of(c[1] for c in column), _mean_of(c[2] for c in column))
-                               for column in map(list, columns))])
-    return rows
-
-
-def _both(alarms: float | None, missed: float | None) -> str:
-    return " / ".join("–" if share is None else f"{share:.1%}" for share in (alarms, missed))
-
-
-def _mean_of(shares: Iterable[float | None]) -> float | None:
-    known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _range(limits: Sequence[float] | None, form: str) -> str:
     return "–" if limits is None else "–".join(form.format(limit) for limit in limits)
 
 
 def _summary_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The table of results with intervals and ± below the values; cells are HTML."""
-    rows = table_rows(results, EVALUATION_COLUMNS)
+    columns = evaluation_columns(results)
+    rows = table_rows(results, columns)
     for row, name in zip(rows[1:], [*results, None]):
-        for i, (_, key, form) in enumerate(EVALUATION_COLUMNS, 1):
+        for i, (_, key, form) in enumerate(columns, 1):
             values = results.get(name, {}) if name else {}
             limits = values.get("intervals", {}).get(key) if name else mean_interval(results, key)
             value, _, std = row[i].partition(" ± ")
@@ -240,7 +243,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _tiles(results: dict[str, dict[str, Any]]) -> str:
     tiles = []
-    for title, key, form in EVALUATION_COLUMNS:
+    for title, key, form in evaluation_columns(results):
         value = mean_over_categories(results, key)
         if key in _HEADLINES and value is not None:
             limits = mean_interval(results, key)

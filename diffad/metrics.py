@@ -5,8 +5,8 @@ binned and no score is transformed. They are None where they are undefined (noth
 anomalous). Regions of masks are 8-connected, at whatever resolution maps and masks come.
 
 Intervals come from resampling pictures, good among good and defective among defective: `resamples` says how
-often each picture is drawn, `resampled_image_metrics` and `resampled_pixel_metrics` give every metric of
-every draw at once, `interval` its middle 95 %.
+often each picture is drawn, `resampled_image_metrics`, `resampled_pixel_metrics` and `resampled_aupimo` give
+every metric of every draw at once, `interval` its middle 95 %.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+PIMO_RATES = (1e-5, 1e-4)  # between which AUPIMO is taken
+FEWEST_PIMO_PIXELS = 30  # of good pictures between those rates: the curve's steps
 _CURVE_POINTS = 120
 _THRESHOLDS = 2000  # of the resampled pixel metrics
 
@@ -107,11 +109,41 @@ def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -
     return _thinned(np.vstack([inside, [max_fpr, at_end]]))
 
 
+def aupimo(
+    maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float] = PIMO_RATES
+) -> np.ndarray | None:
+    """Area under the per-image overlap (Bertoldo et al. 2024) of each picture with a defect, float64 [k].
+
+    The overlap is the share of the picture's own defect that lies above a threshold; the rate of a threshold
+    is the mean, over the pictures without a defect, of the share of their pixels at or above it. At each rate
+    between `rates` the overlap is that of the lowest threshold which does not exceed the rate, and the mean
+    of the overlaps over the logarithm of the rate is the area, in [0, 1].
+
+    maps: n arrays [h, w], finite. masks: n bool arrays of the same shapes, empty for good pictures. Returns
+    None without good or without defective pictures, or if fewer than `FEWEST_PIMO_PIXELS` pixels of the
+    good ones lie between the rates, since the curve then has too few steps. Raises ValueError unless
+    0 < rates[0] < rates[1] <= 1.
+    """
+    kinds = _pimo_kinds(maps, masks, rates)
+    if kinds is None:
+        return None
+    good, bad = kinds
+    needed = int(np.ceil(rates[1] * len(good) * max(values.size for values in good))) + 1
+    highest = np.concatenate([values[-needed:] for values in good])
+    overlaps, alarms = _pimo_steps(good, bad, np.unique(np.sort(highest)[-needed:]))
+    return (overlaps @ _log_widths(alarms.mean(axis=0), rates)).clip(0, 1)  # but for rounding it lies there
+
+
 def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """All pixels of all pictures in one row: scores and labels, for the metrics of scores.
 
     Raises ValueError if a map and its mask differ in shape, are not [h, w], or a value is not finite.
     """
+    maps, masks = _checked(maps, masks)
+    return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
+
+
+def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     if len(maps) != len(masks) or len(maps) == 0:
         raise ValueError(f"give a mask for each map, at least one: {len(maps)} maps, {len(masks)} masks")
     maps, masks = [np.asarray(m) for m in maps], [np.asarray(m, bool) for m in masks]
@@ -120,7 +152,7 @@ def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[np.ndarray, np.nd
             raise ValueError(f"a map {anomaly_map.shape} and its mask {mask.shape} must both be [h, w]")
         if not np.isfinite(anomaly_map).all():
             raise ValueError("scores must be finite: look for NaN or infinity in the maps")
-    return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
+    return maps, masks
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -247,6 +279,64 @@ def resampled_pixel_metrics(
     drawn["aupro"] = np.array([[_area_until(x, y, limit) / limit for x, y in zip(rate, pro)]
                                for limit in max_fprs])
     return drawn
+
+
+def resampled_aupimo(
+    maps: Sequence[Any], masks: Sequence[Any], weights: np.ndarray,
+    rates: tuple[float, float] = PIMO_RATES,
+) -> np.ndarray | None:
+    """The mean of `aupimo` of every draw, float64 [draws], NaN if one has no defect; None where that is.
+
+    weights: [draws, n], how often each picture counts. Up to 4000 pixels of good pictures this is exact.
+    Beyond, 2000 of them serve as thresholds, at even steps of the logarithm of their rate, which moves a
+    value by less than 0.01.
+    """
+    kinds = _pimo_kinds(maps, masks, rates)
+    if kinds is None:
+        return None
+    good, bad = kinds
+    defective = np.array([np.any(mask) for mask in masks])
+    pooled = np.sort(np.concatenate(good))
+    overlaps, alarms = _pimo_steps(good, bad, _thresholds(pooled[:0], pooled, 2 * _THRESHOLDS))
+    of_good, of_bad = weights[:, ~defective], weights[:, defective]
+    with np.errstate(invalid="ignore"):
+        alarms = of_good @ alarms / of_good.sum(axis=1, keepdims=True)
+        overlaps = of_bad @ overlaps / of_bad.sum(axis=1, keepdims=True)
+    return (overlaps * _log_widths(alarms, rates)).sum(axis=1).clip(0, 1)
+
+
+def _pimo_kinds(
+    maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
+) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    """The sorted values of each good picture, and of each other one's defect; None where `aupimo` is."""
+    low, high = rates
+    if not 0 < low < high <= 1:
+        raise ValueError(f"rates rise from above 0 to at most 1, unlike {low}, {high}")
+    maps, masks = _checked(maps, masks)
+    good = [np.sort(values, axis=None) for values, mask in zip(maps, masks) if not mask.any()]
+    bad = [np.sort(values[mask]) for values, mask in zip(maps, masks) if mask.any()]
+    if not bad or sum(values.size for values in good) * (high - low) < FEWEST_PIMO_PIXELS:
+        return None
+    return good, bad
+
+
+def _pimo_steps(
+    good: Sequence[np.ndarray], bad: Sequence[np.ndarray], edges: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """At values of good pictures from the highest on: the share of each defect above [len(bad), k], and of
+    each good picture at or above [len(good), k]. edges: ascending.
+    """
+    edges = edges[::-1]
+    overlaps = [1 - np.searchsorted(values, edges, "right") / values.size for values in bad]
+    alarms = [1 - np.searchsorted(values, edges, "left") / values.size for values in good]
+    return np.stack(overlaps), np.stack(alarms)
+
+
+def _log_widths(rate: np.ndarray, rates: tuple[float, float]) -> np.ndarray:
+    """Of each step to a rising rate [..., k], the part of `rates`' logarithms that it covers, with sum 1."""
+    before = np.concatenate([np.zeros_like(rate[..., :1]), rate[..., :-1]], axis=-1)
+    inside = (np.log(np.clip(each, *rates)) for each in (rate, before))
+    return np.subtract(*inside) / np.log(rates[1] / rates[0])
 
 
 def _counted(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray]:

@@ -39,7 +39,8 @@ from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
 from diffad.labels import folders_in_words, look_over
 from diffad.masks import check_readable, mask_inside
-from diffad.scoring import denoise_all, image_score, pixel_score, smooth
+from diffad.scoring import denoise_all, image_score, pixel_score, smooth, threshold_for
+from diffad.stress import VERDICTS_EACH, robustness, robustness_rows
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
 CORESET_RATIO = 0.1  # anomalib's default
@@ -51,9 +52,16 @@ COLUMNS = (
     ("pixel AUROC", "pixel_auroc", "{:.3f}"),
     ("AUPRO", "aupro", "{:.3f}"),
     ("AUPRO@0.05", "aupro_05", "{:.3f}"),
+    ("AUPIMO", "aupimo", "{:.3f}"),
+    ("wrong when changed", "wrong_when_changed", "{:.1%}"),
     ("fit, s", "fit_seconds", "{:.0f}"),
     ("s / picture", "seconds_per_image", "{:.3f}"),
     ("model, MB", "model_megabytes", "{:.0f}"),
+)
+_CHANGED = (
+    "Wrong when changed: good test pictures that a method accepts as they are and rejects changed, in light, "
+    "noise, sharpness, compression or position. One rule for all: the threshold is the score that 1 good "
+    "part in 100 would exceed by an extreme-value law of that method's scores of other good test pictures."
 )
 _ANOMALIB = 'the peers come from anomalib: pip install "anomalib>=2.7,<3", or compare with --peers none'
 
@@ -92,15 +100,21 @@ def compare(
     minutes: float = 5.0,
     seed: int = 0,
     progress: Progress | None = None,
+    stress: int | None = None,
 ) -> dict[str, Any]:
     """diffad, RGB error and `peers` (names of `PEERS`) on the labelled test samples, ready for JSON.
 
     limit: at most so many good and so many defective test pictures a category, evenly spread; the training
-    pictures are always all used. minutes: a peer with a training loop stops after so long. categories: by
-    category and method all of `measure`, fit_seconds (with diffad's network what its checkpoint says that it
-    was trained for, None if it does not), model_megabytes (what judging a picture needs in memory besides the
-    picture's own maps). folders: which were taken as good and as defective. notes: sentences.
-    progress(done, total) is called after every picture and method.
+    pictures are always all used. minutes: a peer with a training loop stops after so long. stress: at most so
+    many good test pictures a category are also judged changed; the threshold is then the score that 1 good
+    part in 100 would exceed by the method's scores of other good test pictures, at least half of them.
+
+    categories: by category and method all of `measure`, fit_seconds (with diffad's network what its
+    checkpoint says that it was trained for, None if it does not), model_megabytes (what judging a picture
+    needs in memory besides the picture's own maps), and where pictures were changed stress, what `robustness`
+    says of that, and wrong_when_changed, its "beyond". folders: which were taken as good and as defective.
+    notes: sentences.
+    progress(done, total) is called after every verdict.
     Raises DataError as `labelled`, for a category that the model does not know or that has no normal
     training pictures, ValueError as `checked`.
     """
@@ -123,11 +137,23 @@ def compare(
         title, fit = PEERS[name]
         methods[title] = lambda _, squares, fit=fit: fit(squares, inspector.extractor, 60 * minutes)
 
-    total, done = len(methods) * sum(map(len, groups.values())), 0
+    changed = {name: _to_change(group, stress) for name, group in groups.items()}
+    total = len(methods) * sum(len(groups[name]) + VERDICTS_EACH * len(changed[name]) for name in groups)
+    done = 0
+
+    def step(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
     categories, pictures, notes = {}, {}, []
     for category, group in groups.items():
         bits = inspector.bits(category, found[category])
         squares = _normal_squares(normal[category], inspector.size, bits) if peers else torch.empty(0)
+        images = [read_image(sample.image, bits) for sample in changed[category]]
+        if stress and not images:
+            notes.append(f"{category}: too few good test pictures to put some aside and change others.")
         categories[category] = {}
         for title, fit in methods.items():
             with torch.random.fork_rng():
@@ -143,13 +169,15 @@ def compare(
             scored = []
             for sample in group:
                 scored.append(_scored(sample, fitted.judge, inspector.size, bits))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+                step()
             categories[category][title] = measure(scored) | {
                 "fit_seconds": seconds,
                 "model_megabytes": _bytes(fitted.state) / 2**20,
             }
+            if images:
+                aside = [one.score for one, kept in zip(scored, group)
+                         if not one.label and kept not in changed[category]]
+                categories[category][title] |= _when_changed(images, fitted.judge, aside, seed, step)
             if fitted.note:
                 notes.append(f"{category}: {fitted.note}")
             del fitted, scored
@@ -167,7 +195,7 @@ def compare(
         "pictures": pictures,
         "folders": {name: folders_in_words(group) for name, group in groups.items()},
         "categories": categories,
-        "notes": [*_about(list(methods)), *notes,
+        "notes": [*_about(list(methods)), *([_CHANGED] if any(changed.values()) else []), *notes,
                   *(f"{name}: {note}" for name, some in doubts.items() for note in some)],
     }
 
@@ -181,9 +209,12 @@ def comparison_report(result: dict[str, Any]) -> str:
         learned = f", {counts['train']} normal ones to learn from" if counts["train"] else ""
         lines += ["", f"## {category}", "", f"{about}{learned}.", "", result["folders"][category]]
         lines += ["", _table(values)]
+        if changed := {title: of["stress"] for title, of in values.items() if "stress" in of}:
+            lines += ["", markdown(robustness_rows(changed, head="method"))]
     categories = result["categories"]
     if len(categories) > 1:
-        keys = [key for _, key, _ in COLUMNS]
+        every = [of for values in categories.values() for of in values.values()]
+        keys = [key for _, key, _ in COLUMNS if any(key in of for of in every)]
         means = {
             title: {
                 key: mean_over_categories({name: values[title] for name, values in categories.items()}, key)
@@ -199,8 +230,9 @@ def _table(values: dict[str, dict[str, Any]]) -> str:
     def cell(value: float | None, form: str) -> str:
         return "–" if value is None else form.format(value)
 
-    rows = [["method", *(title for title, _, _ in COLUMNS)]]
-    rows += [[name, *(cell(of[key], form) for _, key, form in COLUMNS)] for name, of in values.items()]
+    known = [column for column in COLUMNS if any(column[1] in of for of in values.values())]
+    rows = [["method", *(title for title, _, _ in known)]]
+    rows += [[name, *(cell(of.get(key), form) for _, key, form in known)] for name, of in values.items()]
     return markdown(rows)
 
 
@@ -428,6 +460,24 @@ def _normal(samples: Sequence[Sample], category: str) -> list[Sample]:
 def _normal_squares(samples: Sequence[Sample], size: int, bits: int | None) -> Tensor:
     """uint8 [n, 3, size, size]."""
     return torch.stack([to_uint8(to_square(read_image(s.image, bits), size)[0]) for s in samples])
+
+
+def _to_change(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """Every second good picture, evenly thinned to at most `limit`; none without one, or if there are fewer
+    than four good ones: the others give the threshold.
+    """
+    good = [sample for sample in samples if not sample.is_anomalous]
+    second = good[1::2] if limit and len(good) >= 4 else []
+    return second[:: -(-len(second) // limit)] if second else []
+
+
+def _when_changed(
+    images: Sequence[np.ndarray], judge: Judge, aside: Sequence[float], seed: int, step: Callable[..., None]
+) -> dict[str, Any]:
+    """How a method bears changes of good pictures, against the threshold from scores of others."""
+    threshold = threshold_for(np.array(aside))
+    found = robustness(images, lambda image: judge(image)[0] > threshold, seed, step)
+    return {"stress": found, "wrong_when_changed": found["beyond"]}
 
 
 def _scored(sample: Sample, judge: Judge, size: int, bits: int | None) -> Scored:

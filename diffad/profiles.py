@@ -42,6 +42,7 @@ from diffad.scoring import (
     seen_moved,
     threshold_for,
 )
+from diffad.stress import in_words as changes_in_words
 from diffad.unet import UNet
 
 FITTED = 768  # pictures that the covariances are fitted on, at most
@@ -299,6 +300,8 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
     few = ""
     if good < ENOUGH:
         few = f" With {good} good pictures take the threshold as a guess: {ENOUGH} or more are better."
+    if "changed" in rehearsal:
+        few = f" {changes_in_words(rehearsal['changed'])}{few}"
     few += "".join(f" {sentence}" for sentence in rehearsal.get("duplicates", ()))
     odd = sorted(rehearsal.get("unusual", {}).items(), key=lambda item: -item[1])
     odd = [f"{name} ({score:.1f})" for name, score in odd[:_NAMED]]

@@ -39,6 +39,7 @@ from diffad.profiles import ENOUGH, fit_profile
 from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import PIXEL_SCORES, unusual
+from diffad.stress import rehearse_changes
 from diffad.tiling import Tiling
 from diffad.unet import UNet, UNetConfig
 
@@ -49,7 +50,7 @@ _RANGES = {  # of a recipe's numbers; whole numbers where the limits are
     "steps": (0, 10**9), "minutes": (1e-9, 1e9), "batch": (1, 2**20), "learning_rate": (1e-12, 1.0),
     "warm_up": (1, 10**9), "ema": (0.0, 1.0), "clip": (1e-9, 1e9), "low_t": (0.01, 100.0),
     "spoiled": (0.0, 1.0), "holes": (0.0, 1.0), "shift": (0, 2048), "variants": (1, 1000),
-    "held_out": (0.0, 0.5), "stride": (1, 999), "seed": (0, 2**53),
+    "held_out": (0.0, 0.5), "stressed": (0, 48), "stride": (1, 999), "seed": (0, 2**53),
 }  # fmt: skip
 
 
@@ -64,7 +65,9 @@ class TrainConfig:
     are shown with one to three artificial defects, to be removed like noise. holes: share of the pictures
     that are noised in places only, to learn to fill them (from t = 100 on: below, variances are what counts).
     held_out: share of each category's normal pictures kept from training, which tell how much lower the
-    others lie for having been trained on (4 to 48 pictures, the same ones whatever the seed).
+    others lie for having been trained on (4 to 48 pictures, the same ones whatever the seed). stressed: of
+    those, how many are judged changed in the end (`stress.robustness`); if there are three times as many, the
+    statistics are made without them.
     """
 
     steps: int | None = None
@@ -83,6 +86,7 @@ class TrainConfig:
     shift: int = 4
     variants: int = 6
     held_out: float = 0.15
+    stressed: int = 4
     pixel_score: str = "perceptual"
     stride: int = 4
     seed: int = 0
@@ -182,12 +186,16 @@ def train(
         # the profiles must belong to the weights that are stored
         run.network.load_state_dict(checkpoints.rounded(run.average))
         profiles = dict(base.profiles) if base and config.steps == 0 else {}
+        to_stress, unseen = {}, {}
         for name, (used, held) in split.items():
             numbers = split_held_out(torch.arange(len(paths[name])), config.held_out)
-            order = torch.cat(numbers[::-1])  # those held out first
+            aside = config.stressed if len(held) >= 3 * config.stressed else 0
+            order = torch.cat(numbers[::-1])[aside:]  # those held out first
+            to_stress[name] = [(paths[name][i], bits[name]) for i in numbers[1][: config.stressed]]
+            unseen[name] = bool(aside) and _learned_before(base, name) in (None, len(paths[name]))
             # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
             profile = fit_profile(
-                run.network, run.extractor, run.schedule, used, held, inside[name][order],
+                run.network, run.extractor, run.schedule, used, held[aside:], inside[name][order],
                 kind=config.pixel_score, stride=config.stride,
             )  # fmt: skip
             scores = profile.calibration.good_scores()
@@ -215,19 +223,29 @@ def train(
             "learning_rate": config.learning_rate,
             "started_from": {"name": Path(start_from).stem, **base.provenance} if base else None,
         }
-        checkpoints.save(
-            out,
-            Checkpoint(
-                config.unet, run.network.state_dict(), config.backbone, run.extractor.mean, run.extractor.std,
-                profiles, config.schedule, config.pixel_score, config.stride, provenance,
-            ),
+        finished = Checkpoint(
+            config.unet, run.network.state_dict(), config.backbone, run.extractor.mean, run.extractor.std,
+            profiles, config.schedule, config.pixel_score, config.stride, provenance,
         )  # fmt: skip
+        checkpoints.save(out, finished)  # whatever becomes of the rest
+        if config.stressed:
+            for name, values in rehearse_changes(finished, to_stress, str(run.device)).items():
+                changed = {"changed": values | {"held_out": unseen[name]}}
+                profiles[name] = replace(profiles[name], rehearsal={**profiles[name].rehearsal, **changed})
+            checkpoints.save(out, replace(finished, profiles=profiles))
         if config.steps != 0:
             state_file(out).unlink(missing_ok=True)
     if run.world > 1:
         distributed.barrier()
         distributed.destroy_process_group()
     return out
+
+
+def _learned_before(base: Checkpoint | None, category: str) -> int | None:
+    """How many pictures of a category the network of `base` was trained on, None if on none: of as many, the
+    same ones were held out.
+    """
+    return base.provenance.get("data", {}).get(category) if base else None
 
 
 def training_rate(unet: UNetConfig, backbone: str, picture: Tensor, device: torch.device) -> float:

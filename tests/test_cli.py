@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -498,10 +499,41 @@ def test_evaluate_gives_an_object_per_category(toy, tmp_path, capsys):
     repair = ["--repair", "--limit", "1", "--steps", "2"]
     assert main(["evaluate", str(tmp_path / "nut"), *repair]) == 0
     out = capsys.readouterr().out
-    assert out.count("| nut |") == 2 and "AUPRO" in out and "PSNR" in out
+    assert out.count("| nut |") == 3 and "AUPRO" in out and "PSNR" in out
     assert main(["evaluate", str(tmp_path / "nut"), *repair, "--json"]) == 0
     repair = json.loads(capsys.readouterr().out)["nut"]["repair"]
     assert (repair["good"], repair["defective"], repair["steps"]) == (1, 1, 2)
+
+
+def test_evaluate_counts_good_pictures_that_are_rejected_once_they_are_changed(toy, tmp_path, capsys):
+    data, out = str(labelled(tmp_path)), tmp_path / "out"
+    usual = toy.inspect
+
+    def darker_is_bad(image, **settings):
+        seen = usual(image, **settings)
+        grey = np.median(read_image(image))
+        return SimpleNamespace(**vars(seen) | {"is_anomalous": bool(grey < 85)})  # of 90
+
+    toy.inspect = darker_is_bad
+    assert main(["evaluate", data, "--stress", "1", "--out", str(out), "--json"]) == 0
+    nut = json.loads(capsys.readouterr().out)["nut"]
+    assert nut["stress"]["good"] == 1 and nut["stress"]["verdicts"] == 16
+    assert nut["stress"]["newly_rejected"] == 1 and nut["stress"]["worst"] == "darker"
+    assert nut["wrong_when_changed"] == nut["stress"]["beyond"] == 1 / 16
+    rows = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    assert len(rows) == 17 and [row["change"] for row in rows if row["rejected"]] == ["darker"]
+    report = (out / "results.md").read_text()
+    assert "| nut | 0 of 1 | 1 of 16 | 6.2% | darker: 1 of 1 |" in report
+    assert "| missed | wrong when changed |" in report and "| darker, 10 % light | 1 of 1 |" in report
+    assert "<td>darker: 1 of 1" in (out / "report.html").read_text()
+    assert main(["evaluate", data, "--stress", "1"]) == 0
+    assert "| nut | 0 of 1 | 1 of 16 | 6.2% | darker: 1 of 1 |" in capsys.readouterr().out
+
+
+def test_without_a_good_picture_none_can_be_changed(toy, tmp_path, capsys):
+    shutil.rmtree(labelled(tmp_path) / "nut" / "test" / "good")
+    assert main(["evaluate", str(tmp_path / "nut"), "--stress", "1"]) == 2
+    assert "--stress changes good pictures, and there is none" in capsys.readouterr().err
 
 
 def test_evaluate_writes_json_markdown_and_a_page(toy, tmp_path, capsys):

@@ -36,6 +36,10 @@ from diffad.synthetic import make_part
 # A toy inspector: the anomaly is how much redder than grey a pixel is.
 
 
+TOO_FEW = ("AUPIMO needs more good pictures: between its false positive rates, 0.001% and 0.01%, lie fewer "
+           "than 30 pixels of all {}.")
+
+
 class ToyInspector:
     name, categories, size = "toy", ("nut", "ring"), 64
     parameters, provenance = 7, {"licence": "<none>", "data": {"nut": 3}, "by_place": True}
@@ -66,7 +70,7 @@ class ToyInspector:
         return SimpleNamespace(
             image=image, category=category or self.recognise(image), recognised=category is None, score=score,
             threshold=limit, is_anomalous=score > limit, square_map=padded, seconds=0.25,
-            threshold_at=lambda rate: {0.01: 3.0, 0.02: 2.5, 0.05: 1.5, 0.1: -1.0}[rate],
+            threshold_at=lambda rate: {0.001: 20.0, 0.01: 3.0, 0.05: -1.0}[rate],
             anomaly_map=redness, timesteps=timesteps, alpha=alpha,
             pixel_maps=dict.fromkeys(timesteps, redness), feature_maps=dict.fromkeys(timesteps, redness))
 
@@ -143,7 +147,8 @@ def test_evaluate(parts):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert list(result) == ["nut", "ring"] and calls == [(i + 1, 6) for i in range(6)]
     nut = result["nut"]
-    assert nut["images"] == 4 and nut["defective"] == 2 and nut["notes"] == []
+    assert nut["images"] == 4 and nut["defective"] == 2
+    assert nut["aupimo"] is None and nut["notes"] == [TOO_FEW.format(2)]
     for metric in ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro",
                    "aupro_05", "good_accuracy", "category_accuracy"):
         assert nut[metric] == 1.0, metric
@@ -154,8 +159,13 @@ def test_evaluate(parts):
     assert nut["setting"]["seeds"] == [0] and nut["setting"]["profile"] == "nut"
     assert nut["threshold"] == 3.0 and nut["seconds_per_image"] == 0.25
     # good ones score 0, the scratches 2 and more: what each limit of ToyInspector makes of them
-    assert nut["announced"] == [[0.01, 0.0, 0.5], [0.02, 0.0, 0.5], [0.05, 0.0, 0.0], [0.1, 1.0, 0.0]]
-    assert "| nut | 0.0% / 50.0% | 0.0% / 50.0% | 0.0% / 0.0% | 100.0% / 0.0% |" in markdown_report(result)
+    assert nut["announced"] == [[0.001, 0.0, 1.0], [0.01, 0.0, 0.5], [0.05, 1.0, 0.0]]
+    announced = ["| category | false alarms at 0.1% | false alarms at 1% | false alarms at 5% "
+                 "| missed at 0.1% | missed at 1% | missed at 5% |",
+                 f"| --- |{' ---: |' * 6}",
+                 "| nut | 0.0% | 0.0% | 100.0% | 100.0% | 50.0% | 0.0% |"]
+    assert "\n".join(announced) in markdown_report(result)
+    assert "<td>100.0%<td>50.0%<td>0.0%" in html_report(result, ToyInspector())
     assert result["ring"]["pixel_auroc"] > 0.99  # letterboxed, shrunk twice
     table = evaluation_table(result)
     assert table.count("\n") == 4 and "**mean**" in table and "25.0%" in table  # missed: 50 % and none
@@ -177,6 +187,7 @@ def test_evaluate_says_what_a_person_should_doubt(tmp_path):
     assert values["folders"] == "good: test/OK · defective: test/dent, test/scratch"
     assert values["notes"] == [
         "3 defective pictures without a mask are left out of the pixel metrics.",
+        TOO_FEW.format(2),
         "Empty masks of defective pictures count as missing: ground_truth/scratch/2_mask.png.",
         "1 of 7 test pictures are among the good and among the defective ones, so that one label is wrong: "
         "test/OK/1.png = test/dent/7.png.",
@@ -209,7 +220,7 @@ def test_evaluate_judges_as_told(parts):
     stranger = [Sample(s.image, "gear", s.split, s.defect, s.mask) for s in parts[:4]]
     result = evaluate(inspector, stranger)["gear"]
     assert set(inspector.asked) == {None}
-    assert result["category_accuracy"] is None and len(result["notes"]) == 1
+    assert result["category_accuracy"] is None and len(result["notes"]) == 2
 
 
 def test_evaluate_with_a_kind_missing_explains_each_none(parts):
@@ -289,6 +300,25 @@ def test_measure_takes_any_method_and_says_none_for_what_it_does_not_say():
     assert fewer["image_auroc"] == values["image_auroc"]
     assert fewer["aupro"] == measure(pictures[:8], draws=0)["aupro"]
     assert fewer["intervals"]["aupro"][0] < fewer["aupro"] < fewer["intervals"]["aupro"][1]
+
+
+def test_aupimo_is_measured_where_there_are_enough_good_pixels():
+    """Six good pictures of 256 px, and two defects: one above all good pixels, a small one below most."""
+    rng = np.random.default_rng(1)
+    pictures = []
+    for number in range(9):
+        mask = np.zeros((256, 256), bool)
+        anomaly_map = rng.random((256, 256), np.float32)
+        defect = ("good", "cut", "dent", "lost")[max(0, number - 5)]
+        if defect in ("cut", "dent"):
+            mask[40:60, 40:60] = True
+            anomaly_map[mask] = 2.0 if defect == "cut" else 0.5
+        pictures.append(Scored(Path(f"{number}.png"), number > 5, 0.0, anomaly_map, mask, defect=defect))
+    values = measure(pictures, draws=50)
+    assert values["aupimo"] == pytest.approx(0.5)  # "lost" has no pixel of a mask left: it is left out
+    assert {name: of["aupimo"] for name, of in values["by_defect"].items()} == {
+        "cut": 1.0, "dent": 0.0, "lost": None}
+    assert values["intervals"]["aupimo"] == [0, 1]  # now and then one of the two is drawn twice
 
 
 def test_mean_interval_adds_the_squares():

@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import (
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from diffad.metrics import (
+    aupimo,
     aupro,
     auroc,
     average_precision,
@@ -28,6 +29,7 @@ from diffad.metrics import (
     pro_curve,
     psnr,
     rate_interval,
+    resampled_aupimo,
     resampled_image_metrics,
     resampled_pixel_metrics,
     resamples,
@@ -227,6 +229,92 @@ def test_aupro_undefined_or_out_of_range():
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="max_fpr"):
             aupro([ones * 1.0], [~ones], wrong)
+
+
+def slow_aupimo(maps, masks, rates, steps=4000):
+    """Rate after rate: of all thresholds that do not exceed it, the one that shows most of each defect."""
+    good = [m for m, mask in zip(maps, masks, strict=True) if not mask.any()]
+    thresholds = np.nextafter(np.unique(np.concatenate([m.ravel() for m in maps])), np.float32(np.inf))
+    alarms = np.mean([[np.mean(m >= t) for t in thresholds] for m in good], axis=0)
+    found = np.array([[np.mean(m[mask] >= t) for t in thresholds]
+                      for m, mask in zip(maps, masks, strict=True) if mask.any()])
+    logs = np.log(rates[0]) + (np.arange(steps) + 0.5) / steps * np.log(rates[1] / rates[0])
+    return np.mean([found[:, alarms <= rate].max(axis=1) for rate in np.exp(logs)], axis=0)
+
+
+def with_good(seed, good=2, size=20, levels=None):
+    """Three pictures with random masks, and good ones of different sizes."""
+    maps, masks = blobs(seed, size=size, levels=levels)
+    for number in range(1, good):
+        more, empty = blobs(seed + 100 + number, n=1, size=size + 3 * number, levels=levels)
+        maps, masks = maps + more, masks + empty
+    return maps, masks
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_aupimo_agrees_with_the_slow_version(levels):
+    maps, masks = with_good(21, good=3, levels=levels)
+    for rates in ((0.01, 0.1), (0.05, 0.5)):
+        area = aupimo(maps, masks, rates)
+        assert area.shape == (3,)
+        assert area == pytest.approx(slow_aupimo(maps, masks, rates), abs=2e-3)
+
+
+def test_aupimo_by_hand():
+    """Good values 1 … 100; from a rate of 0.01 to 0.1 one more of them is passed at each hundredth."""
+    good = np.arange(1.0, 101).reshape(10, 10)
+    mask = np.zeros((10, 10), bool)
+    mask[0, :4] = True
+    nothing = np.zeros((10, 10), bool)
+
+    def area(*defect):
+        bad = np.full((10, 10), 1000.0)  # what lies beside a defect is no defect and no good picture either
+        bad[0, :4] = defect
+        return aupimo([good] * 4 + [bad], [nothing] * 4 + [mask], (0.01, 0.1))[0]
+
+    assert area(200, 200, 200, 200) == pytest.approx(1)
+    assert area(90, 50, 0, 0) == 0  # 90 is passed at 0.1 only, which is the end
+    # at a rate r in [0.05, 0.06) the values 96 … 100 are passed, so that 95.5 lies above: to the end
+    assert area(95.5, 0, 0, 0) == pytest.approx(np.log(0.1 / 0.05) / np.log(10) / 4)
+    assert area(95, 0, 0, 0) == pytest.approx(np.log(0.1 / 0.06) / np.log(10) / 4)  # a tie is not above
+    assert area(200, 95.5, 95.5, 0) == pytest.approx((1 + 2 * np.log10(2)) / 4)
+
+
+def test_aupimo_is_none_where_a_curve_would_have_too_few_steps():
+    maps, masks = with_good(3, good=2, size=100)  # 20,609 pixels of good pictures
+    few = 29.5 / 20_609
+    assert aupimo(maps, masks, (1e-3, 1e-3 + few)) is None
+    assert resampled_aupimo(maps, masks, np.ones((1, 5)), (1e-3, 1e-3 + few)) is None
+    assert aupimo(maps, masks, (1e-3, 1e-3 + 31 / 20_609)) is not None
+    assert aupimo(maps[:3], masks[:3], (0.1, 0.5)) is None  # no good picture
+    assert aupimo(maps[3:], masks[3:], (0.1, 0.5)) is None  # no defective one
+    with pytest.raises(ValueError, match="rates rise"):
+        aupimo(maps, masks, (0.0, 0.5))
+
+
+@pytest.mark.parametrize("good, size, tolerance", [(3, 20, 1e-12), (8, 90, 0.01)])
+def test_resampled_aupimo_is_that_of_the_repeated_pictures(good, size, tolerance):
+    maps, masks = with_good(5, good=good, size=size)
+    maps[3] = maps[3] + 2  # nearly all alarms are one picture's, which some draws lack
+    rates = (0.01, 0.1) if good == 3 else (1e-3, 1e-2)
+    weights = np.vstack([np.ones((1, len(maps)), int), resamples([mask.any() for mask in masks], 6, seed=2)])
+    drawn = resampled_aupimo(maps, masks, weights, rates)
+    for value, counts in zip(drawn, weights, strict=True):
+        repeated = [[one for one, count in zip(kind, counts, strict=True) for _ in range(count)]
+                    for kind in (maps, masks)]
+        assert value == pytest.approx(aupimo(*repeated, rates).mean(), abs=tolerance)
+
+
+def test_aupimo_is_anomalibs():
+    """Theirs has thresholds at even steps of the score, which come near every value if they are many."""
+    theirs = pytest.importorskip("anomalib.metrics.pimo.functional", reason="anomalib is an optional extra")
+    maps, masks = blobs(31, n=13, size=48)
+    for number in range(9):  # ten good pictures
+        maps, masks = [*maps, maps[12] + np.float32(0.01 * number)], [*masks, masks[12]]
+    stacked = torch.from_numpy(np.stack(maps)), torch.from_numpy(np.stack(masks))
+    rates = 1e-3, 1e-2
+    *_, areas, _ = theirs.aupimo_scores(*stacked, num_thresholds=20_000, fpr_bounds=rates)
+    assert aupimo(maps, masks, rates) == pytest.approx(areas[~areas.isnan()].numpy(), abs=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,6 +70,41 @@ def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
     assert score == pytest.approx(image_score(error, 32)) == pytest.approx(0.85**2, rel=1e-4)
 
 
+def test_methods_are_judged_changed_by_one_rule_on_pictures_put_aside(inspector, tmp_path, monkeypatch):
+    """Two methods that score by the grain, one of them a hundred times as high: the same verdicts."""
+    root = write_set(tmp_path / "set", ["gear"], train=0, good=6, defective=1)
+
+    def by_grain(scale):
+        def judge(image):
+            return scale * np.abs(np.diff(image.astype(float), axis=0)).mean(), None
+
+        return peers.Fitted(judge, ())
+
+    monkeypatch.setattr(peers, "_diffad", lambda *_: by_grain(1))
+    monkeypatch.setattr(peers, "_rgb_error", lambda *_: by_grain(100))
+    told = []
+    result = peers.compare(inspector, find_samples(root), (), stress=2, progress=lambda *at: told.append(at))
+    one, two = (result["categories"]["gear"][name] for name in ("diffad", "RGB error"))
+    assert one["stress"] == two["stress"] and one["stress"]["good"] == 2
+    assert one["wrong_when_changed"] == one["stress"]["beyond"] > 0
+    assert one["stress"]["worst"] == "sharpening"
+    assert told[-1] == (2 * (7 + 2 * 17),) * 2 and len(told) == told[-1][1]
+    report = peers.comparison_report(result)
+    assert "| method | rejected as they are |" in report and "One rule for all" in report
+    few = [sample for sample in find_samples(root) if sample.is_anomalous or sample.image.stem < "003"]
+    result = peers.compare(inspector, few, (), stress=2)
+    assert "stress" not in result["categories"]["gear"]["diffad"]
+    assert "gear: too few good test pictures to put some aside and change others." in result["notes"]
+
+
+def test_pictures_to_change_leave_the_others_for_the_threshold(gears):
+    good = [sample for sample in find_samples(gears) if sample.defect == "good"][:1] * 9
+    named = [replace(sample, image=Path(f"{number}.png")) for number, sample in enumerate(good)]
+    assert [one.image.stem for one in peers._to_change(named, 8)] == ["1", "3", "5", "7"]
+    assert [one.image.stem for one in peers._to_change(named, 2)] == ["1", "5"]
+    assert peers._to_change(named, None) == peers._to_change(named[:3], 2) == []
+
+
 def test_the_limit_thins_test_pictures_evenly_and_leaves_training_alone(gears):
     samples = find_samples(gears)
     test = [sample for sample in samples if sample.split == "test"]
@@ -106,7 +142,7 @@ def test_the_report_has_a_table_per_category_and_their_mean():
     assert nut.startswith("nut\n\n2 good and 3 defective test pictures, 9 normal ones to learn from.\n\n"
                           "good: test/OK · defective: test/nut\n")
     assert "to learn" not in ring
-    assert "| diffad | 1.000 | 1.000 | 1.000 | 1.000 | 1 | 1.000 | 1 |" in nut
+    assert "| diffad | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 100.0% | 1 | 1.000 | 1 |" in nut
     assert "| GAN | 0.250 | 0.250 | – | 0.250 |" in ring
     assert "| diffad | 0.750 |" in mean and "| GAN | 0.375 | 0.375 | 0.500 | 0.375 |" in mean
     assert mean.endswith("- a note")

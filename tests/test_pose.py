@@ -213,7 +213,7 @@ def wedges(bundled_model, tmp_path_factory):
     for index, angle in enumerate(ANGLES[:20]):
         Image.fromarray(grained(wedge(angle), index)).save(folder / f"{index}.png")
     out = folder.parent / "wedge.safetensors"
-    return train(TrainConfig(steps=0), [folder], out, start_from=bundled_model)
+    return train(TrainConfig(steps=0, stressed=0), [folder], out, start_from=bundled_model)
 
 
 def grained(image, seed):

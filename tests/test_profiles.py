@@ -9,6 +9,7 @@ from diffad.metrics import aupro, auroc
 from diffad.profiles import artificial_defects, in_words, rehearse
 from diffad.rehearsal import KINDS, _likely_centres, add_defect
 from diffad.scoring import TIMESTEPS, Calibration, RawMaps, threshold_for
+from diffad.stress import robustness
 from diffad.synthetic import make_part
 
 
@@ -109,6 +110,11 @@ def test_words_follow_the_numbers():
     assert "good enough" not in few and "With 29 good pictures take the threshold as a guess" in few
     assert "guess" not in in_words("bracket", rehearsal | {"good": 30})
     assert "unusual" not in (weak + strong).lower()
+    changed = robustness([np.full((32, 32, 3), 99, np.uint8)], lambda image: image.mean() < 90)
+    for pictures in (rehearsal, rehearsal | {"defects": 0}):  # too dark for defects, or not
+        said = in_words("bracket", pictures | {"changed": changed})
+        assert "`diffad evaluate`. It does not bear all changes of light" in said
+        assert "1 of 16 changed good pictures rejected (darker). With 6 good" in said
     odd = in_words("bracket", rehearsal | {"unusual": {"a.png": 5.71, "b.png": 4.0}})
     assert "Unusual" in odd and "a.png (5.7), b.png (4.0)" in odd
 

@@ -12,7 +12,7 @@ from diffad import quality
 from diffad.cli import main
 from diffad.data import DataError, find_samples
 from diffad.nuisances import NUISANCES, random_copy
-from diffad.stress import _bears, stress, stress_table
+from diffad.stress import VERDICTS_EACH, _bears, in_words, robustness, robustness_rows, stress, stress_table
 from diffad.synthetic import make_part
 
 
@@ -53,8 +53,9 @@ def changes(result, name):
 
 
 def test_what_a_light_meter_bears_is_found(parts):
-    told = []
-    result = stress(LightMeter(15), find_samples(parts), progress=lambda *at: told.append(at))
+    told, kept = [], []
+    result = stress(LightMeter(15), find_samples(parts), progress=lambda *at: told.append(at),
+                    keep=kept.append, curves=True)
     gear = result["gear"]
     assert (gear["good"], gear["defective"], gear["wrong"], gear["found"]) == (4, 2, 0.0, 1.0)
     darker = changes(result, "darker")  # judged at 5, 10, 20 and 40 per cent
@@ -63,17 +64,65 @@ def test_what_a_light_meter_bears_is_found(parts):
     assert darker["bears"] == pytest.approx(-10.5)  # a twentieth of the way from 10 to 20
     assert changes(result, "JPEG 75")["bears"] is None  # whatever the compression, the light stays
     assert changes(result, "darker")["found"] == 1  # 180 is still too bright
-    assert told[-1][0] == told[-1][1] == len(told)
+    assert told[-1][0] == told[-1][1] == len(told) == len(kept)
+    path = str(parts / "gear" / "test" / "good" / "2.png")
+    rows = [row for row in kept if row["change"] == "darker" and row["path"] == path]
+    assert [(row["strength"], row["rejected"]) for row in rows] == [
+        (-10, False), (-5, False), (-20, True), (-40, True)]
+    assert rows[0] | {"path": ""} == {"category": "gear", "path": "", "label": False, "change": "darker",
+                                       "strength": -10, "rejected": False}
     rows = stress_table(result)
     assert rows[0] == ["good pictures rejected", "chip", "gear"] and len({len(row) for row in rows}) == 1
-    assert ["darker, 10 % light", "0% (-10.5)", "0% (-10.5)"] in rows
+    assert ["darker, 10 % light", "0 of 1 (-10.5)", "0 of 4 (-10.5)"] in rows
     assert result["chip"]["defective"] == 0 and result["chip"]["found"] is None
 
 
 def test_pictures_that_are_wrong_unchanged_are_not_blamed_on_a_change(parts):
-    result = stress(LightMeter(0.01), find_samples(parts))
-    assert result["gear"]["wrong"] == 1
-    assert all(change["beyond"] == 0 and change["bears"] is None for change in result["gear"]["changes"])
+    gear = stress(LightMeter(0.01), find_samples(parts))["gear"]
+    assert gear["wrong"] == 1 and gear["changed_rejected"] > 0
+    assert gear["newly_rejected"] == gear["beyond"] == 0 and gear["worst"] is None
+    assert all(change["beyond"] == 0 and "bears" not in change for change in gear["changes"])
+
+
+def greys(*values):
+    return [np.full((32, 32, 3), value, np.uint8) for value in values]
+
+
+def test_robustness_counts_verdicts_that_a_change_turns():
+    """Judged by whether they are darker than 95: two of three are accepted as they are, and only a tenth less
+    light takes one of them there.
+    """
+    told, dark = [], lambda image: image.mean() < 95
+    values = robustness(greys(90, 100, 150), dark, told=lambda *of: told.append(of))
+    assert len(told) == 3 * VERDICTS_EACH and VERDICTS_EACH == 17
+    assert told[:3] == [(0, None, 0.0, True), (1, None, 0.0, False), (2, None, 0.0, False)]
+    assert (values["good"], values["rejected"], values["verdicts"]) == (3, 1, 48)
+    assert values["wrong"] == pytest.approx(1 / 3)
+    assert (values["newly_rejected"], values["worst"]) == (1, "darker")
+    assert values["beyond"] == pytest.approx(1 / 48)
+    assert values["beyond"] == pytest.approx(np.mean([change["beyond"] for change in values["changes"]]))
+    # the dark one stays rejected but where a tenth more light lifts it to 99
+    assert values["changed_rejected"] == 15 + 1
+    darker, brighter = values["changes"][:2]
+    assert (darker["rejected"], darker["newly_rejected"], brighter["rejected"]) == (2, 1, 0)
+    assert robustness_rows({"gear": values})[1:] == [["gear", "1 of 3", "16 of 48", "2.1%", "darker: 1 of 3"]]
+    assert robustness_rows({"gear": values, "nut": values})[-1] == ["mean", "", "", "2.1%", ""]
+    nothing = robustness([], lambda image: True)
+    assert nothing["beyond"] is nothing["wrong"] is nothing["worst"] is None and nothing["verdicts"] == 0
+
+
+def test_words_about_changes_count_verdicts_and_say_what_is_flattered():
+    def said(limit, **more):
+        return in_words(robustness(greys(100, 100), lambda image: image.mean() < limit) | more)
+
+    assert said(50) == ("It bears changes of light, noise, sharpness, compression and position: none of 32 "
+                        "changed good pictures rejected.")
+    some = said(95, held_out=True)
+    assert "It does not bear all changes of light" in some
+    assert some.endswith(": 2 of 32 changed good pictures rejected (darker); held out.")
+    assert said(50, held_out=False).endswith("; they are among those learned from, which flatters.")
+    assert said(150).endswith(": none of 32 changed good pictures rejected, beside 2 of 2 rejected as they "
+                              "are.")
 
 
 def test_strength_at_which_one_in_twenty_is_rejected():
@@ -128,7 +177,12 @@ def test_a_picture_that_is_off_as_a_whole_is_named_and_an_ordinary_one_is_not():
 
 def test_the_command_writes_table_numbers_and_plot(parts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("diffad.commands._load_inspector", lambda arguments: LightMeter(15))
-    assert main(["stress", str(parts), "--limit", "1", "--out", str(tmp_path / "out")]) == 0
+    command = ["stress", str(parts), "--limit", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert not (tmp_path / "out" / "stress.png").exists()
+    assert len((tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()) == 3 * VERDICTS_EACH
+    capsys.readouterr()
+    assert main([*command, "--curves"]) == 0
     printed = capsys.readouterr().out
     assert "| darker, 10 % light |" in printed
     assert (tmp_path / "out" / "stress.md").read_text() == printed

@@ -19,15 +19,16 @@ from PIL import Image
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import CheckpointError
-from diffad.data import DataError
+from diffad.data import DataError, read_image
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
-from diffad.profiles import in_words
+from diffad.profiles import fit_profile, in_words
 from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
     _cut_log,
     _holes,
+    _learned_before,
     _loop,
     _Pool,
     _prepare,
@@ -46,7 +47,8 @@ SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 
 
 def config(**changes):
-    return TrainConfig(**{"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, **changes})
+    small = {"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, "stressed": 0}
+    return TrainConfig(**small | changes)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,45 @@ def test_held_out_pictures_are_not_trained_on():
     assert len(held) == 6
     assert sorted(torch.cat([used, held]).flatten().tolist()) == list(range(40))
     assert torch.equal(split_held_out(pictures, 0.15)[1], held)
+
+
+def test_changed_pictures_are_called_held_out_only_if_nothing_was_learned_from_them(
+    trained, parts, tmp_path, monkeypatch
+):
+    name = CATEGORIES[0]
+    data, fitted, judged = [parts / name], [], []
+
+    def fit(network, extractor, schedule, used, held, inside, **settings):
+        fitted.append(torch.cat([used, held]))
+        assert len(inside) == len(fitted[-1])
+        return fit_profile(network, extractor, schedule, used, held, inside, **settings)
+
+    def read(path, bits):
+        judged.append(path)
+        return read_image(path, bits)
+
+    monkeypatch.setattr("diffad.training.fit_profile", fit)
+    monkeypatch.setattr("diffad.stress.read_image", read)
+    found = []
+    for stressed in (1, 2):  # of four that are held out: three times one, not three times two
+        out = train(config(steps=0, stressed=stressed), data, tmp_path / "m.safetensors", start_from=trained)
+        found.append(checkpoints.load(out).profiles[name].rehearsal)
+    assert [len(pictures) for pictures in fitted] == [11, 12]
+    squares = [torch.from_numpy(read_image(path, None)).permute(2, 0, 1) for path in judged]
+    known = [any(torch.equal(square, one) for one in fitted[0]) for square in squares]
+    assert known == [False, False, True]  # the first of both runs is the same one
+    one, two = (rehearsal["changed"] for rehearsal in found)
+    assert (one["good"], one["verdicts"], one["held_out"]) == (1, 16, True)
+    assert (two["good"], two["verdicts"], two["held_out"]) == (2, 32, False)
+    said = [in_words(name, rehearsal) for rehearsal in found]
+    assert "; held out." in said[0] and "which flatters." in said[1]
+    assert "of 16 changed good pictures rejected" in said[0] and "of 32 changed" in said[1]
+
+
+def test_pictures_of_a_category_that_the_start_was_trained_on_are_held_out_if_they_are_as_many(trained):
+    base = checkpoints.load(trained)
+    assert _learned_before(base, CATEGORIES[0]) == 12
+    assert _learned_before(base, "bolt") is _learned_before(None, "bolt") is None
 
 
 def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(trained, tmp_path):
