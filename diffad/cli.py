@@ -212,8 +212,8 @@ def _parser() -> argparse.ArgumentParser:
                    "at 0.5 a σ of the pixels counts a twentieth of a σ of the features", 0.5)
     threshold = option("--threshold", "X", real(-1e9, 1e9),
                        "a picture is anomalous above this score (default: what 1%% of good parts exceed)")
-    look = option("--look-threshold", "X", real(-1e9, 1e9), "a picture is one to look at above this score, up "
-                  "to the threshold (default: what 10%% of good parts exceed)")
+    look = option("--look-threshold", "X", real(-1e9, 1e9), "a picture is one to look at above this score, "
+                  "up to the threshold (default: what 10%% of good parts exceed)")
     tile = option("--tile", "PX", _tile, "cut pictures into overlapping squares of that side, or inspect "
                   "them whole; auto: tiles if large pictures look like good parts only in pieces", "auto")
     bits = option("--bits", "N", _bits, "bits that the camera has, of pictures in files of 16 (default: as "
@@ -253,8 +253,8 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
     own = command(inspect, "judge pictures and show where they are anomalous", """
 A folder is taken whole: a plain folder's pictures, or all pictures of an MVTec tree, which are judged as its
 categories if the model knows them.""")
-    add(own, sources, *model, category, alpha, timesteps, seed,
-        threshold, look, option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
+    add(own, sources, *model, category, alpha, timesteps, seed, threshold, look,
+        option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
         tile, bits,
         option("--out", "DIR", _path, "write <name>_overlay.png, <name>_map.npy (float32), "
                                       "<name>_evidence.png, results.json and results.csv there; each verdict "

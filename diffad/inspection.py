@@ -71,7 +71,7 @@ class Inspection:
 
     @property
     def look_threshold(self) -> float:
-        """The look limit: a score between it and the threshold makes neither a good nor an anomalous part, but
+        """The look limit: a part that scores between it and the threshold is neither good nor anomalous, but
         one that a person should look at. At most the threshold; as high as that, nothing lies between.
         """
         return min(self._look, self.threshold)

@@ -212,7 +212,7 @@ class Inspector:
             tile = int(tile)
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
             raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
-        limits = [limit if limit is None else checked_threshold(limit) for limit in (threshold, look_threshold)]
+        limits = [each if each is None else checked_threshold(each) for each in (threshold, look_threshold)]
         for each in (bits, batch_bits):
             if each not in (None, *DEPTHS):
                 raise ValueError(f"bits are one of {', '.join(map(str, DEPTHS))}, not {each!r}")

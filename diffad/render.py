@@ -166,8 +166,8 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
 
     Left: the picture, the overlay, the fused map. Right: a row of pixel maps, a row of feature maps and a row
     of both together, one column per timestep; a colour scale with the threshold. `inspection` is anything
-    with an Inspection's image, pixel_maps, feature_maps, anomaly_map, timesteps, threshold, look_threshold, map_limit,
-    verdict, score and alpha.
+    with an Inspection's image, pixel_maps, feature_maps, anomaly_map, timesteps, threshold, look_threshold,
+    map_limit, verdict, score and alpha.
     """
     height, width = inspection.image.shape[:2]
     margin, gap, names_width, bar_width, caption = 32, 10, 146, 152, 28

@@ -194,12 +194,13 @@ def _histogram(inspection: Inspection) -> str:
     beside = side == "start" and look > 72  # else the look limit's name goes below the other
     look_label, look_side, look_y = (look - 4, "end", 15) if beside else (label, side, 26)
     end = min(max(dot, 1), width - 1)
+    look_limit = f"look limit {number(inspection.look_threshold)}"
     said = f"this part {number(inspection.score)}{' →' if inspection.score > top else ''}"
     return f"""<svg viewBox="0 0 {width} 98" role="img" aria-label="Scores of good parts and of this part">
 <g class="bars">{bars}</g><line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/>
 <line class="limit" x1="{line:.1f}" x2="{line:.1f}" y1="8" y2="{base + 4}"/>
 <line class="limit look" x1="{look:.1f}" x2="{look:.1f}" y1="8" y2="{base + 4}"/>
-<text x="{look_label:.1f}" y="{look_y}" text-anchor="{look_side}">look limit {number(inspection.look_threshold)}</text>
+<text x="{look_label:.1f}" y="{look_y}" text-anchor="{look_side}">{look_limit}</text>
 <text x="{label:.1f}" y="15" text-anchor="{side}">threshold {number(inspection.threshold)}</text>
 <circle cx="{dot:.1f}" cy="{base}" r="4.5"/>
 <text class="part" x="{end:.1f}" y="92" text-anchor="{anchor}">{said}</text>
