@@ -403,9 +403,10 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
         diffad.choose(lookRate ? { lookRate, look: null } : { look })[2] ?? look""")
     p.opacity.input(None, p.opacity, None, js="(opacity) => { diffad.choose({ opacity }); }")
     p.colormap.input(None, p.colormap, None, js="(colormap) => { diffad.choose({ colormap }); }")
+    limits = [p.threshold, p.rate, p.look, p.look_rate]
     p.view.select(
-        None, None, [p.threshold, p.rate, p.look, p.look_rate], js="() => diffad.controls()",
-    )  # fmt: skip
+        None, limits, limits, js="(...now) => diffad.controls().map((said, i) => said ?? now[i])"
+    )
 
     for kind, button in p.download.items():
         made = button.click(
