@@ -47,8 +47,8 @@ class Toy:
         found = () if verdict == "good" else find_regions(red, limit, smallest)
         result = {
             "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,
-            "look_threshold": look_threshold, "verdict": verdict, "is_anomalous": score > threshold, "seconds": 0.1, "tile": None, "bits": 8,
-            "notes": [],
+            "look_threshold": look_threshold, "verdict": verdict, "is_anomalous": score > threshold,
+            "seconds": 0.1, "tile": None, "bits": 8, "notes": [],
             "regions": [
                 {"box": list(r.box), "area": r.area, "peak": r.peak, "mean": r.mean} for r in found
             ],

@@ -215,7 +215,8 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     expect(page.locator(".batch-summary h2")).to_have_text("1 of 5 anomalous")
     page.locator(".chart .handle[data-limit=threshold]").focus()
     page.keyboard.press("PageUp")
-    assert state(page)["view"]["threshold"]["own"]["gear"] == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
+    moved = state(page)["view"]["threshold"]["own"]["gear"]
+    assert moved == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
     expect(page.locator(".chart .handle[data-limit=threshold]")).to_be_focused()
     page.locator(".limits .usual").click()
 
@@ -270,7 +271,8 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
     page.wait_for_function("!location.search.includes('batch-row')")
     page.reload()
     finish(page)
-    assert state(page)["view"]["threshold"]["own"] == {"gear": 60} and page.locator("#batch-page").is_visible()
+    assert state(page)["view"]["threshold"]["own"] == {"gear": 60}
+    assert page.locator("#batch-page").is_visible()
 
     # By rate: what Inspect offers it takes over, and the next batch begins with it.
     page.locator(".limits .usual").click()
@@ -308,7 +310,8 @@ def test_what_lies_between_the_limits_is_to_be_looked_at(page: Page, inspector: 
         told = {each["path"]: each for each in json.loads(archive.read("results.json"))["pictures"]}
     assert [told[name]["verdict"] for name in names] == ["look", "anomalous", "good"]
     assert told["gear_good.png"]["look_threshold"] == 1.5 and told["gear_good.png"]["regions"]
-    assert told["leather_good.png"]["look_threshold"] == pytest.approx(inspector.threshold("leather", rate=0.1))
+    usual = inspector.threshold("leather", rate=0.1)
+    assert told["leather_good.png"]["look_threshold"] == pytest.approx(usual)
     page.wait_for_function("location.search.includes('batch-look-limits=gear')")
     page.reload()
     expect(summary).to_contain_text("1 to look at")

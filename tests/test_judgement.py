@@ -32,7 +32,8 @@ PICTURES = {  # sample, width and height that it is brought to, tile, and how fa
 CHOICES = [  # α, timesteps, threshold, look limit
     (0.5, ALL, None, None), (0.5, ALL, 4.51, None), (0.5, ALL, 1.94, None), (0.5, ALL, 0.0, None),
     (0.5, ALL, -1.0, None), (0.5, ALL, -1e6, None), (0.5, ALL, 1e9, None), (0.5, ALL, 1e9, 4.51),
-    (0.5, ALL, 1e9, -1.0), (0.5, ALL, None, 1e9), (0.5, ALL, 2.0, 2.0), (0.0, (200,), None, None),
+    (0.5, ALL, 1e9, -1.0), (0.5, ALL, 1e9, 1e9), (0.5, ALL, None, 1e9), (0.5, ALL, 2.0, 2.0),
+    (0.0, (200,), None, None),
     (0.0, ALL, 3.0, 1.0), (1.0, (20, 400), None, None), (1.0, (20,), 2.0, None), (0.9, (400,), -0.5, 1.0),
 ]  # fmt: skip
 
