@@ -34,13 +34,15 @@ def number(value: float) -> str:
     return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 
-def share_in_words(rate: float) -> str:
-    """A share of good parts: "about 1 good part in 100"."""
+def share_in_words(rate: float, part: str = " good part") -> str:
+    """A share of good parts: "about 1 good part in 100". part: empty where it was just said."""
     if rate <= 0.0005:
-        return "fewer than 1 good part in 2000"
+        return f"fewer than 1{part} in 2000"
     if rate >= 0.995:
-        return "every good part"
-    return f"{rate:.0%} of the good parts" if rate > 0.4 else f"about 1 good part in {round(1 / rate)}"
+        return f"every{part or ' one'}"
+    if rate > 0.4:
+        return f"{rate:.0%}" + (f" of the{part}s" if part else "")
+    return f"about 1{part} in {round(1 / rate)}"
 
 
 def report(
@@ -79,11 +81,9 @@ def report(
 def _sentence(inspection: Inspection) -> str:
     """The verdict in words: what was found, how rare it is, what the limits mean."""
     count, category, verdict = len(inspection.regions), _category(inspection), inspection.verdict
-    limit, look = (
-        share_in_words(inspection.rate_above(each))
-        for each in (inspection.threshold, inspection.look_threshold)
-    )
-    limits = f"The threshold is one that {limit} would exceed, for the look limit it is {look}."
+    limits = f"The threshold is one that {share_in_words(inspection.rate)} would exceed"
+    look_rate = inspection.rate_above(inspection.look_threshold)
+    limits += f", the look limit {share_in_words(look_rate, '')}."
     if verdict == "good":
         return f"Differs from good {category} parts nowhere by more than the look limit allows. {limits}"
     places = f" in {count} place{'s' if count != 1 else ''}" if count else ""
