@@ -147,7 +147,7 @@ def _figures(
         parts.append(("Repaired", f"by the model{after}", render.reduced(repaired, PICTURE_PIXELS), ""))
     # Side by side at the same height, as tall as the sheet allows.
     room = (186 - 5 * (len(parts) - 1)) / len(parts)
-    wide = min(room, (52 if len(parts) == 3 else 55) * width / height)
+    wide = min(room, (46 if len(parts) == 3 else 51) * width / height)
     return "".join(
         f'<figure><div class="frame" style="width:{wide:.1f}mm"><img alt="{title}: {caption}" '
         f'src="{_uri(shown)}">{over_it}</div><figcaption><b>{title}</b> {caption}</figcaption></figure>'

@@ -276,8 +276,8 @@ def run(command: list[str]) -> list[str]:
 
 def test_the_readmes_python_runs(url: str):
     lines = run([sys.executable, "-c", example("python", url)])
-    assert [line for line in lines if line.startswith("gear True ")]
-    assert lines[-2:] == ["gear_broken_tooth.png True", "gear_good.png False"]
+    assert [line for line in lines if line.startswith("gear anomalous ")]
+    assert lines[-2:] == ["gear_broken_tooth.png anomalous", "gear_good.png good"]
 
 
 def test_the_readmes_curl_runs(url: str):
