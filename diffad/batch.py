@@ -1,6 +1,6 @@
 """A day's pictures: files, archives and folders in, a verdict for each out, one table at the end.
 
-`sources` finds the pictures, `run` judges them one after the other, `rejudged` answers for another threshold
+`sources` finds the pictures, `run` judges them one after the other, `rejudged` answers for other limits
 without the network, `measured` says how good the verdicts are where labels are known; `csv_file`, `document`
 and `write_zip` are what a person takes away.
 """
@@ -39,7 +39,7 @@ from diffad.data import (
     subfolders,
 )
 from diffad.evaluation import Scored, measure
-from diffad.inspection import regions_above, smallest_region
+from diffad.inspection import map_limit_for, regions_above, smallest_region, verdict_for
 from diffad.labels import folders_in_words, stray_masks
 from diffad.masks import reduced_mask, settled
 from diffad.output import is_full
@@ -52,8 +52,8 @@ MAX_PICTURES = 20_000
 MAX_UNPACKED = 8 * 2**30  # bytes of pictures in one archive
 OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
 COLUMNS = (
-    "path", "label", "is_anomalous", "score", "threshold", "category", "category_fits", "regions", "seconds",
-    "bits", "notes", "error", "files",
+    "path", "label", "verdict", "is_anomalous", "score", "threshold", "look_threshold", "category",
+    "category_fits", "regions", "seconds", "bits", "notes", "error", "files",
 )  # fmt: skip
 # Spreadsheets compute a cell that begins so, Japanese ones also with a wide sign, some after a blank.
 _FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
@@ -304,18 +304,22 @@ def reduced_map(inspection: Inspection) -> np.ndarray:
     return fuse(pixel, feature, inspection.alpha).astype(np.float16)
 
 
-def rejudged(row: Row, threshold: float, map_of: MapOf) -> Row:
-    """The row under another threshold, regions found again in its reduced map; no network."""
-    if row.error or threshold == row.result["threshold"]:
+def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -> Row:
+    """The row under another threshold or look limit, regions found again in its reduced map; no network."""
+    look_threshold = min(look_threshold, threshold)
+    if row.error or (threshold, look_threshold) == (row.result["threshold"], row.result["look_threshold"]):
         return row
-    bad = row.result["score"] > threshold
+    verdict = verdict_for(row.result["score"], threshold, look_threshold)
     regions: list[dict[str, Any]] = []
-    if bad:
-        shape = row.size[::-1]
+    if verdict != "good":
+        shape, limit = row.size[::-1], map_limit_for(verdict, threshold, look_threshold)
         smallest = smallest_region(shape, row.result["tile"])
-        found = regions_above(map_of(row).astype(np.float32), threshold, shape, smallest)
+        found = regions_above(map_of(row).astype(np.float32), limit, shape, smallest)
         regions = [region.to_dict() for region in found]
-    changed = {"threshold": float(threshold), "is_anomalous": bool(bad), "regions": regions}
+    changed = {
+        "threshold": float(threshold), "look_threshold": float(look_threshold), "verdict": verdict,
+        "is_anomalous": verdict == "anomalous", "regions": regions,
+    }  # fmt: skip
     return replace(row, result={**row.result, **changed})
 
 
@@ -456,4 +460,5 @@ def shown(
     small = render.reduced(image, longest)
     heat = cv2.resize(reduced.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     top, said = inspector.scale_top(row.result["category"]), row.result
-    return render.overlay(small, heat, top, said["threshold"], contour=said["is_anomalous"])
+    limit = map_limit_for(said["verdict"], said["threshold"], said["look_threshold"])
+    return render.overlay(small, heat, top, limit, contour=said["verdict"] != "good")

@@ -36,9 +36,10 @@ from diffad.output import OutputError
 EXIT_CODES = """\
 exit codes:
   0    finished
-  1    a picture could not be read; everything else was done (comes before 3)
+  1    a picture could not be read; everything else was done (comes before 3 and 4)
   2    wrong options, paths or checkpoint, or a file could not be written
-  3    inspect --fail-on-anomaly found an anomalous picture
+  3    inspect --fail-on found an anomalous picture
+  4    inspect --fail-on look found none, but one to look at
   130  interrupted
 """
 _Option = tuple[str, dict[str, Any]]
@@ -211,6 +212,8 @@ def _parser() -> argparse.ArgumentParser:
                    "at 0.5 a σ of the pixels counts a twentieth of a σ of the features", 0.5)
     threshold = option("--threshold", "X", real(-1e9, 1e9),
                        "a picture is anomalous above this score (default: what 1%% of good parts exceed)")
+    look = option("--look-threshold", "X", real(-1e9, 1e9), "a picture is one to look at above this score, "
+                  "up to the threshold (default: what 10%% of good parts exceed)")
     tile = option("--tile", "PX", _tile, "cut pictures into overlapping squares of that side, or inspect "
                   "them whole; auto: tiles if large pictures look like good parts only in pieces", "auto")
     bits = option("--bits", "N", _bits, "bits that the camera has, of pictures in files of 16 (default: as "
@@ -250,14 +253,17 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
     own = command(inspect, "judge pictures and show where they are anomalous", """
 A folder is taken whole: a plain folder's pictures, or all pictures of an MVTec tree, which are judged as its
 categories if the model knows them.""")
-    add(own, sources, *model, category, alpha, timesteps, seed,
-        threshold, option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
+    add(own, sources, *model, category, alpha, timesteps, seed, threshold, look,
+        option("--draws", "N", whole(1, 16), "noise draws a timestep; more are calmer, slower", 1),
         tile, bits,
         option("--out", "DIR", _path, "write <name>_overlay.png, <name>_map.npy (float32), "
                                       "<name>_evidence.png, results.json and results.csv there; each verdict "
                                       "is in results.jsonl as soon as it is given"),
         flag("--report", "with --out: also <name>_report.html, a page to hand on, which prints on one A4"),
-        flag("--fail-on-anomaly", "exit with 3 if any picture is anomalous"), as_json)
+        ("--fail-on", {"choices": ("anomalous", "look"),
+                       "help": "exit with 3 if any picture is anomalous; look: else with 4 if any is one to "
+                               "look at"}),
+        as_json)
 
     own = command(reconstruct, "repair pictures step by step and write the animations")
     add(own, sources, *model, category, alpha, seed, threshold, tile, bits, *repair,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffad.data import Sample
     from diffad.inspector import Inspector
 
-FINISHED, UNREADABLE, REFUSED, ANOMALOUS, INTERRUPTED = 0, 1, 2, 3, 130
+FINISHED, UNREADABLE, REFUSED, ANOMALOUS, LOOK, INTERRUPTED = 0, 1, 2, 3, 4, 130
 _VERDICTS, _TABLES = "results.jsonl", ("results.json", "results.csv")  # of `inspect`
 _LONGEST_NAME = 200  # bytes, of a result's file without its ending
 
@@ -116,7 +116,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     records: list[dict[str, Any]] = []
     unwritten: list[Path] = []
     with document(arguments.json) as put:
-        options = ("timesteps", "alpha", "seed", "draws", "threshold", "tile")
+        options = ("timesteps", "alpha", "seed", "draws", "threshold", "look_threshold", "tile")
         settings = {option: getattr(arguments, option) for option in options}
         pictures = {str(sample.image): sample for sample in samples}
         shared = {}
@@ -147,22 +147,28 @@ def inspect(arguments: argparse.Namespace) -> int:
                 if not (row.error or arguments.json):
                     tell(_verdict(record), keep_on=out)
                     for note in record["notes"]:
-                        tell(f"{'':9}  {note}", keep_on=out)
+                        tell(f"{'':10}  {note}", keep_on=out)
         put(records, f"wrote results to {out}" if out and not unwritten else None)
     if unwritten:
         return REFUSED
     if any("error" in record for record in records):
         return UNREADABLE
-    anomalous = any(record["is_anomalous"] for record in records)
-    return ANOMALOUS if arguments.fail_on_anomaly and anomalous else FINISHED
+    verdicts = {record["verdict"] for record in records}
+    if arguments.fail_on and "anomalous" in verdicts:
+        return ANOMALOUS
+    return LOOK if arguments.fail_on == "look" and "look" in verdicts else FINISHED
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    verdict = "ANOMALOUS" if record["is_anomalous"] else "good"
+    from diffad.inspection import VERDICTS
+
+    word, _ = VERDICTS[record["verdict"]]
+    verdict = word.lower() if record["verdict"] == "good" else word.upper()
     count = len(record["regions"])
     regions = f"{count} region{'' if count == 1 else 's'}"
     fits = "" if record.get("category_fits", True) else "?  fits no category"
-    return (f"{verdict:9}  score {record['score']:7.2f}  threshold {record['threshold']:.2f}  "
+    limits = f"look limit {record['look_threshold']:.2f}  threshold {record['threshold']:.2f}"
+    return (f"{verdict:10}  score {record['score']:7.2f}  {limits}  "
             f"{regions}  {record['category']}{fits}  {record['path']}")
 
 
@@ -604,10 +610,10 @@ def _evidence(
     from diffad.render import evidence_sheet, npy_bytes, overlay, png_bytes
     from diffad.report import report
 
-    top, bad = inspector.scale_top(inspection.category), inspection.is_anomalous
+    top, bad = inspector.scale_top(inspection.category), inspection.verdict != "good"
     contents = {
         "_overlay.png": lambda: png_bytes(
-            overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold, contour=bad)),
+            overlay(inspection.image, inspection.anomaly_map, top, inspection.map_limit, contour=bad)),
         "_map.npy": lambda: npy_bytes(inspection.anomaly_map),
         "_evidence.png": lambda: png_bytes(evidence_sheet(inspection, top)),
         "_report.html": lambda: report(inspection, inspector, name).encode("utf-8", "xmlcharrefreplace"),

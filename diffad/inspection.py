@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,11 @@ from diffad.scoring import (
 )
 from diffad.tiling import Tiling, letterboxed
 
+Verdict = Literal["good", "look", "anomalous"]
+VERDICTS: dict[Verdict, tuple[str, str]] = {  # each with its word and its mark, for people
+    "good": ("Good", "✓"), "look": ("Look at it", "!"), "anomalous": ("Anomalous", "✕"),
+}  # fmt: skip
+LOOK_RATE = 0.1  # share of good parts above the usual look limit
 _MAX_TIMESTEPS = 12
 _SMALLEST_REGION = 8  # px at 256 × 256
 
@@ -50,6 +56,7 @@ class Inspection:
     seed: int
     seconds: float
     threshold: float
+    _look: float  # the look limit, whether or not the threshold is as high
     _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
@@ -57,14 +64,31 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        verdict = "anomalous" if self.is_anomalous else "good"
         return (
-            f"<Inspection: {self.category} {verdict}, score {self.score:.3g}, threshold {self.threshold:.3g}>"
+            f"<Inspection: {self.category} {self.verdict}, score {self.score:.3g}, "
+            f"look_threshold {self.look_threshold:.3g}, threshold {self.threshold:.3g}>"
         )
+
+    @property
+    def look_threshold(self) -> float:
+        """The look limit: a part that scores between it and the threshold is neither good nor anomalous, but
+        one that a person should look at. At most the threshold; as high as that, nothing lies between.
+        """
+        return min(self._look, self.threshold)
+
+    @property
+    def verdict(self) -> Verdict:
+        """"anomalous" above the threshold, "look" above the look limit, else "good"."""
+        return verdict_for(self.score, self.threshold, self.look_threshold)
 
     @property
     def is_anomalous(self) -> bool:
         return self.score > self.threshold
+
+    @property
+    def map_limit(self) -> float:
+        """Above it the map is outlined and cut into regions, see `map_limit_for`."""
+        return map_limit_for(self.verdict, self.threshold, self.look_threshold)
 
     @property
     def tile(self) -> int | None:
@@ -112,7 +136,11 @@ class Inspection:
     @property
     def rate(self) -> float:
         """Share of good pictures of this size expected above the threshold, in [0, 1]."""
-        of_one = rate_for(self.good_scores, self.threshold)
+        return self.rate_above(self.threshold)
+
+    def rate_above(self, score: float) -> float:
+        """Share of good pictures of this size expected above a score, in [0, 1]."""
+        of_one = rate_for(self.good_scores, score)
         return 1.0 if of_one >= 1 else -math.expm1(self.chances * math.log1p(-of_one))
 
     @cached_property
@@ -192,12 +220,12 @@ class Inspection:
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """Connected parts of the map above the threshold, highest peak first; none in a good picture, none
-        below `smallest_region`.
+        """Connected parts of the map above the threshold, or above the look limit if the part is one to look
+        at, highest peak first; none in a good picture, none below `smallest_region`.
         """
-        if not self.is_anomalous:
+        if self.verdict == "good":
             return ()
-        return regions_above(self.anomaly_map, self.threshold, self.image.shape[:2], self.smallest_region)
+        return regions_above(self.anomaly_map, self.map_limit, self.image.shape[:2], self.smallest_region)
 
     @property
     def smallest_region(self) -> int:
@@ -214,10 +242,12 @@ class Inspection:
         alpha: float | None = None,
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
+        look_threshold: float | None = None,
     ) -> Inspection:
         """The same evidence weighed otherwise, without the network. What is not given stays; another α or
-        other timesteps (their order does not count) bring their own threshold unless one is given. Raises
-        ValueError for timesteps that were not computed, α outside [0, 1] or a threshold of NaN.
+        other timesteps (their order does not count) bring their own threshold and look limit unless these are
+        given. A look limit above the threshold counts as the threshold for as long as it is. Raises
+        ValueError for timesteps that were not computed, α outside [0, 1] or a limit of NaN.
         """
         alpha = self.alpha if alpha is None else checked_alpha(alpha)
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
@@ -226,10 +256,14 @@ class Inspection:
                 f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect anew"
             )
         changed = replace(self, alpha=alpha, timesteps=chosen)
+        same = alpha == self.alpha and chosen == self.timesteps
         if threshold is None:
-            same = alpha == self.alpha and chosen == self.timesteps
             threshold = self.threshold if same else changed.threshold_at()
-        return replace(changed, threshold=checked_threshold(threshold))
+        if look_threshold is None:
+            look_threshold = self._look if same else changed.threshold_at(LOOK_RATE)
+        return replace(
+            changed, threshold=checked_threshold(threshold), _look=checked_threshold(look_threshold)
+        )
 
     def to_dict(self) -> dict:
         """JSON-able summary, without the maps."""
@@ -239,6 +273,8 @@ class Inspection:
             "category_fits": self.category_fits,
             "score": self.score,
             "threshold": self.threshold,
+            "look_threshold": self.look_threshold,
+            "verdict": self.verdict,
             "is_anomalous": self.is_anomalous,
             "regions": [region.to_dict() for region in self.regions],
             "alpha": self.alpha,
@@ -290,6 +326,18 @@ class RepairStep:
     anomaly_map: np.ndarray | None
     done: bool
     notes: tuple[str, ...] = ()
+
+
+def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdict:
+    """By a score and the two limits. The page does the same (`judged` in scores.js)."""
+    return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
+
+
+def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float) -> float:
+    """Above which values, in σ, a map shows where a part differs: of a part to look at the look limit, for a
+    person must see where to look; else the threshold.
+    """
+    return look_threshold if verdict == "look" else threshold
 
 
 def smallest_region(shape: tuple[int, int], tile: int | None) -> int:

@@ -29,6 +29,7 @@ from diffad.devices import pick_device, sharing, stepwise
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
 from diffad.inspection import (
+    LOOK_RATE,
     Inspection,
     RepairStep,
     checked_alpha,
@@ -168,6 +169,7 @@ class Inspector:
         seed: int = 0,
         draws: int = 1,
         threshold: float | None = None,
+        look_threshold: float | None = None,
         tile: int | Literal["auto"] | None = "auto",
         progress: Callable[[int, int], None] | None = None,
         bits: int | None = None,
@@ -180,7 +182,9 @@ class Inspector:
         category: None recognises it. timesteps: 1 to 12 of 0 … 999; they are a set, so order and repetition
         do not count. alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the
         pixels counts a twentieth of a σ of the features. draws: noise draws a timestep, 1 to 16, averaged.
-        threshold: None takes the score that 1 good picture in 100 would exceed.
+        threshold: above it a part is anomalous; None takes the score that 1 good picture in 100 would exceed.
+        look_threshold: above it, up to the threshold, it is one to look at; None takes the score that 1 in 10
+        would exceed. One above the threshold counts as the threshold.
 
         tile: None shows the model the whole picture, scaled to its size. A number cuts the picture into
         squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole
@@ -208,7 +212,7 @@ class Inspector:
             tile = int(tile)
         if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
             raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
-        threshold = threshold if threshold is None else checked_threshold(threshold)
+        limits = [each if each is None else checked_threshold(each) for each in (threshold, look_threshold)]
         for each in (bits, batch_bits):
             if each not in (None, *DEPTHS):
                 raise ValueError(f"bits are one of {', '.join(map(str, DEPTHS))}, not {each!r}")
@@ -228,6 +232,7 @@ class Inspector:
             timesteps=timesteps,
             seed=seed,
             threshold=math.nan,
+            _look=math.nan,
             _maps={t: (maps[0, i], maps[1, i]) for i, t in enumerate(timesteps)},
             _tiling=look.tiling,
             _calibration=self.profiles[look.category].calibration,
@@ -235,8 +240,11 @@ class Inspector:
             bits=used,
             notes=(*self._notes(decoded, used, look.category, bits, batch_bits), *self._quality_notes(look)),
         )
-        threshold = inspection.threshold_at() if threshold is None else threshold
-        return replace(inspection, threshold=threshold, seconds=time.perf_counter() - begun)
+        threshold, look = (
+            inspection.threshold_at(rate) if limit is None else limit
+            for limit, rate in zip(limits, (0.01, LOOK_RATE))
+        )
+        return replace(inspection, threshold=threshold, _look=look, seconds=time.perf_counter() - begun)
 
     @torch.no_grad()
     def features(self, image: Picture) -> np.ndarray:

@@ -19,12 +19,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffad.data import DataError
+from diffad.inspection import VERDICTS
 from diffad.output import whole
 from diffad.scoring import fuse, weights_in_words
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 
-INK, MUTED, LINE, ALARM, CALM = "#1b2230", "#667085", "#d5dae2", "#c0311e", "#1f56d8"
+INK, MUTED, LINE, ALARM, WARNING, CALM = "#1b2230", "#667085", "#d5dae2", "#c0311e", "#8a5a00", "#1f56d8"
 _LINES = ("#1f56d8", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # apart for colour-blind eyes
 
 
@@ -165,7 +166,8 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
 
     Left: the picture, the overlay, the fused map. Right: a row of pixel maps, a row of feature maps and a row
     of both together, one column per timestep; a colour scale with the threshold. `inspection` is anything
-    with an Inspection's image, pixel_maps, feature_maps, anomaly_map, timesteps, threshold, score and alpha.
+    with an Inspection's image, pixel_maps, feature_maps, anomaly_map, timesteps, threshold, look_threshold,
+    map_limit, verdict, score and alpha.
     """
     height, width = inspection.image.shape[:2]
     margin, gap, names_width, bar_width, caption = 32, 10, 146, 152, 28
@@ -178,7 +180,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     grid_top = margin + 74
     pitch_x, pitch_y = cell_width + gap, cell_height + caption + gap
     bar_left = grid_left + columns * pitch_x + 6
-    sheet_width = max(bar_left + bar_width - 16 + margin, 560)
+    sheet_width = max(bar_left + bar_width - 16 + margin, 720)
     notes = _notes(sheet_width - 2 * margin, inspection.alpha)
     grid_bottom = grid_top + 3 * pitch_y - gap
     sheet = Image.new("RGB", (sheet_width, grid_bottom + 16 + 21 * len(notes) + margin - 10), "white")
@@ -197,7 +199,10 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     _headline(draw, inspection, margin)
     small = _resize(inspection.image, thumb)
     fused = inspection.anomaly_map
-    over = overlay(small, _resize(_finite(fused), thumb), vmax, inspection.threshold, colormap=colormap)
+    over = overlay(
+        small, _resize(_finite(fused), thumb), vmax, inspection.map_limit, colormap=colormap,
+        contour=inspection.verdict != "good",
+    )  # fmt: skip
     place(small, margin, grid_top, "Picture")
     place(over, margin, grid_top + pitch_y, "Overlay")
     place_map(fused, margin, grid_top + 2 * pitch_y, "Fused · max" if cell_width > 130 else "Fused")
@@ -234,11 +239,12 @@ def _notes(width: int, alpha: float) -> list[str]:
 
 
 def _headline(draw: ImageDraw.ImageDraw, inspection: Any, margin: int) -> None:
-    anomalous = inspection.score > inspection.threshold
-    verdict, colour = ("Anomalous", ALARM) if anomalous else ("Good", CALM)
+    verdict, _ = VERDICTS[inspection.verdict]
+    colour = {"good": CALM, "look": WARNING, "anomalous": ALARM}[inspection.verdict]
     draw.text((margin, margin - 4), verdict, colour, _font(26, bold=True), anchor="lt")
     left = margin + draw.textlength(verdict, _font(26, bold=True)) + 16
-    numbers = f"score {inspection.score:.2f} σ · threshold {inspection.threshold:.2f} σ"
+    limits = f"look limit {inspection.look_threshold:.2f} σ · threshold {inspection.threshold:.2f} σ"
+    numbers = f"score {inspection.score:.2f} σ · {limits}"
     draw.text((left, margin + 17), numbers, MUTED, _font(17), anchor="ls")
 
 

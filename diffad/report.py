@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from diffad import __version__, render
+from diffad.inspection import VERDICTS
 from diffad.scoring import fuse, weights_in_words
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ def number(value: float) -> str:
     return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 
-def share_in_words(rate: float) -> str:
-    """A share of good parts: "about 1 good part in 100"."""
+def share_in_words(rate: float, part: str = " good part") -> str:
+    """A share of good parts: "about 1 good part in 100". part: empty where it was just said."""
     if rate <= 0.0005:
-        return "fewer than 1 good part in 2000"
+        return f"fewer than 1{part} in 2000"
     if rate >= 0.995:
-        return "every good part"
-    return f"{rate:.0%} of the good parts" if rate > 0.4 else f"about 1 good part in {round(1 / rate)}"
+        return f"every{part or ' one'}"
+    if rate > 0.4:
+        return f"{rate:.0%}" + (f" of the{part}s" if part else "")
+    return f"about 1{part} in {round(1 / rate)}"
 
 
 def report(
@@ -58,15 +61,15 @@ def report(
     colormap: of the overlay, see `render.overlay`. now: the report's date (default: this moment).
     """
     now = now or datetime.now().astimezone()
-    bad = inspection.is_anomalous
-    word, mark = ("Anomalous", "✕") if bad else ("Good", "✓")
+    word, mark = VERDICTS[inspection.verdict]
     category = _category(inspection)
     date = f"{now.day} {now:%B %Y, %H:%M}"
     values = {
         "title": f"Inspection report: {escape(name)}", "name": escape(name), "date": date,
-        "category": category, "kind": "bad" if bad else "good", "word": word, "mark": mark,
+        "category": category, "kind": inspection.verdict, "word": word, "mark": mark,
         "sentence": _sentence(inspection), "note": _notes(inspection),
         "score": number(inspection.score), "threshold": number(inspection.threshold),
+        "look_threshold": number(inspection.look_threshold),
         "figures": _figures(inspection, inspector, repaired, repaired_score, opacity, colormap),
         "regions": _regions(inspection), "histogram": _histogram(inspection),
         "evidence": _evidence(inspection, inspector, colormap), "facts": _facts(inspection, inspector),
@@ -76,20 +79,19 @@ def report(
 
 
 def _sentence(inspection: Inspection) -> str:
-    """The verdict in words: what was found, how rare it is, what the threshold means."""
-    count, category = len(inspection.regions), _category(inspection)
-    reached = share_in_words(inspection.fused(threshold=inspection.score).rate)
-    limit = share_in_words(inspection.rate)
-    if not inspection.is_anomalous:
-        return (
-            f"Differs from good {category} parts nowhere by more than the threshold allows. "
-            f"The threshold is one that {limit} would exceed."
-        )
+    """The verdict in words: what was found, how rare it is, what the limits mean."""
+    count, category, verdict = len(inspection.regions), _category(inspection), inspection.verdict
+    limits = f"The threshold is one that {share_in_words(inspection.rate)} would exceed"
+    look_rate = inspection.rate_above(inspection.look_threshold)
+    limits += f", the look limit {share_in_words(look_rate, '')}."
+    if verdict == "good":
+        return f"Differs from good {category} parts nowhere by more than the look limit allows. {limits}"
     places = f" in {count} place{'s' if count != 1 else ''}" if count else ""
-    return (
-        f"Differs from good {category} parts{places}: {reached} would score as high. "
-        f"The threshold is one that {limit} would exceed."
-    )
+    found = f"Differs from good {category} parts{places}"
+    if verdict == "look":
+        found = f"Too unusual to pass unseen, too little to be called anomalous. {found}"
+    reached = share_in_words(inspection.rate_above(inspection.score))
+    return f"{found}: {reached} would score as high. {limits}"
 
 
 def _notes(inspection: Inspection) -> str:
@@ -132,20 +134,20 @@ def _figures(
     picture = render.reduced(inspection.image, PICTURE_PIXELS)
     heat = cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
     top = inspector.scale_top(inspection.category)
-    bad = inspection.is_anomalous
-    over = render.overlay(picture, heat, top, inspection.threshold, opacity, colormap, contour=bad)
+    differs = inspection.verdict != "good"
+    over = render.overlay(picture, heat, top, inspection.map_limit, opacity, colormap, contour=differs)
     marks = "".join(
         f'<b style="left:{100 * x / width:.2f}%;top:{100 * y / height:.2f}%">{index}</b>'
         for index, (x, y, _, _) in enumerate((r.box for r in inspection.regions[:REGIONS_LISTED]), 1)
     )
-    found = "where it differs" if bad else "calm"
+    found = "where it differs" if differs else "calm"
     parts = [("Part", "as inspected", picture, ""), ("Anomaly map", found, over, marks)]
     if repaired is not None:
         after = "" if repaired_score is None else f", score {number(repaired_score)}"
         parts.append(("Repaired", f"by the model{after}", render.reduced(repaired, PICTURE_PIXELS), ""))
     # Side by side at the same height, as tall as the sheet allows.
     room = (186 - 5 * (len(parts) - 1)) / len(parts)
-    wide = min(room, (52 if len(parts) == 3 else 55) * width / height)
+    wide = min(room, (46 if len(parts) == 3 else 51) * width / height)
     return "".join(
         f'<figure><div class="frame" style="width:{wide:.1f}mm"><img alt="{title}: {caption}" '
         f'src="{_uri(shown)}">{over_it}</div><figcaption><b>{title}</b> {caption}</figcaption></figure>'
@@ -155,7 +157,8 @@ def _figures(
 
 def _regions(inspection: Inspection) -> str:
     if not inspection.regions:
-        return "<p>No region above the threshold.</p>"
+        limit = "threshold" if inspection.is_anomalous else "look limit"
+        return f"<p>No region above the {limit}.</p>"
     rows = "".join(
         f"<tr><th>{index}</th><td>{r.box[0]}, {r.box[1]}</td><td>{r.box[2]} × {r.box[3]}</td>"
         f"<td>{r.area}</td><td>{number(r.mean)}</td><td><b>{number(r.peak)}</b></td></tr>"
@@ -168,11 +171,11 @@ def _regions(inspection: Inspection) -> str:
 
 
 def _histogram(inspection: Inspection) -> str:
-    """SVG: the good parts' scores as bars, the threshold as a line, this part as a dot."""
+    """SVG: the good parts' scores as bars, the two limits as lines, this part as a dot."""
     width, base, tall = 360, 74, 50
     good = np.asarray(inspection.good_scores, dtype=np.float64)
     top = max(2.5 * float(good.max(initial=0.0)), 1.15 * inspection.threshold, 1e-6)
-    low = min(0.0, float(good.min(initial=0.0)), inspection.score, inspection.threshold)
+    low = min(0.0, float(good.min(initial=0.0)), inspection.score, inspection.look_threshold)
 
     def at(value: float) -> float:
         return 6 + (width - 12) * (min(value, top) - low) / (top - low)
@@ -184,15 +187,20 @@ def _histogram(inspection: Inspection) -> str:
         for count, left, right in zip(counts, edges[:-1], edges[1:])
         if count
     )
-    line, dot = at(inspection.threshold), at(inspection.score)
+    line, look, dot = at(inspection.threshold), at(inspection.look_threshold), at(inspection.score)
     anchor = "end" if dot > width - 70 else "start" if dot < 70 else "middle"
     side = "end" if line > width - 90 else "start"
     label = line + (4 if side == "start" else -4)
+    beside = side == "start" and look > 72  # else the look limit's name goes below the other
+    look_label, look_side, look_y = (look - 4, "end", 15) if beside else (label, side, 26)
     end = min(max(dot, 1), width - 1)
+    look_limit = f"look limit {number(inspection.look_threshold)}"
     said = f"this part {number(inspection.score)}{' →' if inspection.score > top else ''}"
     return f"""<svg viewBox="0 0 {width} 98" role="img" aria-label="Scores of good parts and of this part">
 <g class="bars">{bars}</g><line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/>
 <line class="limit" x1="{line:.1f}" x2="{line:.1f}" y1="8" y2="{base + 4}"/>
+<line class="limit look" x1="{look:.1f}" x2="{look:.1f}" y1="8" y2="{base + 4}"/>
+<text x="{look_label:.1f}" y="{look_y}" text-anchor="{look_side}">{look_limit}</text>
 <text x="{label:.1f}" y="15" text-anchor="{side}">threshold {number(inspection.threshold)}</text>
 <circle cx="{dot:.1f}" cy="{base}" r="4.5"/>
 <text class="part" x="{end:.1f}" y="92" text-anchor="{anchor}">{said}</text>

@@ -28,9 +28,9 @@ def now(page: Page) -> dict:
     return page.evaluate(
         """() => {
             const { result, choices, part } = diffad.state();
-            const { score, threshold, rate, anomalous, regions } = result;
-            return { score, threshold, rate, anomalous, regions, good: [...result.good], ...diffad.choices(),
-                size: part.size, point: choices.point };
+            const { score, threshold, look, rate, lookRate, verdict, regions } = result;
+            return { ...diffad.choices(), score, threshold, look, rate, lookRate, verdict, regions,
+                good: [...result.good], size: part.size, point: choices.point };
         }"""
     )
 

@@ -17,14 +17,16 @@ from PIL import Image
 from diffad import batch
 from diffad.data import DataError, Sample, find_samples, read_image
 from diffad.evaluation import Scored, measure
-from diffad.inspection import smallest_region
+from diffad.inspection import map_limit_for, smallest_region, verdict_for
 from diffad.scoring import find_regions
 
 SIDE = 64
 
 
 class Toy:
-    """Calls anomalous what is red; the map is the red channel over ten, the score its highest value."""
+    """Calls anomalous what is red, worth a look what is a little; the map is the red channel over ten, the
+    score its highest value.
+    """
 
     name, categories, provenance = "toy", ("nut", "ring"), {"licence": "none"}
 
@@ -34,16 +36,19 @@ class Toy:
     def scale_top(self, category: str) -> float:
         return 8.0
 
-    def inspect(self, image, category=None, alpha=0.5, timesteps=(20,), threshold=5.0):
+    def inspect(self, image, category=None, alpha=0.5, timesteps=(20,), threshold=5.0, look_threshold=3.0):
         self.asked.append((Path(image).name, category))
         pixels = read_image(image)
         red = pixels[..., 0].astype(np.float32) / 10
         score = float(red.max())
         smallest = smallest_region(red.shape, None)
-        found = find_regions(red, threshold, smallest) if score > threshold else ()
+        verdict = verdict_for(score, threshold, look_threshold)
+        limit = map_limit_for(verdict, threshold, look_threshold)
+        found = () if verdict == "good" else find_regions(red, limit, smallest)
         result = {
             "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,
-            "is_anomalous": score > threshold, "seconds": 0.1, "tile": None, "bits": 8, "notes": [],
+            "look_threshold": look_threshold, "verdict": verdict, "is_anomalous": score > threshold,
+            "seconds": 0.1, "tile": None, "bits": 8, "notes": [],
             "regions": [
                 {"box": list(r.box), "area": r.area, "peak": r.peak, "mean": r.mean} for r in found
             ],
@@ -261,18 +266,28 @@ def test_the_folder_names_the_category_only_where_labels_do(tmp_path):
     assert {said for _, said in toy.asked[11:]} == {"nut"}
 
 
-@pytest.mark.parametrize("threshold", [1.0, 4.0, 6.5, 8.99, 9.0, 30.0])
-def test_rejudged_is_what_an_inspection_at_that_threshold_says(tmp_path, threshold):
+@pytest.mark.parametrize(("threshold", "look"), [
+    (1.0, 1.0), (4.0, 3.0), (6.5, 3.0), (8.99, 8.0), (9.0, 9.0), (9.0, 3.0), (30.0, 6.5), (30.0, 10.0),
+])  # fmt: skip
+def test_rejudged_is_what_an_inspection_at_these_limits_says(tmp_path, threshold, look):
     path = picture(tmp_path / "1.png", 90)
     with Image.open(path) as image:
         image.paste((65, 0, 0), (40, 40, 50, 60))
         image.save(path)
     pictures = batch.sources([path], tmp_path / "u")
     rows, maps = judged(pictures)
-    (wanted,), _ = judged(pictures, threshold=threshold)
-    row = batch.rejudged(rows[0], threshold, lambda row: maps[row.name])
+    (wanted,), _ = judged(pictures, threshold=threshold, look_threshold=look)
+    row = batch.rejudged(rows[0], threshold, look, lambda row: maps[row.name])
     assert row.to_dict() == wanted.to_dict()
-    assert batch.rejudged(row, 5.0, lambda row: maps[row.name]).to_dict() == rows[0].to_dict()
+    assert bool(row.result["regions"]) == (row.result["verdict"] != "good") == (row.result["score"] > look)
+    assert batch.rejudged(row, 5.0, 3.0, lambda row: maps[row.name]).to_dict() == rows[0].to_dict()
+
+
+def test_a_threshold_below_the_look_limit_leaves_nothing_between(tmp_path):
+    rows, maps = judged(batch.sources([picture(tmp_path / "1.png", 40)], tmp_path / "u"))
+    assert rows[0].result["verdict"] == "look"
+    row = batch.rejudged(rows[0], 2.0, 3.0, lambda row: maps[row.name])
+    assert (row.result["look_threshold"], row.result["verdict"]) == (2.0, "anomalous")
 
 
 def test_measured_is_the_evaluation_of_the_same_pictures(tmp_path):
@@ -369,12 +384,15 @@ def test_csv_json_and_zip_say_what_the_rows_say(tmp_path):
                 continue
             assert float(line["score"]) == row.result["score"]
             assert line["is_anomalous"] == str(row.result["is_anomalous"])
+            assert line["verdict"] == row.result["verdict"]
+            assert float(line["look_threshold"]) == row.result["look_threshold"] == 3.0
             assert int(line["regions"]) == len(row.result["regions"])
             kept = np.load(io.BytesIO(archive.read(f"maps/{row.name}.npy")))
             assert (kept == maps[row.name]).all()
             overlay = np.asarray(Image.open(io.BytesIO(archive.read(f"overlays/{row.name}"))))
-            # the heat begins at half the threshold
+            # the heat begins at half the limit: 3 of the part to look at, which scores 4, else 5
             assert (overlay != read_image(row.sample.image)).any() == (row.result["score"] > 2.5)
+        assert {line["verdict"] for line in lines if not line["error"]} == {"good", "look", "anomalous"}
         assert len(archive.namelist()) == 2 + 2 * 5
 
 

@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import at_rest
 from PIL import Image, ImageOps
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from diffad.inspector import Inspector
 from diffad.scoring import rate_for
@@ -86,6 +86,15 @@ def shown(page: Page, column: str) -> list[str]:
     return page.locator(f"tbody tr[data-index] td.{column}").all_inner_texts()
 
 
+def limit_box(page: Page, limit: str, name: str) -> Locator:
+    """The number of a limit: its score, or its rate."""
+    return page.locator(f".limit-of[data-limit={limit}] .{name}")
+
+
+def threshold_box(page: Page, name: str) -> Locator:
+    return limit_box(page, "threshold", name)
+
+
 def downloaded(page: Page, kind: str, folder: Path) -> Path:
     with page.expect_download() as waiting:
         page.locator(f"[data-take={kind}]").click()
@@ -143,7 +152,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     assert [text.split("\n")[0] for text in shown(page, "name")] == names
     expect(page.locator("tr[data-verdict=failed]")).to_contain_text("broken.png is not a picture")
     summary = page.locator(".batch-summary")
-    expect(summary).to_contain_text(re.compile("1 of 5 anomalous.*4 good.*1 not read", re.S))
+    expect(summary).to_contain_text(re.compile("1 of 5 anomalous.*0 to look at.*4 good.*1 not read", re.S))
     page.wait_for_function(
         "() => [...document.querySelectorAll('tbody img')].filter(i => i.naturalWidth > 40).length === 5"
     )
@@ -165,10 +174,10 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     # A threshold of one category leaves the others alone; a rate rules all.
     page.locator(".categories .chip", has_text="gear").click()
     gear_good = rows[0]["score"]
-    page.locator(".limits .score").fill(f"{gear_good - 0.5:.4f}")
+    threshold_box(page, "score").fill(f"{gear_good - 0.5:.4f}")
     expect(page.locator(".batch-summary h2")).to_have_text("2 of 5 anomalous")
-    rate = rate_for(inspector.good_scores("gear"), state(page)["view"]["own"]["gear"])
-    box = page.locator(".limits .rate")
+    rate = rate_for(inspector.good_scores("gear"), state(page)["view"]["threshold"]["own"]["gear"])
+    box = threshold_box(page, "rate")
     assert box.input_value() == str(round(1 / rate)) if rate < 0.5 else box.is_hidden()
     page.locator(".filters .chip", has_text="Anomalous").click()
     assert sorted(row["name"] for row in state(page)["listed"]) == ["gear_broken_tooth.png", "gear_good.png"]
@@ -183,12 +192,14 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
         assert line["error"] == row["error"]
         if not row["error"]:
             assert line["is_anomalous"] == str(row["verdict"] == "anomalous")
+            assert line["verdict"] == row["verdict"]
+            assert float(line["look_threshold"]) == pytest.approx(row["look"])
             assert float(line["threshold"]) == pytest.approx(row["limit"])
             assert float(line["score"]) == pytest.approx(row["score"])
     expect(page.locator("td.stale")).to_have_count(0)
     for row in state(page)["rows"]:
         if not row["error"]:
-            regions = row["recount"] if row["verdict"] == "anomalous" else 0
+            regions = row["recount"] if row["verdict"] != "good" else 0
             assert int(lines[row["name"]]["regions"]) == regions
     document = json.loads(downloaded(page, "json", tmp_path).read_text())
     assert [entry["path"] for entry in document["pictures"]] == [row["name"] for row in now]
@@ -196,16 +207,17 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
         assert sum(name.startswith("overlays/") for name in archive.namelist()) == 5
 
     page.locator(".limits .usual").click()
-    page.locator(".limits .rate").fill("1000")
+    threshold_box(page, "rate").fill("1000")
     for row in state(page)["rows"]:
         if not row["error"]:
             assert row["limit"] == pytest.approx(inspector.threshold(row["category"], rate=0.001), abs=1e-3)
     page.locator(".limits .usual").click()
     expect(page.locator(".batch-summary h2")).to_have_text("1 of 5 anomalous")
-    page.locator(".chart .handle").focus()
+    page.locator(".chart .handle[data-limit=threshold]").focus()
     page.keyboard.press("PageUp")
-    assert state(page)["view"]["own"]["gear"] == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
-    expect(page.locator(".chart .handle")).to_be_focused()
+    moved = state(page)["view"]["threshold"]["own"]["gear"]
+    assert moved == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
+    expect(page.locator(".chart .handle[data-limit=threshold]")).to_be_focused()
     page.locator(".limits .usual").click()
 
     # Into Inspect, along the rows with the arrow keys, and back.
@@ -233,19 +245,22 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
     files = [tmp_path / "a.png", *(SAMPLES / name for name in names)]
     page.locator("#batch-files input[type=file]").set_input_files(files)
     finish(page)
-    limits, box = page.locator(".limits"), page.locator(".limits .score")
+    limits, box = page.locator(".limits"), threshold_box(page, "score")
     page.locator(".categories .chip", has_text="gear").click()
     box.fill("-1")  # no score is so low
-    assert state(page)["view"]["own"] == {"gear": 0}
+    assert state(page)["view"]["threshold"]["own"] == {"gear": 0}
     box.fill("60")
+    limit_box(page, "look", "score").fill("2.25")
     expect(limits).to_contain_text("rejects fewer than 1 good part in 100 000")
-    expect(page.locator(".limits .rate")).to_be_hidden()
+    expect(threshold_box(page, "rate")).to_be_hidden()
     expect(page.locator(".batch-summary h2")).to_have_text("0 of 3 anomalous")
 
     def opened() -> None:
-        expect(page.locator("#batch-strip")).to_contain_text(re.compile("good there, .* against 60"))
-        expect(page.locator(".verdict.good .reading")).to_contain_text("threshold 60.0")
-        expect(page.locator("#rate input")).to_have_value("own score")
+        strip = page.locator("#batch-strip")
+        expect(strip).to_contain_text(re.compile(r"look at it there, .* between 2\.25 and 60"))
+        expect(page.locator(".verdict.look .reading")).to_contain_text("look limit 2.25 · threshold 60.0")
+        for control in ("#rate", "#look-rate"):
+            expect(page.locator(f"{control} input")).to_have_value("own score")
 
     page.locator("tr[data-index]", has_text="broken_tooth").click()
     opened()
@@ -256,21 +271,70 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
     page.wait_for_function("!location.search.includes('batch-row')")
     page.reload()
     finish(page)
-    assert state(page)["view"]["own"] == {"gear": 60} and page.locator("#batch-page").is_visible()
+    assert state(page)["view"]["threshold"]["own"] == {"gear": 60}
+    assert page.locator("#batch-page").is_visible()
 
     # By rate: what Inspect offers it takes over, and the next batch begins with it.
     page.locator(".limits .usual").click()
-    page.locator(".limits .rate").fill("20")
+    threshold_box(page, "rate").fill("20")
     page.locator("tr[data-index]", has_text="leather_good").click()
     expect(page.locator("#rate input")).to_have_value("1 in 20")
     page.wait_for_function("diffad.state().result?.good && diffad.choices().rate === 0.05")
     page.get_by_role("tab", name="Batch").click()
-    setting = "model parts · category recognised · α 0.5 · t 20 to 400, 3 levels · 1 good part in 20 rejected"
+    setting = "model parts · category recognised · α 0.5 · t 20 to 400, 3 levels · "
+    setting += "1 good part in 20 rejected · 1 in 10 looked at"
     expect(page.locator("#batch-controls")).to_contain_text(setting)
     first = state(page)["id"]
     page.locator("#batch-files input[type=file]").set_input_files(files[3])
     page.wait_for_function("first => diffad.batchState().run.id !== first", arg=first)
-    assert state(page)["view"]["rate"] == 0.05
+    assert state(page)["view"]["threshold"]["rate"] == 0.05
+
+
+def test_what_lies_between_the_limits_is_to_be_looked_at(page: Page, inspector: Inspector, tmp_path: Path):
+    """Counted, filtered, marked and taken away as such; both lines move, by pointer and by keys."""
+    names = ("gear_good.png", "gear_broken_tooth.png", "leather_good.png")
+    page.locator("#batch-files input[type=file]").set_input_files([SAMPLES / name for name in names])
+    finish(page)
+    page.locator(".categories .chip", has_text="gear").click()
+    summary, row = page.locator(".batch-summary"), page.locator("tr[data-index]", has_text="gear_good")
+    expect(summary).to_contain_text(re.compile("1 of 3 anomalous.*0 to look at · 2 good", re.S))
+    expect(row.locator(".verdict b")).to_have_text("✓ good")
+
+    limit_box(page, "look", "score").fill("1.5")
+    expect(summary).to_contain_text(re.compile("1 of 3 anomalous.*1 to look at · 1 good", re.S))
+    expect(row.locator(".verdict b")).to_have_text("! look at it")
+    expect(row.locator("td.regions")).to_have_text(re.compile("[1-9]"))
+    page.locator(".filters [data-key=look]").click()
+    assert [each["name"] for each in state(page)["listed"]] == ["gear_good.png"]
+    with zipfile.ZipFile(downloaded(page, "zip", tmp_path)) as archive:
+        told = {each["path"]: each for each in json.loads(archive.read("results.json"))["pictures"]}
+    assert [told[name]["verdict"] for name in names] == ["look", "anomalous", "good"]
+    assert told["gear_good.png"]["look_threshold"] == 1.5 and told["gear_good.png"]["regions"]
+    usual = inspector.threshold("leather", rate=0.1)
+    assert told["leather_good.png"]["look_threshold"] == pytest.approx(usual)
+    page.wait_for_function("location.search.includes('batch-look-limits=gear')")
+    page.reload()
+    expect(summary).to_contain_text("1 to look at")
+
+    # By keys, then as far up as it goes: nothing lies between the limits any more.
+    page.locator(".chart .handle[data-limit=look]").focus()
+    page.keyboard.press("PageUp")
+    assert state(page)["view"]["look"]["own"]["gear"] == pytest.approx(1.65)
+    expect(page.locator(".chart .handle[data-limit=look]")).to_be_focused()
+    box, y = page.locator(".chart svg").bounding_box(), 10
+    knob = page.locator(".chart .handle[data-limit=look] path").bounding_box()
+    page.mouse.move(knob["x"] + 2, knob["y"] + y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 5, knob["y"] + y, steps=4)
+    page.mouse.up()
+    gear = state(page)["rows"][0]
+    assert gear["look"] == pytest.approx(gear["limit"], abs=1e-3)
+    expect(summary).to_contain_text("0 to look at · 2 good")
+    page.locator(".limits .usual").click()
+    limit_box(page, "look", "rate").fill("2")
+    for each in state(page)["rows"]:
+        assert each["look"] == pytest.approx(inspector.threshold(each["category"], rate=0.5), abs=1e-3)
+        assert each["limit"] == pytest.approx(inspector.threshold(each["category"]), abs=1e-3)
 
 
 def test_what_is_not_read_is_called_so(page: Page, tmp_path: Path):
@@ -285,7 +349,7 @@ def test_what_is_not_read_is_called_so(page: Page, tmp_path: Path):
     )
     page.locator("#batch-files input[type=file]").set_input_files([broken, SAMPLES / "gear_good.png"])
     finish(page)
-    summary = re.compile("0 of 1 anomalous.*1 good.*1 not read", re.S)
+    summary = re.compile("0 of 1 anomalous.*0 to look at.*1 good.*1 not read", re.S)
     expect(page.locator(".batch-summary")).to_contain_text(summary)
     assert "No picture was read" not in page.evaluate("heads")
     expect(page.locator(".filters")).to_contain_text("Not read")
@@ -354,7 +418,7 @@ def test_labels_measure_the_verdicts_and_axe_is_content(page: Page, root: Path):
     assert page.locator(".numbers svg polyline").count() == 2
     expect(page.locator(".numbers .about")).to_contain_text(re.compile(r"good: test/OK · defective: test/"))
     expect(page.locator(".numbers .about")).to_contain_text("Masks have a bright border")
-    wrong = sum(row["wrong"] for row in rows)
+    wrong = sum(row["verdict"] == ("good" if row["bad"] else "anomalous") for row in rows)
     expect(page.locator(".filters .chip", has_text="Misjudged")).to_contain_text(str(wrong))
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

@@ -22,6 +22,7 @@ from diffad import __version__, checkpoint, commands
 from diffad.batch import json_text
 from diffad.cli import main
 from diffad.data import Geometry, read_image
+from diffad.inspection import map_limit_for, verdict_for
 from diffad.inspector import Inspector
 from diffad.synthetic import make_part
 
@@ -58,7 +59,8 @@ class Toy:
         return np.zeros((1, 8, 8), np.float32)
 
     def inspect(
-        self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None, tile="auto"
+        self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None,
+        look_threshold=None, tile="auto",
     ):
         settings = {"category": category, "timesteps": timesteps, "alpha": alpha, "seed": seed}
         self.calls.append({**settings, "draws": draws, "tile": tile})
@@ -68,14 +70,19 @@ class Toy:
         square[Geometry.letterbox(*pixels.shape[:2], self.size).inner] = heat.max()
         score = float(heat.max()) if self.score_override is None else self.score_override
         limit = 1.0 if threshold is None else threshold
-        regions = [{"box": [1, 2, 3, 4], "area": 12, "peak": 5.0, "mean": 4.0}] if score > limit else []
+        look = min(limit, 0.5 if look_threshold is None else look_threshold)
+        verdict = verdict_for(score, limit, look)
+        region = {"box": [1, 2, 3, 4], "area": 12, "peak": 5.0, "mean": 4.0}
         result = {
-            "category": category or "nut", "score": score, "threshold": limit, "is_anomalous": score > limit,
-            "regions": regions, "seconds": 0.1, "bits": 8, "notes": list(self.notes)}
+            "category": category or "nut", "score": score, "threshold": limit, "look_threshold": look,
+            "verdict": verdict, "is_anomalous": score > limit,
+            "regions": [] if verdict == "good" else [region], "seconds": 0.1, "bits": 8,
+            "notes": list(self.notes)}
         maps = dict.fromkeys(timesteps, heat)
         return SimpleNamespace(
             **result, image=pixels, anomaly_map=heat, square_map=square, pixel_maps=maps, feature_maps=maps,
-            timesteps=timesteps, alpha=alpha, to_dict=lambda: result, threshold_at=lambda rate: 1.0)
+            timesteps=timesteps, alpha=alpha, to_dict=lambda: result, threshold_at=lambda rate: 1.0,
+            map_limit=map_limit_for(verdict, limit, look))
 
     def reconstruct(self, image, steps=100, **options):
         self.calls.append({"steps": steps, **options})
@@ -145,6 +152,8 @@ def test_help_and_refusals_answer_without_the_heavy_libraries():
     (["--tile", "8"], "at least 16 px"),
     (["--tile", "half"], "auto, whole"),
     (["--threshold", "inf"], "threshold"),
+    (["--look-threshold", "nan"], "look-threshold"),
+    (["--fail-on", "good"], "anomalous"),
     (["--category", "bolt"], "nut, ring"),
     (["--colour", "red"], "--colour"),
     (["nowhere.png"], "nowhere.png"),
@@ -224,7 +233,8 @@ def test_inspect_json_is_one_document(toy, tmp_path, capsys):
     records = json.loads(out)
     assert [Path(r["path"]).name for r in records] == ["a.png", "b.png", "c.png"]  # each once
     for record in records[:2]:
-        assert {"path", "category", "score", "threshold", "is_anomalous", "regions", "seconds"} <= set(record)
+        assert {"path", "category", "score", "threshold", "look_threshold", "verdict", "is_anomalous",
+                "regions", "seconds"} <= set(record)
     assert [r["is_anomalous"] for r in records[:2]] == [True, False]
     assert records[0]["regions"][0]["area"] == 12
     assert set(records[2]) == {"path", "error"} and "c.png" in err and err.startswith("diffad: ")
@@ -237,6 +247,9 @@ def test_inspect_for_people(toy, tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("ANOMALOUS") and "5.00" in first and "1 region " in first and "a.png" in first
     assert second.startswith("good") and "b.png" in second
+    assert main(["inspect", str(picture(tmp_path / "c.png", red=7))]) == 0  # a score of 0.7
+    line = capsys.readouterr().out
+    assert line.startswith("LOOK AT IT  score    0.70  look limit 0.50  threshold 1.00  1 region  nut")
 
 
 def test_pictures_of_a_tree_are_judged_as_their_category_and_keep_their_labels(toy, tmp_path, capsys):
@@ -314,11 +327,16 @@ def test_results_are_never_taken_for_pictures(toy, tmp_path, capsys):
 def test_exit_codes_that_scripts_can_use(toy, tmp_path, capsys):
     good, bad = str(picture(tmp_path / "good.png")), str(picture(tmp_path / "bad.png", red=50))
     assert main(["inspect", good, bad]) == 0
-    assert main(["inspect", good, "--fail-on-anomaly"]) == 0
-    assert main(["inspect", good, bad, "--fail-on-anomaly"]) == 3
-    assert main(["inspect", bad, "--fail-on-anomaly", "--threshold", "99"]) == 0
+    between = str(picture(tmp_path / "between.png", red=7))
+    for verdicts, pictures in (("good", [good]), ("look", [good, between]), ("bad", [good, between, bad])):
+        codes = [main(["inspect", *pictures, "--fail-on", lowest]) for lowest in ("anomalous", "look")]
+        assert codes == {"good": [0, 0], "look": [0, 4], "bad": [3, 3]}[verdicts]
+    assert main(["inspect", bad, "--fail-on", "anomalous", "--threshold", "99"]) == 0
+    assert main(["inspect", bad, "--fail-on", "look", "--threshold", "99"]) == 4
+    assert main(["inspect", bad, "--fail-on", "look", "--threshold", "99", "--look-threshold", "50"]) == 0
     (tmp_path / "junk.png").touch()
-    assert main(["inspect", bad, str(tmp_path / "junk.png"), "--fail-on-anomaly"]) == 1
+    for lowest in ("anomalous", "look"):
+        assert main(["inspect", bad, str(tmp_path / "junk.png"), "--fail-on", lowest]) == 1
 
 
 def test_nan_never_reaches_json(toy, tmp_path, capsys):

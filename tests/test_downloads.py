@@ -19,7 +19,7 @@ from playwright.sync_api import Browser
 
 from diffad.inspection import Inspection, RepairStep
 from diffad.inspector import Inspector
-from diffad.report import report, share_in_words
+from diffad.report import number, report, share_in_words
 from diffad.ui import downloads
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
@@ -112,6 +112,7 @@ def test_json_explains_the_verdict(inspection, inspector):
     about = json.loads(take("json", inspection, inspector)[1])
     assert about["score"] == inspection.score and about["threshold"] == inspection.threshold
     assert about["threshold_rate"] == pytest.approx(0.01, abs=1e-3)
+    assert about["look_threshold_rate"] == pytest.approx(0.1, abs=1e-3)
     assert about["threshold_meaning"] == "about 1 good part in 100 would score above the threshold"
     assert about["provenance"]["licence"] == inspector.provenance["licence"]
     assert about["picture"]["sha256_of_pixels"] == hashlib.sha256(inspection.image.tobytes()).hexdigest()
@@ -170,6 +171,10 @@ def test_report_says_what_was_found(inspection, inspector):
     assert inspector.provenance["licence"].split(";")[0] in page
     assert "$" not in re.sub(r"base64,[^\"]+", "", page)  # no placeholder is left
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing outside itself
+    between = inspection.fused(threshold=inspection.score + 1)
+    page = report(between, inspector, "between")
+    assert ">Look at it<" in page and "✓" not in page and "✕" not in page and "where it differs" in page
+    assert f"look limit {number(between.look_threshold)}" in page
     assert ">Good<" in report(inspector.inspect(SAMPLES / "chip_good.png"), inspector, "chip")
 
 

@@ -101,11 +101,15 @@ NONSENSE = ["x", -7, 1e300, float("nan"), True, ["x"], [{}], {"a": 1}, "\ud800\0
             {"url": "data:image/png;base64,AAAA", "meta": {"_type": PLAIN}}]  # fmt: skip
 # What is no nonsense after all: a name, a text or a whole number that may stand there.
 SENSE = {("reconstruct", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"): [-7],
-         ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7]}  # fmt: skip
+         ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7],
+         ("inspect", "look_threshold"): [-7], ("batch", "look_threshold"): [-7]}  # fmt: skip
 LABELS = {
-    "inspect": ["image", "category", "timesteps", "alpha", "seed", "draws", "threshold", "model"],
-    "batch": ["images", "category", "timesteps", "alpha", "seed", "draws", "threshold", "model"],
-    "reconstruct": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model"],
+    "inspect": ["image", "category", "timesteps", "alpha", "seed", "draws", "threshold", "look_threshold",
+                "model", "bits"],
+    "batch": ["images", "category", "timesteps", "alpha", "seed", "draws", "threshold", "look_threshold",
+              "model", "bits"],
+    "reconstruct": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model",
+                    "bits"],
     "categories": ["model"],
 }
 
@@ -221,7 +225,7 @@ def test_uploads_that_are_none(http, app, sent, status):
 
 
 EVENTS = ["x", -7, 1e300, float("nan"), [], {}, {"a": 1}, None]
-EVENT_DATA = ["x", 7, [], {"index": "x", "run": [], "sample": 3, "kind": [], "thresholds": "x"}]
+EVENT_DATA = ["x", 7, [], {"index": "x", "run": [], "sample": 3, "kind": [], "limits": "x"}]
 
 
 def test_nonsense_in_the_pages_events_is_answered_with_a_sentence(http, app, good):

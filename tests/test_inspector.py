@@ -95,10 +95,10 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     assert meaning.score == pytest.approx(image_score(expected), rel=1e-5)
     assert meaning.threshold == pytest.approx(inspector.threshold(defective.category, alpha=0))
     assert not defective.fused(threshold=1e6).is_anomalous
-    assert defective.fused(threshold=1e6).regions == ()
+    assert defective.fused(threshold=1e6, look_threshold=1e6).regions == ()
     between = (defective.score + float(defective.anomaly_map.max())) / 2  # some pixels are above it
     assert not defective.fused(threshold=between).is_anomalous
-    assert defective.fused(threshold=between).regions == ()
+    assert defective.fused(threshold=between, look_threshold=between).regions == ()
     for order in ((400, 200, 20), (20, 20, 400, 200, 400)):
         kept = defective.fused(threshold=5.0).fused(timesteps=order)
         assert (kept.timesteps, kept.threshold, kept.score) == ((20, 200, 400), 5.0, defective.score)
@@ -107,6 +107,35 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     assert back.threshold == defective.threshold
     with pytest.raises(ValueError, match="was not computed"):
         defective.fused(timesteps=(77,))
+
+
+def test_two_limits_make_three_verdicts(inspector, defective):
+    """The usual look limit is what 1 good part in 10 exceeds; it is never above the threshold."""
+    assert defective.look_threshold == defective.threshold_at(0.1) < defective.threshold
+    assert defective.rate_above(defective.look_threshold) == pytest.approx(0.1)
+    score, limit = defective.score, defective.look_threshold
+    for threshold, look, verdict in (
+        (score - 1, limit, "anomalous"), (score, limit, "look"), (score + 1, score - 1, "look"),
+        (score + 1, score, "good"), (score + 1, score + 9, "good"), (score - 1, score + 9, "anomalous"),
+    ):  # fmt: skip
+        judged = defective.fused(threshold=threshold, look_threshold=look)
+        assert (judged.verdict, judged.is_anomalous) == (verdict, verdict == "anomalous")
+        assert judged.look_threshold == min(look, threshold)
+        said = judged.to_dict()
+        assert (said["verdict"], said["look_threshold"]) == (verdict, judged.look_threshold)
+        assert bool(judged.regions) == (verdict != "good")
+    # A person must see where to look: the same places as if the look limit were the threshold.
+    between = defective.fused(threshold=score + 1, look_threshold=2.0)
+    assert between.regions == defective.fused(threshold=2.0).regions
+    # Moved below the look limit the threshold takes it along, and back.
+    low = defective.fused(threshold=1.0)
+    assert low.look_threshold == 1.0 and low.fused(threshold=9.0).look_threshold == limit
+    # Other weights bring their own look limit, unless one is given; the same weights leave it.
+    assert defective.fused(alpha=0).look_threshold == inspector.threshold("gear", alpha=0, rate=0.1)
+    assert defective.fused(alpha=0, look_threshold=1.5).look_threshold == 1.5
+    assert defective.fused(look_threshold=1.5).fused(threshold=9.0).look_threshold == 1.5
+    found = inspector.inspect(GOOD.image, "gear", threshold=900.0, look_threshold=-5.0)
+    assert (found.threshold, found.look_threshold, found.verdict) == (900.0, -5.0, "look")
 
 
 def test_timesteps_are_a_set(inspector):
@@ -206,6 +235,7 @@ def test_paths_pictures_and_arrays_are_the_same_picture(inspector, defective, tm
         ({"alpha": 1.5}, "alpha lies between"),
         ({"draws": 0}, "draws"),
         ({"threshold": float("nan")}, "NaN"),
+        ({"look_threshold": float("nan")}, "NaN"),
         ({"tile": 8}, "at least 16"),
     ],
 )

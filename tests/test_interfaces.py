@@ -94,6 +94,7 @@ def test_batch_answers_for_every_picture_and_a_broken_one_is_an_entry(client: Cl
     bad, error, good = client.predict(files, api_name="/batch")
     assert [entry["name"] for entry in (bad, error, good)] == [p.name for p in (DEFECTIVE, broken, GOOD)]
     assert bad["is_anomalous"] and not good["is_anomalous"]
+    assert (bad["verdict"], good["verdict"]) == ("anomalous", "good")
     assert set(error) == {"name", "error"}
     assert error["error"].startswith("broken.png is not a picture")
 
@@ -134,7 +135,20 @@ def test_reconstruct_brings_numbers_picture_and_film(client: Client):
 def test_categories(client: Client, inspector: Inspector):
     known = client.predict(api_name="/categories")
     assert [entry["category"] for entry in known] == list(inspector.categories)
-    assert all(entry["threshold"] == inspector.threshold(entry["category"]) for entry in known)
+    for entry in known:
+        assert entry["threshold"] == inspector.threshold(entry["category"])
+        assert entry["look_threshold"] == inspector.threshold(entry["category"], rate=0.1)
+
+
+def test_both_limits_may_be_given(client: Client):
+    limits = {"threshold": 500, "look_threshold": 2, "timesteps": [200]}
+    result, _ = client.predict(handle_file(DEFECTIVE), **limits, api_name="/inspect")
+    assert (result["verdict"], result["is_anomalous"], result["look_threshold"]) == ("look", False, 2)
+    assert result["regions"]
+    (row,) = client.predict([handle_file(DEFECTIVE)], **limits, api_name="/batch")
+    assert (row["verdict"], row["look_threshold"], row["regions"]) == ("look", 2, result["regions"])
+    low, _ = client.predict(handle_file(GOOD), threshold=-3, timesteps=[200], api_name="/inspect")
+    assert (low["verdict"], low["look_threshold"]) == ("anomalous", -3)
 
 
 def test_only_the_named_endpoints_are_public(client: Client):
@@ -262,8 +276,8 @@ def run(command: list[str]) -> list[str]:
 
 def test_the_readmes_python_runs(url: str):
     lines = run([sys.executable, "-c", example("python", url)])
-    assert [line for line in lines if line.startswith("gear True ")]
-    assert lines[-2:] == ["gear_broken_tooth.png True", "gear_good.png False"]
+    assert [line for line in lines if line.startswith("gear anomalous ")]
+    assert lines[-2:] == ["gear_broken_tooth.png anomalous", "gear_good.png good"]
 
 
 def test_the_readmes_curl_runs(url: str):

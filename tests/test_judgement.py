@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 
 import diffad
 from diffad import render
-from diffad.inspection import Inspection
+from diffad.inspection import LOOK_RATE, Inspection
 from diffad.inspector import Inspector
 from diffad.ui import cards
 
@@ -29,10 +29,12 @@ PICTURES = {  # sample, width and height that it is brought to, tile, and how fa
     "tiled": ("leather_cut", (300, 300), 200, 1e-3),
     "tiled on a finer grid": ("leather_cut", (600, 256), 256, 0.05),
 }
-CHOICES = [  # α, timesteps, threshold
-    (0.5, ALL, None), (0.5, ALL, 4.51), (0.5, ALL, 1.94), (0.5, ALL, 0.0), (0.5, ALL, -1.0),
-    (0.5, ALL, -1e6), (0.5, ALL, 1e9), (0.0, (200,), None), (0.0, ALL, 3.0), (1.0, (20, 400), None),
-    (1.0, (20,), 2.0), (0.9, (400,), -0.5),
+CHOICES = [  # α, timesteps, threshold, look limit
+    (0.5, ALL, None, None), (0.5, ALL, 4.51, None), (0.5, ALL, 1.94, None), (0.5, ALL, 0.0, None),
+    (0.5, ALL, -1.0, None), (0.5, ALL, -1e6, None), (0.5, ALL, 1e9, None), (0.5, ALL, 1e9, 4.51),
+    (0.5, ALL, 1e9, -1.0), (0.5, ALL, 1e9, 1e9), (0.5, ALL, None, 1e9), (0.5, ALL, 2.0, 2.0),
+    (0.0, (200,), None, None),
+    (0.0, ALL, 3.0, 1.0), (1.0, (20, 400), None, None), (1.0, (20,), 2.0, None), (0.9, (400,), -0.5, 1.0),
 ]  # fmt: skip
 
 
@@ -44,37 +46,47 @@ def browsed(browser: Browser) -> Iterator[Page]:
     page.goto("http://127.0.0.1/")
     for name in ("scores.js", "page.js", "viewer.js"):
         page.add_script_tag(path=SCRIPTS / name)
-    page.evaluate("window.sent = {}; diffad.receiver(sent, (name, take) => { news = take; }, () => {});")
+    page.evaluate(
+        """look_rate => {
+            window.sent = { look_rate };
+            diffad.receiver(sent, (name, take) => { news = take; }, () => {});
+        }""",
+        LOOK_RATE,
+    )
     yield page
     page.close()
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_browser_judges_as_python_does(browsed: Page, inspector: Inspector, name: str):
-    """Score, threshold, rate and regions, at every α, choice of timesteps and threshold."""
+    """Score, limits, verdict, rate and regions, at every α, choice of timesteps and of limits."""
     sample, size, tile, near = PICTURES[name]
     with Image.open(ROOT / "assets" / "samples" / f"{sample}.png") as picture:
         picture = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR))
     raw = inspector.inspect(picture, timesteps=ALL, tile=tile)
     browsed.evaluate("part => { sent.value = part; news(); }", cards.part(raw, 8.0, "CPU"))
-    choices = CHOICES + [(0.5, ALL, share * raw.score) for share in (0.25, 0.4, 0.6, 0.8)]
+    shares = (0.25, 0.4, 0.6, 0.8)
+    choices = CHOICES + [(0.5, ALL, share * raw.score, None) for share in shares]
+    choices += [(0.5, ALL, 1.1 * raw.score, share * raw.score) for share in shares]
     inspections = [raw.fused(*choice) for choice in choices]
+    assert {inspection.verdict for inspection in inspections} == {"good", "look", "anomalous"}
     assert max(len(inspection.regions) for inspection in inspections) > 2  # else there is little to compare
     for choice, inspection in zip(choices, inspections, strict=True):
         agrees(decided(browsed, raw, *choice), inspection, near)
 
 
 def decided(
-    page: Page, raw: Inspection, alpha: float, timesteps: tuple[int, ...], threshold: float | None
+    page: Page, raw: Inspection, alpha: float, timesteps: tuple[int, ...], threshold: float | None,
+    look: float | None,
 ) -> dict:
     chosen = [raw.computed_timesteps.index(t) for t in timesteps]
     return page.evaluate(
         """choices => {
             diffad.decide(choices);
-            const { score, threshold, rate, anomalous, regions, weight } = diffad.state().result;
-            return { score, threshold, rate, anomalous, regions, weight };
+            const { pixel, feature, fused, good, ...said } = diffad.state().result;
+            return said;
         }""",
-        {"alpha": alpha, "chosen": chosen, "rate": 0.01, "threshold": threshold},
+        {"alpha": alpha, "chosen": chosen, "rate": 0.01, "threshold": threshold, "look": look},
     )
 
 
@@ -82,9 +94,13 @@ def agrees(here: dict, inspection: Inspection, near: float) -> None:
     said = inspection.to_dict()
     assert here["score"] == pytest.approx(said["score"], rel=near, abs=1e-3)
     assert here["threshold"] == pytest.approx(said["threshold"], rel=1e-3)
+    assert here["look"] == pytest.approx(said["look_threshold"], rel=1e-3)
+    assert here["mapLimit"] == pytest.approx(inspection.map_limit, rel=1e-3)
     assert here["rate"] == pytest.approx(inspection.rate, rel=1e-2, abs=1e-6)
+    look_rate = inspection.rate_above(inspection.look_threshold)
+    assert here["lookRate"] == pytest.approx(look_rate, rel=1e-2, abs=1e-6)
     assert here["weight"] == pytest.approx(said["pixel_weight"])
-    assert here["anomalous"] is said["is_anomalous"]
+    assert here["verdict"] == said["verdict"]
     if near > 0.01:  # on a grid coarser than Python's the smallest regions may part or meet
         assert len(here["regions"]) == pytest.approx(len(said["regions"]), rel=2 * near, abs=1)
         return

@@ -54,7 +54,7 @@ def loaded(pictures: Locator, count: int) -> None:
 def test_the_browser_judges_as_python_does(page: Page, defective: Path, inspector: Inspector, tmp_path: Path):
     """Score, good parts, threshold, rate and regions for several α and choices of t, without the network."""
     upload(page, defective)
-    expect(page.locator(".verdict.bad h2")).to_contain_text("Anomalous")
+    expect(page.locator(".verdict.anomalous h2")).to_contain_text("Anomalous")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
     for alpha, timesteps, rate in ((0.5, (20, 200, 400), 0.01), (0.9, (20, 400), 0.05), (0, (200,), 0.001)):
@@ -82,7 +82,8 @@ def test_the_browser_judges_as_python_does(page: Page, defective: Path, inspecto
         asked.clear()
         assert (report["alpha"], report["timesteps"]) == (alpha, list(timesteps))
         assert here["score"] == pytest.approx(report["score"], abs=1e-3)
-        assert here["anomalous"] is report["is_anomalous"]
+        assert here["look"] == pytest.approx(report["look_threshold"], abs=1e-3)
+        assert here["verdict"] == report["verdict"]
         assert len(here["regions"]) == len(report["regions"])
         for region, same in zip(here["regions"], report["regions"]):
             assert region["box"] == pytest.approx(same["box"], abs=4)
@@ -99,7 +100,7 @@ def fetch(page: Page, kind: str, folder: Path) -> Path:
 
 def test_everything_of_a_verdict_is_there_and_follows_the_sliders(page: Page, defective: Path):
     upload(page, defective)
-    expect(page.locator(".verdict.bad h2")).to_contain_text("Anomalous")
+    expect(page.locator(".verdict.anomalous h2")).to_contain_text("Anomalous")
     facts = page.locator(".judgement").inner_text()
     assert re.search(r"score \d+\.\d+ · threshold \d+\.\d+ · \d+ regions?", facts), facts
     assert re.search(CATEGORIES[0] + r" \(recognised\) · [\d.]+ m?s on CPU", facts), facts
@@ -201,19 +202,90 @@ def test_the_threshold_moves_by_score_by_rate_and_by_its_line(page: Page):
     move(page, "#threshold", 0)
     expect(page.locator(".meaning")).to_contain_text("every good part")
     expect(page.locator("#rate input")).to_have_value("own score")
-    # By its line.
-    grip = page.locator(".limit-grip .knob").bounding_box()
-    page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + 4)
-    page.mouse.down()
-    page.mouse.move(page.locator("svg.histogram").bounding_box()["x"] + 2000, grip["y"] + 4, steps=4)
-    page.mouse.up()
+    # By its line, which takes the look limit along.
+    drag(page, "threshold", 2000)
+    expect(page.locator(".verdict.look")).to_be_visible()
+    page.locator("#look input[type=range]").press("End")
     expect(page.locator(".verdict.good")).to_be_visible()
     expect(page.locator("#regions")).to_contain_text("No region")
     stands_at(page, "#threshold", now(page)["threshold"])
+    stands_at(page, "#look", now(page)["threshold"])  # not beyond
     moved = now(page)["threshold"]
-    page.locator(".limit-grip").focus()
+    page.locator(".limit-grip.threshold").focus()
     page.keyboard.press("PageDown")
     assert now(page)["threshold"] < moved and now(page)["own"] is True
+    assert now(page)["look"] == now(page)["threshold"]
+
+
+def drag(page: Page, limit: str, by: float) -> None:
+    """Moves a limit's line by so many px, as far as it goes."""
+    knob = page.locator(f".limit-grip.{limit} .knob").bounding_box()
+    x, y = knob["x"] + knob["width"] / 2, knob["y"] + 4
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by, y, steps=4)
+    page.mouse.up()
+    settled(page)
+
+
+def test_a_part_between_the_limits_is_one_to_look_at_and_has_no_tick(page: Page, tmp_path: Path):
+    inspect(page, "gear_good")
+    expect(page.locator(".verdict h2")).to_have_text("✓Good")
+    usual = now(page)
+    assert usual["look"] < usual["threshold"] and usual["lookRate"] == pytest.approx(0.1, abs=1e-3)
+    stands_at(page, "#look", usual["look"])
+    move(page, "#look", 1)
+    heading = page.locator(".verdict.look h2")
+    expect(heading).to_have_text("!Look at it")
+    expect(page.locator("#verdict")).not_to_contain_text("✓")
+    expect(page.locator("#look-rate input")).to_have_value("own score")
+    colours = "e => ['good', 'bad', 'look', 'ink'].map(n => getComputedStyle(e).getPropertyValue(`--${n}`))"
+    assert len(set(heading.evaluate(colours))) == 4
+    # Where to look: the regions above the look limit, though none of them need be above the threshold.
+    here = now(page)
+    assert here["regions"] and here["threshold"] == pytest.approx(usual["threshold"])
+    assert all(region["peak"] > here["look"] == 1 for region in here["regions"])
+    expect(page.locator("#regions tbody tr")).to_have_count(min(8, len(here["regions"])))
+    said = json.loads(fetch(page, "json", tmp_path).read_text())
+    assert said["verdict"] == "look" and said["look_threshold"] == 1 and not said["is_anomalous"]
+    assert len(said["regions"]) == len(here["regions"])
+    assert ">Look at it<" in fetch(page, "report", tmp_path).read_text()
+    # By the share of good parts above it.
+    page.locator("#look-rate input").click()
+    page.get_by_role("option", name="1 in 5").click()
+    page.wait_for_function("diffad.choices().lookRate === 0.2")
+    assert now(page)["lookRate"] == pytest.approx(0.2, abs=1e-3)
+    expect(page.locator(".meaning")).to_contain_text("about 1 in 5 looked at or rejected")
+    stands_at(page, "#look", now(page)["look"])
+
+
+def test_the_look_limit_moves_by_its_line_and_by_keys_and_ends_at_the_threshold(page: Page):
+    inspect(page, "gear_good")
+    before = now(page)
+    drag(page, "look", -15)
+    expect(page.locator(".verdict.look")).to_be_visible()
+    here = now(page)
+    assert here["look"] < before["look"] and here["threshold"] == before["threshold"]
+    stands_at(page, "#look", here["look"])
+    page.locator(".limit-grip.look").focus()
+    page.keyboard.press("ArrowRight")
+    settled(page)
+    assert here["look"] < now(page)["look"] < here["threshold"]
+    drag(page, "look", 2000)
+    assert now(page)["look"] == now(page)["threshold"] == before["threshold"]
+    expect(page.locator(".verdict.good")).to_be_visible()
+    expect(page.locator(".meaning")).not_to_contain_text("looked at")  # nothing lies between
+    # Where the lines lie on each other either can still be taken.
+    drag(page, "look", -15)
+    assert now(page)["look"] < now(page)["threshold"] == before["threshold"]
+    # A threshold that is moved below takes the look limit along, and back.
+    look = now(page)["look"]
+    move(page, "#threshold", 0.5)
+    expect(page.locator(".verdict.anomalous")).to_be_visible()
+    assert now(page)["look"] == now(page)["threshold"] == 0.5
+    stands_at(page, "#look", 0.5)
+    move(page, "#threshold", 5)
+    assert now(page)["look"] == look
 
 
 def test_a_map_opens_large_with_the_value_at_the_point(page: Page):
@@ -318,7 +390,7 @@ def test_a_format_that_browsers_cannot_draw_is_shown(page: Page, defective: Path
 
 def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: Path):
     upload(page, defective)
-    expect(page.locator(".verdict.bad")).to_be_visible()
+    expect(page.locator(".verdict.anomalous")).to_be_visible()
     # It appears while it is computed, and stops when told to.
     page.locator("#repair").click()
     player = page.locator(".player")
@@ -374,7 +446,7 @@ def test_a_reload_during_a_repair_leaves_a_usable_page(browser: Browser, url: st
     page.wait_for_function("location.search.includes('gear_corrosion')")
     page.reload()
     # The address brings the part back; a new repair runs, so the old one has not kept its place.
-    expect(page.locator(".verdict.bad h2")).to_be_visible()
+    expect(page.locator(".verdict.anomalous h2")).to_be_visible()
     expect(page.locator(".player")).to_have_attribute("data-state", "empty")
     move(page, "#steps", 10)
     page.locator("#repair").click()
@@ -407,20 +479,22 @@ def test_the_address_holds_the_choices(page: Page, browser: Browser, url: str):
     inspect(page, "gear_corrosion")
     move(page, "#alpha", 0.8)
     move(page, "#threshold", 4.5)
+    move(page, "#look", 2.25)
     page.locator("#evidence button[data-t='20']").click()
     page.locator("#colormap input").click()
     page.get_by_role("option", name="viridis").click()
     page.wait_for_function(
-        "['alpha', 'threshold', 'off', 'colormap'].every(key => location.search.includes(key))"
+        "['alpha', 'threshold', 'look', 'off', 'colormap'].every(key => location.search.includes(key))"
     )
     mine = now(page)
     with visiting(browser, page.url) as other:
         expect(other.locator(".verdict h2")).to_be_visible()
         theirs = now(other)
-        for key in ("score", "threshold", "alpha", "timesteps", "colormap", "own"):
+        for key in ("score", "threshold", "look", "alpha", "timesteps", "colormap", "own"):
             assert theirs[key] == mine[key], key
         expect(other.locator("#alpha input[type=number]")).to_have_value("0.8")
         expect(other.locator("#rate input")).to_have_value("own score")
+        expect(other.locator("#look-rate input")).to_have_value("own score")
     # Nonsense in an address is left out.
     nonsense = "?alpha=lots&model=none&category=none&count=99&sample=gear_good_0.png&colormap=mud"
     with visiting(browser, url + nonsense) as other:
@@ -528,6 +602,9 @@ def test_accessibility(browser: Browser, url: str, scheme: str):
     with visiting(browser, url, color_scheme=scheme) as page:
         inspect(page, "gear_corrosion")
         found = violations(page)
+        page.evaluate("() => diffad.decide({ threshold: diffad.state().result.score + 1 })")
+        expect(page.locator(".verdict.look")).to_be_visible()
+        found |= violations(page)
         page.locator("#evidence .cell").first.click()
         expect(page.locator("#enlarged")).to_be_visible()
         found |= violations(page)

@@ -18,7 +18,8 @@ def test_the_library_example_runs():
     lines = done.stdout.splitlines()
     category, anomalous, score, threshold = lines[0].split()
     assert (category, anomalous) == ("gear", "True") and float(score) > float(threshold)
-    assert lines[3].startswith("0 ") and float(lines[-1].split()[1]) < float(threshold)
+    assert lines[1].split()[0] == "anomalous" and float(lines[1].split()[1]) < float(threshold)
+    assert lines[4].startswith("0 ") and float(lines[-1].split()[1]) < float(threshold)
 
 
 def test_every_file_they_name_is_there():

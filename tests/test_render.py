@@ -8,9 +8,11 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image, ImageColor, ImageSequence
 
+from diffad import render
 from diffad.data import DataError
+from diffad.inspection import map_limit_for, verdict_for
 from diffad.render import (
     COLORMAPS,
     Reel,
@@ -187,10 +189,14 @@ def inspection(height: int = 64, width: int = 64, timesteps: tuple[int, ...] = (
         "anomaly_map": hill(height, width, 9.0),
         "timesteps": timesteps,
         "threshold": 3.1,
+        "look_threshold": 2.4,
         "score": 8.6,
         "alpha": 0.5,
     }
-    return SimpleNamespace(**{**values, **changes})
+    made = SimpleNamespace(**{**values, **changes})
+    made.verdict = verdict_for(made.score, made.threshold, made.look_threshold)
+    made.map_limit = map_limit_for(made.verdict, made.threshold, made.look_threshold)
+    return made
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (400, 300), (20, 600), (600, 20), (1000, 1400)])
@@ -227,14 +233,14 @@ def test_sheet_shows_every_map_on_one_scale():
         assert (sheet == colour).all(axis=-1).sum() >= 240 * 240 - 500, value
 
 
-def test_sheet_takes_only_the_chosen_timesteps_and_tells_good_from_bad():
+def test_sheet_takes_only_the_chosen_timesteps_and_tells_the_verdicts_apart():
     several = inspection(timesteps=(20, 200, 400))
     several.timesteps = (200,)
     assert evidence_sheet(several, 8).shape == evidence_sheet(inspection(timesteps=(200,)), 8).shape
-    bad, good = (evidence_sheet(inspection(score=score), 8) for score in (8.6, 1.0))
-    red = np.array([0xC0, 0x31, 0x1E])
-    assert (bad[:60] == red).all(axis=-1).any()
-    assert not (good[:60] == red).all(axis=-1).any()
+    sheets = [evidence_sheet(inspection(score=score), 8) for score in (8.6, 2.7, 1.0)]
+    colours = [ImageColor.getrgb(name) for name in (render.ALARM, render.WARNING, render.CALM)]
+    shown = [[bool((sheet[:60] == colour).all(axis=-1).any()) for colour in colours] for sheet in sheets]
+    assert shown == np.eye(3, dtype=bool).tolist()
 
 
 @pytest.mark.parametrize(("threshold", "share"), [(-1.0, 0), (0.0, 0), (4.0, 0.5), (8.0, 1), (1e9, 1)])

@@ -1,11 +1,16 @@
-// The Batch tab: rows as they come, one threshold that judges them all here in the browser, the way into Inspect and
+// The Batch tab: rows as they come, two limits that judge them all here in the browser, the way into Inspect and
 // along the rows there. The server holds the run (ui/batch.py); its id stands in the address, so a reload finds it.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { thresholdFor, rateFor } = diffad.scores;
-  const USUAL_RATE = 0.01;
+  const { thresholdFor, rateFor, judged: judgedBy } = diffad.scores;
   const RAREST = 1e-5;
-  const OFFERED = [0.05, USUAL_RATE, 0.001]; // by Inspect, as layout.py says; another rate goes there as its threshold
+  // The two limits: in the address, the usual share of good parts above, and those that Inspect offers, as layout.py
+  // says; another rate goes there as its score.
+  const LIMITS = {
+    threshold: { title: "threshold", rate: "batch-rate", own: "batch-limits", usual: () => 0.01, offered: [0.05, 0.01, 0.001] },
+    look: { title: "look limit", rate: "batch-look-rate", own: "batch-look-limits", usual: () => diffad.usualLook, offered: [0.2, 0.1, 0.05] },
+  };
+  const KINDS = Object.keys(LIMITS);
   const ROW = 58; // px, as batch.css says
   const BESIDE = 8; // rows kept ready above and below those in sight
   const COLUMNS = [
@@ -39,17 +44,21 @@
     let listed = []; // rows that pass the filter, in the chosen order
     let recounting = 0;
 
-    // A run that the address brings back is looked at as it was, a new one judged by Inspect's rate.
+    // A run that the address brings back is looked at as it was, a new one judged by Inspect's rates.
     const begin = (id) => {
       const link = new URLSearchParams(location.search);
-      const saved = link.get("batch") === id ? link : new URLSearchParams({ "batch-rate": diffad.choices().rate });
-      const rate = Number(saved.get("batch-rate"));
-      const own = [...new URLSearchParams(saved.get("batch-limits") ?? "")].map(([name, limit]) => [name, Number(limit)]);
+      const { rate, lookRate } = diffad.choices();
+      const saved = link.get("batch") === id ? link : new URLSearchParams({ "batch-rate": rate, "batch-look-rate": lookRate });
+      const chosen = (kind) => {
+        const share = Number(saved.get(LIMITS[kind].rate));
+        const own = [...new URLSearchParams(saved.get(LIMITS[kind].own) ?? "")].map(([name, limit]) => [name, Number(limit)]);
+        return { rate: possible(share) ? share : LIMITS[kind].usual(), own: Object.fromEntries(own.filter(([, limit]) => limit >= 0)) };
+      };
       run = { id, rows: [], good: {}, usual: {}, measured: {}, total: 0, done: 0, state: "running", finished: false };
       view = {
         sort: "index", down: false, filter: "all", category: null, selected: null, open: null, wanted: parseInt(saved.get("batch-row")),
-        rate: possible(rate) ? rate : USUAL_RATE, own: Object.fromEntries(own.filter(([, limit]) => limit >= 0)),
-      }; // wanted: a row to open once it is there; own: thresholds by category, where they are not the rate's
+        threshold: chosen("threshold"), look: chosen("look"),
+      }; // wanted: a row to open once it is there; of a limit `own`: by category, where it is not the rate's
       scroller.scrollTop = 0;
     };
 
@@ -75,7 +84,10 @@
           return;
         }
         const rows = news.rows;
-        for (const row of rows) row.recount = row.regions;
+        for (const row of rows) {
+          row.recount = row.regions;
+          row.countedAt = row.error ? 0 : judgedBy(row.score, row.threshold, row.look_threshold).mapLimit;
+        }
         run.rows.push(...rows);
         Object.assign(run, news, { rows: run.rows });
         if (rows.length || news.finished || run.state !== mine.painted) paint();
@@ -87,52 +99,62 @@
       }
     }
 
-    // The run, its threshold, and the row that is open while Inspect is looked at.
+    // The run, its limits, and the row that is open while Inspect is looked at.
     const address = () => diffad.address({
-      batch: run?.id, "batch-rate": run && view.rate !== USUAL_RATE ? view.rate : null,
-      "batch-limits": (run && new URLSearchParams(view.own).toString()) || null, "batch-row": run && !root.offsetParent ? view.open : null,
+      batch: run?.id, "batch-row": run && !root.offsetParent ? view.open : null,
+      ...Object.fromEntries(KINDS.flatMap((kind) => [
+        [LIMITS[kind].rate, run && view[kind].rate !== LIMITS[kind].usual() ? view[kind].rate : null],
+        [LIMITS[kind].own, (run && new URLSearchParams(view[kind].own).toString()) || null],
+      ])),
     });
 
-    // Verdicts: a category's threshold, its own or the rate's; a tiled picture's lies beyond it by what its tiles ask for.
+    // Verdicts: a category's limits, its own or the rates'; a tiled picture's lie beyond them by what its tiles ask for.
 
     const possible = (rate) => rate >= RAREST && rate < 1;
-    const thresholdOf = (category) => view.own[category] ??
-      (view.rate === USUAL_RATE ? run.usual[category] : thresholdFor(run.good[category], view.rate));
-    // The thresholds that are not as usual, by category.
-    const moved = () => Object.fromEntries(Object.keys(run.good).map((name) => [name, thresholdOf(name)])
-      .filter(([name, limit]) => limit !== run.usual[name]));
+    function limitsOf(category) {
+      const of = (kind) => view[kind].own[category] ??
+        (view[kind].rate === LIMITS[kind].usual() ? run.usual[category][kind] : thresholdFor(run.good[category], view[kind].rate));
+      const threshold = of("threshold");
+      return { threshold, look: Math.min(of("look"), threshold) };
+    }
+    // The limits that are not as usual, by category: threshold and look limit.
+    const moved = () => Object.fromEntries(Object.keys(run.good).map((name) => [name, limitsOf(name)])
+      .filter(([name, limits]) => KINDS.some((kind) => limits[kind] !== run.usual[name][kind]))
+      .map(([name, { threshold, look }]) => [name, [threshold, look]]));
     function judge() {
-      const limits = Object.fromEntries(Object.keys(run.good).map((name) => [name, thresholdOf(name)]));
+      const limits = Object.fromEntries(Object.keys(run.good).map((name) => [name, limitsOf(name)]));
       for (const row of run.rows) {
         if (row.error) row.verdict = "failed";
         else {
-          row.limit = limits[row.category] + row.beyond;
-          row.verdict = row.score > row.limit ? "anomalous" : "good";
+          row.limit = limits[row.category].threshold + row.beyond.threshold;
+          row.look = Math.min(limits[row.category].look + row.beyond.look, row.limit);
+          Object.assign(row, judgedBy(row.score, row.limit, row.look));
         }
-        row.wrong = typeof row.bad === "boolean" && !row.error && row.bad !== (row.verdict === "anomalous");
+        // What is to be looked at is neither missed nor a false alarm.
+        row.wrong = typeof row.bad === "boolean" && row.verdict === (row.bad ? "good" : "anomalous");
       }
     }
 
     const isMoved = () => Object.keys(moved()).length > 0;
 
-    function moveThreshold(value) {
+    function moveLimit(kind, value) {
       if (!Number.isFinite(value)) return;
-      view.own[view.category] = Math.max(0, Math.round(1000 * value) / 1000);
+      view[kind].own[view.category] = Math.max(0, Math.round(1000 * value) / 1000);
       judged();
     }
 
-    function moveRate(rate) {
+    function moveRate(kind, rate) {
       if (!possible(rate)) return;
-      Object.assign(view, { rate, own: {} });
+      view[kind] = { rate, own: {} };
       judged();
     }
 
-    // Regions are found again on the server, once the threshold rests; until then the old number is pale.
+    // Regions are found again on the server, once the limits rest; until then the old number is pale.
     let resting = null;
     let due = 0;
     function judged() {
       judge(); // at once; only the drawing waits
-      recounting++; // what is being counted is of another threshold
+      recounting++; // what is being counted is of other limits
       due ||= requestAnimationFrame(() => { due = 0; if (run) paint(); });
       clearTimeout(resting);
       resting = setTimeout(recount, 350);
@@ -140,15 +162,15 @@
     async function recount() {
       const [mine, turn] = [run, ++recounting];
       address();
-      const counts = isMoved() ? await server.regions({ run: run.id, thresholds: moved() }) : null;
+      const counts = isMoved() ? await server.regions({ run: run.id, limits: moved() }) : null;
       if (run !== mine || turn !== recounting || (isMoved() && !counts)) return;
       for (const row of run.rows) {
         row.recount = isMoved() ? counts[row.index] ?? row.regions : row.regions;
-        row.countedAt = row.limit;
+        row.countedAt = row.mapLimit;
       }
       paint();
     }
-    const stale = (row) => Math.abs(row.limit - (row.countedAt ?? row.threshold)) > 1e-9;
+    const stale = (row) => Math.abs(row.mapLimit - row.countedAt) > 1e-9;
 
     // Everything that is shown follows from run and view
 
@@ -185,13 +207,13 @@
       const inspected = run.rows.length - failed;
       find(".batch-summary h2").textContent = inspected ? `${bad} of ${inspected} anomalous`
         : run.finished && failed === run.done ? "No picture was read" : "Reading the first picture";
-      const facts = inspected ? [`${count("good")} good`] : [];
+      const facts = inspected ? [`${count("look")} to look at`, `${count("good")} good`] : [];
       if (failed) facts.push(`${failed} not read`);
       const labelled = run.rows.filter((row) => !row.error && typeof row.bad === "boolean");
       if (labelled.length) {
         const defects = labelled.filter((row) => row.bad);
         const goods = labelled.length - defects.length;
-        if (defects.length) facts.push(`${defects.filter((row) => !row.wrong).length} of ${plural(defects.length, "defect")} found`);
+        if (defects.length) facts.push(`${defects.filter((row) => row.verdict === "anomalous").length} of ${plural(defects.length, "defect")} found`);
         if (goods) facts.push(`${labelled.filter((row) => !row.bad && row.wrong).length} of ${goods} good rejected`);
       }
       const strange = run.rows.filter((row) => row.fits === false).length;
@@ -226,7 +248,7 @@
       }[state]);
     }
 
-    // Scores and threshold
+    // Scores and limits
 
     function chips(box, entries, now, choose) {
       box.replaceChildren(...entries.map(([key, text, count]) => {
@@ -252,72 +274,91 @@
       const box = find(".categories");
       refresh(box, JSON.stringify([entries, view.category]), () =>
         chips(box, entries, view.category, (name) => { view.category = name; paint(); }));
-      const limit = thresholdOf(view.category);
-      const rate = rateFor(run.good[view.category], limit);
-      put(find(".score"), limit.toFixed(2));
-      put(find(".rate"), String(Math.round(1 / rate)));
-      const sayable = rate >= RAREST && rate < 0.5;
-      find(".rate").parentElement.hidden = !sayable && document.activeElement !== find(".rate");
-      const alike = names.every((name) => Math.abs(Math.log(rateFor(run.good[name], thresholdOf(name)) / rate)) < 0.01);
-      find(".beyond").textContent = rate >= 0.5 ? `rejects ${Math.round(100 * rate)} % of the good parts`
-        : rate < RAREST ? "rejects fewer than 1 good part in 100 000"
-        : names.length < 2 ? "" : alike ? "in every category" : `of ${view.category}; the others keep theirs`;
+      for (const kind of KINDS) told(kind, names);
       find(".usual").hidden = !isMoved();
-      chart(limit);
+      chart();
+    }
+
+    function told(kind, names) {
+      const [box, limit] = [find(`.limit-of[data-limit=${kind}]`), limitsOf(view.category)[kind]];
+      const [score, share] = [box.querySelector(".score"), box.querySelector(".rate")];
+      const rate = rateFor(run.good[view.category], limit);
+      put(score, limit.toFixed(2));
+      put(share, String(Math.round(1 / rate)));
+      const sayable = rate >= RAREST && rate < 0.5;
+      share.parentElement.hidden = !sayable && document.activeElement !== share;
+      const alike = names.every((name) => Math.abs(Math.log(rateFor(run.good[name], limitsOf(name)[kind]) / rate)) < 0.01);
+      const does = kind === "look" ? "is exceeded by" : "rejects";
+      box.querySelector(".beyond").textContent = rate >= 0.5 ? `${does} ${Math.round(100 * rate)} % of the good parts`
+        : rate < RAREST ? `${does} fewer than 1 good part in 100 000`
+        : names.length < 2 ? "" : alike ? "in every category" : `of ${view.category}; the others keep theirs`;
     }
     const put = (input, text) => { if (document.activeElement !== input) input.value = text; };
 
     // The chart's axis is logarithmic: good parts lie close together, defects reach far.
     let scale = null;
     const MARGIN = 10;
-    function chart(limit) {
+    function chart() {
+      const limits = limitsOf(view.category);
       const rows = run.rows.filter((row) => row.category === view.category);
       const good = run.good[view.category];
       const box = find(".chart");
       const [width, height] = [Math.max(260, box.clientWidth), 128];
-      const values = [...rows.map((row) => row.score - row.beyond), ...good].map((value) => Math.max(value, 0.1));
-      const low = Math.min(...values, run.usual[view.category]) * 0.85;
-      const high = Math.max(...values, 2 * run.usual[view.category]) * 1.15;
+      const values = [...rows.map((row) => row.score - row.beyond.threshold), ...good].map((value) => Math.max(value, 0.1));
+      const usual = run.usual[view.category];
+      const low = Math.min(...values, usual.look) * 0.85;
+      const high = Math.max(...values, 2 * usual.threshold) * 1.15;
       const at = (value) => MARGIN + ((width - 2 * MARGIN) * Math.log(Math.min(Math.max(value, low), high) / low)) / Math.log(high / low);
       const bins = Math.max(20, Math.round(width / 13));
       scale = { low, high, at, back: (x) => low * (high / low) ** ((x - MARGIN) / (width - 2 * MARGIN)) };
       const bin = (value) => Math.min(bins - 1, Math.max(0, Math.floor((bins * Math.log(Math.max(value, 0.1) / low)) / Math.log(high / low))));
       const counted = (list, of) => list.reduce((counts, item) => (counts[bin(of(item))]++, counts), new Array(bins).fill(0));
-      const calm = counted(rows.filter((row) => row.verdict === "good"), (row) => row.score - row.beyond);
-      const loud = counted(rows.filter((row) => row.verdict === "anomalous"), (row) => row.score - row.beyond);
+      const stacks = ["good", "look", "anomalous"].map((verdict) =>
+        [verdict, counted(rows.filter((row) => row.verdict === verdict), (row) => row.score - row.beyond.threshold)]);
       const held = counted(good, (value) => value);
       const [base, tall] = [height - 24, height - 46];
-      const unit = tall / Math.max(1, ...calm.map((count, i) => count + loud[i]));
+      const below = (i, kind) => stacks.slice(0, kind).reduce((sum, [, counts]) => sum + counts[i], 0);
+      const unit = tall / Math.max(1, ...held.map((_, i) => below(i, stacks.length)));
       const heldUnit = tall / Math.max(1, ...held);
       const step = (width - 2 * MARGIN) / bins;
       const bar = (kind, i, from, count, size) => count
         ? `<rect class="${kind}" x="${(MARGIN + i * step + 1).toFixed(1)}" width="${(step - 2).toFixed(1)}" y="${(base - (from + count) * size).toFixed(1)}" height="${(count * size).toFixed(1)}"/>` : "";
       const outline = held.map((count, i) => `${(MARGIN + i * step).toFixed(1)},${(base - count * heldUnit).toFixed(1)} ${(MARGIN + (i + 1) * step).toFixed(1)},${(base - count * heldUnit).toFixed(1)}`).join(" ");
       const ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].filter((tick) => tick > low * 1.05 && tick < high * 0.95);
-      const [x, right, focused] = [at(limit), at(limit) > width - 130, box.contains(document.activeElement)];
+      const focused = document.activeElement?.closest?.(".chart .handle")?.dataset.limit;
       box.innerHTML = `<svg width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">
         <polygon class="held" points="${MARGIN},${base} ${outline} ${width - MARGIN},${base}"/>
-        ${calm.map((count, i) => bar("calm", i, 0, count, unit) + bar("loud", i, count, loud[i], unit)).join("")}
+        ${stacks.map(([verdict, counts], kind) => counts.map((count, i) => bar(verdict, i, below(i, kind), count, unit)).join("")).join("")}
         <line class="axis" x1="0" x2="${width}" y1="${base}" y2="${base}"/>
         ${ticks.map((tick) => `<text x="${at(tick)}" y="${height - 8}" text-anchor="middle">${tick}</text>`).join("")}
-        <g class="handle" tabindex="0" role="slider" aria-label="Threshold" aria-valuemin="${low.toFixed(2)}" aria-valuemax="${high.toFixed(2)}"
-          aria-valuenow="${limit.toFixed(2)}" transform="translate(${x.toFixed(1)} 0)">
-          <rect x="-9" y="0" width="18" height="${base + 6}" fill="transparent"/>
-          <line class="limit" y1="6" y2="${base + 5}"/><circle cy="10" r="6"/>
-          <text class="name" x="${right ? -11 : 11}" y="14" text-anchor="${right ? "end" : "start"}">threshold ${number(limit)}</text>
-        </g></svg>
-        <p class="quiet legend"><span class="calm">good</span><span class="loud">anomalous</span>
+        ${["look", "threshold"].map((kind) => handle(kind, limits, at, { low, high, width, base })).join("")}</svg>
+        <p class="quiet legend"><span class="good">good</span><span class="look">look at it</span><span class="anomalous">anomalous</span>
           <span class="held">good parts the model was calibrated on</span><span>score in σ</span></p>`;
-      if (focused || view.holding) find(".handle").focus({ preventScroll: true });
+      const taken = view.holding || focused;
+      if (taken) find(`.handle[data-limit=${taken}]`).focus({ preventScroll: true });
+    }
+
+    // Knob and name of the look limit are on the left of its line, those of the threshold on the right, so that both can
+    // be seen and held where they meet; a name that has no room stands on the other side, below.
+    function handle(kind, limits, at, { low, high, width, base }) {
+      const [x, side] = [at(limits[kind]), kind === "look" ? -1 : 1];
+      const left = side < 0 ? x > 120 : x > width - 130;
+      const title = LIMITS[kind].title;
+      return `<g class="handle" data-limit="${kind}" tabindex="0" role="slider" aria-label="${title[0].toUpperCase()}${title.slice(1)}"
+          aria-valuemin="${low.toFixed(2)}" aria-valuemax="${(kind === "look" ? limits.threshold : high).toFixed(2)}"
+          aria-valuenow="${limits[kind].toFixed(2)}" transform="translate(${x.toFixed(1)} 0)">
+        <line class="limit" y1="4" y2="${base + 5}"/><path d="M0 4h${10 * side}v7l${-10 * side} 6z"/>
+        <text class="name" x="${left ? -14 : 14}" y="${left === side < 0 ? 14 : 30}" text-anchor="${left ? "end" : "start"}">${title} ${number(limits[kind])}</text></g>`;
     }
 
     find(".chart").addEventListener("pointerdown", (event) => {
       const svg = event.target.closest("svg");
       if (!svg || event.button) return;
       event.preventDefault();
-      view.holding = true;
       const left = svg.getBoundingClientRect().left;
-      const move = (moved) => moveThreshold(Math.min(scale.high, Math.max(scale.low, scale.back(moved.clientX - left))));
+      const kind = nearest(event.clientX - left);
+      view.holding = kind;
+      const move = (moved) => dragLimit(kind, Math.min(scale.high, Math.max(scale.low, scale.back(moved.clientX - left))));
       const end = () => {
         removeEventListener("pointermove", move);
         removeEventListener("pointerup", end);
@@ -328,19 +369,30 @@
       addEventListener("pointercancel", end);
       move(event);
     });
+    // The line that a press in the chart takes: the nearer one, and on either side of both the one with its knob there.
+    function nearest(x) {
+      const { threshold, look } = limitsOf(view.category);
+      return x < (scale.at(threshold) + scale.at(look)) / 2 ? "look" : "threshold";
+    }
+    // The look limit ends at the threshold; the threshold takes it along.
+    const dragLimit = (kind, value) => moveLimit(kind, kind === "look" ? Math.min(value, limitsOf(view.category).threshold) : value);
     find(".chart").addEventListener("keydown", (event) => {
       const by = { ArrowRight: 1.01, ArrowUp: 1.01, ArrowLeft: 1 / 1.01, ArrowDown: 1 / 1.01, PageUp: 1.1, PageDown: 1 / 1.1 }[event.key];
-      if (!by || !event.target.closest(".handle")) return;
+      const kind = event.target.closest(".handle")?.dataset.limit;
+      if (!by || !kind) return;
       event.preventDefault();
-      view.holding = true;
-      const limit = thresholdOf(view.category);
-      moveThreshold(limit + Math.abs(limit) * (by - 1));
+      view.holding = kind;
+      const limit = limitsOf(view.category)[kind];
+      dragLimit(kind, limit + Math.abs(limit) * (by - 1));
     });
-    find(".chart").addEventListener("focusout", (event) => { if (view && event.relatedTarget) view.holding = false; });
-    find(".score").addEventListener("input", (event) => moveThreshold(parseFloat(event.target.value)));
-    find(".rate").addEventListener("input", (event) => moveRate(1 / parseFloat(event.target.value)));
-    find(".usual").addEventListener("click", () => moveRate(USUAL_RATE));
-    for (const name of [".score", ".rate"]) find(name).addEventListener("change", () => { document.activeElement.blur?.(); paint(); });
+    find(".chart").addEventListener("focusout", (event) => { if (view && event.relatedTarget) view.holding = null; });
+    for (const box of root.querySelectorAll(".limit-of")) {
+      const kind = box.dataset.limit;
+      box.querySelector(".score").addEventListener("input", (event) => moveLimit(kind, parseFloat(event.target.value)));
+      box.querySelector(".rate").addEventListener("input", (event) => moveRate(kind, 1 / parseFloat(event.target.value)));
+      box.addEventListener("change", () => { document.activeElement.blur?.(); paint(); });
+    }
+    find(".usual").addEventListener("click", () => KINDS.forEach((kind) => moveRate(kind, LIMITS[kind].usual())));
     new ResizeObserver(() => { if (run?.rows.length && root.offsetParent) paint(); }).observe(find(".chart"));
 
     // Measured against the labels
@@ -359,9 +411,10 @@
 
     // The table: only the rows in sight are in the page
 
+    const differs = (row) => row.verdict === "anomalous" || row.verdict === "look"; // and has regions
     function filters() {
       const count = (test) => run.rows.filter(test).length;
-      const entries = [["all", "All"], ["anomalous", "Anomalous"], ["good", "Good"], ["failed", "Not read"]].map(([verdict, word]) =>
+      const entries = [["all", "All"], ...["anomalous", "look", "good"].map((verdict) => [verdict, wordOf(verdict)]), ["failed", "Not read"]].map(([verdict, word]) =>
         [verdict, word, count((row) => verdict === "all" || row.verdict === verdict)]);
       if (run.rows.some((row) => typeof row.bad === "boolean")) entries.push(["wrong", "Misjudged", count((row) => row.wrong)]);
       if (run.rows.some((row) => row.notes?.length)) entries.push(["noted", "With a note", count((row) => row.notes?.length)]);
@@ -370,11 +423,12 @@
         chips(box, entries, view.filter, (key) => { view.filter = key; scroller.scrollTop = 0; paint(); }));
     }
 
-    const LAST = { anomalous: 2, good: 1, failed: 0 };
+    const wordOf = (verdict) => diffad.verdicts[verdict][0];
+    const LAST = { anomalous: 3, look: 2, good: 1, failed: 0 };
     function list() {
       const { filter, sort, down } = view;
       const key = {
-        verdict: (row) => LAST[row.verdict] * 1e6 + (row.score ?? 0), regions: (row) => (row.verdict === "anomalous" ? row.recount : 0),
+        verdict: (row) => LAST[row.verdict] * 1e6 + (row.score ?? 0), regions: (row) => (differs(row) ? row.recount : 0),
       }[sort] ?? ((row) => row[sort]);
       listed = run.rows.filter((row) => filter === "all" || row.verdict === filter || (filter === "wrong" && row.wrong) || (filter === "noted" && row.notes?.length));
       const known = (row) => key(row) !== undefined && key(row) !== null;
@@ -432,14 +486,14 @@
       const { element: tr } = row;
       tr.setAttribute("aria-rowindex", place + 2);
       tr.setAttribute("aria-selected", row.index === view.selected);
-      const regions = row.error ? "" : row.verdict === "anomalous" ? String(row.recount || (stale(row) ? "…" : 0)) : "–";
-      const state = [row.verdict, regions, stale(row), row.wrong, row.limit].join();
+      const regions = row.error ? "" : differs(row) ? String(row.recount || (stale(row) ? "…" : 0)) : "–";
+      const state = [row.verdict, regions, stale(row), row.wrong, row.limit, row.look].join();
       if (tr.dataset.now === state) return tr;
       tr.dataset.now = state;
       tr.dataset.verdict = row.verdict;
       const cell = (name) => tr.querySelector(`.${name}`);
-      const [mark, word] = { anomalous: ["✕", " anomalous"], good: ["✓", " good"], failed: ["!", " not read"] }[row.verdict];
-      cell("verdict").firstElementChild.replaceChildren(mark, element("span", {}, word));
+      const [word, mark] = row.error ? ["not read", "–"] : diffad.verdicts[row.verdict];
+      cell("verdict").firstElementChild.replaceChildren(element("i", {}, mark), element("span", {}, ` ${word.toLowerCase()}`));
       cell("verdict").lastElementChild.textContent = row.wrong ? (row.bad ? "missed" : "false alarm") : "";
       if (row.error) return tr;
       // The threshold is the middle of the meter.
@@ -511,8 +565,11 @@
       const row = run.rows[index];
       if (row.error) return;
       Object.assign(view, { open: index, selected: index, wanted: null });
-      const byRate = !(row.category in view.own) && OFFERED.includes(view.rate);
-      diffad.judgeBy({ ...row, model: run.model }, byRate ? { rate: view.rate } : { threshold: row.limit });
+      const byRate = (kind) => !(row.category in view[kind].own) && LIMITS[kind].offered.includes(view[kind].rate);
+      diffad.judgeBy({ ...row, model: run.model }, {
+        ...(byRate("threshold") ? { rate: view.threshold.rate } : { threshold: row.limit }),
+        ...(byRate("look") ? { lookRate: view.look.rate } : { look: row.look }),
+      });
       tab("Inspect");
       diffad.mark?.(null);
       strip();
@@ -544,7 +601,8 @@
       where.replaceChildren(
         element("b", {}, row.name.split("/").pop()),
         element("span", { className: "quiet" }, ` ${place + 1} of ${readable().length} in the batch · `),
-        element("span", { className: "judged" }, `${row.verdict} there, ${number(row.score)} against ${number(row.limit)}`),
+        element("span", { className: "judged" }, `${wordOf(row.verdict).toLowerCase()} there, ${number(row.score)} ` +
+          (row.verdict === "look" ? `between ${number(row.look)} and ${number(row.limit)}` : `against ${number(row.verdict === "good" ? row.look : row.limit)}`)),
       );
       bar.querySelector(".before").disabled = place <= 0;
       bar.querySelector(".after").disabled = place >= readable().length - 1;
@@ -578,7 +636,7 @@
     });
     find(".take").addEventListener("click", (event) => {
       const kind = event.target.closest("button")?.dataset.take;
-      if (kind) trigger("download", { run: run.id, kind, thresholds: moved() });
+      if (kind) trigger("download", { run: run.id, kind, limits: moved() });
     });
     watch("value", () => {
       const value = props.value;

@@ -25,6 +25,7 @@ import numpy as np
 
 from diffad import batch, render
 from diffad.data import DataError, Sample, subfolders
+from diffad.inspection import LOOK_RATE
 from diffad.output import OutputError, whole, write
 from diffad.ui import files
 from diffad.ui.layout import html
@@ -49,22 +50,31 @@ BOARD = f"""
   <section class="card batch-summary">
     <div><h2 aria-live="polite">No pictures yet</h2><p class="facts"></p>
       <p class="batch-note" hidden></p>
-      <p class="quiet doing">Drop a day's pictures, or a zip of them: each becomes a row, and one threshold
-      judges them all.</p></div>
+      <p class="quiet doing">Drop a day's pictures, or a zip of them: each becomes a row, and the same
+      limits judge them all.</p></div>
     <div class="progress" role="progressbar" aria-label="Pictures inspected" aria-valuemin="0" hidden>
       <i></i></div>
     <button type="button" class="plain-button cancel" hidden>Cancel</button>
     <div class="unseen" role="status"></div>
   </section>
   <section class="card batch-threshold" hidden>
-    <div class="section-head"><h3>Scores and threshold</h3><div class="chips categories" role="group"
+    <div class="section-head"><h3>Scores and limits</h3><div class="chips categories" role="group"
       aria-label="Category whose scores are shown"></div></div>
     <div class="chart"></div>
     <div class="limits">
-      <label>threshold <input type="number" class="score" step="0.01" aria-label="Threshold, score"></label>
-      <label>rejects 1 good part in <input type="number" class="rate" min="2" max="100000" step="1"
-        aria-label="1 good part in how many is rejected"></label>
-      <span class="quiet beyond"></span>
+      <div class="limit-of" data-limit="look">
+        <label>look limit <input type="number" class="score" step="0.01"
+          aria-label="Look limit, score"></label>
+        <label>1 good part in <input type="number" class="rate" min="2" max="100000" step="1"
+          aria-label="1 good part in how many lies above the look limit"> lies above</label>
+        <span class="quiet beyond"></span>
+      </div>
+      <div class="limit-of" data-limit="threshold">
+        <label>threshold <input type="number" class="score" step="0.01" aria-label="Threshold, score"></label>
+        <label>rejects 1 good part in <input type="number" class="rate" min="2" max="100000" step="1"
+          aria-label="1 good part in how many is rejected"></label>
+        <span class="quiet beyond"></span>
+      </div>
       <button type="button" class="plain-button usual" hidden>back to usual</button>
     </div>
   </section>
@@ -169,10 +179,11 @@ class Run:
         }  # fmt: skip
         if inspection is not None:
             thumbnail = batch.shown(inspection.image, reduced, self.inspector, row, THUMBNAIL_PIXELS)
-            usual = self.usual(inspection.category)
+            threshold, look = self.beyond(row)
             shown |= {
                 "score": row.result["score"], "threshold": row.result["threshold"],
-                "beyond": row.result["threshold"] - usual,  # of a tiled picture, which has more chances
+                "look_threshold": row.result["look_threshold"],
+                "beyond": {"threshold": threshold, "look": look},
                 "category": row.result["category"], "fits": row.result["category_fits"],
                 "notes": row.result["notes"],
                 "regions": len(row.result["regions"]), "seconds": row.result["seconds"],
@@ -188,9 +199,15 @@ class Run:
         """`batch.reduced_map` of a row that has a result."""
         return np.load(self._map_file(self._numbers[row.name]))
 
-    def usual(self, category: str) -> float:
-        """The threshold that 1 good part in 100 exceeds."""
-        return self.inspector.threshold(category, self.settings["alpha"], self.settings["timesteps"])
+    def usual(self, category: str) -> tuple[float, float]:
+        """The threshold that 1 good part in 100 exceeds, and the usual look limit."""
+        given = category, self.settings["alpha"], self.settings["timesteps"]
+        return self.inspector.threshold(*given), self.inspector.threshold(*given, rate=LOOK_RATE)
+
+    def beyond(self, row: batch.Row) -> tuple[float, float]:
+        """How far a row's own limits lie above the usual ones: of a tiled picture, which has more chances."""
+        threshold, look = self.usual(row.result["category"])
+        return row.result["threshold"] - threshold, row.result["look_threshold"] - look
 
     def news(self, have: int) -> dict[str, Any]:
         """What the page does not know yet, when it has the first `have` rows."""
@@ -205,26 +222,28 @@ class Run:
                 name: self.inspector.good_scores(name, alpha, timesteps).tolist()
                 for name in sorted(categories)
             },
-            "usual": {name: self.usual(name) for name in categories},
+            "usual": {name: dict(zip(("threshold", "look"), self.usual(name))) for name in categories},
             "measured": self.measured if state in ("stopped", "done") else {},
             "note": batch.bits_in_words(self.shared),
         }  # fmt: skip
 
-    def judged(self, thresholds: Mapping[str, float]) -> list[batch.Row]:
-        """All rows under these thresholds by category; a category without one keeps its own."""
+    def judged(self, limits: Mapping[str, tuple[float, float]]) -> list[batch.Row]:
+        """All rows under these limits, threshold and look limit by category; without any a category keeps its
+        own.
+        """
         rows = []
         for row in list(self.rows):
-            if not row.error and (moved := thresholds.get(row.result["category"])) is not None:
-                beyond = row.result["threshold"] - self.usual(row.result["category"])
-                row = batch.rejudged(row, float(moved) + beyond, self.map_of)
+            if not row.error and (moved := limits.get(row.result["category"])) is not None:
+                threshold, look = (limit + more for limit, more in zip(moved, self.beyond(row)))
+                row = batch.rejudged(row, threshold, look, self.map_of)
             rows.append(row)
         return rows
 
-    def file(self, kind: str, thresholds: Mapping[str, float]) -> Path:
+    def file(self, kind: str, limits: Mapping[str, tuple[float, float]]) -> Path:
         """A key of TAKEN_AWAY, written. Raises DataError where there is no room."""
         day = time.strftime("%Y-%m-%d", time.localtime(self._begun))
         path = self._folder / f"diffad-batch-{day}.{kind}"
-        rows = self.judged(thresholds)
+        rows = self.judged(limits)
         self._storage.make_room(OVERLAY_BYTES * len(rows) if kind == "zip" else 0)
         about = {"pictures_given": len(self.pictures), "state": self.state}
         if note := batch.bits_in_words(self.shared):
@@ -291,10 +310,15 @@ def add(
             run.used = files.clock()
         return run
 
-    def thresholds(asked: Mapping[str, Any]) -> dict[str, float]:
-        given = asked.get("thresholds")
+    def limits(asked: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        given = asked.get("limits")
         pairs = given.items() if isinstance(given, dict) else ()
-        return {name: limit for name, limit in pairs if type(limit) in (int, float) and math.isfinite(limit)}
+        return {name: (float(both[0]), float(both[1])) for name, both in pairs if is_pair(both)}
+
+    def is_pair(both: Any) -> bool:
+        return isinstance(both, list) and len(both) == 2 and all(
+            type(limit) in (int, float) and math.isfinite(limit) for limit in both
+        )
 
     # What the page asks while it stands there
 
@@ -307,11 +331,11 @@ def add(
             run.cancel()
 
     def regions(asked: dict) -> list[int] | None:
-        """The number of regions of each row under moved thresholds."""
+        """The number of regions of each row under moved limits."""
         run = find(asked)
         if run is None:
             return None
-        return [len(row.result.get("regions", ())) for row in run.judged(thresholds(asked))]
+        return [len(row.result.get("regions", ())) for row in run.judged(limits(asked))]
 
     with gr.Row(elem_id="batch-page", equal_height=False):
         with gr.Column(elem_id="batch-controls", min_width=280):
@@ -388,7 +412,7 @@ def add(
         if kind not in TAKEN_AWAY:
             raise gr.Error("This batch is no longer on the server: give it anew.", print_exception=False)
         with files.room():
-            file = run.file(kind, thresholds(event._data))
+            file = run.file(kind, limits(event._data))
         return storage.take_over(file)
 
     tab.select(None, p.settings, p.setting, js=SETTING)

@@ -111,7 +111,7 @@ REGIONS = '<div class="regions-slot"></div>'
 PROBE = '<div class="probe-slot" aria-live="off"></div>'
 SCALE = """
 <div class="bar scale-slot" hidden>
-  <canvas role="img" aria-label="Colour scale"></canvas><i></i><p></p>
+  <canvas role="img" aria-label="Colour scale"></canvas><i></i><i class="look"></i><p></p>
 </div>"""
 
 PLAYER = """
@@ -158,7 +158,8 @@ SHORTCUTS = """
   in <b>σ</b>: standard deviations of good parts' maps, about 0 on a good part. <b>α</b> is the
   balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of
   a σ of the features.</p>
-  <p>The <b>score</b> is the mean of the map's highest values. The verdict is statistical: the threshold was
+  <p>The <b>score</b> is the mean of the map's highest values. Above the <b>threshold</b>
+  a part is anomalous; between the <b>look limit</b> and the threshold somebody should look at it. Both were
   set on good parts, and an anomaly is a difference from them, not yet a fault.</p>
   <h3>Keyboard</h3>
   <dl>

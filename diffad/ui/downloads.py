@@ -174,8 +174,8 @@ def contents(
         return f"{name}-report.html", page.encode()
     if kind == "overlay":
         shown = render.overlay(
-            inspection.image, inspection.anomaly_map, vmax, inspection.threshold, opacity, colormap,
-            contour=inspection.is_anomalous,
+            inspection.image, inspection.anomaly_map, vmax, inspection.map_limit, opacity, colormap,
+            contour=inspection.verdict != "good",
         )  # fmt: skip
         return f"{name}-overlay.png", render.png_bytes(shown)
     if kind == "map":
@@ -216,7 +216,7 @@ def contents(
 
 
 def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str, Any]:
-    """Everything about one verdict that is no picture: score, threshold and what it means, regions, settings,
+    """Everything about one verdict that is no picture: score, limits and what they mean, regions, settings,
     the picture's size and fingerprint, the model and where it comes from."""
     height, width = inspection.image.shape[:2]
     pixels = np.ascontiguousarray(inspection.image)
@@ -224,6 +224,7 @@ def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str
     return inspection.to_dict() | {
         "threshold_rate": rate,
         "threshold_meaning": f"{share_in_words(rate)} would score above the threshold",
+        "look_threshold_rate": inspection.rate_above(inspection.look_threshold),
         "good_scores": [float(score) for score in inspection.good_scores],
         "picture": {
             "name": name, "width": width, "height": height,

@@ -19,6 +19,7 @@ import gradio as gr
 from diffad import batch as batches
 from diffad import render
 from diffad.data import DataError
+from diffad.inspection import LOOK_RATE
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
 from diffad.ui.turns import AT_ONCE, Turns
 
@@ -35,10 +36,10 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         return inspectors[model]
 
     def inspect(image: str | None, category: str, timesteps: Any, alpha: float, seed: float, draws: float,
-                threshold: float, model: str, bits: float,
+                threshold: float, look_threshold: float, model: str, bits: float,
                 progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str]:  # noqa: B008
-        """Judges one picture of a part: score, threshold, verdict and regions as JSON, and the picture with
-        its anomaly map.
+        """Judges one picture of a part: score, limits, verdict (good, look, anomalous) and regions as JSON,
+        and the picture with its anomaly map.
 
         Args:
             image: the picture.
@@ -49,6 +50,8 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             seed: of the noise.
             draws: noise draws a level, 1 to 16.
             threshold: the part is anomalous above this score; 0 for the category's own.
+            look_threshold: above this score, up to the threshold, it is one to look at; 0 for the
+                category's own.
             model: one of the served models.
             bits: how many the camera has, of a picture in a file of 16: 8, 10, 12, 14 or 16; 0 to find out.
         """
@@ -57,18 +60,18 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             inspection = inspector.inspect(
                 required(image), category=category or None, timesteps=levels(timesteps, inspector),
                 alpha=alpha, seed=whole("seed", seed), draws=whole("draws", draws),
-                threshold=threshold or None, bits=whole("bits", bits) or None,
-                turn=turns.of_caller(), max_tiles=turns.max_tiles,
+                threshold=threshold or None, look_threshold=look_threshold or None,
+                bits=whole("bits", bits) or None, turn=turns.of_caller(), max_tiles=turns.max_tiles,
                 progress=lambda done, total: progress((done, total), unit="tiles"),
             )
             heat = render.overlay(
                 inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
-                inspection.threshold, contour=inspection.is_anomalous,
+                inspection.map_limit, contour=inspection.verdict != "good",
             )
             return inspection.to_dict(), storage.keep(render.png_bytes(heat), "picture.png")
 
     def batch(images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
-              draws: float, threshold: float, model: str, bits: float,
+              draws: float, threshold: float, look_threshold: float, model: str, bits: float,
               progress: gr.Progress = gr.Progress()) -> list[dict[str, Any]]:  # noqa: B008
         """Judges several pictures: a list of results like those of `inspect`, each with its file's
         `name`. A picture that cannot be read is an entry with `error`, its reason.
@@ -82,6 +85,8 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             seed: of the noise.
             draws: noise draws a level, 1 to 16.
             threshold: a part is anomalous above this score; 0 for the category's own.
+            look_threshold: above this score, up to the threshold, it is one to look at; 0 for the
+                category's own.
             model: one of the served models.
             bits: how many the camera has, of pictures in files of 16: 8, 10, 12, 14 or 16; 0 to find out by
                 the highest value of all.
@@ -96,8 +101,8 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             rows = batches.run(
                 inspector, pictures, category or None, shared, timesteps=levels(timesteps, inspector),
                 alpha=alpha, seed=whole("seed", seed), draws=whole("draws", draws),
-                threshold=threshold or None, bits=whole("bits", bits) or None, turn=turns.of_caller(),
-                max_tiles=turns.max_tiles,
+                threshold=threshold or None, look_threshold=look_threshold or None,
+                bits=whole("bits", bits) or None, turn=turns.of_caller(), max_tiles=turns.max_tiles,
             )
             for row, _ in rows:  # "path" would be a file to fetch for gradio_client
                 error = {"error": row.error} if row.error else {}
@@ -142,14 +147,18 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             return numbers, repaired, storage.keep(data, "repair.gif")
 
     def categories(model: str) -> list[dict[str, Any]]:
-        """What a model knows: its categories, each with its threshold.
+        """What a model knows: its categories, each with its threshold and look limit.
 
         Args:
             model: one of the served models.
         """
         with refusals():
             inspector = find(model)
-        return [{"category": name, "threshold": inspector.threshold(name)} for name in inspector.categories]
+        return [
+            {"category": name, "threshold": inspector.threshold(name),
+             "look_threshold": inspector.threshold(name, rate=LOOK_RATE)}
+            for name in inspector.categories
+        ]  # fmt: skip
 
     with gr.Row(visible=False):
         image = picture_upload(label="image")
@@ -160,6 +169,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         seed = number("seed", 0)
         draws = number("draws", 1)
         threshold = number("threshold", 0)
+        look_threshold = number("look_threshold", 0)
         steps = number("steps", 90)
         denoise_every = number("denoise_every", 5)
         step_size = number("step_size", 0)
@@ -170,7 +180,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         picture = gr.Image(format="png", label="picture")
         film = gr.File(label="film")
         call = gr.Button("call")
-    settings = [category, timesteps, alpha, seed, draws, threshold, model, bits]
+    settings = [category, timesteps, alpha, seed, draws, threshold, look_threshold, model, bits]
     call.click(
         inspect, [image, *settings], [answer, picture], api_name="inspect",
         concurrency_id="inspect", concurrency_limit=AT_ONCE,  # the page's need not wait until these are begun

@@ -242,7 +242,7 @@
     return Array.from({ length: Math.floor(top / step) + 1 }, (_, i) => i * step);
   }
 
-  // The one scale of every map on the page, with the threshold on it.
+  // The one scale of every map on the page, with the limits on it.
   function scale(element) {
     const slot = element.querySelector(".scale-slot");
     diffad.onResult(({ part, result, choices }) => {
@@ -253,8 +253,10 @@
       const canvas = slot.querySelector("canvas");
       canvas.setAttribute("aria-label", `Colour scale from good, 0 σ, to ${top.toFixed(0)} σ`);
       diffad.paint(canvas, ramp, 1, 256, top, choices.colormap);
-      slot.querySelector("i").style.bottom = `${100 * clamp(result.threshold / top, 0, 1)}%`;
-      slot.querySelector("i").title = `threshold ${diffad.number(result.threshold)}`;
+      for (const [mark, name, limit] of [["i", "threshold", result.threshold], ["i.look", "look limit", result.look]]) {
+        slot.querySelector(mark).style.bottom = `${100 * clamp(limit / top, 0, 1)}%`;
+        slot.querySelector(mark).title = `${name} ${diffad.number(limit)}`;
+      }
       const ticks = round(top);
       slot.querySelector("p").innerHTML = ticks.map((tick, i) =>
         `<span style="bottom:${(100 * tick) / top}%">${tick || "good"}${i === ticks.length - 1 ? " σ" : ""}</span>`).join("");

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from diffad.inspection import LOOK_RATE, VERDICTS
 from diffad.inspector import SCALE_TOP
 from diffad.render import COLORMAPS
 from diffad.ui import cards, downloads
@@ -22,6 +23,7 @@ AUTO = "auto"
 WAITING = "Choose a sample or drop a picture."
 CANCELLED = "Cancelled. Choose another picture, or larger tiles."
 RATES = [("1 in 20", 0.05), ("1 in 100", 0.01), ("1 in 1000", 0.001), ("own score", 0)]
+LOOK_RATES = [("1 in 5", 0.2), ("1 in 10", LOOK_RATE), ("1 in 20", 0.05), ("own score", 0)]
 TILES = [("as it suits", "auto"), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
 
 html = partial(gr.HTML, apply_default_css=False)
@@ -98,6 +100,11 @@ def _scoring(p: SimpleNamespace, timesteps: Sequence[int]) -> None:
             info="or drag its line among the good parts",
         )
         p.rate = choice(RATES, value=0.01, label="Good parts rejected", elem_id="rate")
+        p.look = number(
+            0, SCALE_TOP, 2.5, step=0.01, label="Look limit", elem_id="look",
+            info="from here to the threshold: look at it",
+        )
+        p.look_rate = choice(LOOK_RATES, value=LOOK_RATE, label="Good parts above it", elem_id="look-rate")
         with gr.Row(elem_classes="pair"):
             p.lowest = number(
                 0, 999, timesteps[0], step=1, label="Lowest t", elem_id="lowest", info="fine texture"
@@ -152,6 +159,7 @@ def _view(p: SimpleNamespace) -> None:
             )
         p.view = html(
             None, html_template=cards.VIEWER, elem_id="view", colormaps=cards.colormaps(),
+            verdicts=VERDICTS, look_rate=LOOK_RATE,
             js_on_load="diffad.viewer(element, props, watch, trigger)  // 'select'",
         )
         html(None, html_template=cards.REGIONS, elem_id="regions", js_on_load="diffad.regions(element)")

@@ -3,17 +3,18 @@
 // draw; they register with `diffad.onResult`.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, regions, reduced, shrunk } = diffad.scores;
+  const { mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, judged, regions, reduced, shrunk } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
   const INSPECTING = "Inspecting…";
 
-  const choices = { alpha: 0.5, rate: 0.01, threshold: null, opacity: 0.7, colormap: "inferno", chosen: null, point: null };
+  // threshold and look: limits of the person's own; null: by the shares of good parts, rate and lookRate
+  const choices = { alpha: 0.5, rate: 0.01, threshold: null, lookRate: null, look: null, opacity: 0.7, colormap: "inferno", chosen: null, point: null };
   const listeners = [];
-  let tell = () => {}; // tells Gradio that its threshold and rate should follow
+  let tell = () => {}; // tells Gradio that its limits and rates should follow
   let part = null;
   let result = null; // read by current() only
   let last = null; // model, category and timesteps of the last part that could be judged
-  const own = {}; // thresholds of the person's own, each kept for its model and category
+  const own = {}; // limits of the person's own, each kept for its model and category
   const kind = ({ model, category }) => `${model}/${category}`;
   let stale = true; // whether something was chosen since it was judged
   let due = false;
@@ -55,8 +56,11 @@
 
   const weight = () => pixelWeight(choices.alpha, part.pixel_trust);
 
-  function threshold() {
-    return choices.threshold ?? thresholdFor(goodScores(), choices.rate, part.chances);
+  // The look limit is at most the threshold.
+  function limits(good = goodScores()) {
+    const threshold = choices.threshold ?? thresholdFor(good, choices.rate, part.chances);
+    const look = choices.look ?? thresholdFor(good, choices.lookRate, part.chances);
+    return { threshold, look: Math.min(look, threshold) };
   }
 
   function goodScores() {
@@ -67,11 +71,13 @@
   function judge() {
     const { pixel, feature } = meansOf(choices.chosen);
     const fused = fuse(pixel, feature, weight());
-    const [good, limit, score] = [goodScores(), threshold(), imageScore(fused, part.width, part.windows, part.top_pixels)];
-    const anomalous = score > limit;
+    const [good, score] = [goodScores(), imageScore(fused, part.width, part.windows, part.top_pixels)];
+    const { threshold, look } = limits(good);
+    const { verdict, mapLimit } = judged(score, threshold, look);
     return {
-      pixel, feature, fused, score, anomalous, good, weight: weight(), threshold: limit, rate: rateFor(good, limit, part.chances),
-      regions: anomalous ? regionsAbove(fused, limit, part) : [], // a good part has none
+      pixel, feature, fused, score, verdict, good, weight: weight(), threshold, look, mapLimit,
+      rate: rateFor(good, threshold, part.chances), lookRate: rateFor(good, look, part.chances),
+      regions: verdict === "good" ? [] : regionsAbove(fused, mapLimit, part),
     };
   }
 
@@ -111,15 +117,15 @@
     });
   }
 
-  // From a control: takes the choice and returns what the threshold's slider should say.
+  // From a control: takes the choice and returns what the controls of the limits should say.
   function choose(change) {
-    if ("threshold" in change && change.threshold !== null) change.rate = choices.rate;
-    if ("threshold" in change && last) own[kind(last)] = change.threshold;
     Object.assign(choices, change);
-    if (!part?.maps) return remember(), null;
-    draw();
-    return rounded(threshold());
+    if (last && ("threshold" in change || "look" in change)) own[kind(last)] = ownLimits();
+    if (part?.maps) draw();
+    else remember();
+    return controls();
   }
+  const ownLimits = ({ threshold = null, look = null } = choices) => ({ threshold, look });
 
   // The same from the page's own parts; Gradio's controls follow.
   function decide(change) {
@@ -128,15 +134,21 @@
   }
 
   // Parts of this kind from now on: what comes out of the batch is judged here as it was there.
-  function judgeBy(row, { rate = choices.rate, threshold = null }) {
-    own[kind(row)] = threshold;
-    choices.rate = rate;
-    if (last && kind(last) === kind(row)) choices.threshold = threshold;
+  function judgeBy(row, { rate = choices.rate, lookRate = choices.lookRate, ...limits }) {
+    own[kind(row)] = ownLimits(limits);
+    Object.assign(choices, { rate, lookRate });
+    if (last && kind(last) === kind(row)) Object.assign(choices, own[kind(row)]);
     decide({});
   }
 
   const rounded = (value) => Math.round(value * 100) / 100;
-  const limits = () => [part?.maps ? rounded(threshold()) : choices.threshold, choices.threshold === null ? choices.rate : 0];
+
+  // Threshold, its rate, look limit and its rate; a rate of 0 says that the limit is the person's own.
+  function controls() {
+    const now = part?.maps ? limits() : choices;
+    const stand = (kind, rate) => [now[kind] === null ? null : rounded(now[kind]), choices[kind] === null ? choices[rate] : 0];
+    return [...stand("threshold", "rate"), ...stand("look", "lookRate")];
+  }
 
   function toggle(k) {
     const chosen = choices.chosen.includes(k) ? choices.chosen.filter((other) => other !== k) : [...choices.chosen, k].sort((a, b) => a - b);
@@ -150,8 +162,8 @@
     if (part.maps) {
       const same = last && last.model === part.model && last.category === part.category;
       // What was chosen before the first part is about that one.
-      if (last || kind(part) in own) choices.threshold = own[kind(part)] ?? null;
-      own[kind(part)] = choices.threshold;
+      if (last || kind(part) in own) Object.assign(choices, own[kind(part)] ?? ownLimits({}));
+      own[kind(part)] = ownLimits();
       if (!same || last.timesteps.join() !== part.timesteps.join()) choices.chosen = part.timesteps.map((_, k) => k);
       last = { model: part.model, category: part.category, timesteps: part.timesteps };
       if (linked.off) {
@@ -175,7 +187,7 @@
 
   // The address: what differs from the usual choices, so that a link opens the page as it is now.
 
-  const USUAL = { alpha: 0.5, rate: 0.01, opacity: 0.7, colormap: "inferno", draws: 1, tile: "auto", category: "auto" };
+  const USUAL = { alpha: 0.5, rate: 0.01, "look-rate": null, opacity: 0.7, colormap: "inferno", draws: 1, tile: "auto", category: "auto" };
   const linked = Object.fromEntries(new URLSearchParams(location.search));
   linked.off = linked.off ? linked.off.split(",").map(Number) : null;
   let later = null;
@@ -186,8 +198,9 @@
       if (!part?.maps && (!part?.sentence || part.sentence === INSPECTING)) return;
       const off = part.timesteps?.filter((_, k) => !choices.chosen.includes(k));
       const state = part.maps ? {
-        ...part.link, alpha: choices.alpha, rate: choices.threshold === null ? choices.rate : 0.01, opacity: choices.opacity,
-        colormap: choices.colormap, threshold: choices.threshold === null ? null : rounded(choices.threshold), off: off.join(",") || null,
+        ...part.link, alpha: choices.alpha, opacity: choices.opacity, colormap: choices.colormap, off: off.join(",") || null,
+        rate: choices.threshold === null ? choices.rate : null, threshold: choices.threshold === null ? null : rounded(choices.threshold),
+        "look-rate": choices.look === null ? choices.lookRate : null, look: choices.look === null ? null : rounded(choices.look),
       } : { sample: null };
       address(state);
     }, 300);
@@ -207,7 +220,8 @@
   // What a batch takes over from here, in words.
   function setting(model, category, alpha, low, high, count) {
     const facts = [`model ${model}`, `category ${category === USUAL.category ? "recognised" : category}`, `α ${alpha}`,
-      count > 1 ? `t ${low} to ${high}, ${count} levels` : `t ${low}`, `1 good part in ${Math.round(1 / choices.rate)} rejected`];
+      count > 1 ? `t ${low} to ${high}, ${count} levels` : `t ${low}`, `1 good part in ${Math.round(1 / choices.rate)} rejected`,
+      `1 in ${Math.round(1 / choices.lookRate)} looked at`];
     return `<p class="quiet">Judged as Inspect is set: ${diffad.escape(facts.join(" · "))}.</p>`;
   }
 
@@ -217,8 +231,11 @@
   // When the server has set the controls by the link.
   let arrived;
   const standing = new Promise((resolve) => { arrived = resolve; });
-  function arrive(alpha, rate, opacity, colormap, limit) {
-    Object.assign(choices, { alpha, rate: rate || 0.01, opacity, colormap, threshold: rate === 0 ? limit : null });
+  function arrive(alpha, rate, opacity, colormap, threshold, lookRate, look) {
+    Object.assign(choices, {
+      alpha, opacity, colormap, rate: rate || USUAL.rate, threshold: rate === 0 ? threshold : null,
+      lookRate: lookRate || USUAL["look-rate"], look: lookRate === 0 ? look : null,
+    });
     const wanted = linked.sample && document.querySelector(`button[data-sample="${CSS.escape(linked.sample)}"]`);
     if (wanted) wanted.click();
     arrived();
@@ -368,7 +385,7 @@
   const number = (value) => value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2).replace("-", "−");
 
   Object.assign(diffad, {
-    choose, decide, limits, toggle, link, arrive, samples, mark, number, busy, save,
+    choose, decide, controls, toggle, link, arrive, samples, mark, number, busy, save,
     nextTurn, uploaded, judgeBy, address, setting,
     standing, // resolves when the controls are as the address says
     // Whether nothing was asked for since this part was.
@@ -377,7 +394,8 @@
     choices: () => ({
       alpha: choices.alpha, opacity: choices.opacity, colormap: choices.colormap,
       timesteps: part?.maps ? choices.chosen.map((k) => part.timesteps[k]) : [],
-      turn: part?.turn, threshold: part?.maps ? threshold() : null, own: choices.threshold !== null, rate: choices.rate,
+      turn: part?.turn, own: choices.threshold !== null, rate: choices.rate, lookRate: choices.lookRate,
+      ...(part?.maps ? limits() : { threshold: null, look: null }),
     }),
     // Values at a point (fractions of the picture), by branch and t.
     valuesAt: ([x, y]) => {
@@ -387,8 +405,11 @@
     onResult: (listener) => listeners.push(listener),
     // The state, for tests.
     state: () => ({ part, result: current(), choices }),
-    // Gradio's HTML component that receives the parts.
+    // Gradio's HTML component that receives the parts, and what the server says once: each verdict's word and mark, and
+    // the usual share of good parts above the look limit.
     receiver: (props, watch, trigger) => {
+      diffad.verdicts = props.verdicts;
+      diffad.usualLook = choices.lookRate = USUAL["look-rate"] = props.look_rate;
       tell = () => trigger("select");
       watch("value", () => receive(props.value));
       receive(props.value);

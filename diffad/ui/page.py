@@ -25,11 +25,12 @@ import gradio as gr
 import numpy as np
 
 from diffad.data import DataError
+from diffad.inspection import LOOK_RATE
 from diffad.inspector import METHODS, SCALE_TOP, Turn
 from diffad.render import COLORMAPS
 from diffad.ui import batch, cards, downloads, endpoints
 from diffad.ui.files import Storage, room, sentence
-from diffad.ui.layout import AUTO, CANCELLED, RATES, TILES, WAITING, categories, html, lay_out
+from diffad.ui.layout import AUTO, CANCELLED, LOOK_RATES, RATES, TILES, WAITING, categories, html, lay_out
 from diffad.ui.turns import AT_ONCE, Turns, Unwanted, caller, still_waiting
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ class Shown:
     def chosen(self, choices: Mapping[str, Any]) -> Inspection:
         """As the browser shows it (`diffad.choices()` in page.js); no network."""
         return self.raw.fused(
-            alpha=choices["alpha"], timesteps=choices["timesteps"], threshold=choices["threshold"]
-        )
+            choices["alpha"], choices["timesteps"], threshold=choices["threshold"],
+            look_threshold=choices["look"],
+        )  # fmt: skip
 
 
 @dataclass
@@ -156,7 +158,7 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
     of_inspection = [p.download[kind] for kind in ("all", *downloads.OF_INSPECTION)]
     of_film = [p.download[kind] for kind in downloads.OF_FILM]
     repairing = [p.player, p.repair, p.stop, *of_film]
-    everything = [p.picture, p.view, p.threshold, *repairing, *of_inspection]
+    everything = [p.picture, p.view, p.threshold, p.look, *repairing, *of_inspection]
     settings = [p.model, p.category, p.alpha, p.lowest, p.highest, p.count, p.draws, p.tile]
     first_model = next(iter(inspectors))
 
@@ -233,9 +235,10 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
         part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
         part |= {"name": shown.name, "model": model, "link": link, "turn": request.turn}
         part["several"] = len(inspectors) > 1
+        scale = round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))
         return shown, no_film(ready=True) | {
             p.view: part,
-            p.threshold: gr.Slider(maximum=round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))),
+            **dict.fromkeys((p.threshold, p.look), gr.Slider(maximum=scale)),
             **dict.fromkeys(of_inspection, gr.Button(interactive=True)),
         }
 
@@ -370,18 +373,40 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
         js = "(session, turn, ...settings) => [session, diffad.nextTurn(), ...settings]"
         answer_after(listen(ask_again, [p.session, p.turn, *settings], p.session, js=js, **EVERY))
 
-    # These act in the browser; the threshold's slider and its rate follow each other.
-    p.alpha.input(None, [p.alpha, p.threshold], p.threshold, js="""(alpha, threshold) =>
-        diffad.choose({ alpha }) ?? threshold""")
-    p.threshold.input(None, p.threshold, p.rate, js="""(threshold) => {
-        diffad.choose({ threshold });
-        return 0;
+    # These act in the browser; the limits' sliders and their rates follow each other.
+    p.alpha.input(
+        None, [p.alpha, p.threshold, p.look], [p.threshold, p.look],
+        js="""(alpha, threshold, look) => {
+            const [newThreshold, , newLook] = diffad.choose({ alpha });
+            return [newThreshold ?? threshold, newLook ?? look];
+        }""",
+    )
+    p.threshold.input(
+        None, [p.threshold, p.look], [p.rate, p.look],
+        js="""(threshold, look) => {
+            const [, rate, newLook] = diffad.choose({ threshold });
+            return [rate, newLook ?? look];
+        }""",
+    )
+    p.rate.input(
+        None, [p.rate, p.threshold, p.look], [p.threshold, p.look],
+        js="""(rate, threshold, look) => {
+            const [newThreshold, , newLook] = diffad.choose(rate ? { rate, threshold: null } : { threshold });
+            return [newThreshold ?? threshold, newLook ?? look];
+        }""",
+    )
+    p.look.input(None, p.look, [p.look, p.look_rate], js="""(look) => {
+        const [, , highest, rate] = diffad.choose({ look });
+        return [Math.min(look, highest), rate];
     }""")
-    p.rate.input(None, [p.rate, p.threshold], p.threshold, js="""(rate, threshold) =>
-        diffad.choose(rate ? { rate, threshold: null } : { threshold }) ?? threshold""")
+    p.look_rate.input(None, [p.look_rate, p.look], p.look, js="""(lookRate, look) =>
+        diffad.choose(lookRate ? { lookRate, look: null } : { look })[2] ?? look""")
     p.opacity.input(None, p.opacity, None, js="(opacity) => { diffad.choose({ opacity }); }")
     p.colormap.input(None, p.colormap, None, js="(colormap) => { diffad.choose({ colormap }); }")
-    p.view.select(None, None, [p.threshold, p.rate], js="() => diffad.limits()")
+    limits = [p.threshold, p.rate, p.look, p.look_rate]
+    p.view.select(
+        None, limits, limits, js="(...now) => diffad.controls().map((said, i) => said ?? now[i])"
+    )
 
     for kind, button in p.download.items():
         made = button.click(
@@ -421,7 +446,7 @@ def check_choices(choices: Any) -> None:
     if not (
         isinstance(timesteps, list) and all(type(t) is int for t in timesteps)
         and number("alpha", 0, 1) and number("opacity", 0, 1) and number("rate", 0, 1)
-        and (choices.get("threshold") is None or number("threshold", -1e9, 1e9))
+        and all(choices.get(limit) is None or number(limit, -1e9, 1e9) for limit in ("threshold", "look"))
         and choices.get("colormap") in COLORMAPS and "own" in choices and "turn" in choices
     ):  # fmt: skip
         raise misunderstood("choices")
@@ -435,7 +460,7 @@ def sample_of(path: str, samples: Sequence[Path]) -> str | None:
 
 def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleNamespace) -> Any:
     """On load the controls are set as the address says, where it makes sense; then its sample is opened."""
-    live = [p.alpha, p.rate, p.opacity, p.colormap, p.threshold]
+    live = [p.alpha, p.rate, p.opacity, p.colormap, p.threshold, p.look_rate, p.look]
 
     def arrive(link: dict[str, str] | None) -> Any:
         if not link or not isinstance(link, dict):
@@ -454,18 +479,24 @@ def open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], p: SimpleName
         def among(name: str, known: Sequence[Any], usual: Any) -> Any:
             return next((value for value in known if str(value) == link.get(name)), usual)
 
-        own = "threshold" in link
-        limit = within("threshold", -1000, 1000, 3)
+        def slider(name: str, usual: float) -> gr.Slider:
+            limit = within(name, -1000, 1000, usual)
+            low, high = min(0, math.floor(2 * limit)), max(SCALE_TOP, round(2 * limit))
+            return gr.Slider(value=limit, minimum=low, maximum=high)
+
+        def share(limit: str, name: str, rates: list[tuple[str, float]], usual: float) -> float:
+            return 0 if limit in link else among(name, [rate for _, rate in rates], usual)
+
         return {
             p.model: model,
             p.category: gr.Dropdown(
                 choices=categories(inspector), value=among("category", inspector.categories, AUTO)
             ),
             p.alpha: within("alpha", 0, 1, 0.5),
-            p.rate: 0 if own else among("rate", [rate for _, rate in RATES], 0.01),
-            p.threshold: gr.Slider(
-                value=limit, minimum=min(0, math.floor(2 * limit)), maximum=max(SCALE_TOP, round(2 * limit))
-            ),
+            p.rate: share("threshold", "rate", RATES, 0.01),
+            p.threshold: slider("threshold", 3),
+            p.look_rate: share("look", "look-rate", LOOK_RATES, LOOK_RATE),
+            p.look: slider("look", 2.5),
             p.opacity: within("opacity", 0, 1, 0.7),
             p.colormap: among("colormap", COLORMAPS, COLORMAPS[0]),
             p.lowest: int(within("low", 0, 999, inspector.timesteps[0])),

@@ -85,6 +85,13 @@
     return exponent > 50 ? 1 : -Math.expm1(-Math.exp(exponent));
   }
 
+  // The verdict by a score and the two limits, and above which values the map shows where the part differs
+  // (inspection.verdict_for, map_limit_for).
+  function judged(score, threshold, look) {
+    const verdict = score > threshold ? "anomalous" : score > look ? "look" : "good";
+    return { verdict, mapLimit: verdict === "look" ? look : threshold };
+  }
+
   // 8-connected components of map > threshold with at least `smallest` px, highest peak first; boxes in map px.
   function regions(map, width, height, threshold, smallest) {
     const found = [];
@@ -183,6 +190,6 @@
   }
 
   (window.diffad ??= {}).scores = {
-    mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, regions, contour, reduced, shrunk,
+    mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, judged, regions, contour, reduced, shrunk,
   };
 })();

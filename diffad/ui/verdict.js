@@ -1,16 +1,22 @@
-// The verdict, and the good parts' scores with the threshold as a line that can be dragged.
+// The verdict, and the good parts' scores with the two limits as lines that can be dragged.
 (() => {
   const diffad = (window.diffad ??= {});
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const [WIDTH, BASE, TALL, BINS] = [460, 66, 44, 48];
   const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
-  // What a threshold means, in words.
-  function rateInWords(rate) {
-    if (rate <= 0.0005) return "fewer than 1 good part in 2000 would be rejected";
-    if (rate >= 0.995) return "every good part would be rejected";
-    if (rate > 0.4) return `${Math.round(100 * rate)} % of the good parts would be rejected`;
-    return `about 1 good part in ${Math.round(1 / rate)} would be rejected`;
+  // A limit's line: where its knob and its label stand, so that both can be held when they lie on each other.
+  const LIMITS = {
+    look: { title: "look limit", side: -1, told: "looked at or rejected" },
+    threshold: { title: "threshold", side: 1, told: "rejected" },
+  };
+
+  // A share of good parts in words; `part` is left empty where it was just said.
+  function rateInWords(rate, part = " good part") {
+    if (rate <= 0.0005) return `fewer than 1${part} in 2000`;
+    if (rate >= 0.995) return `every${part || " one"}`;
+    if (rate > 0.4) return `${Math.round(100 * rate)} %${part && ` of the${part}s`}`;
+    return `about 1${part} in ${Math.round(1 / rate)}`;
   }
 
   // How unusual a good part is whose score so many others exceed.
@@ -51,14 +57,15 @@
         <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><div class="notes"></div></div>
       <svg class="histogram" viewBox="0 -20 ${WIDTH} 114" role="group" aria-label="Scores of good parts">
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
-        <text class="quiet" x="2" y="-3"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
+        <text class="quiet" x="2" y="-7"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
         <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="90"></text>
-        <g class="limit-grip" tabindex="0" role="slider" aria-label="Threshold">
-          <rect x="-9" y="2" width="18" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="12" y2="${BASE + 4}"/>
-          <path class="knob" d="M-5 2h10v6l-5 5l-5 -5z"/><text class="quiet" x="9" y="19">threshold</text></g>
+        ${Object.entries(LIMITS).map(([kind, { title, side }]) => `
+          <g class="limit-grip ${kind}" data-limit="${kind}" tabindex="0" role="slider" aria-label="${title[0].toUpperCase()}${title.slice(1)}">
+            <rect y="2" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="2" y2="${BASE + 4}"/>
+            <path class="knob" d="M0 2h${9 * side}v6l${-9 * side} 5z"/><text class="quiet">${title}</text></g>`).join("")}
       </svg>`;
     const find = (name) => slot.querySelector(name);
-    const [svg, grip] = [find("svg"), find(".limit-grip")];
+    const svg = find("svg");
     const sentence = element.querySelector(".empty");
     const spoken = element.querySelector("[role=status]"); // once a part, not with every move of a slider
     let now = null;
@@ -74,20 +81,24 @@
       }
       now = result;
       const { number } = diffad;
-      const bad = result.anomalous;
-      slot.className = `verdict-slot verdict ${bad ? "bad" : "good"}`;
+      const [word, mark] = diffad.verdicts[result.verdict];
+      slot.className = `verdict-slot verdict ${result.verdict}`;
       slot.dataset.score = result.score;
       slot.dataset.threshold = result.threshold;
-      find(".mark i").textContent = bad ? "✕" : "✓";
-      find(".word").textContent = bad ? "Anomalous" : "Good";
+      find(".mark i").textContent = mark;
+      find(".word").textContent = word;
       const notes = [...(part.fits ? [] : [strangeness(part)]), ...part.notes];
-      if (fresh) spoken.textContent = [`${bad ? "Anomalous" : "Good"}, score ${number(result.score)}, threshold ${number(result.threshold)}`, ...notes].join(". ");
+      if (fresh) spoken.textContent = [`${word}, score ${number(result.score)}, look limit ${number(result.look)}, threshold ${number(result.threshold)}`, ...notes].join(". ");
       const count = result.regions.length;
-      find(".reading").innerHTML = `score <b>${number(result.score)}</b> · threshold <b>${number(result.threshold)}</b>` +
-        (bad ? ` · ${count} region${count === 1 ? "" : "s"}`
-          : ` · ${unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances))}`);
-      const words = rateInWords(result.rate);
-      find(".meaning").textContent = `at this threshold ${words}`;
+      const limit = (kind) => `${LIMITS[kind].title} <b>${number(result[kind])}</b>`;
+      find(".reading").innerHTML = [
+        `score <b>${number(result.score)}</b>`,
+        { good: limit("look"), look: `${limit("look")} · ${limit("threshold")}`, anomalous: limit("threshold") }[result.verdict],
+        result.verdict === "good" ? null : `${count} region${count === 1 ? "" : "s"}`,
+        result.verdict !== "good" ? null : unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances)),
+      ].filter(Boolean).join(" · ");
+      find(".meaning").textContent = `at these limits ${rateInWords(result.rate)} would be ${LIMITS.threshold.told}` +
+        (result.look < result.threshold ? `, ${rateInWords(result.lookRate, "")} ${LIMITS.look.told}` : "");
       const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
         (part.seen ? ` · ${part.seen}` : "");
@@ -104,34 +115,52 @@
       caption.setAttribute("text-anchor", anchor);
       caption.setAttribute("x", { end: WIDTH - 2, start: 2, middle: dot }[anchor]);
       caption.textContent = `this part ${number(result.score)}${result.score > scale.top ? " →" : ""}`;
-      grip.setAttribute("transform", `translate(${scale.at(result.threshold).toFixed(1)} 0)`);
-      grip.setAttribute("aria-valuenow", result.threshold.toFixed(2));
-      grip.setAttribute("aria-valuemin", scale.low.toFixed(2));
-      grip.setAttribute("aria-valuemax", scale.top.toFixed(2));
-      grip.setAttribute("aria-valuetext", `${number(result.threshold)}, ${words}`);
-      const name = grip.querySelector("text");
-      const left = scale.at(result.threshold) > WIDTH - 70;
-      name.setAttribute("x", left ? -9 : 9);
-      name.setAttribute("text-anchor", left ? "end" : "start");
+      place("look", result.lookRate);
+      place("threshold", result.rate);
     });
+
+    function place(kind, rate) {
+      const [x, { side, told }] = [scale.at(now[kind]), LIMITS[kind]];
+      const between = (scale.at(now.threshold) - scale.at(now.look)) / 2; // to the middle between the lines
+      const grip = find(`.limit-grip.${kind}`);
+      grip.setAttribute("transform", `translate(${x.toFixed(1)} 0)`);
+      const [outside, inside] = [14, clamp(between, 0, 9)];
+      grip.querySelector("rect").setAttribute("x", side < 0 ? -outside : -inside);
+      grip.querySelector("rect").setAttribute("width", outside + inside);
+      for (const [name, value] of Object.entries({
+        now: now[kind].toFixed(2), min: scale.low.toFixed(2), max: (kind === "look" ? now.threshold : scale.top).toFixed(2),
+        text: `${diffad.number(now[kind])}, ${rateInWords(rate)} would be ${told}`,
+      })) grip.setAttribute(`aria-value${name}`, value);
+      // The name stands on the knob's side, where there is room; else that of the look limit below the other.
+      const name = grip.querySelector("text");
+      const left = side < 0 ? x > 78 : x > WIDTH - 78;
+      name.setAttribute("x", left ? -12 : 12);
+      name.setAttribute("y", left === side < 0 ? 12 : 27);
+      name.setAttribute("text-anchor", left ? "end" : "start");
+    }
 
     const scoreAt = (event) => {
       const box = svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * WIDTH;
       return clamp(scale.low + ((x - 8) / (WIDTH - 16)) * (scale.top - scale.low), scale.low, scale.top);
     };
-    grip.addEventListener("pointerdown", (event) => {
-      grip.setPointerCapture(event.pointerId);
-      grip.classList.add("held");
-    });
-    grip.addEventListener("pointermove", (event) => grip.classList.contains("held") && diffad.decide({ threshold: scoreAt(event) }));
-    for (const end of ["pointerup", "pointercancel"]) grip.addEventListener(end, () => grip.classList.remove("held"));
-    grip.addEventListener("keydown", (event) => {
-      const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
-      if (!by) return;
-      event.preventDefault();
-      diffad.decide({ threshold: clamp(now.threshold + (by * scale.top) / 200, scale.low, scale.top) });
-    });
+    // The look limit ends at the threshold; the threshold takes it along.
+    const decide = (kind, value) => diffad.decide({ [kind]: clamp(value, scale.low, kind === "look" ? now.threshold : scale.top) });
+    for (const grip of slot.querySelectorAll(".limit-grip")) {
+      const kind = grip.dataset.limit;
+      grip.addEventListener("pointerdown", (event) => {
+        grip.setPointerCapture(event.pointerId);
+        grip.classList.add("held");
+      });
+      grip.addEventListener("pointermove", (event) => grip.classList.contains("held") && decide(kind, scoreAt(event)));
+      for (const end of ["pointerup", "pointercancel"]) grip.addEventListener(end, () => grip.classList.remove("held"));
+      grip.addEventListener("keydown", (event) => {
+        const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
+        if (!by) return;
+        event.preventDefault();
+        decide(kind, now[kind] + (by * scale.top) / 200);
+      });
+    }
   }
 
   Object.assign(diffad, { verdict, escape });

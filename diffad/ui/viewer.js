@@ -91,8 +91,8 @@
       context.imageSmoothingEnabled = true;
       context.drawImage(heat, at.left, at.top, at.width, at.height);
       const { part, result } = now;
-      if (result.anomalous) {
-        outline ??= diffad.scores.contour(result.fused, part.width, part.height, result.threshold);
+      if (result.verdict !== "good") {
+        outline ??= diffad.scores.contour(result.fused, part.width, part.height, result.mapLimit);
         const onStage = new Path2D();
         onStage.addPath(outline, new DOMMatrix([at.width / part.width, 0, 0, at.height / part.height, at.left, at.top]));
         context.lineCap = "round";
@@ -289,7 +289,7 @@
         seenAs.hidden = !part.seen;
       }
       outline = null;
-      paint(heat, result.fused, part.width, part.height, part.top, choices.colormap, fading(result.threshold, choices.opacity));
+      paint(heat, result.fused, part.width, part.height, part.top, choices.colormap, fading(result.mapLimit, choices.opacity));
       redraw();
     });
     new ResizeObserver(redraw).observe(stage);
@@ -301,17 +301,17 @@
     diffad.receiver(props, watch, trigger);
   }
 
-  // The table: box, area, peak and mean of every region above the threshold; a row zooms there.
+  // The table: box, area, peak and mean of every region; a row zooms there.
   function regions(element) {
     const body = element.querySelector(".regions-slot");
     let shown = "";
     diffad.onResult(({ result }) => {
-      const html = result ? listed(result.regions) : "";
+      const html = result ? listed(result) : "";
       if (html !== shown) body.innerHTML = shown = html; // an unchanged row keeps its focus
     });
-    function listed(found) {
+    function listed({ regions: found, verdict }) {
       const { number } = diffad;
-      if (!found.length) return '<p class="quiet empty-regions">No region above the threshold.</p>';
+      if (!found.length) return `<p class="quiet empty-regions">No region above the ${verdict === "anomalous" ? "threshold" : "look limit"}.</p>`;
       const rows = found.slice(0, REGIONS_SHOWN).map((r, i) =>
         `<tr data-region="${i}"><th scope="row"><button title="Zoom to region ${i + 1}" aria-label="Zoom to region ${i + 1}">${i + 1}</button></th>` +
         `<td>${r.box[2]} × ${r.box[3]}</td><td>${r.box[0]}, ${r.box[1]}</td><td>${r.area}</td>` +
