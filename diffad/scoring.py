@@ -40,9 +40,16 @@ PIXEL_SCORES = ("perceptual", "uncertainty", "kl", "rgb")
 # background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
 _MOVED_FROM, _MOVED_BACK_FROM = 100, 300  # t
-_CELLS = 64  # a side, at which good pictures' places are remembered
-GOOD_TOP = TOP * _CELLS**2 // 256**2  # of those places make a good picture's score
-_PLACES = 96  # places remembered per good picture
+CELLS = 32  # a side of the model's square, by which a score is found; as many as places of the features' grid
+PEAK = 4  # cells whose mean is a map's peak, TOP pixels
+LEVEL = CELLS**2 // 4  # the level of a map is its LEVEL-th highest cell: a quarter of them lie above
+EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual good map is excess
+_HIGH_LEVEL = 0.9  # share of good pictures whose level lies below what is taken off at most
+# Network and plain features count alike in a category whose parts the network never learned from.
+PLAIN_WEIGHT = 0.5
+_ZERO = 60  # the code of 0 σ
+_STEPS = 20  # whole numbers to a unit of asinh σ, in which good pictures' maps are remembered
+_REDUCED = 64  # cells a side, at which good pictures are kept while statistics are fitted
 _TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
@@ -50,12 +57,14 @@ _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 @dataclass(frozen=True)
 class RawMaps:
     """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0 (but for
-    the swing of its enlargement); smoothed, float32.
+    the swing of its enlargement); plain: [b, size, size], likewise, of the features alone, which no timestep
+    and no network has a part in, None where a category does without; smoothed, float32.
     """
 
     pixel: Tensor
     feature: Tensor
     timesteps: tuple[int, ...]
+    plain: Tensor | None = None
 
 
 def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
@@ -246,17 +255,20 @@ class Calibration:
     g, g], how high good maps lie at each place, relative to their mean; raw maps are divided by it (see
     `place_level`). moments: [2, 2 (mean, σ), n] of the raw smoothed maps so divided; σ is measured at the
     tail, so that one place in a thousand of good pictures lies above 3.09 σ, as a normal law has it: the
-    branch whose good maps have the heavier tail must not drown the other. good_places:
-    standardised values [pictures, 2, m, places] at the places of each good picture that come out highest in
-    some map: enough to know its image score at any α and any timesteps without the network. remembered: the
-    m timesteps of those; another has, in its own units, the values of the nearest on its grid.
+    branch whose good maps have the heavier tail must not drown the other. good_maps: the standardised maps of
+    good pictures over CELLS × CELLS cells, uint8 [pictures, 2, m, CELLS, CELLS] (see `to_codes`): enough to
+    know their image scores at any α and any timesteps without the network. remembered: the m timesteps of
+    those; another has, in its own units, the values of the nearest on its grid. plain_moments [2 (mean, σ)]
+    and good_plain uint8 [pictures, CELLS, CELLS]: the same of the plain features, None without.
     """
 
     timesteps: tuple[int, ...]
     level: Tensor
     moments: Tensor
     remembered: tuple[int, ...]
-    good_places: Tensor
+    good_maps: Tensor
+    plain_moments: Tensor | None = None
+    good_plain: Tensor | None = None
 
     @staticmethod
     def fit(maps: RawMaps, by_place: bool = False, reduced: RawMaps | None = None) -> Calibration:
@@ -275,26 +287,20 @@ class Calibration:
             both = both / _to_size(without[: len(both)], both.shape[-1])[:, :, None]
             small = small / _to_size(without, small.shape[-1])[:, :, None]
         mean = both.double().mean(dim=(0, 3, 4))
-        rows = both.permute(1, 2, 0, 3, 4).flatten(2)  # [2, n, pixels]
-        above = max(1, rows.shape[-1] // 1000)
-        tail = rows.topk(above, dim=-1).values[..., -1].double()
-        std = ((tail - mean) / _TAIL).clamp(min=1e-8)
+        std = _tail_deviation(both.permute(1, 2, 0, 3, 4).flatten(2), mean)  # [2, n]
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
         at = [maps.timesteps.index(t) for t in reduced.timesteps]
         standard = (small - moments[None, :, 0, at, None, None]) / moments[None, :, 1, at, None, None]
-        cells = standard.flatten(3)  # [more, 2, m, cells]
-        pixel, feature = cells.mean(dim=2).unbind(dim=1)
-        of_pixel, of_feature = branch_weights(0.5)
-        # the highest of the usual fusion, of the pixels alone, and of any single map
-        ranked = (of_pixel * pixel + of_feature * feature, pixel, cells.amax(dim=(1, 2)))
-        many, taken = min(_PLACES, cells.shape[-1]) // len(ranked), torch.zeros_like(pixel, dtype=torch.bool)
-        chosen = []
-        for values in ranked:
-            chosen.append(values.masked_fill(taken, -torch.inf).topk(many, dim=1).indices)
-            taken = taken.scatter(1, chosen[-1], True)
-        places = torch.cat(chosen, dim=1).sort(dim=1).values[:, None, None]  # [more, 1, 1, places]
-        values = cells.take_along_dim(places, dim=3)
-        return Calibration(maps.timesteps, level.cpu(), moments.cpu(), reduced.timesteps, values.cpu())
+        plain_moments = good_plain = None
+        if reduced.plain is not None:
+            wide = reduced.plain if maps.plain is None else maps.plain
+            middle = wide.double().mean()
+            plain_moments = torch.stack([middle, _tail_deviation(wide.flatten(), middle)]).float().cpu()
+            good_plain = to_codes(_to_cells((reduced.plain - plain_moments[0]) / plain_moments[1]))
+        return Calibration(
+            maps.timesteps, level.cpu(), moments.cpu(), reduced.timesteps, to_codes(_to_cells(standard)),
+            plain_moments, good_plain,
+        )  # fmt: skip
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
         """Weights [len(timesteps), n] of linear interpolation in t, constant beyond the calibrated range."""
@@ -319,22 +325,26 @@ class Calibration:
         levels = self.level[None] if levels is None else levels
         levels = _to_size(levels.to(maps.pixel.device), maps.pixel.shape[-1])  # [b or 1, 2, size, size]
         pixel, feature = maps.pixel / levels[:, :1], maps.feature / levels[:, 1:]
-        return RawMaps((pixel - mean[0]) / std[0], (feature - mean[1]) / std[1], maps.timesteps)
+        plain = maps.plain
+        if plain is not None and self.plain_moments is not None:
+            plain = (plain - self.plain_moments[0].item()) / self.plain_moments[1].item()
+        return RawMaps((pixel - mean[0]) / std[0], (feature - mean[1]) / std[1], maps.timesteps, plain)
+
+    def scorer(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
+        """How maps are scored at this α and these timesteps."""
+        pixel, feature = from_codes(self.good_codes(timesteps)).mean(dim=2).unbind(dim=1)
+        plain = None if self.good_plain is None else from_codes(self.good_plain).numpy()
+        fused = weighed(pixel.numpy(), feature.numpy(), alpha, plain)
+        return ImageScore.of(fused.reshape(len(fused), -1))
 
     def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
         """Image scores of the good pictures at this α and these timesteps, float32 [pictures]."""
-        pixel, feature = self._places(timesteps).mean(dim=2).unbind(dim=1)  # [pictures, places]
-        of_pixel, of_feature = branch_weights(alpha)
-        fused = of_pixel * pixel + of_feature * feature
-        return fused.topk(min(GOOD_TOP, fused.shape[1]), dim=1).values.mean(dim=1).numpy()
+        return self.scorer(alpha, timesteps).good
 
-    def good_evidence(self, timesteps: Sequence[int]) -> np.ndarray:
-        """`good_places` at these timesteps, float32 [pictures, 2, n_t, places]."""
-        return self._places(timesteps).numpy()
-
-    def _places(self, timesteps: Sequence[int]) -> Tensor:
-        """`good_places` at these timesteps. The mean over several t of a grid is then that of one: a little
-        high for good pictures, since such maps are alike but not the same.
+    def good_codes(self, timesteps: Sequence[int]) -> Tensor:
+        """`good_maps` at these timesteps, uint8 [pictures, 2, n_t, CELLS, CELLS]. The mean over several t of
+        a grid is then that of one: a little high for good pictures, since such maps are alike but not the
+        same.
         """
         nearest = [
             min(
@@ -343,14 +353,39 @@ class Calibration:
             )
             for t in timesteps
         ]
-        return self.good_places[:, :, nearest]
+        return self.good_maps[:, :, nearest]
+
+
+def _tail_deviation(values: Tensor, mean: Tensor) -> Tensor:
+    """σ of values [..., n] by their tail: one in a thousand lies above mean + 3.09 σ; float64 [...]."""
+    above = max(1, values.shape[-1] // 1000)
+    return ((values.topk(above, dim=-1).values[..., -1].double() - mean) / _TAIL).clamp(min=1e-8)
+
+
+def to_codes(maps: Tensor) -> Tensor:
+    """Maps in σ in whole numbers, uint8 of the same shape: 20 to a unit of asinh σ, so that a step is 0.05 σ
+    where maps are calm and 5 % where they are high.
+    """
+    return (maps.float().asinh() * _STEPS + _ZERO).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def from_codes(codes: Tensor) -> Tensor:
+    """`to_codes` undone, float32; coding again changes nothing."""
+    return ((codes.float() - _ZERO) / _STEPS).sinh()
+
+
+def _to_cells(maps: Tensor) -> Tensor:
+    """Square maps [..., s, s] → [..., CELLS, CELLS], means; repeated where there are fewer."""
+    flat = F.adaptive_avg_pool2d(maps.reshape(-1, 1, *maps.shape[-2:]), CELLS)
+    return flat.reshape(*maps.shape[:-2], CELLS, CELLS)
 
 
 def reduced_maps(maps: RawMaps) -> RawMaps:
     """Means of maps over 64 × 64 cells: of pixels where those are fewer."""
-    cells = min(_CELLS, maps.pixel.shape[-1])
+    cells = min(_REDUCED, maps.pixel.shape[-1])
     pixel, feature = (F.adaptive_avg_pool2d(branch, cells) for branch in (maps.pixel, maps.feature))
-    return RawMaps(pixel, feature, maps.timesteps)
+    plain = None if maps.plain is None else F.adaptive_avg_pool2d(maps.plain, cells)
+    return RawMaps(pixel, feature, maps.timesteps, plain)
 
 
 def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
@@ -406,22 +441,91 @@ def weights_in_words(alpha: float) -> str:
     return f"pixels {pixel} %, features {feature} %"
 
 
-def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float) -> np.ndarray:
-    """(11): mean over t of the two branches, weighed by α; standardised maps [n_t, h, w] → [h, w]."""
+def fuse(
+    pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None
+) -> np.ndarray:
+    """(11): mean over t of the two branches, `weighed`; standardised maps [n_t, h, w] → [h, w]. plain:
+    [h, w], if the category has it.
+    """
+    return weighed(pixel.mean(axis=0), feature.mean(axis=0), alpha, plain)
+
+
+def weighed(
+    pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None
+) -> np.ndarray:
+    """Both branches by `branch_weights(α)`; with the plain features, these make half (PLAIN_WEIGHT)."""
     of_pixel, of_feature = branch_weights(alpha)
-    return of_pixel * pixel.mean(axis=0) + of_feature * feature.mean(axis=0)
+    fused = of_pixel * pixel + of_feature * feature
+    return fused if plain is None else (1 - PLAIN_WEIGHT) * fused + PLAIN_WEIGHT * plain
 
 
-def image_score(anomaly_map: np.ndarray, size: float = 256) -> float:
-    """Mean of the highest values of a map: 256 pixels at a model size of 256, the same area at others."""
+def top_mean(anomaly_map: np.ndarray, size: float = 256) -> float:
+    """Mean of the highest values of a map: 256 pixels at a model size of 256, the same area at others. The
+    image score of what has no calibration.
+    """
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
-    top = top_count(flat.size, size)
+    top = min(max(1, round(TOP * (size / 256) ** 2)), flat.size)
     return float(np.partition(flat, flat.size - top)[flat.size - top :].mean())
 
 
-def top_count(pixels: int, size: float = 256) -> int:
-    """How many of a map's pixels `image_score` averages."""
-    return min(max(1, round(TOP * (size / 256) ** 2)), pixels)
+@dataclass(frozen=True, eq=False)
+class ImageScore:
+    """How an anomaly map becomes a score, in σ: the higher of its peak and its excess, each being surprising
+    in its own way.
+
+    peak: the mean of the PEAK highest cells, for what is small and strong. excess: by how much cells lie
+    above what they do on good parts, summed up over the picture, for what is wide and weak. Before that the
+    map's own level is taken off, as far as good pictures have such levels (`high_level`): light and noise
+    raise a map everywhere. Excess is brought to the units of peaks by the extreme-value laws of both on good
+    pictures: an excess that 1 good picture in 900 has counts as the peak that 1 in 900 has.
+
+    above: σ over the level from where on there is excess. shift, scale: score = shift + scale · excess.
+    good: the scores of the good pictures, float32 [pictures].
+    """
+
+    high_level: float
+    above: float
+    shift: float
+    scale: float
+    good: np.ndarray
+
+    @staticmethod
+    def of(good: np.ndarray) -> ImageScore:
+        """From the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
+        ranked = -np.sort(-good, axis=1)
+        levels = ranked[:, LEVEL - 1]
+        high_level = float(np.quantile(levels, _HIGH_LEVEL))
+        above = float((ranked[:, EXCESS_FROM - 1] - np.minimum(levels, high_level)).mean())
+        partial = ImageScore(high_level, above, -math.inf, 0.0, ranked[:, 0])
+        excess = np.array([partial._excess(each) for each in ranked])
+        peaks = ranked[:, :PEAK].mean(axis=1)
+        (peak, peak_scale), (middle, excess_scale) = _gumbel(peaks), _gumbel(excess)
+        # where good pictures have hardly any excess: a peak higher by its own scale is no less usual
+        scale = peak_scale / max(excess_scale, peak_scale * PEAK / CELLS**2)
+        shift = peak - scale * middle
+        scores = np.maximum(peaks, shift + scale * excess).astype(np.float32)
+        return ImageScore(high_level, above, shift, scale, scores)
+
+    def __call__(self, anomaly_map: np.ndarray, size: float) -> float:
+        """The score of a fused map [h, w]. size: how many of its pixels make the side of the model's square,
+        whose padding the map does not show.
+        """
+        ranked = -np.sort(-cells_of(anomaly_map, size))
+        return max(float(ranked[:PEAK].mean()), self.shift + self.scale * self._excess(ranked))
+
+    def _excess(self, ranked: np.ndarray) -> float:
+        """Of cells, highest first: the mean over a square's cells of what lies above."""
+        level = min(float(ranked[min(LEVEL, len(ranked)) - 1]), self.high_level)
+        return float((ranked - (level + self.above)).clip(min=0).sum()) / CELLS**2
+
+
+def cells_of(anomaly_map: np.ndarray, size: float) -> np.ndarray:
+    """Means of a map [h, w] over cells, of which `size` pixels hold CELLS, float32 [cells]; at least one
+    along a side, and no more than pixels.
+    """
+    cells = [max(1, min(side, round(CELLS * side / size))) for side in anomaly_map.shape]
+    flat = torch.from_numpy(np.ascontiguousarray(anomaly_map, np.float32))[None, None]
+    return F.adaptive_avg_pool2d(flat, cells).numpy().ravel()
 
 
 _EULER = 0.5772156649015329
