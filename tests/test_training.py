@@ -331,7 +331,7 @@ def test_what_was_trained_inspects(trained, parts):
 
 @pytest.fixture(scope="module")
 def extractor():
-    return FeatureExtractor(grid=8)
+    return FeatureExtractor()
 
 
 def noise_pictures(tilt):
