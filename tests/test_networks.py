@@ -63,7 +63,7 @@ def test_the_default_network_is_as_small_as_it_says():
 
 
 def test_the_default_features_fit_the_default_backbone(extractor):
-    assert (UNetConfig().feature_channels, UNetConfig().feature_grid) == (extractor.channels, 256 // extractor.cell)
+    assert (UNetConfig().feature_channels, UNetConfig().cell) == (extractor.channels, extractor.cell)
 
 
 @pytest.mark.parametrize(
