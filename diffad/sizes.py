@@ -36,7 +36,7 @@ _PICTURES = 24  # good ones, and as many artificial defects
 _MEASURED = 5  # pictures whose resolution is looked at
 _WINDOW, _WINDOWS = 256, 2  # px of a square that a defect is drawn for, and how many of them a side, at most
 _TRIES = 4  # for a defect that shows
-_CLEARLY = 0.04  # by how much a larger size's worth must be above a smaller one's
+_CLEARLY = 0.04  # by how much a larger size's worth must be above that of a smaller one
 _MIDDLE = TIMESTEPS[1]  # t, the only one that is tried
 _SHOWN = -0.8  # of a mask scaled down, −1 … 1: a tenth of a pixel is defective
 
@@ -61,9 +61,9 @@ def find_size(
     """The size for a category of normal pictures, and what was found at those tried; empty if the pictures
     have too few pixels for more than the network's own size.
 
-    Keys: size (px), and tried: by size, as text, found (share of the artificial defects above the score of 1
-    good picture in 100), image_auroc, aupro, worth (the mean of these two, which decides) and seconds (of an
-    inspection, about). good, defects: counts. It looks at 24 pictures at one timestep, by the features alone,
+    Keys: size (px), and tried: by size, as text (see `climbed`), found (share of the artificial defects above
+    the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these two, which decides) and
+    seconds (of an inspection, about). good, defects: counts. It looks at 24 pictures at one timestep, by the features alone,
     which are nearly all of a score. bits: as `data.read_image` takes them. Raises DataError.
     """
     network.eval()
@@ -75,17 +75,15 @@ def find_size(
     shown, masks, origins = _pictures(some, sizes, upright, bits, seed)
     if not masks:  # nothing shows: all but black
         return {}
-    tried = {}
-    for size in sizes:
-        pictures = shown[size]
-        maps = _maps(network, extractor, schedule, pictures, origins, sizes[0], seed)
-        maps = [
-            np.where(there, values, values[there].min())
-            for values, there in zip(maps, shown[sizes[0]].inside.numpy()[[*range(len(some)), *origins]])
-        ]
-        one = to_float(pictures.good[:1], extractor.mean.device)
-        tried[size] = _judged(maps, masks) | {"seconds": _seconds(network, extractor, schedule, one)}
-    chosen = smallest_that_finds({size: values["worth"] for size, values in tried.items()})
+    inside = shown[sizes[0]].inside.numpy()[[*range(len(some)), *origins]]
+
+    def judge(size: int) -> dict[str, float]:
+        maps = _maps(network, extractor, schedule, shown[size], origins, sizes[0], seed)
+        maps = [np.where(there, values, values[there].min()) for values, there in zip(maps, inside)]
+        one = to_float(shown[size].good[:1], extractor.mean.device)
+        return _judged(maps, masks) | {"seconds": _seconds(network, extractor, schedule, one)}
+
+    chosen, tried = climbed(sizes, judge)
     return {
         "size": chosen, "tried": {str(size): values for size, values in tried.items()},
         "good": len(some), "defects": len(masks),
@@ -101,9 +99,22 @@ def sizes_for(config: UNetConfig, longest: int) -> list[int]:
     return [config.size, *suits]
 
 
-def smallest_that_finds(worth: Mapping[int, float]) -> int:
-    """The smallest size whose worth none is clearly above."""
-    return min(size for size, value in worth.items() if max(worth.values()) <= value + _CLEARLY)
+def climbed(
+    sizes: Sequence[int], judge: Callable[[int], dict[str, float]]
+) -> tuple[int, dict[int, dict[str, float]]]:
+    """The size chosen, and what `judge` says of those tried: a larger one only as long as the one before was
+    clearly better than what came before that, and showed no worse where defects are; each costs twice as
+    much.
+    """
+    chosen, *larger = sizes
+    tried = {chosen: judge(chosen)}
+    for size in larger:
+        tried[size] = judge(size)
+        gain = {key: tried[size][key] - tried[chosen][key] for key in ("worth", "aupro")}
+        if gain["worth"] < _CLEARLY or gain["aupro"] < 0:
+            break
+        chosen = size
+    return chosen, tried
 
 
 def in_words(category: str, found: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from diffad import checkpoint as checkpoints
@@ -14,7 +13,7 @@ from diffad.checkpoint import CheckpointError
 from diffad.inspector import Inspector
 from diffad.profiles import block, limits
 from diffad.rehearsal import add_small_defect
-from diffad.sizes import in_words, sizes_for, smallest_that_finds
+from diffad.sizes import climbed, in_words, sizes_for
 from diffad.synthetic import make_part
 from diffad.training import TrainConfig, train
 from diffad.unet import UNetConfig
@@ -140,10 +139,15 @@ def test_no_size_is_tried_beyond_the_pictures_own_or_512_px():
 
 
 def test_a_larger_size_must_be_clearly_better():
-    assert smallest_that_finds({256: 0.90, 384: 0.91, 512: 0.92}) == 256
-    assert smallest_that_finds({256: 0.60, 384: 0.91, 512: 0.92}) == 384
-    assert smallest_that_finds({256: 0.60, 384: 0.75, 512: 0.92}) == 512
-    assert smallest_that_finds({256: 0.83, 384: 0.80, 512: 0.54}) == 256
+    def climb(*worth_and_aupro):
+        known = dict(zip((256, 384, 512), worth_and_aupro))
+        chosen, tried = climbed(list(known), lambda size: dict(zip(("worth", "aupro"), known[size])))
+        return chosen, list(tried)
+
+    assert climb((0.90, 0.9), (0.91, 0.9), (0.99, 0.9)) == (256, [256, 384])  # and the last is not paid for
+    assert climb((0.60, 0.6), (0.91, 0.9), (0.92, 0.9)) == (384, [256, 384, 512])
+    assert climb((0.60, 0.6), (0.75, 0.8), (0.92, 0.9)) == (512, [256, 384, 512])
+    assert climb((0.60, 0.8), (0.75, 0.7), (0.92, 0.9)) == (256, [256, 384])  # defects are shown elsewhere
 
 
 def test_words_name_every_size_that_was_tried():
