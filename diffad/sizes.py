@@ -34,9 +34,11 @@ _TIMES = 1, 1.5, 2  # the network's own size
 _LARGEST = 512  # px, of what is tried beside it
 _PICTURES = 24  # good ones, and as many artificial defects
 _MEASURED = 5  # pictures whose resolution is looked at
-_WINDOW, _WINDOWS = 256, 2  # px of a square that a defect is drawn for, and how many of them a side, at most
+# px of a square that a defect is drawn for, as small as in a picture of 256 px, and half a large picture's
+# side: specks have a radius of 1.5 to 5 px of 512
+_WINDOW, _WINDOWS = 256, 2
 _TRIES = 4  # for a defect that shows
-_CLEARLY = 0.04  # by how much a larger size's worth must be above that of a smaller one
+_CLEARLY = 0.05  # by how much a larger size's worth must be above that of a smaller one
 _MIDDLE = TIMESTEPS[1]  # t, the only one that is tried
 _SHOWN = -0.8  # of a mask scaled down, −1 … 1: a tenth of a pixel is defective
 
@@ -62,9 +64,9 @@ def find_size(
     have too few pixels for more than the network's own size.
 
     Keys: size (px), and tried: by size, as text (see `climbed`), found (share of the artificial defects above
-    the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these two, which decides) and
-    seconds (of an inspection, about). good, defects: counts. It looks at 24 pictures at one timestep, by the features alone,
-    which are nearly all of a score. bits: as `data.read_image` takes them. Raises DataError.
+    the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these three, which decides)
+    and seconds (of an inspection, about). good, defects: counts. It looks at 24 pictures at one timestep, by
+    the features alone, which are nearly all of a score. bits: as `data.read_image` takes them. Raises DataError.
     """
     network.eval()
     some = [paths[i] for i in np.linspace(0, len(paths) - 1, min(_PICTURES, len(paths))).round().astype(int)]
@@ -103,8 +105,8 @@ def climbed(
     sizes: Sequence[int], judge: Callable[[int], dict[str, float]]
 ) -> tuple[int, dict[int, dict[str, float]]]:
     """The size chosen, and what `judge` says of those tried: a larger one only as long as the one before was
-    clearly better than what came before that, and showed no worse where defects are; each costs twice as
-    much.
+    clearly better than what came before that, and showed no worse where defects are; each costs about
+    twice as much.
     """
     chosen, *larger = sizes
     tried = {chosen: judge(chosen)}
@@ -227,7 +229,7 @@ def _judged(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str
     image = auroc(scores, np.arange(len(maps)) >= good)
     pixel = aupro(list(maps), [np.zeros_like(masks[0])] * good + list(masks))
     found = float((scores[good:] > threshold_for(scores[:good])).mean())
-    return {"found": found, "image_auroc": image, "aupro": pixel, "worth": (image + pixel) / 2}
+    return {"found": found, "image_auroc": image, "aupro": pixel, "worth": (found + image + pixel) / 3}
 
 
 @torch.no_grad()
