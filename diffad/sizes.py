@@ -66,7 +66,8 @@ def find_size(
     Keys: size (px), and tried: by size, as text (see `climbed`), found (share of the artificial defects above
     the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these three, which decides)
     and seconds (of an inspection, about). good, defects: counts. It looks at 24 pictures at one timestep, by
-    the features alone, which are nearly all of a score. bits: as `data.read_image` takes them. Raises DataError.
+    the features alone, which are nearly all of a score. bits: as `data.read_image` takes them. Raises
+    DataError.
     """
     network.eval()
     some = [paths[i] for i in np.linspace(0, len(paths) - 1, min(_PICTURES, len(paths))).round().astype(int)]
