@@ -63,11 +63,11 @@ def find_size(
     """The size for a category of normal pictures, and what was found at those tried; empty if the pictures
     have too few pixels for more than the network's own size.
 
-    Keys: size (px), and tried: by size, as text (see `climbed`), found (share of the artificial defects above
-    the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these three, which decides)
-    and seconds (of an inspection, about). good, defects: counts. It looks at 24 pictures at one timestep, by
-    the features alone, which are nearly all of a score. bits: as `data.read_image` takes them. Raises
-    DataError.
+    Keys: size (px), and tried: by size, as text, found (share of the artificial defects above the score of 1
+    good picture in 100), image_auroc, aupro, worth (the mean of these three, which decides: see
+    `smallest_that_finds`) and seconds (of an inspection, about). good, defects: counts. It looks at 24
+    pictures at one timestep, by the features alone, which are nearly all of a score. bits: as
+    `data.read_image` takes them. Raises DataError.
     """
     network.eval()
     some = [paths[i] for i in np.linspace(0, len(paths) - 1, min(_PICTURES, len(paths))).round().astype(int)]
@@ -86,7 +86,7 @@ def find_size(
         one = to_float(shown[size].good[:1], extractor.mean.device)
         return _judged(maps, masks) | {"seconds": _seconds(network, extractor, schedule, one)}
 
-    chosen, tried = climbed(sizes, judge)
+    chosen, tried = smallest_that_finds(sizes, judge)
     return {
         "size": chosen, "tried": {str(size): values for size, values in tried.items()},
         "good": len(some), "defects": len(masks),
@@ -102,22 +102,27 @@ def sizes_for(config: UNetConfig, longest: int) -> list[int]:
     return [config.size, *suits]
 
 
-def climbed(
+def smallest_that_finds(
     sizes: Sequence[int], judge: Callable[[int], dict[str, float]]
 ) -> tuple[int, dict[int, dict[str, float]]]:
-    """The size chosen, and what `judge` says of those tried: a larger one only as long as the one before was
-    clearly better than what came before that, and showed no worse where defects are; each costs about
-    twice as much.
+    """The smallest size that no larger one is clearly better than, and what `judge` says of those tried,
+    rising: until none can be, since each costs about twice as much. Better is of more worth and shows no
+    worse where defects are.
     """
-    chosen, *larger = sizes
-    tried = {chosen: judge(chosen)}
-    for size in larger:
+    tried: dict[int, dict[str, float]] = {}
+    for size in sizes:
         tried[size] = judge(size)
-        gain = {key: tried[size][key] - tried[chosen][key] for key in ("worth", "aupro")}
-        if gain["worth"] < _CLEARLY or gain["aupro"] < 0:
+        if tried[size]["worth"] > 1 - _CLEARLY:
             break
-        chosen = size
-    return chosen, tried
+
+    def beaten(size: int) -> bool:
+        own = tried[size]
+        return any(
+            values["worth"] >= own["worth"] + _CLEARLY and values["aupro"] >= own["aupro"]
+            for larger, values in tried.items() if larger > size
+        )  # fmt: skip
+
+    return next(size for size in tried if not beaten(size)), tried
 
 
 def in_words(category: str, found: Mapping[str, Any]) -> str:
