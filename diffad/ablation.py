@@ -37,7 +37,7 @@ from diffad.scoring import (
     branch_weights,
     denoise_all,
     evidence,
-    image_score,
+    top_mean,
     seen_moved,
 )
 
@@ -104,7 +104,7 @@ def ablate(
     samples = list(samples)
     groups = labelled(samples, limit)
     experts = {name: next((one for one in singles if name in one.categories), None) for name in groups}
-    _check(inspector, groups, experts.values())
+    _check(inspector, experts)
     groups, doubts, found = look_over(groups, [sample for sample in samples if sample.split == "train"])
     training = {name: _training_pictures(samples, name, seed) for name in groups}
     learned = check_readable(training)
@@ -130,14 +130,14 @@ def ablate(
             image = read_image(sample.image, bits[name])
             with sharing(inspector.device):
                 maps.append(_maps(inspector, image, name, fitted, scores, experts[name], seed))
-            masks.append(mask_inside(sample, image.shape[:2], inspector.size))
+            masks.append(mask_inside(sample, image.shape[:2], inspector.size_of(name)))
             step()
         labels = [bool(sample.is_anomalous) for sample in group]
         measured[name] = {}
         for key, setting in settings.items():
             if setting.weights.keys() <= maps[0].keys():
                 fused = [_fused(one, setting.weights) for one in maps]
-                measured[name][key] = _measured(fused, masks, labels, inspector.size)
+                measured[name][key] = _measured(fused, masks, labels, inspector.size_of(name))
             step()
 
     return {
@@ -265,7 +265,7 @@ class _Answers:
         (self.tile,) = self.tiling.tiles
         self.x_start = self.tiling.square(image, self.tile)[None].to(inspector.device)
         seen = inspector.extractor.seen(self.x_start)
-        self.cell = inspector.size // seen.features.shape[-1]
+        self.cell = inspector.extractor.cell
         self.seen = seen_moved(inspector.extractor.seen, self.x_start, seen, SINGLE_TIMESTEPS)
         self.profile = inspector.profiles[category]
         self.known: dict[tuple[int, int], Prediction] = {}
@@ -298,7 +298,7 @@ class _Answers:
             kind=kind or self.inspector.pixel_score,
             stride=self.inspector.stride if stride is None else stride,
         )  # fmt: skip
-        return self.profile.raw_maps(*found, self.inspector.size, timesteps)
+        return self.profile.raw_maps(*found, self.x_start.shape[-1], timesteps)
 
     def kept(self, maps: Tensor) -> np.ndarray:
         """[1, size, size] → fp16 [h, w], where the picture is."""
@@ -399,12 +399,12 @@ def _training_pictures(samples: Sequence[Sample], category: str, seed: int) -> l
     return random.Random(seed).sample(normal, min(TRAINING_PICTURES, len(normal)))
 
 
-def _check(inspector: Inspector, groups: Iterable[str], experts: Iterable[Inspector | None]) -> None:
-    inspector.check_knows(groups)
-    for expert in experts:
-        if expert is not None and expert.size != inspector.size:
+def _check(inspector: Inspector, experts: Mapping[str, Inspector | None]) -> None:
+    inspector.check_knows(experts)
+    for name, expert in experts.items():
+        if expert is not None and expert.size_of(name) != (size := inspector.size_of(name)):
             raise DataError(
-                f"{expert.name} works at {expert.size} px, {inspector.name} at {inspector.size} px: "
+                f"{expert.name} works at {expert.size_of(name)} px, {inspector.name} at {size} px: "
                 "give models of one size"
             )
 
@@ -415,7 +415,7 @@ def _measured(
     drawn = [(one, mask) for one, mask in zip(maps, masks, strict=True) if mask is not None]
     pixels = tuple(zip(*drawn, strict=True))
     return {
-        "image_auroc": auroc([image_score(one, size) for one in maps], labels),
+        "image_auroc": auroc([top_mean(one, size) for one in maps], labels),
         "pixel_auroc": pixel_auroc(*pixels) if drawn else None,
         "aupro": aupro(*pixels) if drawn else None,
     }

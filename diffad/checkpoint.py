@@ -51,7 +51,8 @@ class Profile:
     well artificial defects on some of those were found, and the choices made by that (`profiles.rehearse`).
     upright: how its parts are turned before they are looked at, None: they are seen as they lie. bits: how
     many the values of its pictures had that were no 8-bit files, None if there were none. quality: the range
-    of each of `quality.MEASURES` over its pictures, None if it is not known.
+    of each of `quality.MEASURES` over its pictures, None if it is not known. size: side of the model's square
+    in which it is looked at, px, None: that of the network's own training.
     """
 
     gaussian: PlaceGaussian
@@ -62,6 +63,7 @@ class Profile:
     upright: Upright | None = None
     bits: int | None = None
     quality: tuple[tuple[float, float, float], ...] | None = None
+    size: int | None = None
 
     def raw_maps(self, pixel: Tensor, residual: Tensor, size: int, timesteps: Sequence[int]) -> RawMaps:
         """Of `scoring.evidence`'s findings, by the distances of this category."""
@@ -143,6 +145,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "upright": None if profile.upright is None else asdict(profile.upright),
                 "bits": profile.bits,
                 "quality": profile.quality,
+                "size": profile.size,
             }
             for name, profile in checkpoint.profiles.items()
         ],
@@ -220,8 +223,9 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         calibration,
         category["rehearsal"],
         None if category["upright"] is None else Upright(**category["upright"]),
-        _depth(category.get("bits")),  # older files have neither
+        _depth(category.get("bits")),  # older files have none of these
         _quality(category.get("quality")),
+        category.get("size"),
     )
 
 
@@ -248,7 +252,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 def _check(checkpoint: Checkpoint) -> None:
     """Raises ValueError for parts that do not fit together, or with which nothing could be inspected."""
-    width, grid = checkpoint.config.feature_channels, checkpoint.config.feature_grid
+    width = checkpoint.config.feature_channels
     Schedule.named(checkpoint.schedule)
     _require(checkpoint.pixel_score in PIXEL_SCORES, "its pixel score is unknown")
     # no address from which something would be fetched
@@ -267,9 +271,14 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, profile in checkpoint.profiles.items():
         _require(isinstance(name, str) and 0 < len(name) <= 255, "a category's name is empty or too long")
         try:
-            _check_profile(profile, width, grid)
+            _check_profile(profile, width, _grid(profile, checkpoint.config))
         except ValueError as error:
             raise ValueError(f"category {name!r}: {error}") from None
+
+
+def _grid(profile: Profile, config: UNetConfig) -> int:
+    """Places a side of what a category is looked at on."""
+    return config.feature_grid if profile.size is None else config.checked_size(profile.size) // config.cell
 
 
 def _check_profile(profile: Profile, width: int, grid: int) -> None:

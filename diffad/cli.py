@@ -245,7 +245,8 @@ For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
         option("--learning-rate", "X", real(1e-9, 1), "the highest", 8e-4),
         seed,
         option("--licence", "TEXT", str, "the pictures' licence, kept in the checkpoint", ""),
-        option("--size", "PX", whole(32, 2048), "side of the model's square (default: 256)"),
+        option("--size", "PX", whole(32, 1024), "side of the square in which pictures are looked at "
+               "(default: 256, or up to 512 if small artificial defects are found better so)"),
         option("--channels", "C,C,…", _whole_numbers, "width of each level (default: 64,128,192,192)"),
         option("--backbone", "NAME", str, "timm model of the features, fetched (default: a bundled one)"),
         device, as_json)

@@ -50,10 +50,9 @@ def train(arguments: argparse.Namespace) -> int:
     from diffad.profiles import in_words
     from diffad.unet import UNetConfig
 
-    given = {"size": arguments.size, "channels": arguments.channels and tuple(arguments.channels)}
-    sizes = {key: value for key, value in given.items() if value}
+    sizes = {"channels": tuple(arguments.channels)} if arguments.channels else {}
     if arguments.start and (sizes or arguments.backbone):
-        raise Refused("--size, --channels and --backbone come from the checkpoint given with --from")
+        raise Refused("--channels and --backbone come from the checkpoint given with --from")
     if arguments.out.suffix != ".safetensors":
         raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
     if arguments.out.is_dir():
@@ -62,7 +61,7 @@ def train(arguments: argparse.Namespace) -> int:
     for source in (*arguments.data, *filter(None, [arguments.start])):
         _must_exist(source)
     categories = training.normal_paths(arguments.data)
-    names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence")
+    names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence", "size")
     recipe = {name: getattr(arguments, name) for name in names}
     try:
         pick_device(arguments.device)
@@ -377,9 +376,9 @@ def benchmark(arguments: argparse.Namespace) -> int:
         raise Refused(str(error)) from error
     with document(arguments.json) as put:
         about = {
-            "checkpoint": inspector.name, "parameters": inspector.parameters, "size": inspector.size,
-            "timesteps": list(arguments.timesteps), "device": str(inspector.device),
-            "threads": torch.get_num_threads()}
+            "checkpoint": inspector.name, "parameters": inspector.parameters,
+            "size": inspector.size_of(category), "timesteps": list(arguments.timesteps),
+            "device": str(inspector.device), "threads": torch.get_num_threads()}
         asked = inspector, picture, category, arguments.timesteps, arguments.runs
         if arguments.busy:
             rows = beside(*asked, tracked)

@@ -53,7 +53,7 @@ from diffad.metrics import (
     roc_curve,
     ssim,
 )
-from diffad.scoring import image_score
+from diffad.scoring import top_mean
 
 REPAIR_MARGIN = 8  # pixels at the model's resolution around a defect that a repair may touch
 SHOWN_REPAIRS = 10  # a category
@@ -159,7 +159,7 @@ def evaluate(
         result[name] = _over_seeds(runs) | {
             "setting": {"model": getattr(inspector, "name", ""), "profile": profile or "recognised",
                         "alpha": alpha, "timesteps": list(timesteps), "seeds": list(seeds),
-                        "size": inspector.size},
+                        "size": inspector.size_of(profile)},
             "folders": folders_in_words(group),
             "pictures": pictures,
             "notes": notes + doubts[name],
@@ -236,7 +236,7 @@ def evaluate_repair(
                 per_step.append((time.perf_counter() - started) / last.index)
                 steps.append(last.index)
             moved = np.square(inspector.features(image) - inspector.features(last.image)).mean(axis=0)
-            geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
+            geometry = Geometry.letterbox(*image.shape[:2], len(before.square_map))
             if not sample.is_anomalous:
                 good.append(psnr(image, last.image))
                 good_distant.append(_mean_at(moved, geometry, np.zeros(image.shape[:2], bool)))
@@ -244,8 +244,9 @@ def evaluate_repair(
                 after = inspector.inspect(last.image, category=before.category, **shared)
                 mask = mask_of(sample, image.shape[:2])
                 inside = mask_to_square(mask, geometry)[geometry.inner]
-                falls.append(_fall(_inner_map(before, geometry)[inside], _inner_map(after, geometry)[inside]))
-                grown = _grown(mask, REPAIR_MARGIN * max(image.shape[:2]) / inspector.size)
+                high, low = (_inner_map(one, geometry)[inside] for one in (before, after))
+                falls.append(_fall(high, low, geometry.size))
+                grown = _grown(mask, REPAIR_MARGIN * max(image.shape[:2]) / geometry.size)
                 outside.append(psnr(image, last.image, ~grown))
                 similar.append(ssim(image, last.image, ~grown))
                 distant.append(_mean_at(moved, geometry, grown))
@@ -551,8 +552,8 @@ def _score(
     recognised = inspection.category
     if profile not in (None, recognised):  # recognised as something else than it is
         inspection = inspector.inspect(image, category=profile, **settings)
-    mask = mask_inside(sample, image.shape[:2], inspector.size)
-    inner = Geometry.letterbox(*image.shape[:2], inspector.size)
+    inner = Geometry.letterbox(*image.shape[:2], len(inspection.square_map))
+    mask = mask_inside(sample, image.shape[:2], inner.size)
     anomaly_map = None if mask is None else _inner_map(inspection, inner)
     return Scored(
         path=sample.image, label=bool(sample.is_anomalous), score=inspection.score, anomaly_map=anomaly_map,
@@ -582,11 +583,13 @@ def _profile(inspector: Any, name: str, category: str | None) -> str | None:
     return category if category is not None else (name if name in inspector.categories else None)
 
 
-def _fall(before: np.ndarray, after: np.ndarray) -> float:
-    """Relative fall of the mean of the 256 highest values, of the pixels inside a defect before and after."""
+def _fall(before: np.ndarray, after: np.ndarray, size: int = 256) -> float:
+    """Relative fall of the mean of the highest values, 256 at a model size of 256, of the pixels inside a
+    defect before and after.
+    """
     if not before.size:
         return 0.0
-    high, low = image_score(before), image_score(after)
+    high, low = top_mean(before, size), top_mean(after, size)
     return min(1.0, 1.0 - low / high) if high > 0 else 0.0
 
 

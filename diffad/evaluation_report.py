@@ -254,7 +254,9 @@ def _tiles(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _facts(inspector: Any) -> str:
-    facts = {"parameters": f"{inspector.parameters:,}", "size": f"{inspector.size} × {inspector.size} px",
+    sizes = sorted({inspector.size_of(name) for name in inspector.categories})
+    facts = {"parameters": f"{inspector.parameters:,}",
+             "size": " or ".join(f"{size} × {size} px" for size in sizes),
              "categories": ", ".join(inspector.categories), **inspector.provenance}
 
     def text(value: Any) -> str:

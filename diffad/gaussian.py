@@ -67,12 +67,16 @@ class PlaceGaussian:
 
         Squared, differentiable, divided by the number of dimensions.
         """
-        z = torch.einsum("dc,bchw->bdhw", self.projection, features.float()) - self.mean
+        z = self.project(features) - self.mean
         blocks = self.whitening.shape[0]
         b, d, grid, _ = z.shape
         cells = z.reshape(b, d, blocks, grid // blocks, blocks, grid // blocks)
         white = torch.einsum("ijed,bdiyjx->beiyjx", self.whitening, cells)
         return white.square().mean(dim=1).reshape(b, grid, grid)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[b, channels, grid, grid] → [b, dims, grid, grid]."""
+        return torch.einsum("dc,bchw->bdhw", self.projection, features.float())
 
     def log_likelihood(self, features: Tensor) -> Tensor:
         """Log density of every place over dims, up to a constant: [b, grid, grid]; compares categories."""

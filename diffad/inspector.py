@@ -72,7 +72,8 @@ class Inspector:
     """A loaded checkpoint. Thread-safe: nothing changes after loading.
 
     network, extractor, schedule: what predicts, what that is compared with, and the noise. profiles: by
-    category, with their distances on `device`. pixel_score, stride: see `scoring.pixel_score`.
+    category, with their distances on `device`. size: side of the square that the network was trained on, px;
+    each category has its own (`size_of`). pixel_score, stride: see `scoring.pixel_score`.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto", name: str = "model") -> None:
@@ -88,7 +89,7 @@ class Inspector:
         self.pixel_score, self.stride = checkpoint.pixel_score, checkpoint.stride
         self.schedule = Schedule.named(checkpoint.schedule)
         self.profiles = {name: profile.to(self.device) for name, profile in checkpoint.profiles.items()}
-        self.extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.feature_grid)
+        self.extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.cell)
         if self.extractor.channels != checkpoint.config.feature_channels:
             raise CheckpointError(f"its features are not those of the backbone {checkpoint.backbone}")
         self.network = UNet(checkpoint.config)
@@ -110,6 +111,11 @@ class Inspector:
         CheckpointError, ValueError.
         """
         return cls(checkpoints.load(path), device, Path(path).stem)
+
+    def size_of(self, category: str | None) -> int:
+        """Side of the square in which a category is looked at, px; of None the network's own."""
+        profile = self.profiles.get(category or "")
+        return self.size if profile is None or profile.size is None else profile.size
 
     # -- good parts ------------------------------------------------------------------------------------------
 
@@ -186,11 +192,11 @@ class Inspector:
         look_threshold: above it, up to the threshold, it is one to look at; None takes the score that 1 in 10
         would exceed. One above the threshold counts as the threshold.
 
-        tile: None shows the model the whole picture, scaled to its size. A number cuts the picture into
-        squares of that side in px, overlapping by a quarter or more, for surfaces finer than the whole
-        picture shows. "auto" decides for pictures at least twice the model's size, and for those longer than
-        twice their width: it cuts where the features of tiles, of the model's own size or larger, are those
-        of good parts and the whole picture's are not. Parts that are turned upright are seen whole: "auto"
+        tile: None shows the model the whole picture, scaled to the category's size (`size_of`). A number cuts
+        the picture into squares of that side in px, overlapping by a quarter or more, for surfaces finer than
+        the whole picture shows. "auto" decides for pictures at least twice that size, and for those longer
+        than twice their width: it cuts where the features of tiles, of that size or larger, are those of good
+        parts and the whole picture's are not. Parts that are turned upright are seen whole: "auto"
         never cuts them, a number is refused. max_tiles: more are refused; None takes any number.
         progress: called with the tiles done and their number; turn: `with turn():` encloses each call of the
         network, a handful of tiles at a time, for those who share it. What the two raise ends the inspection.
@@ -248,8 +254,8 @@ class Inspector:
 
     @torch.no_grad()
     def features(self, image: Picture) -> np.ndarray:
-        """The backbone's features of a whole picture in its letterbox, standardised over good parts: float32
-        [channels, grid, grid]. Raises DataError.
+        """The backbone's features of a whole picture in a letterbox of `size`, standardised over good parts:
+        float32 [channels, grid, grid]. Raises DataError.
         """
         square, _ = to_square(read_image(image), self.size)
         with sharing(self.device):
@@ -259,9 +265,9 @@ class Inspector:
         """How the model sees a whole picture uint8 [H, W, 3] of a category: turned upright, if that is how it
         knows it, and if the picture shows a pose.
         """
-        upright = self.profiles[self._known(category)].upright
-        turn = None if upright is None else upright.turn(to_square(image, self.size)[0])
-        return Tiling.whole(*image.shape[:2], self.size, turn)
+        upright, size = self.profiles[self._known(category)].upright, self.size_of(category)
+        turn = None if upright is None else upright.turn(to_square(image, size)[0])
+        return Tiling.whole(*image.shape[:2], size, turn)
 
     def bits(self, category: str | None, found: int | None) -> int | None:
         """How many bits a category's camera has: those of its training pictures; if they were 8-bit files, or
@@ -279,16 +285,24 @@ class Inspector:
         batch_bits: int | None,
         turn: Turn,
     ) -> tuple[_Look, np.ndarray, int]:
-        """Look at the picture with the bits of each category's camera: the best look, its image and bits."""
-        by_bits: dict[int, list[str]] = {}
+        """Look at the picture with the bits of each category's camera, at each one's size: the best look, its
+        image and bits.
+        """
+        alike: dict[tuple[int, int], list[str]] = {}
         for name in names:
             used = decoded.bits(bits or self.bits(name, batch_bits))
-            by_bits.setdefault(used, []).append(name)
-        looks = []
-        for used, some in by_bits.items():
+            alike.setdefault((used, self.size_of(name)), []).append(name)
+        looks, refused = [], None
+        for (used, _), some in alike.items():
             image = decoded.image(used)
-            looks.append((self._look(image, some, tile, turn), image, used))
-        return max(looks, key=lambda each: each[0].likelihood)
+            try:
+                looks.append((self._look(image, some, tile, turn), image, used))
+            except DataError as error:  # of categories that cannot be cut into tiles
+                refused = error
+        best = max(looks, key=lambda each: each[0].gain, default=None)
+        if best is None or (refused is not None and best[0].distance >= _FITS):
+            raise refused
+        return best
 
     def _notes(
         self, decoded: Decoded, used: int, category: str, bits: int | None, batch_bits: int | None
@@ -321,18 +335,21 @@ class Inspector:
     def _look(
         self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
     ) -> _Look:
-        """Choose the tiling, and the category among several, by how well a handful of tiles fit."""
+        """Choose the tiling, and the category among several of one size, by how well a handful of tiles
+        fit.
+        """
         height, width = image.shape[:2]
+        size = self.size_of(names[0])
         plain = [name for name in names if self.profiles[name].upright is None]  # tiles show no pose
         if isinstance(tile, int) and tile < max(height, width):
             self._check_not_turned(image, names, plain, turn)
-            return self._look_at(image, plain, Tiling.squares(height, width, self.size, tile), turn)
+            return self._look_at(image, plain, Tiling.squares(height, width, size, tile), turn)
         whole = self._look_at_whole(image, names, turn)
         if tile != "auto" or whole.distance < _FITS_WELL or not plain:
             return whole
         best = whole
-        for side in _sides(height, width, self.size):
-            tiled = self._look_at(image, plain, Tiling.squares(height, width, self.size, side), turn)
+        for side in _sides(height, width, size):
+            tiled = self._look_at(image, plain, Tiling.squares(height, width, size, side), turn)
             ahead = _WORTH_TILING if best is whole else 0.0
             if tiled.distance < _FITS and tiled.likelihood > best.likelihood + ahead:
                 best = tiled
@@ -359,7 +376,7 @@ class Inspector:
     def _look_at_whole(self, image: np.ndarray, names: Sequence[str], turn: Turn) -> _Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
         plain = [name for name in names if self.profiles[name].upright is None]
-        as_it_is = Tiling.whole(*image.shape[:2], self.size)
+        as_it_is = Tiling.whole(*image.shape[:2], self.size_of(names[0]))
         best = self._look_at(image, plain, as_it_is, turn) if plain else None
         for name in names:
             if name not in plain and (best is None or best.distance >= _FITS_WELL):
@@ -379,9 +396,11 @@ class Inspector:
                 for name, gaussian in gaussians.items()
             }
             name = max(likelihoods, key=likelihoods.__getitem__)
+            anything = -0.5 * gaussians[name].project(seen.features).square().mean(dim=1)
             distances = gaussians[name].squared_mahalanobis(seen.features).flatten(1)
             distance = float(distances.median(dim=1).values.median())
-        return _Look(tiling, name, likelihoods[name], distance, squares, seen)
+        gain = likelihoods[name] - float(anything.mean(dim=(1, 2)).median())
+        return _Look(tiling, name, likelihoods[name], gain, distance, squares, seen)
 
     @torch.no_grad()
     def _blended_maps(
@@ -437,7 +456,9 @@ class Inspector:
             stride=self.stride,
         )
         profile = self.profiles[category]
-        return profile.calibration.standardise(profile.raw_maps(pixel, residual, self.size, timesteps))
+        return profile.calibration.standardise(
+            profile.raw_maps(pixel, residual, x_start.shape[-1], timesteps)
+        )
 
     # -- repair ----------------------------------------------------------------------------------------------
 
@@ -592,11 +613,15 @@ class Inspector:
 class _Look:
     """What a handful of tiles say about a tiling: the category that fits best, the median log-likelihood and
     squared Mahalanobis distance under it; the tiles [b, 3, size, size] and what the backbone sees of them.
+
+    gain: how much likelier its features are of the category than of any picture, whose standardised ones are
+    N(0, I): so looks at other sizes and bits, which are densities of other things, can be compared.
     """
 
     tiling: Tiling
     category: str
     likelihood: float
+    gain: float
     distance: float
     squares: Tensor
     seen: Seen

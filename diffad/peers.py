@@ -39,7 +39,7 @@ from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
 from diffad.labels import folders_in_words, look_over
 from diffad.masks import check_readable, mask_inside
-from diffad.scoring import denoise_all, image_score, pixel_score, smooth, threshold_for
+from diffad.scoring import denoise_all, top_mean, pixel_score, smooth, threshold_for
 from diffad.stress import VERDICTS_EACH, robustness, robustness_rows
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
@@ -150,7 +150,8 @@ def compare(
     categories, pictures, notes = {}, {}, []
     for category, group in groups.items():
         bits = inspector.bits(category, found[category])
-        squares = _normal_squares(normal[category], inspector.size, bits) if peers else torch.empty(0)
+        size = inspector.size_of(category)
+        squares = _normal_squares(normal[category], size, bits) if peers else torch.empty(0)
         images = [read_image(sample.image, bits) for sample in changed[category]]
         if stress and not images:
             notes.append(f"{category}: too few good test pictures to put some aside and change others.")
@@ -168,7 +169,7 @@ def compare(
                 seconds = None if trained is None else 60.0 * trained
             scored = []
             for sample in group:
-                scored.append(_scored(sample, fitted.judge, inspector.size, bits))
+                scored.append(_scored(sample, fitted.judge, size, bits))
                 step()
             categories[category][title] = measure(scored) | {
                 "fit_seconds": seconds,
@@ -190,7 +191,7 @@ def compare(
     return {
         "checkpoint": inspector.name,
         "device": str(inspector.device),
-        "size": inspector.size,
+        "size": {name: inspector.size_of(name) for name in groups},
         "seed": seed,
         "pictures": pictures,
         "folders": {name: folders_in_words(group) for name, group in groups.items()},
@@ -258,7 +259,7 @@ def _about(titles: Sequence[str]) -> list[str]:
 def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
     def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
         inspection = inspector.inspect(image, category, seed=seed, tile=None)
-        geometry = Geometry.letterbox(*image.shape[:2], inspector.size)
+        geometry = Geometry.letterbox(*image.shape[:2], inspector.size_of(category))
         return inspection.score, inspection.square_map[geometry.inner]
 
     return Fitted(judge, (inspector.network, inspector.extractor, inspector.profiles[category]))
@@ -274,7 +275,7 @@ def _rgb_error(inspector: Inspector, category: str, seed: int) -> Fitted:
         _, x_t, t, prediction = denoise_all(schedule, inspector.network, x_start, (RGB_TIMESTEP,), seed)
         error = smooth(pixel_score(schedule, prediction, x_start, x_t, t, kind="rgb"))[0]
         inner = tiling.to_cells(error.cpu(), tile).numpy()
-        return image_score(inner, inspector.size), inner
+        return top_mean(inner, tiling.size), inner
 
     return Fitted(judge, (inspector.network,))
 

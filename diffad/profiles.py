@@ -35,7 +35,7 @@ from diffad.scoring import (
     Seen,
     evidence,
     fuse,
-    image_score,
+    top_mean,
     place_level,
     reduced_maps,
     residual_maps,
@@ -47,13 +47,17 @@ from diffad.unet import UNet
 
 FITTED = 768  # pictures that the covariances are fitted on, at most
 CALIBRATED = 192  # of them, whose scores are remembered
+_USUAL = 32  # places a side of what is seen at 256 px; on finer grids fewer pictures say as much
+_KEPT_PLACES = 96 * 64**2  # of all calibrated pictures, whose residuals are in memory at once: 2 GB
+_MAPS = 256  # cells a side, below twice which calibration has all of a map, and not every other one
 _LOOKED = 24  # of those, seen at all calibrated timesteps
 ENOUGH = 30  # good pictures, for the threshold to be more than a guess
 REHEARSED = 24  # of those, that carry artificial defects
 _DEFECTS_EACH = 2
 _NAMED = 5  # unusual pictures, at most
 _ROWS = 4  # pictures a network call; a CPU is slower with more
-_BLOCKS = 4, 2  # places a side that share a covariance, of the perceptual residual and of the features'
+FEATURE_BLOCK = 2  # places a side that share a covariance of the features' residual; more on finer grids
+_BLOCKS = 4, FEATURE_BLOCK  # of the perceptual residual and of the features'
 
 
 @torch.no_grad()
@@ -78,11 +82,16 @@ def fit_profile(
     to a good picture must not count as a defect. The calibration is of the first 192 as they are, measured as
     if neither the picture nor its copy were among those that the covariances are fitted on (`LeftOut`). That
     the network was trained on some is allowed for by raising their maps to those of the pictures held out.
+    Above 256 px fewer pictures are fitted and calibrated (`limits`), so that time and memory stay bounded.
     """
     network.eval()
     device, cpu = next(network.parameters()).device, torch.device("cpu")
     pictures = torch.cat([held, used])
     inside = torch.ones_like(pictures[:, 0], dtype=torch.bool) if inside is None else inside
+    size = pictures.shape[-1]
+    grid = size // extractor.cell
+    most, calibrated = limits(grid)
+    blocks = [block(grid, least) for least in _BLOCKS]
 
     def find(
         x_start: Tensor, seen: Mapping[int, Seen], timesteps: tuple[int, ...], kind: str
@@ -103,27 +112,27 @@ def fit_profile(
         pixel, feature = zip(*found)
         return torch.cat(pixel), torch.cat(feature)
 
-    first = list(range(len(pictures[:CALIBRATED])))
+    first = list(range(len(pictures[:calibrated])))
     # of both branches, grid by grid
-    sums = [[Scatter(block) for _ in TIMESTEPS] for block in _BLOCKS]
-    shape = len(first), 2, len(TIMESTEPS), extractor.channels, extractor.grid, extractor.grid
+    sums = [[Scatter(places) for _ in TIMESTEPS] for places in blocks]
+    shape = len(first), 2, len(TIMESTEPS), extractor.channels, grid, grid
     own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]  # of a picture and of its copy
     known = []
-    copies = changed_copies(pictures[:FITTED], seed)
+    copies = changed_copies(pictures[:most], seed)
     for begin in range(0, len(copies), _ROWS):
         rows = slice(begin, begin + _ROWS)
-        for number, some in enumerate((pictures[:FITTED][rows], copies[rows])):
+        for number, some in enumerate((pictures[:most][rows], copies[rows])):
             x_start = to_float(some, device)
             seen = extractor.seen(x_start)
             known.append(seen.features.half())
             there = seen_moved(extractor.seen, x_start, seen, TIMESTEPS)
-            for grid, t in enumerate(TIMESTEPS):
+            for nth, t in enumerate(TIMESTEPS):
                 for total, kept, residual in zip(sums, own, find(x_start, there, (t,), "perceptual")):
-                    total[grid].add(residual[:, 0, 0])
-                    if begin < CALIBRATED:
-                        kept[rows, number, grid] = residual[:, 0, 0]
-    others = (extractor(to_float(batch, device)) for batch in pictures[FITTED:].split(_ROWS))
-    gaussian = PlaceGaussian.fit(chain(known, others))
+                    total[nth].add(residual[:, 0, 0])
+                    room = kept[rows, number, nth]
+                    room.copy_(residual[: len(room), 0, 0])
+    others = (extractor(to_float(batch, device)) for batch in pictures[most:].split(_ROWS))
+    gaussian = PlaceGaussian.fit(chain(known, others), block=blocks[0])
     fitted = [ResidualGaussian.fit(grids, stages=extractor.stage_channels) for grids in sums]
     (perceptual, _), (residual, _) = fitted = [[each.to(cpu) for each in both] for both in fitted]
 
@@ -134,10 +143,13 @@ def fit_profile(
         branches = []
         for values, fit, (_, left_out) in zip(found, own, fitted):
             if values.dim() > 4:
-                values = _left_out_maps(values, timesteps, left_out, fit[of], pictures.shape[-1])
-            branches.append(_levelled(values, inside[of]))
+                values = _left_out_maps(values, timesteps, left_out, fit[of], size)
+            elif step > 1:
+                values = values[..., ::step, ::step]
+            branches.append(_levelled(values, inside[of][:, ::step, ::step]))
         return RawMaps(*branches, timesteps)
 
+    step = max(1, size // _MAPS)
     first_look = [residuals[:, 0, :, None] for residuals in own]
     found = first_look if kind == "perceptual" else look(pictures[first], TIMESTEPS)
     good = maps(found, TIMESTEPS, first)
@@ -150,6 +162,7 @@ def fit_profile(
     calibration = Calibration.fit(looked, False, reduced)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
+    masks = [mask[::step, ::step] for mask in masks]
     if kinds:
         spoiled = _scaled(maps(look(defects, TIMESTEPS), TIMESTEPS, origins), raised[origins])
         # nor is a picture part of the level that it is judged by
@@ -168,25 +181,43 @@ def fit_profile(
     quality = ranges(
         measured_quality(picture.permute(1, 2, 0).numpy(), there.numpy())
         for some in (pictures, copies)
-        for picture, there in zip(some[:FITTED], inside)
+        for picture, there in zip(some[:most], inside)
     )
-    return Profile(gaussian.to(cpu), residual, perceptual, calibration, choice, quality=quality)
+    return Profile(gaussian.to(cpu), residual, perceptual, calibration, choice, quality=quality, size=size)
+
+
+def limits(grid: int) -> tuple[int, int]:
+    """How many pictures the covariances are fitted on, at most, and how many of them are calibrated on a grid
+    of so many places a side. A block of a finer grid has more places, hence as many observations of fewer
+    pictures; and residuals of the calibrated are all kept until the end.
+    """
+    most = min(FITTED, FITTED * _USUAL**2 // grid**2)
+    return most, min(CALIBRATED, most, _KEPT_PLACES // grid**2)
+
+
+def block(grid: int, least: int) -> int:
+    """Places a side of a block that shares a covariance: `least` of a grid of up to 32, and more of a finer
+    one, so that there are no more blocks: a file stays as small.
+    """
+    wanted = max(least, least * grid / _USUAL)
+    return next(places for places in range(1, grid + 1) if grid % places == 0 and places >= wanted)
 
 
 def _left_out_maps(
     residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor, size: int
 ) -> Tensor:
     """Raw maps [n, n_t, size, size] of residuals [n, n_t, 1, c, g, g] of pictures that are part of the fit by
-    own [n, m, 3, c, g, g].
+    own [n, m, 3, c, g, g]; of large ones every other cell, [n, n_t, size / 2, size / 2].
     """
-    maps = []
+    maps, step = [], max(1, size // _MAPS)
     for begin in range(0, len(residuals), 2 * _ROWS):  # all in float32 fill the memory
         rows = slice(begin, begin + 2 * _ROWS)
 
         def distance(residual: Tensor, grid: int, fit: Tensor = own[rows]) -> Tensor:
             return left_out.squared_mahalanobis(residual, fit[:, :, grid].float(), grid)
 
-        maps.append(residual_maps(residuals[rows].float(), distance, size, timesteps))
+        large = residual_maps(residuals[rows].float(), distance, size, timesteps)
+        maps.append(large[..., ::step, ::step])
     return torch.cat(maps)
 
 
@@ -276,7 +307,7 @@ def rehearse(
         for pixel, feature in zip(maps.pixel, maps.feature)
     ]
     count, size = len(good.pixel), good.pixel.shape[-1]
-    scores = np.array([image_score(anomaly_map, size) for anomaly_map in fused])
+    scores = np.array([top_mean(anomaly_map, size) for anomaly_map in fused])
     labels = np.arange(len(fused)) >= count
     nothing = np.zeros((size, size), bool)
     image, pixel = auroc(scores, labels), aupro(fused, [nothing] * count + masks)

@@ -54,6 +54,26 @@ def add_defect(
     return best
 
 
+def add_small_defect(
+    picture: np.ndarray, kind: str, side: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`add_defect` in a square of `side` px somewhere on the part, uint8 [h, w, 3] and mask bool [h, w]: as
+    small as a defect of a picture of that size.
+    """
+    spoiled, mask = picture.copy(), np.zeros(picture.shape[:2], bool)
+    side = min(side, *mask.shape)
+    room = np.array(mask.shape) - side
+    centres = _likely_centres(picture)
+    cell = np.unravel_index(rng.choice(centres.size, p=centres.ravel()), centres.shape)
+    place = (np.array(cell) + rng.uniform(size=2)) / _GRID * mask.shape - side / 2
+    places = np.rint(place).clip(0, room), np.rint(rng.uniform(size=2) * room)
+    here, far = (
+        (slice(y, y + side), slice(x, x + side)) for y, x in (each.astype(int).tolist() for each in places)
+    )
+    spoiled[here], mask[here] = add_defect(picture[here], [picture[far]], kind, rng)
+    return spoiled, mask
+
+
 def random_hole(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One to three outlines, bool [s, s], of what a repair may have to draw anew in the picture [s, s, 3]."""
     centres = _likely_centres(picture)

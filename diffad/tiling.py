@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
 from diffad.pose import Turn
-from diffad.scoring import image_score
+from diffad.scoring import top_mean
 
 GRID = 1024  # cells; longest side of a tiled picture's maps
 _RIM = 8  # px of the square, a place of the features' grid
@@ -104,7 +104,7 @@ class Tiling:
 
     def score(self, fused: np.ndarray) -> float:
         """The image score of the worst tile of a map over the grid: what `chances` speaks of."""
-        return max(image_score(fused[tile.cells], self.scored_size) for tile in self.tiles)
+        return max(top_mean(fused[tile.cells], self.scored_size) for tile in self.tiles)
 
     def sample(self, most: int = 5) -> list[Tile]:
         """A handful of tiles from all over the picture, always the same."""

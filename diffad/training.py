@@ -39,6 +39,7 @@ from diffad.profiles import ENOUGH, fit_profile
 from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
 from diffad.scoring import PIXEL_SCORES, unusual
+from diffad.sizes import find_size, in_words
 from diffad.stress import rehearse_changes
 from diffad.tiling import Tiling
 from diffad.unet import UNet, UNetConfig
@@ -67,7 +68,9 @@ class TrainConfig:
     held_out: share of each category's normal pictures kept from training, which tell how much lower the
     others lie for having been trained on (4 to 48 pictures, the same ones whatever the seed). stressed: of
     those, how many are judged changed in the end (`stress.robustness`); if there are three times as many, the
-    statistics are made without them.
+    statistics are made without them. size: side of the square in which pictures are looked at, px, and
+    trained on if there are steps; None: trained on at the network's own size, then looked at as large as it
+    takes (`sizes.find_size`).
     """
 
     steps: int | None = None
@@ -91,6 +94,7 @@ class TrainConfig:
     stride: int = 4
     seed: int = 0
     licence: str = ""
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -109,6 +113,8 @@ class TrainConfig:
             raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {self.pixel_score!r}")
         if self.unet.feature_grid % 4:  # blocks of a profile's covariances
             raise ValueError(f"a size of {self.unet.size} px does not suit: give a multiple of 32")
+        if self.size is not None:
+            self.unet.checked_size(self.size)
 
 
 @dataclass
@@ -150,7 +156,8 @@ def train(
     eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
     about the pictures before anything is learned: which are left out, how many bits those of a category have,
     which repeat each other (one of them is taken) and which test pictures beside them are among them; the
-    last two are in the profile's rehearsal, too ("duplicates"). Under torchrun every process trains and the
+    last two are in the profile's rehearsal, too ("duplicates"). Then at which size each category is looked
+    at, if others were tried ("sizes" in the rehearsal). Under torchrun every process trains and the
     first one writes.
     Raises DataError, CheckpointError, OutputError.
     """
@@ -165,14 +172,14 @@ def train(
         raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
     base = checkpoints.load(start_from) if start_from else None
     if base:
-        config = replace(
-            config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
-            pixel_score=base.pixel_score, stride=base.stride,
-        )  # fmt: skip
+        config = _continued(config, base)
+    if config.size is not None and config.steps != 0:
+        config = replace(config, unet=replace(config.unet, size=config.size))
+    size = config.size or config.unet.size
     paths, bits = _readable(normal_paths(sources), skip_unreadable, tell)
-    pictures, inside, uprights, different = load_normal(paths, config.unet.size, bits)
+    pictures, inside, uprights, different = load_normal(paths, size, bits)
     paths = {name: each.paths for name, each in different.items()}
-    repeated = _repeated(different, sources, config.unet.size, bits)
+    repeated = _repeated(different, sources, size, bits)
     for name, sentences in repeated.items():
         tell(f"{name}: {' '.join(sentences)}")
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
@@ -193,19 +200,29 @@ def train(
             order = torch.cat(numbers[::-1])[aside:]  # those held out first
             to_stress[name] = [(paths[name][i], bits[name]) for i in numbers[1][: config.stressed]]
             unseen[name] = bool(aside) and _learned_before(base, name) in (None, len(paths[name]))
+            there, upright, found = inside[name], uprights[name], {}
+            if config.size is None:
+                found = find_size(
+                    run.network, run.extractor, run.schedule, paths[name], upright, bits[name]
+                )
+            if found:
+                tell(in_words(name, found))
+                if found["size"] != size:
+                    larger, there, upright = _read_at(paths[name], found["size"], bits[name])
+                    used, held = split_held_out(larger, config.held_out)
             # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
             profile = fit_profile(
-                run.network, run.extractor, run.schedule, used, held[aside:], inside[name][order],
+                run.network, run.extractor, run.schedule, used, held[aside:], there[order],
                 kind=config.pixel_score, stride=config.stride,
             )  # fmt: skip
             scores = profile.calibration.good_scores()
             called = told_apart(paths[name])
             odd = {called[order[i]]: float(scores[i]) for i in unusual(scores).nonzero()[0]}
+            more = {"unusual": odd, "duplicates": repeated.get(name, [])}
+            if found:
+                more["sizes"] = found
             profiles[name] = replace(
-                profile,
-                rehearsal=profile.rehearsal | {"unusual": odd, "duplicates": repeated.get(name, [])},
-                upright=uprights[name],
-                bits=bits[name],
+                profile, rehearsal=profile.rehearsal | more, upright=upright, bits=bits[name]
             )
         known = base.provenance if base else {}
         kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
@@ -248,6 +265,17 @@ def _learned_before(base: Checkpoint | None, category: str) -> int | None:
     return base.provenance.get("data", {}).get(category) if base else None
 
 
+def _continued(config: TrainConfig, base: Checkpoint) -> TrainConfig:
+    """The recipe with the base's network. Raises CheckpointError for a size that does not suit that."""
+    try:
+        return replace(
+            config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
+            pixel_score=base.pixel_score, stride=base.stride,
+        )  # fmt: skip
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def training_rate(unet: UNetConfig, backbone: str, picture: Tensor, device: torch.device) -> float:
     """Pictures a second that a network of this size is trained on; on a CPU once all features are known.
     picture: uint8 [3, size, size].
@@ -269,7 +297,7 @@ def _prepare(
 ) -> _Run:
     torch.manual_seed(config.seed)
     network = UNet(config.unet).to(device)
-    extractor = FeatureExtractor(config.backbone, config.unet.feature_grid).to(device)
+    extractor = FeatureExtractor(config.backbone, config.unet.cell).to(device)
     if extractor.channels != config.unet.feature_channels:
         raise ValueError(f"{config.backbone} has {extractor.channels} channels: set feature_channels to it")
     if base:
@@ -409,12 +437,29 @@ def load_normal(
             some, pictures[category], inside[category] = (
                 each.paths, pictures[category][each.numbers], inside[category][each.numbers]
             )  # fmt: skip
-        uprights[category] = upright = Upright.fit(pictures[category])
-        if upright is not None:
-            for picture, there, path in zip(pictures[category], inside[category], some):
-                turn = upright.turn(to_float(picture, picture.device))
-                _read_into(picture, there, path, depth, turn)
+        uprights[category] = _turn_upright(pictures[category], inside[category], some, depth)
     return pictures, inside, uprights, different
+
+
+def _read_at(paths: Sequence[Path], size: int, bits: int | None) -> tuple[Tensor, Tensor, Upright | None]:
+    """One category's pictures, where they lie and how they are turned, as `load_normal` gives them."""
+    pictures = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    inside = torch.empty(len(paths), size, size, dtype=torch.bool)
+    for picture, there, path in zip(pictures, inside, paths):
+        _read_into(picture, there, path, bits)
+    return pictures, inside, _turn_upright(pictures, inside, paths, bits)
+
+
+def _turn_upright(
+    pictures: Tensor, inside: Tensor, paths: Sequence[Path], bits: int | None
+) -> Upright | None:
+    """How these are turned upright; in place, if they are."""
+    upright = Upright.fit(pictures)
+    if upright is not None:
+        for picture, there, path in zip(pictures, inside, paths):
+            turn = upright.turn(to_float(picture, picture.device))
+            _read_into(picture, there, path, bits, turn)
+    return upright
 
 
 def _repeated(

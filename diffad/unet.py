@@ -20,6 +20,7 @@ _LIMITS = {
     "size": (1, 4096), "patch": (1, 64), "blocks": (1, 16), "heads": (1, 256),
     "feature_channels": (1, 65_536), "feature_level": (0, 15),
 }  # fmt: skip
+LARGEST = 1024  # px a side, of what a category is looked at
 _MAX_LEVELS, _MAX_WIDTH = 8, 4096
 
 
@@ -28,10 +29,10 @@ class UNetConfig:
     """Size of the network. The default has 8.4 M parameters and 8.4 GFLOP a 256 × 256 picture (`diffad
     benchmark`).
 
-    size: side of the square picture, px. patch: side of a patch, px. channels: one entry a level, each level
-    halves the grid. blocks: residual blocks a level, down and up alike. feature_channels: width of the
-    feature head. feature_level: the decoder level whose grid the features have (0 is size/patch, 1 is half of
-    it).
+    size: side of the square pictures that it is trained on, px; it takes others too (`checked_size`). patch:
+    side of a patch, px. channels: one entry a level, each level halves the grid. blocks: residual blocks a
+    level, down and up alike. feature_channels: width of the feature head. feature_level: the decoder level
+    whose grid the features have (0 is size/patch, 1 is half of it).
     """
 
     size: int = 256
@@ -69,9 +70,27 @@ class UNetConfig:
             )
 
     @property
+    def cell(self) -> int:
+        """Px of a place of the feature map."""
+        return self.patch << self.feature_level
+
+    @property
     def feature_grid(self) -> int:
         """Side of the feature map in cells."""
-        return self.size // self.patch >> self.feature_level
+        return self.size // self.cell
+
+    def checked_size(self, size: int) -> int:
+        """The side of pictures at which a category may be looked at. Raises ValueError for others."""
+        if type(size) is not int or size % self.step or not self.step <= size <= LARGEST:
+            raise ValueError(
+                f"a size of {size} px does not suit: give a multiple of {self.step} up to {LARGEST}"
+            )
+        return size
+
+    @property
+    def step(self) -> int:
+        """Px of which a category's size is a multiple: on the coarsest grids nothing may be left over."""
+        return max(32, self.patch << (len(self.channels) - 1))  # 32 for the backbone
 
 
 class ResidualBlock(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffad.scoring import Calibration, RawMaps, fuse, image_score, place_level, reduced_maps, smooth
+from diffad.scoring import Calibration, RawMaps, fuse, top_mean, place_level, reduced_maps, smooth
 
 NODES = (20, 100, 200, 400)
 
@@ -230,7 +230,7 @@ def real_scores(
     standard = (over_the_others_level(maps) - mean[..., None, None]) / std[..., None, None]
     chosen = [NODES.index(t) for t in timesteps]
     size = standard.shape[-1]
-    return np.array([image_score(fuse(*picture[:, chosen].numpy(), alpha), size) for picture in standard])
+    return np.array([top_mean(fuse(*picture[:, chosen].numpy(), alpha), size) for picture in standard])
 
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])

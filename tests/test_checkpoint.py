@@ -14,6 +14,7 @@ from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError, Profile
 from diffad.gaussian import PlaceGaussian
 from diffad.inspector import Inspector
+from diffad.profiles import block
 from diffad.scoring import Calibration, RawMaps
 from diffad.unet import UNet, UNetConfig
 
@@ -116,14 +117,18 @@ def test_damaged_codes_are_told(tmp_path, model, spoil):
         checkpoints.load(file)
 
 
-def test_a_category_of_the_default_model_costs_less_than_three_megabytes(tmp_path, model):
-    features = torch.randn(40, 192, 32, 32, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("grid", [32, 64])
+def test_a_category_of_the_default_model_costs_less_than_three_megabytes(tmp_path, model, grid):
+    """At 256 px, and at 512 px."""
+    features = torch.randn(40, 192, grid, grid, generator=torch.Generator().manual_seed(0))
     maps = torch.rand(48, 10, 256, 256)
+    of_features, of_pixels = block(grid, 2), block(grid, 4)
     profile = Profile(
-        PlaceGaussian.fit([features]),
-        residual_gaussian([[features[:4]]] * 3, stages=(24, 48, 120)),
-        residual_gaussian([[features[:4]]] * 3, block=4, stages=(24, 48, 120)),
+        PlaceGaussian.fit([features], block=of_pixels),
+        residual_gaussian([[features[:4]]] * 3, block=of_features, stages=(24, 48, 120)),
+        residual_gaussian([[features[:4]]] * 3, block=of_pixels, stages=(24, 48, 120)),
         Calibration.fit(RawMaps(maps, maps, tuple(range(10))), by_place=True),
+        size=8 * grid,
     )
     config = UNetConfig(size=64, channels=(64, 96), feature_channels=192)
     sizes = [

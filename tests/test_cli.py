@@ -49,6 +49,9 @@ class Toy:
 
     check_knows = Inspector.check_knows
 
+    def size_of(self, category):
+        return self.size
+
     def __init__(self):
         self.calls: list[dict] = []
 
@@ -674,7 +677,9 @@ def test_train_refuses(workshop, tmp_path, capsys):
         ([data, *out, "--steps", "1", "--channels", "64,0"], "multiples of 32"),
         ([data, *out, "--steps", "1", "--channels", "64"], "more levels"),
         ([data, *out, "--steps", "1", "--device", "warp"], "warp"),
-        ([data, *out, "--steps", "1", "--size", "64", *tiny], "--from"),
+        ([data, *out, "--steps", "1", "--channels", "64,64", *tiny], "--from"),
+        ([data, *out, "--steps", "0", "--size", "80", *tiny], "give a multiple of 32 up to 1024"),
+        ([data, *out, "--steps", "0", "--size", "1056", *tiny], "from 32 to 1024"),
         ([data, *out, "--steps", "1", "--from", str(tmp_path / "absent")], "absent"),
         ([data, *out, "--steps", "1", "--resume", "--size", "64", "--channels", "64,64"], "resume"),
         ([data, *out, "--steps", "0", "--size", "64", "--channels", "64,64"], "start from a checkpoint"),

@@ -51,6 +51,9 @@ class ToyInspector:
     def scale_top(self, category):
         return 8.0
 
+    def size_of(self, category):
+        return self.size
+
     def features(self, image):
         small = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA)
         return small.transpose(2, 0, 1).astype(np.float32)
@@ -540,7 +543,7 @@ class Leaky:
 
     def __init__(self, inspector):
         self._inspector, self._scores = inspector, []
-        self.categories, self.size, self.name = inspector.categories, inspector.size, "leaky"
+        self.categories, self.size_of, self.name = inspector.categories, inspector.size_of, "leaky"
 
     def inspect(self, image, **settings):
         inspection = self._inspector.inspect(image, **settings)

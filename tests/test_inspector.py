@@ -13,7 +13,7 @@ from diffad.data import DataError
 from diffad.inspector import Inspector, _place_to_repair
 from diffad.nuisances import NUISANCES
 from diffad.reconstruction import weighed_repair
-from diffad.scoring import branch_weights, fuse, image_score
+from diffad.scoring import branch_weights, fuse, top_mean
 from diffad.synthetic import CATEGORIES, make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
@@ -92,7 +92,7 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     meaning = defective.fused(alpha=0)
     expected = np.mean(list(defective.feature_maps.values()), axis=0)
     np.testing.assert_allclose(meaning.anomaly_map, expected, rtol=1e-5, atol=1e-5)
-    assert meaning.score == pytest.approx(image_score(expected), rel=1e-5)
+    assert meaning.score == pytest.approx(top_mean(expected), rel=1e-5)
     assert meaning.threshold == pytest.approx(inspector.threshold(defective.category, alpha=0))
     assert not defective.fused(threshold=1e6).is_anomalous
     assert defective.fused(threshold=1e6, look_threshold=1e6).regions == ()

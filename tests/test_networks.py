@@ -63,7 +63,7 @@ def test_the_default_network_is_as_small_as_it_says():
 
 
 def test_the_default_features_fit_the_default_backbone(extractor):
-    assert (UNetConfig().feature_channels, UNetConfig().feature_grid) == (extractor.channels, extractor.grid)
+    assert (UNetConfig().feature_channels, UNetConfig().cell) == (extractor.channels, extractor.cell)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def extractor() -> FeatureExtractor:
 
 @pytest.fixture(scope="module")
 def fitted() -> FeatureExtractor:
-    return FeatureExtractor(grid=8).fit_standardisation(pictures(6, 64).split([1, 2, 3]))
+    return FeatureExtractor().fit_standardisation(pictures(6, 64).split([1, 2, 3]))
 
 
 def test_features_have_192_channels_on_a_32_grid(extractor):
@@ -402,7 +402,7 @@ def test_standardised_features_have_mean_zero_and_deviation_one(fitted):
 
 
 def test_standardisation_is_independent_of_batches_and_of_an_earlier_fit(fitted):
-    again = FeatureExtractor(grid=8)
+    again = FeatureExtractor()
     assert again.fit_standardisation([pictures(3, 64, seed=9)]) is again
     again.fit_standardisation(iter([pictures(6, 64)]))
     torch.testing.assert_close(again.mean, fitted.mean, atol=1e-5, rtol=1e-4)
@@ -421,7 +421,7 @@ def test_a_channel_that_never_moves_is_not_blown_up():
             stage = torch.cat([x[:, :2], 5 + 1e-7 * x[:, 2:]], dim=1)
             return [F.avg_pool2d(stage, stride) for stride in self.strides]
 
-    extractor = FeatureExtractor(grid=8)
+    extractor = FeatureExtractor()
     extractor.network, extractor.fine, extractor.channels = Still(4, 8, 16), Still(4, 8), 9
     extractor.mean, extractor.std = torch.zeros(9), torch.ones(9)
     extractor.fit_standardisation([pictures(4, 64)])
@@ -430,7 +430,7 @@ def test_a_channel_that_never_moves_is_not_blown_up():
 
 
 def test_it_stays_frozen_in_training():
-    extractor = FeatureExtractor(grid=8)
+    extractor = FeatureExtractor()
     before = {name: value.clone() for name, value in extractor.state_dict().items()}
     assert extractor.train() is extractor
     parent = nn.Sequential(extractor).train()

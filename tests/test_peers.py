@@ -18,7 +18,7 @@ from diffad.data import DataError, find_samples, labelled, read_image
 from diffad.diffusion import Prediction, Schedule
 from diffad.evaluation import evaluate
 from diffad.features import FeatureExtractor
-from diffad.scoring import image_score
+from diffad.scoring import top_mean
 from diffad.synthetic import write_set
 from diffad.tiling import Tiling
 
@@ -67,7 +67,7 @@ def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
     score, error = peers._rgb_error(stand_in, "nut", seed=0).judge(image)
     assert error.shape == (20, 32)
     np.testing.assert_allclose(error, 0.85**2, rtol=1e-4)
-    assert score == pytest.approx(image_score(error, 32)) == pytest.approx(0.85**2, rel=1e-4)
+    assert score == pytest.approx(top_mean(error, 32)) == pytest.approx(0.85**2, rel=1e-4)
 
 
 def test_methods_are_judged_changed_by_one_rule_on_pictures_put_aside(inspector, tmp_path, monkeypatch):

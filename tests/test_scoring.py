@@ -21,7 +21,7 @@ from diffad.scoring import (
     evidence,
     find_regions,
     fuse,
-    image_score,
+    top_mean,
     moved,
     noise_for,
     offset_of,
@@ -410,9 +410,9 @@ def test_at_a_half_a_deviation_of_the_pixels_counts_for_their_trust():
 def test_image_score_is_the_mean_of_the_highest():
     flat = np.arange(400, dtype=np.float32)
     np.random.default_rng(0).shuffle(flat)
-    assert image_score(flat.reshape(20, 20)) == pytest.approx(np.arange(144, 400).mean())
-    assert image_score(flat.reshape(20, 20), size=16) == 399
-    assert image_score(np.array([[1.0, 2.0], [3.0, 6.0]])) == 3  # fewer than 256
+    assert top_mean(flat.reshape(20, 20)) == pytest.approx(np.arange(144, 400).mean())
+    assert top_mean(flat.reshape(20, 20), size=16) == 399
+    assert top_mean(np.array([[1.0, 2.0], [3.0, 6.0]])) == 3  # fewer than 256
 
 
 # -- threshold -----------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ FLOORS = {
     1: {"unet", "features"},
     2: {"reconstruction", "rehearsal", "data", "masks", "duplicates", "labels", "pose", "tiling",
         "inspection", "synthetic", "checkpoint", "render", "output"},
-    3: {"training", "profiles", "inspector", "ablation", "evaluation", "evaluation_report", "report", "peers",
-        "batch", "benchmark", "stress"},
+    3: {"training", "profiles", "sizes", "inspector", "ablation", "evaluation", "evaluation_report", "report",
+        "peers", "batch", "benchmark", "stress"},
     4: {"cli", "commands", "console", "ui"},
 }
 SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor

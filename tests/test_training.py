@@ -242,7 +242,8 @@ def photos(folder, seeds, kind="png"):
 def test_copies_are_trained_on_once_and_named(trained, tmp_path):
     source = photos(tmp_path / "gear", [0] * 30 + list(range(1, 11)))
     told = []
-    out = train(config(steps=0), [source], tmp_path / "m.safetensors", start_from=trained, tell=told.append)
+    settings = config(size=64, steps=0)
+    out = train(settings, [source], tmp_path / "m.safetensors", start_from=trained, tell=told.append)
     model = checkpoints.load(out)
     assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].rehearsal["good"] == 11
     said = "29 of 40 training pictures show what another one shows, and were left out: "
@@ -372,7 +373,7 @@ def test_what_was_trained_inspects(trained, parts):
 
 @pytest.fixture(scope="module")
 def extractor():
-    return FeatureExtractor(grid=8)
+    return FeatureExtractor()
 
 
 def noise_pictures(tilt):
