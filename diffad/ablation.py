@@ -37,8 +37,8 @@ from diffad.scoring import (
     branch_weights,
     denoise_all,
     evidence,
-    top_mean,
     seen_moved,
+    top_mean,
 )
 
 ALPHA = 0.5  # unless α is what varies

@@ -25,17 +25,16 @@ from torch import Tensor
 
 from diffad.depth import DEPTHS
 from diffad.diffusion import Schedule
-from diffad.gaussian import PlaceGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.gaussian import PlaceGaussian, PlainGaussian, ResidualGaussian, from_steps, to_steps
 from diffad.output import write
 from diffad.pose import Upright
 from diffad.quality import MEASURES
-from diffad.scoring import PIXEL_SCORES, TIMESTEPS, Calibration, RawMaps, residual_maps
+from diffad.scoring import CELLS, PIXEL_SCORES, TIMESTEPS, Calibration, RawMaps, plain_map, residual_maps
 from diffad.unet import UNet, UNetConfig
 
-FORMAT = 9
+FORMAT = 10
 _COVARIANCES = ("residual", "perceptual")
 _LONGEST_HEADER = 2**22  # characters
-_HALF = torch.finfo(torch.float16).max
 
 
 class CheckpointError(ValueError):
@@ -52,7 +51,8 @@ class Profile:
     upright: how its parts are turned before they are looked at, None: they are seen as they lie. bits: how
     many the values of its pictures had that were no 8-bit files, None if there were none. quality: the range
     of each of `quality.MEASURES` over its pictures, None if it is not known. size: side of the model's square
-    in which it is looked at, px, None: that of the network's own training.
+    in which it is looked at, px, None: that of the network's own training. plain: of the features
+    themselves, for a category that the network never learned from, None: its residuals say all.
     """
 
     gaussian: PlaceGaussian
@@ -64,13 +64,19 @@ class Profile:
     bits: int | None = None
     quality: tuple[tuple[float, float, float], ...] | None = None
     size: int | None = None
+    plain: PlainGaussian | None = None
 
-    def raw_maps(self, pixel: Tensor, residual: Tensor, size: int, timesteps: Sequence[int]) -> RawMaps:
-        """Of `scoring.evidence`'s findings, by the distances of this category."""
+    def raw_maps(
+        self, pixel: Tensor, residual: Tensor, seen: Tensor, size: int, timesteps: Sequence[int]
+    ) -> RawMaps:
+        """Of `scoring.evidence`'s findings and the features seen [b, c, g, g], by the distances of this
+        category.
+        """
         if pixel.dim() > 4:  # residuals, not yet maps
             pixel = residual_maps(pixel, self.perceptual.squared_mahalanobis, size, timesteps)
         feature = residual_maps(residual, self.residual.squared_mahalanobis, size, timesteps)
-        return RawMaps(pixel, feature, tuple(timesteps))
+        plain = None if self.plain is None else plain_map(self.plain.squared_mahalanobis(seen), size)
+        return RawMaps(pixel, feature, tuple(timesteps), plain)
 
     def to(self, device: torch.device) -> Profile:
         """The distances on a device; the calibration is small and stays where it is."""
@@ -79,6 +85,7 @@ class Profile:
             gaussian=self.gaussian.to(device),
             residual=self.residual.to(device),
             perceptual=self.perceptual.to(device),
+            plain=None if self.plain is None else self.plain.to(device),
         )
 
 
@@ -120,15 +127,15 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
             f"profile.{index}.calibration.level": calibration.level,
             f"profile.{index}.calibration.moments": calibration.moments,
-            f"profile.{index}.calibration.good_places": calibration.good_places.clamp(-_HALF, _HALF).half(),
+            f"profile.{index}.calibration.good_maps": _coded(_differences(calibration.good_maps)),
         }
         for name in _COVARIANCES:
-            covariance: ResidualGaussian = getattr(profile, name)
-            prefix = f"profile.{index}.{name}."
-            tensors[prefix + "common"] = covariance.common.half()
-            tensors[prefix + "codes"] = _coded(_pack(covariance.codes, -1))
-            for part in ("scale", "diagonal"):
-                tensors[prefix + part], tensors[f"{prefix}{part}.ends"] = to_steps(getattr(covariance, part))
+            tensors |= _covariance_tensors(getattr(profile, name), f"profile.{index}.{name}.")
+        if profile.plain is not None:
+            tensors[f"profile.{index}.plain.mean"] = profile.plain.mean.half()
+            tensors |= _covariance_tensors(profile.plain.covariance, f"profile.{index}.plain.")
+            tensors[f"profile.{index}.plain.moments"] = calibration.plain_moments
+            tensors[f"profile.{index}.plain.good_maps"] = _coded(_differences(calibration.good_plain))
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.config),
@@ -141,6 +148,8 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "name": name,
                 "timesteps": profile.calibration.timesteps,
                 "remembered": profile.calibration.remembered,
+                "good": len(profile.calibration.good_maps),
+                "plain": profile.plain is not None,
                 "rehearsal": dict(profile.rehearsal),
                 "upright": None if profile.upright is None else asdict(profile.upright),
                 "bits": profile.bits,
@@ -213,10 +222,18 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
 
     projection = part("gaussian.projection")
     whitening = _unpack(part("gaussian.whitening"), len(projection))
+    remembered, good = tuple(category["remembered"]), category["good"]
+    _require(type(good) is int and 0 < good < 2**20, "its good parts have no number")
+    shape = good, 2, len(remembered), CELLS, CELLS
+    maps = _sums(_decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
     calibration = Calibration(
-        tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"),
-        tuple(category["remembered"]), part("calibration.good_places"),
-    )  # fmt: skip
+        tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"), remembered, maps
+    )
+    plain = None
+    if category["plain"]:
+        plain = PlainGaussian(part("plain.mean"), _covariance(tensors, prefix + "plain."))
+        maps = _sums(_decoded(tensors.pop(prefix + "plain.good_maps"), (good, CELLS, CELLS)))
+        calibration = replace(calibration, plain_moments=part("plain.moments"), good_plain=maps)
     return Profile(
         PlaceGaussian(projection, part("gaussian.mean"), whitening),
         *(_covariance(tensors, f"{prefix}{name}.") for name in _COVARIANCES),
@@ -226,6 +243,7 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         _depth(category.get("bits")),  # older files have none of these
         _quality(category.get("quality")),
         category.get("size"),
+        plain,
     )
 
 
@@ -284,19 +302,25 @@ def _grid(profile: Profile, config: UNetConfig) -> int:
 def _check_profile(profile: Profile, width: int, grid: int) -> None:
     gaussian, calibration = profile.gaussian, profile.calibration
     dims, blocks, side = len(gaussian.projection), len(gaussian.whitening), len(calibration.level[0])
-    good, known, remembered = calibration.good_places, calibration.timesteps, calibration.remembered
+    known, remembered = calibration.timesteps, calibration.remembered
     shapes = {
         "projection": (gaussian.projection, (dims, width)),
         "mean": (gaussian.mean, (dims, grid, grid)),
         "whitening": (gaussian.whitening, (blocks, blocks, dims, dims)),
         "level": (calibration.level, (2, side, side)),
         "moments": (calibration.moments, (2, 2, len(known))),
-        "good parts": (good, (len(good), 2, len(remembered), good.shape[-1])),
     }
-    for name in _COVARIANCES:
-        covariance: ResidualGaussian = getattr(profile, name)
+    covariances: dict[str, tuple[ResidualGaussian, int]] = {
+        name: (getattr(profile, name), len(TIMESTEPS)) for name in _COVARIANCES
+    }
+    if profile.plain is not None:
+        covariances["plain"] = profile.plain.covariance, 1
+        shapes["plain mean"] = profile.plain.mean, (width, grid, grid)
+        shapes["plain moments"] = calibration.plain_moments, (2,)
+        _require(bool(calibration.plain_moments[1] > 0), "a deviation of good parts is not above 0")
+    for name, (covariance, grids) in covariances.items():
         kept, blocks = len(covariance.common), covariance.scale.shape[1]
-        by_place = len(TIMESTEPS), blocks, blocks, kept
+        by_place = grids, blocks, blocks, kept
         shapes |= {
             f"{name}'s common part": (covariance.common, (kept, width)),
             f"{name}'s codes": (covariance.codes, (*by_place, kept)),
@@ -360,13 +384,22 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
 
 
+def _covariance_tensors(covariance: ResidualGaussian, prefix: str) -> dict[str, Tensor]:
+    tensors = {prefix + "common": covariance.common.half(),
+               prefix + "codes": _coded(_pack(covariance.codes, -1))}
+    for part in ("scale", "diagonal"):
+        tensors[prefix + part], tensors[f"{prefix}{part}.ends"] = to_steps(getattr(covariance, part))
+    return tensors
+
+
 def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
     scale, diagonal = (
         _from_steps(tensors.pop(prefix + part), tensors.pop(f"{prefix}{part}.ends"))
         for part in ("scale", "diagonal")
     )
     kept = scale.shape[-1]
-    triangle = _decoded(tensors.pop(prefix + "codes"), (*scale.shape[:-1], kept * (kept - 1) // 2))
+    shape = *scale.shape[:-1], kept * (kept - 1) // 2
+    triangle = _decoded(tensors.pop(prefix + "codes"), shape).view(torch.int8)
     common = tensors.pop(prefix + "common").float()
     return ResidualGaussian(common, _unpack(triangle, kept, -1), scale, diagonal)
 
@@ -409,9 +442,19 @@ def _unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
     return full
 
 
+def _differences(codes: Tensor) -> Tensor:
+    """Of neighbours along the last dimension, modulo 256: maps are smooth, and these take fewer bits."""
+    return torch.cat([codes[..., :1], codes[..., 1:] - codes[..., :-1]], dim=-1)
+
+
+def _sums(differences: Tensor) -> Tensor:
+    """`_differences` undone."""
+    return differences.cumsum(dim=-1, dtype=torch.uint8)
+
+
 def _coded(codes: Tensor) -> Tensor:
-    """Small whole numbers in the bits that they need, some 2.3 an entry: int8 [..., n] → uint8 [bytes], a
-    zlib stream of Huffman codes.
+    """Small whole numbers in the bits that they need: int8 or uint8 of any shape → uint8 [bytes], a zlib
+    stream of Huffman codes. A covariance's take some 2.3 an entry, differences of maps some 4.
     """
     coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
     stream = coder.compress(codes.numpy().tobytes()) + coder.flush()
@@ -419,14 +462,14 @@ def _coded(codes: Tensor) -> Tensor:
 
 
 def _decoded(stream: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`_coded` undone. Raises ValueError for a stream of another length, zlib.error for none."""
+    """`_coded` undone, uint8. Raises ValueError for a stream of another length, zlib.error for none."""
     length = math.prod(shape)
     if length > 8 * stream.numel():  # a code has at least a bit: no more memory than that
         raise ValueError(f"{stream.numel()} bytes cannot hold {length} codes")
     plain = zlib.decompressobj().decompress(stream.numpy().tobytes(), length + 1)
     if len(plain) != length:
         raise ValueError(f"{len(plain)} codes instead of {length}")
-    return torch.from_numpy(np.frombuffer(plain, dtype=np.int8).reshape(shape).copy())
+    return torch.from_numpy(np.frombuffer(plain, dtype=np.uint8).reshape(shape).copy())
 
 
 def rounded(network: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -136,12 +136,13 @@ class ResidualGaussian:
 
     @staticmethod
     def fit(
-        grids: Sequence[Scatter], *, shrinkage: float = 0.1, stages: Sequence[int] | None = None
+        grids: Sequence[Scatter], *, shrinkage: float = 0.1, stages: Sequence[int] | None = None,
+        kept: int = KEPT,
     ) -> tuple[ResidualGaussian, LeftOut]:
         """The Gaussian of normal pictures' residuals, summed up grid by grid, and how it would measure those
         pictures, had they been left out.
 
-        stages: how many channels each stage of the backbone has, finest first. Of each the `KEPT` directions
+        stages: how many channels each stage of the backbone has, finest first. Of each the `kept` directions
         count in which residuals vary most: a coarse stage has many channels, which would outvote the fine
         ones. The finest counts half. None: one stage, all of it.
 
@@ -156,11 +157,11 @@ class ResidualGaussian:
         """
         moments = [grid.mean() for grid in grids]
         overall = sum(moment.mean(dim=(0, 1)) for moment in moments) / len(moments)
-        kept, weight = _kept(overall, stages)  # [k, c], [k]
-        overall = kept @ overall @ kept.T
+        rows, weight = _kept(overall, stages, kept)  # [k, c], [k]
+        overall = rows @ overall @ rows.T
         variance = overall.diagonal()
         only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
-        common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances) @ kept
+        common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances) @ rows
         eye = torch.eye(len(common)).to(overall)
         factors, prior_count = [], 2 * len(common)
         for moment, grid in zip(moments, grids):
@@ -259,6 +260,62 @@ class LeftOut:
         )
 
 
+@dataclass(frozen=True)
+class PlainGaussian:
+    """PaDiM's own distance by place, of the features themselves: no network explains a part of them away.
+
+    mean: [c, g, g], float32. covariance: of what differs from it, of all directions, of one grid.
+    """
+
+    mean: Tensor
+    covariance: ResidualGaussian
+
+    @staticmethod
+    def fit(
+        batches: Sequence[Tensor], *, block: int, stages: Sequence[int] | None = None
+    ) -> tuple[PlainGaussian, PlainLeftOut]:
+        """From standardised features [b, c, g, g] of normal pictures, any dtype, and how it would measure
+        those, had they been left out. block: places a side that share a covariance. Raises ValueError as
+        `ResidualGaussian.fit`.
+        """
+        count = sum(map(len, batches))
+        mean = sum(batch.float().sum(dim=0) for batch in batches) / count
+        scatter = Scatter(block)
+        for batch in batches:
+            scatter.add(batch.float() - mean)
+        widest = max(stages) if stages else mean.shape[0]
+        covariance, left_out = ResidualGaussian.fit([scatter], stages=stages, kept=widest)
+        plain = PlainGaussian(mean, covariance)
+        return plain, PlainLeftOut(plain, left_out, count)
+
+    def squared_mahalanobis(self, features: Tensor) -> Tensor:
+        """At every place, over the number of directions: [b, c, g, g] → [b, g, g]; about 1 where normal."""
+        return self.covariance.squared_mahalanobis(features.float() - self.mean)
+
+    def to(self, device: torch.device) -> PlainGaussian:
+        return PlainGaussian(self.mean.to(device), self.covariance.to(device))
+
+
+@dataclass(frozen=True)
+class PlainLeftOut:
+    """What a `PlainGaussian` fitted on `count` pictures would say of some of them, had they been left out."""
+
+    plain: PlainGaussian
+    left_out: LeftOut
+    count: int
+
+    def squared_mahalanobis(self, features: Tensor, own: Tensor) -> Tensor:
+        """As `PlainGaussian.squared_mahalanobis`. own: [b, m, c, g, g], the features by which each picture is
+        part of the fit, fewer than all.
+        """
+        own, mean = own.float(), self.plain.mean
+        without = (self.count * mean - own.sum(dim=1)) / (self.count - own.shape[1])
+        return self.left_out.squared_mahalanobis(features.float() - without, own - mean)
+
+    def to(self, device: torch.device) -> PlainLeftOut:
+        return PlainLeftOut(self.plain.to(device), self.left_out.to(device), self.count)
+
+
 def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
     """Residuals [b, c, g, g] in a covariance's coordinates, block by block: [n, n, k, b · places]."""
     b, _, side, _ = residual.shape
@@ -268,13 +325,13 @@ def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
     return cells.reshape(blocks, blocks, -1, b * cell**2)
 
 
-def _kept(covariance: Tensor, stages: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+def _kept(covariance: Tensor, stages: Sequence[int] | None, kept: int) -> tuple[Tensor, Tensor]:
     """The directions that count, orthonormal rows [k, c], and how much each does [k], 1 on the mean."""
     if stages is None:
         return torch.eye(len(covariance)).to(covariance), torch.ones(len(covariance)).to(covariance)
     if sum(stages) != len(covariance):
         raise ValueError(f"stages of {tuple(stages)} channels are not the residual's {len(covariance)}")
-    parts = [stage[:, -KEPT:].T for stage in (
+    parts = [stage[:, -kept:].T for stage in (
         torch.linalg.eigh(covariance[end - size : end, end - size : end]).eigenvectors
         for size, end in zip(stages, accumulate(stages))
     )]  # fmt: skip

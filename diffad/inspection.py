@@ -14,8 +14,8 @@ import numpy as np
 
 from diffad.data import Geometry, resize_maps
 from diffad.scoring import (
-    GOOD_TOP,
     Calibration,
+    ImageScore,
     Region,
     branch_weights,
     checked_rate,
@@ -23,7 +23,6 @@ from diffad.scoring import (
     fuse,
     rate_for,
     threshold_for,
-    top_count,
 )
 from diffad.tiling import Tiling, letterboxed
 
@@ -60,6 +59,7 @@ class Inspection:
     _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
+    _plain: np.ndarray | None = None  # of the plain features, on the same grid
     bits: int = 8
     notes: tuple[str, ...] = ()
 
@@ -114,17 +114,20 @@ class Inspection:
 
     @cached_property
     def score(self) -> float:
-        """Mean of the highest values of the fused map, as many as 256 px of a model's square of 256 px; of a
-        tiled picture that of its worst tile.
-        """
-        return self._tiling.score(self._fused_map)
+        """How far from good the fused map is, see `scoring.ImageScore`; of a tiled picture its worst tile."""
+        return self._tiling.score(self._fused_map, self.scorer)
 
     @cached_property
+    def scorer(self) -> ImageScore:
+        """How the category's maps are scored at this α and these timesteps."""
+        return self._calibration.scorer(self.alpha, self.timesteps)
+
+    @property
     def good_scores(self) -> np.ndarray:
         """The score of good pictures, each left out of the statistics, inspected whole, at this α and these
         timesteps, float32 [pictures].
         """
-        return self._calibration.good_scores(self.alpha, self.timesteps)
+        return self.scorer.good
 
     def threshold_at(self, rate: float = 0.01) -> float:
         """Score that a share `rate` of good pictures of this size would exceed at this α and these timesteps:
@@ -147,7 +150,7 @@ class Inspection:
     def _fused_map(self) -> np.ndarray:
         """On the grid of `_maps`."""
         pixel, feature = (np.stack([self._maps[t][branch] for t in self.timesteps]) for branch in (0, 1))
-        return fuse(pixel, feature, self.alpha)
+        return fuse(pixel, feature, self.alpha, self._plain)
 
     @property
     def square_map(self) -> np.ndarray:
@@ -169,11 +172,16 @@ class Inspection:
         """ŝ^f_t by t, likewise."""
         return _PictureMaps(self, 1)
 
+    @property
+    def plain_map(self) -> np.ndarray | None:
+        """Of the features alone, without the network; None if the category does without."""
+        return None if self._plain is None else resize_maps(self._plain, self.image.shape[:2])
+
     def reduced_maps(self, longest: int = 512) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """t → (ŝ_t, ŝ^f_t) for all `computed_timesteps`, float32 [h, w] in the picture's aspect, small enough
-        to be shown. The score is the mean of the fused map's `top_pixels` highest values in one of `windows`.
-        Of a picture inspected whole: as the model saw it, whatever `longest`. Of a tiled one: at most
-        `longest` cells a side, which gives its score but nearly, where its own grid is finer.
+        to be shown. Of a picture inspected whole: as the model saw it, whatever `longest`. Of a tiled one: at
+        most `longest` cells a side, which gives its score but nearly, where its own grid is finer. The score
+        is the highest of its `windows`, by `scorer` at `scored_size`.
         """
         shape = self._reduced(longest)
         return {
@@ -181,12 +189,14 @@ class Inspection:
             for t, (pixel, feature) in self._maps.items()
         }
 
+    def reduced_plain(self, longest: int = 512) -> np.ndarray | None:
+        """`plain_map` like the `reduced_maps`."""
+        return None if self._plain is None else resize_maps(self._plain, self._reduced(longest))
+
     @property
-    def top_pixels(self) -> int:
-        """How many cells of a window of `reduced_maps()` the image score averages."""
-        top, left, bottom, right = self.windows[0]
-        cells = self._tiling.scored_size * self._reduced()[0] / self._tiling.shape[0]
-        return top_count((bottom - top) * (right - left), cells)
+    def scored_size(self) -> float:
+        """How many px of `reduced_maps()` make the side of the model's square, for `scoring.cells_of`."""
+        return self._tiling.scored_size * self._reduced()[0] / self._tiling.shape[0]
 
     @property
     def windows(self) -> list[tuple[int, int, int, int]]:
@@ -204,19 +214,14 @@ class Inspection:
         height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
         return height, width
 
-    def good_evidence(self) -> np.ndarray:
-        """Standardised values of the good pictures' highest places at `computed_timesteps`, float32
-        [pictures, 2 (pixel, feature), n_t, places].
-
-        A good picture's score at α and some of the timesteps is the mean of the `good_top` highest places of
-        the mean over t of both branches with `scoring.branch_weights(α)`.
+    def good_evidence(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The maps of good pictures over cells, in the codes of `scoring.to_codes`, uint8: of both branches
+        at `computed_timesteps` [pictures, 2 (pixel, feature), n_t, CELLS, CELLS], and of the plain features
+        [pictures, CELLS, CELLS], None without. `scoring.ImageScore.of` their fusion are the good scores.
         """
-        return self._calibration.good_evidence(self.computed_timesteps)
-
-    @property
-    def good_top(self) -> int:
-        """How many places of `good_evidence` a good picture's score averages."""
-        return min(GOOD_TOP, self._calibration.good_places.shape[-1])
+        plain = self._calibration.good_plain
+        codes = self._calibration.good_codes(self.computed_timesteps)
+        return codes.numpy(), None if plain is None else plain.numpy()
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:

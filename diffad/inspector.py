@@ -228,7 +228,7 @@ class Inspector:
         turn = partial(_computing, turn, self.device)
         look, pixels, used = self._look_for_bits(decoded, names, tile, bits, batch_bits, turn)
         _check_number(look.tiling, max_tiles)
-        maps = self._blended_maps(pixels, look, timesteps, seed, draws, progress, turn)
+        maps, plain = self._blended_maps(pixels, look, timesteps, seed, draws, progress, turn)
         inspection = Inspection(
             image=pixels,
             category=look.category,
@@ -239,7 +239,8 @@ class Inspector:
             seed=seed,
             threshold=math.nan,
             _look=math.nan,
-            _maps={t: (maps[0, i], maps[1, i]) for i, t in enumerate(timesteps)},
+            _maps={t: (maps[0][i], maps[1][i]) for i, t in enumerate(timesteps)},
+            _plain=plain,
             _tiling=look.tiling,
             _calibration=self.profiles[look.category].calibration,
             seconds=0.0,
@@ -412,10 +413,13 @@ class Inspector:
         draws: int,
         progress: Callable[[int, int], None] | None,
         turn: Turn,
-    ) -> np.ndarray:
-        """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w]."""
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w], and
+        those of the plain features [h, w], if the category has them.
+        """
         tiling, tiles = look.tiling, look.tiling.tiles
-        blended = np.zeros((2, len(timesteps), *tiling.shape), dtype=np.float32)
+        count = len(timesteps)
+        blended = np.zeros((2 * count + 1, *tiling.shape), dtype=np.float32)
         rows = _ROWS_ON_CPU if self.device.type == "cpu" else _ROWS
         many = max(1, rows // (len(timesteps) * draws))
         for first in range(0, len(tiles), many):
@@ -426,12 +430,15 @@ class Inspector:
             with turn():
                 seen = seen if len(tiles) == 1 else self.extractor.seen(x_start)
                 maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
-            for tile, pixel, feature in zip(batch, maps.pixel.cpu(), maps.feature.cpu(), strict=True):
-                both = tiling.to_cells(torch.stack([pixel, feature]), tile).numpy()
-                blended[(..., *tile.cells)] += tile.weight * both
+            plain = maps.pixel[:, :0] if maps.plain is None else maps.plain[:, None]
+            every = torch.cat([maps.pixel, maps.feature, plain], dim=1).cpu()
+            for tile, of_tile in zip(batch, every, strict=True):
+                cells = tiling.to_cells(of_tile, tile).numpy()
+                blended[(slice(len(cells)), *tile.cells)] += tile.weight * cells
             if progress is not None:
                 progress(first + len(batch), len(tiles))
-        return blended
+        branches = blended[: 2 * count].reshape(2, count, *tiling.shape)
+        return branches, None if self.profiles[look.category].plain is None else blended[-1]
 
     @torch.no_grad()
     def _standard_maps(
@@ -457,7 +464,7 @@ class Inspector:
         )
         profile = self.profiles[category]
         return profile.calibration.standardise(
-            profile.raw_maps(pixel, residual, x_start.shape[-1], timesteps)
+            profile.raw_maps(pixel, residual, seen.features, x_start.shape[-1], timesteps)
         )
 
     # -- repair ----------------------------------------------------------------------------------------------
@@ -573,7 +580,7 @@ class Inspector:
                     here = tiling.to_cells(torch.from_numpy(here), tile).numpy()
                     fused = fused.copy()
                     fused[tile.cells] = untouched + tile.weight * (here - untouched)
-                    score = tiling.score(fused)
+                    score = tiling.score(fused, first.scorer)
                     if score < best[0]:
                         best = score, image, fused
                     if last and weighed:
@@ -606,7 +613,8 @@ class Inspector:
         maps = self._standard_maps(
             x, self.extractor.seen(x), first.category, first.timesteps, first.seed, draws=1
         )
-        return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha)
+        plain = None if maps.plain is None else maps.plain[0].cpu().numpy()
+        return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha, plain)
 
 
 @dataclass(frozen=True)
@@ -667,7 +675,7 @@ def _place_to_repair(
     row, column = np.unravel_index(left.argmax(), left.shape)
     tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
     high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
-    if not weighed or tiling.score(left) <= above:
+    if not weighed or tiling.score(left, first.scorer) <= above:
         return tile, None
     square = tiling.from_cells(left[tile.cells], tile).numpy()
     count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * high).astype(np.uint8))

@@ -39,7 +39,7 @@ from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
 from diffad.labels import folders_in_words, look_over
 from diffad.masks import check_readable, mask_inside
-from diffad.scoring import denoise_all, top_mean, pixel_score, smooth, threshold_for
+from diffad.scoring import denoise_all, pixel_score, smooth, threshold_for, top_mean
 from diffad.stress import VERDICTS_EACH, robustness, robustness_rows
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000

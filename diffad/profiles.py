@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffad.checkpoint import Profile
 from diffad.data import to_float
 from diffad.diffusion import Schedule
 from diffad.features import FeatureExtractor
-from diffad.gaussian import LeftOut, PlaceGaussian, ResidualGaussian, Scatter
+from diffad.gaussian import LeftOut, PlaceGaussian, PlainGaussian, PlainLeftOut, ResidualGaussian, Scatter
 from diffad.metrics import aupro, auroc
 from diffad.nuisances import random_copy
 from diffad.quality import measured as measured_quality
@@ -31,12 +32,13 @@ from diffad.scoring import (
     CALIBRATION_TIMESTEPS,
     TIMESTEPS,
     Calibration,
+    ImageScore,
     RawMaps,
     Seen,
     evidence,
     fuse,
-    top_mean,
     place_level,
+    plain_map,
     reduced_maps,
     residual_maps,
     seen_moved,
@@ -72,6 +74,7 @@ def fit_profile(
     kind: str = "perceptual",
     stride: int = 4,
     seed: int = 0,
+    plain: bool = False,
 ) -> Profile:
     """The profile of one category. used: uint8 [n, 3, s, s], normal pictures that the network was trained on;
     held: held out of that, at least 2. inside: bool [n, s, s], where those held out, then those used, are and
@@ -82,6 +85,8 @@ def fit_profile(
     to a good picture must not count as a defect. The calibration is of the first 192 as they are, measured as
     if neither the picture nor its copy were among those that the covariances are fitted on (`LeftOut`). That
     the network was trained on some is allowed for by raising their maps to those of the pictures held out.
+    plain: also fit a Gaussian of the features themselves, for a category that the network never learned from
+    and may explain defects of away.
     Above 256 px fewer pictures are fitted and calibrated (`limits`), so that time and memory stay bounded.
     """
     network.eval()
@@ -117,7 +122,7 @@ def fit_profile(
     sums = [[Scatter(places) for _ in TIMESTEPS] for places in blocks]
     shape = len(first), 2, len(TIMESTEPS), extractor.channels, grid, grid
     own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]  # of a picture and of its copy
-    known = []
+    known: list[Tensor] = []
     copies = changed_copies(pictures[:most], seed)
     for begin in range(0, len(copies), _ROWS):
         rows = slice(begin, begin + _ROWS)
@@ -133,6 +138,7 @@ def fit_profile(
                     room.copy_(residual[: len(room), 0, 0])
     others = (extractor(to_float(batch, device)) for batch in pictures[most:].split(_ROWS))
     gaussian = PlaceGaussian.fit(chain(known, others), block=blocks[0])
+    plainly = _Plainly.fit(known, len(first), blocks[1], extractor, inside) if plain else None
     fitted = [ResidualGaussian.fit(grids, stages=extractor.stage_channels) for grids in sums]
     (perceptual, _), (residual, _) = fitted = [[each.to(cpu) for each in both] for both in fitted]
 
@@ -149,12 +155,15 @@ def fit_profile(
             branches.append(_levelled(values, inside[of][:, ::step, ::step]))
         return RawMaps(*branches, timesteps)
 
+    def plain_maps(pictures: Tensor, of: Sequence[int]) -> Tensor | None:
+        return None if plainly is None else plainly.maps(pictures, of)
+
     step = max(1, size // _MAPS)
     first_look = [residuals[:, 0, :, None] for residuals in own]
     found = first_look if kind == "perceptual" else look(pictures[first], TIMESTEPS)
     good = maps(found, TIMESTEPS, first)
     raised = _raised(good, len(held))
-    good = _scaled(good, raised)
+    good = replace(_scaled(good, raised), plain=plain_maps(pictures[first], first))
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
     looked = _scaled(maps(look(pictures[:_LOOKED], rest), rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
@@ -165,6 +174,7 @@ def fit_profile(
     masks = [mask[::step, ::step] for mask in masks]
     if kinds:
         spoiled = _scaled(maps(look(defects, TIMESTEPS), TIMESTEPS, origins), raised[origins])
+        spoiled = replace(spoiled, plain=plain_maps(defects, origins))
         # nor is a picture part of the level that it is judged by
         _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
         either = []
@@ -174,7 +184,7 @@ def fit_profile(
                 each.standardise(maps, levels[rows] if by_place else None)
                 for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
             )
-            judged = rehearse(*standard, masks, kinds, threshold_for(each.good_scores()))
+            judged = rehearse(*standard, masks, kinds, each.scorer())
             either.append((judged | {"by_place": by_place}, each))
         choice, calibration = max(either, key=lambda judged: judged[0]["worth"])
     choice = choice | {"good": len(first)}
@@ -183,7 +193,45 @@ def fit_profile(
         for some in (pictures, copies)
         for picture, there in zip(some[:most], inside)
     )
-    return Profile(gaussian.to(cpu), residual, perceptual, calibration, choice, quality=quality, size=size)
+    return Profile(
+        gaussian.to(cpu), residual, perceptual, calibration, choice, quality=quality, size=size,
+        plain=None if plainly is None else plainly.left_out.plain,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Plainly:
+    """Maps of the plain features as if no picture were part of their Gaussian. own: the features of good
+    pictures and of their copies, fp16 [n, 2, c, g, g].
+    """
+
+    left_out: PlainLeftOut
+    own: Tensor
+    extractor: FeatureExtractor
+    inside: Tensor
+
+    @staticmethod
+    def fit(
+        known: Sequence[Tensor], count: int, block: int, extractor: FeatureExtractor, inside: Tensor
+    ) -> _Plainly:
+        """known: features of a batch of pictures, then of their copies, and so on; count: of the first
+        pictures, whose maps will be asked for.
+        """
+        _, left_out = PlainGaussian.fit(known, block=block, stages=extractor.stage_channels)
+        both = [torch.cat(known[number::2]).cpu()[:count] for number in range(2)]
+        return _Plainly(left_out.to(torch.device("cpu")), torch.stack(both, dim=1), extractor, inside)
+
+    def maps(self, pictures: Tensor, of: Sequence[int]) -> Tensor:
+        """Raw maps [n, s, s] of uint8 [n, 3, size, size]: good pictures of these numbers, or made of them; of
+        large ones every other cell.
+        """
+        size = pictures.shape[-1]
+        step, found = max(1, size // _MAPS), []
+        for picture, number in zip(pictures, of):
+            seen = self.extractor(to_float(picture[None], self.extractor.mean.device)).cpu()
+            distance = self.left_out.squared_mahalanobis(seen, self.own[number][None])
+            found.append(plain_map(distance, size)[:, ::step, ::step])
+        return _levelled(torch.cat(found)[:, None], self.inside[of][:, ::step, ::step])[:, 0]
 
 
 def limits(grid: int) -> tuple[int, int]:
@@ -253,11 +301,12 @@ def _raised(good: RawMaps, held: int) -> Tensor:
 
 def _scaled(maps: RawMaps, factors: Tensor) -> RawMaps:
     pixel, feature = factors[: len(maps.pixel), :, None, None, None].unbind(dim=1)
-    return RawMaps(maps.pixel * pixel, maps.feature * feature, maps.timesteps)
+    return RawMaps(maps.pixel * pixel, maps.feature * feature, maps.timesteps, maps.plain)
 
 
 def _first(maps: RawMaps, count: int) -> RawMaps:
-    return RawMaps(maps.pixel[:count], maps.feature[:count], maps.timesteps)
+    plain = None if maps.plain is None else maps.plain[:count]
+    return RawMaps(maps.pixel[:count], maps.feature[:count], maps.timesteps, plain)
 
 
 def _together(one: RawMaps, two: RawMaps) -> RawMaps:
@@ -267,7 +316,7 @@ def _together(one: RawMaps, two: RawMaps) -> RawMaps:
     pixel, feature = (
         torch.cat(both, dim=1)[:, order] for both in ((one.pixel, two.pixel), (one.feature, two.feature))
     )
-    return RawMaps(pixel, feature, tuple(sorted(timesteps)))
+    return RawMaps(pixel, feature, tuple(sorted(timesteps)), one.plain)
 
 
 def artificial_defects(
@@ -294,20 +343,21 @@ def artificial_defects(
 
 
 def rehearse(
-    good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], threshold: float
+    good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], score: ImageScore
 ) -> dict:
-    """How artificial defects are told from good pictures at α = 0.5, from standardised maps.
+    """How artificial defects are told from good pictures at α = 0.5, from standardised maps. score: at that.
 
     Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
     (share above the threshold), found_by_kind, good, defects (counts).
     """
     fused = [
-        fuse(pixel.numpy(), feature.numpy(), 0.5)
+        fuse(pixel.numpy(), feature.numpy(), 0.5, None if maps.plain is None else maps.plain[i].numpy())
         for maps in (good, spoiled)
-        for pixel, feature in zip(maps.pixel, maps.feature)
+        for i, (pixel, feature) in enumerate(zip(maps.pixel, maps.feature))
     ]
     count, size = len(good.pixel), good.pixel.shape[-1]
-    scores = np.array([top_mean(anomaly_map, size) for anomaly_map in fused])
+    scores = np.array([score(anomaly_map, size) for anomaly_map in fused])
+    threshold = threshold_for(score.good)
     labels = np.arange(len(fused)) >= count
     nothing = np.zeros((size, size), bool)
     image, pixel = auroc(scores, labels), aupro(fused, [nothing] * count + masks)

@@ -47,8 +47,8 @@ EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual g
 _HIGH_LEVEL = 0.9  # share of good pictures whose level lies below what is taken off at most
 # Network and plain features count alike in a category whose parts the network never learned from.
 PLAIN_WEIGHT = 0.5
-_ZERO = 60  # the code of 0 σ
-_STEPS = 20  # whole numbers to a unit of asinh σ, in which good pictures' maps are remembered
+_ZERO = 48  # the code of 0 σ
+_STEPS = 16  # whole numbers to a unit of asinh σ, in which good pictures' maps are remembered
 _REDUCED = 64  # cells a side, at which good pictures are kept while statistics are fitted
 _TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
@@ -215,9 +215,17 @@ def residual_maps(
     """
     by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
     score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
-    # bicubic: peaks stay narrow, and may swing a little below 0 beside
-    maps = F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
-    return placed(maps, timesteps, size // residual.shape[-1])
+    return placed(_enlarged(score, size), timesteps, size // residual.shape[-1])
+
+
+def plain_map(distance: Tensor, size: int) -> Tensor:
+    """Raw smoothed map [b, size, size] of the plain features' distances [b, g, g]."""
+    return smooth(_enlarged(distance[:, None], size))[:, 0]
+
+
+def _enlarged(score: Tensor, size: int) -> Tensor:
+    """[b, n, g, g] → [b, n, size, size], bicubic: peaks stay narrow, and may swing below 0 beside."""
+    return F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
 
 
 def placed(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
@@ -363,8 +371,8 @@ def _tail_deviation(values: Tensor, mean: Tensor) -> Tensor:
 
 
 def to_codes(maps: Tensor) -> Tensor:
-    """Maps in σ in whole numbers, uint8 of the same shape: 20 to a unit of asinh σ, so that a step is 0.05 σ
-    where maps are calm and 5 % where they are high.
+    """Maps in σ in whole numbers, uint8 of the same shape: 16 to a unit of asinh σ, so that a step is 0.06 σ
+    where maps are calm and 6 % where they are high.
     """
     return (maps.float().asinh() * _STEPS + _ZERO).round().clamp(0, 255).to(torch.uint8).cpu()
 

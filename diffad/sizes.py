@@ -26,7 +26,7 @@ from diffad.metrics import aupro, auroc
 from diffad.pose import Upright
 from diffad.profiles import FEATURE_BLOCK, block, changed_copies
 from diffad.rehearsal import REHEARSED_KINDS, add_small_defect
-from diffad.scoring import TIMESTEPS, denoise_all, evidence, top_mean, seen_moved, smooth, threshold_for
+from diffad.scoring import TIMESTEPS, denoise_all, evidence, seen_moved, smooth, threshold_for, top_mean
 from diffad.tiling import Tiling
 from diffad.unet import UNet, UNetConfig
 

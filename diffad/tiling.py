@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from diffad.data import MIN_SIDE, DataError, Geometry, resize_maps, to_square
 from diffad.pose import Turn
-from diffad.scoring import top_mean
+from diffad.scoring import ImageScore
 
 GRID = 1024  # cells; longest side of a tiled picture's maps
 _RIM = 8  # px of the square, a place of the features' grid
@@ -97,14 +97,14 @@ class Tiling:
 
     @property
     def scored_size(self) -> float:
-        """Cells along the model's square, by which `image_score` tells how many it averages: more than it has
-        if the picture was scaled down there to be turned.
+        """Cells along the model's square, by which a score tells how much of it a map covers: more than it
+        has if the picture was scaled down there to be turned.
         """
         return self.cells if self.turn is None else self.cells / self.turn.upright.scale
 
-    def score(self, fused: np.ndarray) -> float:
+    def score(self, fused: np.ndarray, score: ImageScore) -> float:
         """The image score of the worst tile of a map over the grid: what `chances` speaks of."""
-        return max(top_mean(fused[tile.cells], self.scored_size) for tile in self.tiles)
+        return max(score(fused[tile.cells], self.scored_size) for tile in self.tiles)
 
     def sample(self, most: int = 5) -> list[Tile]:
         """A handful of tiles from all over the picture, always the same."""

@@ -214,6 +214,7 @@ def train(
             profile = fit_profile(
                 run.network, run.extractor, run.schedule, used, held[aside:], there[order],
                 kind=config.pixel_score, stride=config.stride,
+                plain=config.steps == 0 and not _network_learned(base, name),
             )  # fmt: skip
             scores = profile.calibration.good_scores()
             called = told_apart(paths[name])
@@ -263,6 +264,11 @@ def _learned_before(base: Checkpoint | None, category: str) -> int | None:
     same ones were held out.
     """
     return base.provenance.get("data", {}).get(category) if base else None
+
+
+def _network_learned(base: Checkpoint, category: str) -> bool:
+    """Whether the network of `base` was trained on a category, and not only its statistics were added."""
+    return category in base.profiles and base.profiles[category].plain is None
 
 
 def _continued(config: TrainConfig, base: Checkpoint) -> TrainConfig:

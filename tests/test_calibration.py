@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffad.scoring import Calibration, RawMaps, fuse, top_mean, place_level, reduced_maps, smooth
+from diffad.scoring import Calibration, RawMaps, fuse, place_level, reduced_maps, smooth, top_mean
 
 NODES = (20, 100, 200, 400)
 

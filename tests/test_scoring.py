@@ -21,7 +21,6 @@ from diffad.scoring import (
     evidence,
     find_regions,
     fuse,
-    top_mean,
     moved,
     noise_for,
     offset_of,
@@ -31,6 +30,7 @@ from diffad.scoring import (
     seen_moved,
     smooth,
     threshold_for,
+    top_mean,
     unusual,
 )
 
