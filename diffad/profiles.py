@@ -159,13 +159,23 @@ def fit_profile(
         return None if plainly is None else plainly.maps(pictures, of)
 
     step = max(1, size // _MAPS)
+
+    def looked_at(pictures: Tensor, timesteps: tuple[int, ...], of: Sequence[int]) -> RawMaps:
+        """Of pictures with defects or at other timesteps, some at a time: all residuals fill the memory."""
+        parts = [
+            maps(look(pictures[i : i + 2 * _ROWS], timesteps), timesteps, of[i : i + 2 * _ROWS])
+            for i in range(0, len(pictures), 2 * _ROWS)
+        ]
+        pixel, feature = (torch.cat(both) for both in zip(*((part.pixel, part.feature) for part in parts)))
+        return RawMaps(pixel, feature, timesteps)
+
     first_look = [residuals[:, 0, :, None] for residuals in own]
     found = first_look if kind == "perceptual" else look(pictures[first], TIMESTEPS)
     good = maps(found, TIMESTEPS, first)
     raised = _raised(good, len(held))
     good = replace(_scaled(good, raised), plain=plain_maps(pictures[first], first))
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
-    looked = _scaled(maps(look(pictures[:_LOOKED], rest), rest, first[:_LOOKED]), raised)
+    looked = _scaled(looked_at(pictures[:_LOOKED], rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
     reduced = reduced_maps(good)
     calibration = Calibration.fit(looked, False, reduced)
@@ -173,7 +183,7 @@ def fit_profile(
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     masks = [mask[::step, ::step] for mask in masks]
     if kinds:
-        spoiled = _scaled(maps(look(defects, TIMESTEPS), TIMESTEPS, origins), raised[origins])
+        spoiled = _scaled(looked_at(defects, TIMESTEPS, origins), raised[origins])
         spoiled = replace(spoiled, plain=plain_maps(defects, origins))
         # nor is a picture part of the level that it is judged by
         _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
