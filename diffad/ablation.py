@@ -298,7 +298,7 @@ class _Answers:
             kind=kind or self.inspector.pixel_score,
             stride=self.inspector.stride if stride is None else stride,
         )  # fmt: skip
-        return self.profile.raw_maps(*found, self.x_start.shape[-1], timesteps)
+        return self.profile.raw_maps(*found, self.seen[0].features, self.x_start.shape[-1], timesteps)
 
     def kept(self, maps: Tensor) -> np.ndarray:
         """[1, size, size] → fp16 [h, w], where the picture is."""
@@ -341,7 +341,9 @@ def _maps(
 
 
 def _fuse(maps: RawMaps) -> Tensor:
-    """(11) at the usual α: [1, n_t, size, size] of both branches → [1, size, size]."""
+    """(11) at the usual α: [1, n_t, size, size] of both branches → [1, size, size]. Without the plain
+    features, where a category has them: it is the network's choices that are compared.
+    """
     pixel, feature = branch_weights(ALPHA)
     return pixel * maps.pixel.mean(dim=1) + feature * maps.feature.mean(dim=1)
 
@@ -463,7 +465,8 @@ def ablation_report(result: dict[str, Any], plots: Mapping[str, str] | None = No
     lines = [
         f"# Ablations of {result['checkpoint']}", "",
         f"Pictures: {pictures}. Unless it varies: α = {ALPHA:g}, t = {_listed(TIMESTEPS)}, one noise draw, "
-        f"seed {result['seed']}. Cells: {' / '.join(METRICS.values())} (to a false positive rate of 0.3). "
+        f"seed {result['seed']}. Cells: {' / '.join(METRICS.values())} (to a false positive rate of 0.3); "
+        "pictures are scored by the 256 highest px of their maps, which needs no calibration of its own. "
         "**Bold**: as inspected by default.",
         *(f"\n{name}: {folders}" for name, folders in result["folders"].items()),
         *("\n" + note for note in result["notes"]),

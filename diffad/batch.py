@@ -301,7 +301,7 @@ def reduced_map(inspection: Inspection) -> np.ndarray:
     """The fused map as small as it is judged, float16 [h, w] of at most 512 px: what `rejudged` wants."""
     maps = inspection.reduced_maps()
     pixel, feature = (np.stack([maps[t][branch] for t in inspection.timesteps]) for branch in (0, 1))
-    return fuse(pixel, feature, inspection.alpha).astype(np.float16)
+    return fuse(pixel, feature, inspection.alpha, inspection.reduced_plain()).astype(np.float16)
 
 
 def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -> Row:
@@ -312,9 +312,10 @@ def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -
     verdict = verdict_for(row.result["score"], threshold, look_threshold)
     regions: list[dict[str, Any]] = []
     if verdict != "good":
-        shape, limit = row.size[::-1], map_limit_for(verdict, threshold, look_threshold)
+        shape, fused = row.size[::-1], map_of(row).astype(np.float32)
+        limit = map_limit_for(verdict, threshold, look_threshold, fused)
         smallest = smallest_region(shape, row.result["tile"])
-        found = regions_above(map_of(row).astype(np.float32), limit, shape, smallest)
+        found = regions_above(fused, limit, shape, smallest)
         regions = [region.to_dict() for region in found]
     changed = {
         "threshold": float(threshold), "look_threshold": float(look_threshold), "verdict": verdict,
@@ -460,5 +461,5 @@ def shown(
     small = render.reduced(image, longest)
     heat = cv2.resize(reduced.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     top, said = inspector.scale_top(row.result["category"]), row.result
-    limit = map_limit_for(said["verdict"], said["threshold"], said["look_threshold"])
+    limit = map_limit_for(said["verdict"], said["threshold"], said["look_threshold"], heat)
     return render.overlay(small, heat, top, limit, contour=said["verdict"] != "good")

@@ -137,14 +137,14 @@ class ResidualGaussian:
     @staticmethod
     def fit(
         grids: Sequence[Scatter], *, shrinkage: float = 0.1, stages: Sequence[int] | None = None,
-        kept: int = KEPT,
+        kept: int | None = None,
     ) -> tuple[ResidualGaussian, LeftOut]:
         """The Gaussian of normal pictures' residuals, summed up grid by grid, and how it would measure those
         pictures, had they been left out.
 
-        stages: how many channels each stage of the backbone has, finest first. Of each the `kept` directions
-        count in which residuals vary most: a coarse stage has many channels, which would outvote the fine
-        ones. The finest counts half. None: one stage, all of it.
+        stages: how many channels each stage of the backbone has, finest first. Of each the `kept` (None:
+        KEPT) directions count in which residuals vary most: a coarse stage has many channels, which would
+        outvote the fine ones. The finest counts half. None: one stage, all of it.
 
         S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures
         look like. The common Σ is (1 − λ) S + λ diag(S), with λ = shrinkage in [0, 1]: without blocks, 1
@@ -157,7 +157,7 @@ class ResidualGaussian:
         """
         moments = [grid.mean() for grid in grids]
         overall = sum(moment.mean(dim=(0, 1)) for moment in moments) / len(moments)
-        rows, weight = _kept(overall, stages, kept)  # [k, c], [k]
+        rows, weight = _kept(overall, stages, KEPT if kept is None else kept)  # [k, c], [k]
         overall = rows @ overall @ rows.T
         variance = overall.diagonal()
         only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))

@@ -21,8 +21,10 @@ from diffad.scoring import (
     checked_rate,
     find_regions,
     fuse,
+    rate_bounds,
     rate_for,
     threshold_for,
+    weights_in_words,
 )
 from diffad.tiling import Tiling, letterboxed
 
@@ -88,7 +90,7 @@ class Inspection:
     @property
     def map_limit(self) -> float:
         """Above it the map is outlined and cut into regions, see `map_limit_for`."""
-        return map_limit_for(self.verdict, self.threshold, self.look_threshold)
+        return map_limit_for(self.verdict, self.threshold, self.look_threshold, self._fused_map)
 
     @property
     def tile(self) -> int | None:
@@ -97,8 +99,15 @@ class Inspection:
 
     @property
     def pixel_weight(self) -> float:
-        """The pixel branch's share of the fused map, in [0, 1]; the rest is the feature branch's."""
+        """The pixel branch's share of what the network has to say, in [0, 1]; the rest is the feature
+        branch's.
+        """
         return branch_weights(self.alpha)[0]
+
+    @property
+    def weights_in_words(self) -> str:
+        """The shares of all branches of the fused map."""
+        return weights_in_words(self.alpha, self._plain is not None)
 
     @property
     def turned(self) -> bool:
@@ -143,8 +152,16 @@ class Inspection:
 
     def rate_above(self, score: float) -> float:
         """Share of good pictures of this size expected above a score, in [0, 1]."""
-        of_one = rate_for(self.good_scores, score)
-        return 1.0 if of_one >= 1 else -math.expm1(self.chances * math.log1p(-of_one))
+        return self._of_all_tiles(rate_for(self.good_scores, score))
+
+    @property
+    def rate_bounds(self) -> tuple[float, float]:
+        """Between which shares `rate` lies in 19 of 20 cases, as far as the number of good pictures goes."""
+        low, high = rate_bounds(self.good_scores, self.threshold)
+        return self._of_all_tiles(low), self._of_all_tiles(high)
+
+    def _of_all_tiles(self, rate: float) -> float:
+        return 1.0 if rate >= 1 else -math.expm1(self.chances * math.log1p(-rate))
 
     @cached_property
     def _fused_map(self) -> np.ndarray:
@@ -214,14 +231,15 @@ class Inspection:
         height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
         return height, width
 
-    def good_evidence(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def good_evidence(self) -> tuple[np.ndarray, list[int], np.ndarray | None]:
         """The maps of good pictures over cells, in the codes of `scoring.to_codes`, uint8: of both branches
-        at `computed_timesteps` [pictures, 2 (pixel, feature), n_t, CELLS, CELLS], and of the plain features
-        [pictures, CELLS, CELLS], None without. `scoring.ImageScore.of` their fusion are the good scores.
+        [pictures, 2 (pixel, feature), m, CELLS, CELLS], which of the m belongs to each of
+        `computed_timesteps`, and those of the plain features [pictures, CELLS, CELLS], None without. Fused,
+        they are what `scoring.ImageScore.of` makes the good scores from.
         """
-        plain = self._calibration.good_plain
-        codes = self._calibration.good_codes(self.computed_timesteps)
-        return codes.numpy(), None if plain is None else plain.numpy()
+        calibration = self._calibration
+        plain = None if calibration.good_plain is None else calibration.good_plain.numpy()
+        return calibration.good_maps.numpy(), calibration.nearest(self.computed_timesteps), plain
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
@@ -281,6 +299,8 @@ class Inspection:
             "look_threshold": self.look_threshold,
             "verdict": self.verdict,
             "is_anomalous": self.is_anomalous,
+            "rate": self.rate,
+            "rate_bounds": list(self.rate_bounds),
             "regions": [region.to_dict() for region in self.regions],
             "alpha": self.alpha,
             "pixel_weight": self.pixel_weight,
@@ -338,11 +358,16 @@ def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdic
     return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
 
 
-def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float) -> float:
-    """Above which values, in σ, a map shows where a part differs: of a part to look at the look limit, for a
-    person must see where to look; else the threshold.
+def map_limit_for(
+    verdict: Verdict, threshold: float, look_threshold: float, fused: np.ndarray
+) -> float:
+    """Above which values, in σ, a fused map shows where a part differs: of a part to look at the look limit,
+    for a person must see where to look; else the threshold. Where nothing is as high in a part that differs,
+    since that is by its excess, half of the map's highest. The page does the same (`outlinedFrom` in
+    scores.js).
     """
-    return look_threshold if verdict == "look" else threshold
+    limit, highest = look_threshold if verdict == "look" else threshold, float(fused.max())
+    return limit if verdict == "good" or highest > limit else highest / 2
 
 
 def smallest_region(shape: tuple[int, int], tile: int | None) -> int:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffad.data import DataError
 from diffad.inspection import VERDICTS
 from diffad.output import whole
-from diffad.scoring import fuse, weights_in_words
+from diffad.scoring import fuse
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 
@@ -165,9 +165,10 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     """All evidence of one inspection in one printable picture: uint8 [h, w, 3], at most 1600 pixels wide.
 
     Left: the picture, the overlay, the fused map. Right: a row of pixel maps, a row of feature maps and a row
-    of both together, one column per timestep; a colour scale with the threshold. `inspection` is anything
-    with an Inspection's image, pixel_maps, feature_maps, anomaly_map, timesteps, threshold, look_threshold,
-    map_limit, verdict, score and alpha.
+    of both together, one column per timestep; under the fused map that of the plain features, where there is
+    one; a colour scale with the threshold. `inspection` is anything with an Inspection's image, pixel_maps,
+    feature_maps, plain_map, anomaly_map, timesteps, threshold, look_threshold, map_limit, verdict, score,
+    alpha and weights_in_words.
     """
     height, width = inspection.image.shape[:2]
     margin, gap, names_width, bar_width, caption = 32, 10, 146, 152, 28
@@ -181,8 +182,9 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     pitch_x, pitch_y = cell_width + gap, cell_height + caption + gap
     bar_left = grid_left + columns * pitch_x + 6
     sheet_width = max(bar_left + bar_width - 16 + margin, 720)
-    notes = _notes(sheet_width - 2 * margin, inspection.alpha)
-    grid_bottom = grid_top + 3 * pitch_y - gap
+    notes = _notes(sheet_width - 2 * margin, inspection.weights_in_words)
+    plain = inspection.plain_map
+    grid_bottom = grid_top + (3 if plain is None else 4) * pitch_y - gap
     sheet = Image.new("RGB", (sheet_width, grid_bottom + 16 + 21 * len(notes) + margin - 10), "white")
     draw = ImageDraw.Draw(sheet)
 
@@ -207,6 +209,9 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     place(over, margin, grid_top + pitch_y, "Overlay")
     place_map(fused, margin, grid_top + 2 * pitch_y, "Fused · max" if cell_width > 130 else "Fused")
 
+    if plain is not None:
+        place_map(plain, margin, grid_top + 3 * pitch_y, "Plain features")
+
     alpha, pixel_maps, feature_maps = inspection.alpha, inspection.pixel_maps, inspection.feature_maps
     names = (("Pixels", "how it looks"), ("Features", "what it means"), ("Together", f"α = {alpha:.2f}"))
     for row, (name, meaning) in enumerate(names):
@@ -220,7 +225,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
         pixels, features = pixel_maps[t], feature_maps[t]
         place_map(pixels, left, grid_top)
         place_map(features, left, grid_top + pitch_y)
-        place_map(fuse(pixels[None], features[None], alpha), left, grid_top + 2 * pitch_y)
+        place_map(fuse(pixels[None], features[None], alpha, plain), left, grid_top + 2 * pitch_y)
 
     _colour_bar(
         draw, sheet, (bar_left, grid_top, grid_bottom - caption), vmax, inspection.threshold, colormap
@@ -230,10 +235,10 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     return np.array(sheet)
 
 
-def _notes(width: int, alpha: float) -> list[str]:
+def _notes(width: int, weights: str) -> list[str]:
     text = (
         "σ: standard deviations of good parts' maps, about 0 is good. t: noise level, low for fine texture, "
-        f"high for large shapes. Together: {weights_in_words(alpha)}. Fused: its mean over t, smoothed."
+        f"high for large shapes. Together: {weights}. Fused: its mean over t, smoothed."
     )
     return textwrap.wrap(text, max(20, int(width / 7.7)))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from diffad import __version__, render
 from diffad.inspection import VERDICTS
-from diffad.scoring import fuse, weights_in_words
+from diffad.scoring import fuse
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -81,7 +81,8 @@ def report(
 def _sentence(inspection: Inspection) -> str:
     """The verdict in words: what was found, how rare it is, what the limits mean."""
     count, category, verdict = len(inspection.regions), _category(inspection), inspection.verdict
-    limits = f"The threshold is one that {share_in_words(inspection.rate)} would exceed"
+    low, high = (share_in_words(rate, "").removeprefix("about ") for rate in inspection.rate_bounds)
+    limits = f"The threshold is one that {share_in_words(inspection.rate)} would exceed ({high} to {low})"
     look_rate = inspection.rate_above(inspection.look_threshold)
     limits += f", the look limit {share_in_words(look_rate, '')}."
     if verdict == "good":
@@ -231,14 +232,19 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> st
         head = f"<th><b>{title}</b>{meaning}</th>"
         return f'<tr>{head}{cells}<td class="mean">{cell(mean(branch), f"{title}, mean")}</td></tr>'
 
-    fused = fuse(mean(0)[None], mean(1)[None], inspection.alpha)
+    plain, without = inspection.reduced_plain(MAP_PIXELS), ""
+    if plain is not None:
+        head = "<th><b>Plain</b>features beside good ones, no network</th>"
+        cells = "<td></td>" * len(columns) + f'<td class="mean">{cell(plain, "Plain features")}</td>'
+        without = f"<tr>{head}{cells}</tr>"
+    fused = fuse(mean(0)[None], mean(1)[None], inspection.alpha, plain)
     heads = "".join(f"<td>t = {t}</td>" for t in columns)
     ramp = _uri(render.heatmap(np.linspace(0, top, 64, dtype=np.float32)[None], top, colormap), "png")
     limit = 100 * min(max(inspection.threshold / top, 0), 1)
     return f"""<table class="maps"><thead><tr><th></th>{heads}<td>mean</td></tr></thead>
-<tbody>{row("Pixels", "how it looks", 0)}{row("Features", "what it means", 1)}</tbody></table>
+<tbody>{row("Pixels", "how it looks", 0)}{row("Features", "what it means", 1)}{without}</tbody></table>
 <div class="fused" style="width:{max(34.0, fused_wide):.1f}mm">
-<p>anomaly map<br>both, α = {inspection.alpha:.2f}<br>{weights_in_words(inspection.alpha)}</p>
+<p>anomaly map<br>both, α = {inspection.alpha:.2f}<br>{inspection.weights_in_words}</p>
 {cell(fused, "Anomaly map", fused_wide)}
 <div class="ramp"><img alt="Colour scale" src="{ramp}"><i style="left:{limit:.1f}%"></i></div>
 <p class="ends"><span>0 · good</span><span>{top:.0f} σ</span></p></div>"""
@@ -261,7 +267,7 @@ def _facts(inspection: Inspection, inspector: Inspector) -> str:
         ("Picture", f"{width} × {height} px, inspected {cut}"),
         ("Fingerprint", f"<code>{print_}</code> (SHA-256 of the pixels)"),
         ("Category", f"{_category(inspection)} ({how})"),
-        ("Settings", f"α {inspection.alpha:g} ({weights_in_words(inspection.alpha)}) · "
+        ("Settings", f"α {inspection.alpha:g} ({inspection.weights_in_words}) · "
                      f"t = {', '.join(map(str, inspection.timesteps))} · seed {inspection.seed}"),
         ("Model", f"{escape(inspector.name)}, {inspector.parameters / 1e6:.1f} M parameters, learned from "
                   f"{learned}"),

@@ -112,7 +112,7 @@ def layers(inspector, folder):
 def test_a_setting_measures_what_evaluate_measures_with_it(inspector, folder, result, setting, options):
     expected = evaluate(inspector, find_samples(folder, "test"), **options)
     for category, values in row(result, *setting).items():
-        for metric in METRICS:
+        for metric in ("pixel_auroc", "aupro"):  # pictures are scored by the map's peak alone
             assert values[metric] == pytest.approx(expected[category][metric], abs=2e-3), (category, metric)
 
 
@@ -189,7 +189,7 @@ def test_its_own_values_need_no_calibration(inspector, layers):
 def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, stride):
     image, _ = layers
     unit = Calibration(TIMESTEPS, torch.ones(2, 1, 1), torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(2, 2, 3),
-                       TIMESTEPS, torch.zeros(1, 2, 3, 4))  # fmt: skip
+                       TIMESTEPS, torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8))  # fmt: skip
     kept = ablation._maps(inspector, image, "ring", {"x": unit}, {"x": (kind, stride)}, None, seed=3)["x"]
     square, geometry = to_square(image, SIZE)
     with torch.no_grad():

@@ -43,7 +43,7 @@ class Toy:
         score = float(red.max())
         smallest = smallest_region(red.shape, None)
         verdict = verdict_for(score, threshold, look_threshold)
-        limit = map_limit_for(verdict, threshold, look_threshold)
+        limit = map_limit_for(verdict, threshold, look_threshold, red)
         found = () if verdict == "good" else find_regions(red, limit, smallest)
         result = {
             "category": category or "nut", "category_fits": True, "score": score, "threshold": threshold,
@@ -55,7 +55,7 @@ class Toy:
         }  # fmt: skip
         return SimpleNamespace(
             image=pixels, alpha=alpha, timesteps=timesteps, to_dict=lambda: result,
-            reduced_maps=lambda: dict.fromkeys(timesteps, (red, red)),
+            reduced_maps=lambda: dict.fromkeys(timesteps, (red, red)), reduced_plain=lambda: None,
         )  # fmt: skip
 
 

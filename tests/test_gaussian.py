@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from diffad.gaussian import (
     PlaceGaussian,
+    PlainGaussian,
     ResidualGaussian,
     from_steps,
     inverse_cholesky,
@@ -348,6 +349,37 @@ def test_a_picture_is_left_out_together_with_its_changed_copy(rows, monkeypatch)
     assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=0.1)
     alone = left_out.squared_mahalanobis(field[4:5])
     assert float(alone.mean()) < 0.7 * float(expected.mean())
+
+
+# -- plain features ------------------------------------------------------------------------------------------
+
+
+def test_plain_features_are_measured_from_the_mean_of_their_place_in_any_batches():
+    x = features(60)
+    plain, _ = PlainGaussian.fit([x], block=2, stages=(2, 4))
+    again, _ = PlainGaussian.fit(x.half().split([7, 53]), block=2, stages=(2, 4))
+    torch.testing.assert_close(plain.mean, x.mean(dim=0))
+    torch.testing.assert_close(again.mean, plain.mean, rtol=0.01, atol=0.01)
+    assert plain.covariance.common.shape == (6, 6)  # all directions of both stages
+    assert float(plain.squared_mahalanobis(plain.mean[None]).abs().max()) < 1e-9
+    assert float(plain.squared_mahalanobis(x).mean()) == pytest.approx(1, abs=0.15)
+    far = plain.mean[None].clone()
+    far[:, :, 1, 2] += 20
+    there = plain.squared_mahalanobis(far)[0]
+    assert there.argmax() == 1 * GRID + 2 and float(there.max()) > 50 and int((there > 1).sum()) == 1
+
+
+def test_plain_features_of_a_picture_are_measured_as_if_it_and_its_copy_had_been_left_out(monkeypatch):
+    monkeypatch.setattr("diffad.gaussian._CODES", 127)
+    x = features(24)
+    x[4] *= 3
+    copies = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    rest = [torch.cat([some[:4], some[5:]]) for some in (x, copies)]
+    expected, _ = PlainGaussian.fit(rest, block=2, stages=(2, 4))
+    plain, left_out = PlainGaussian.fit([x, copies], block=2, stages=(2, 4))
+    found = left_out.squared_mahalanobis(x[4:5], torch.stack([x[4:5], copies[4:5]], dim=1))
+    assert float(found.mean()) == pytest.approx(float(expected.squared_mahalanobis(x[4:5]).mean()), rel=0.2)
+    assert float(plain.squared_mahalanobis(x[4:5]).mean()) < 0.7 * float(found.mean())
 
 
 def test_residuals_that_do_not_fit_are_refused():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffad import inspection as inspection_module
@@ -13,7 +14,7 @@ from diffad.data import DataError
 from diffad.inspector import Inspector, _place_to_repair
 from diffad.nuisances import NUISANCES
 from diffad.reconstruction import weighed_repair
-from diffad.scoring import branch_weights, fuse, top_mean
+from diffad.scoring import ImageScore, branch_weights, from_codes, fuse
 from diffad.synthetic import CATEGORIES, make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
@@ -92,7 +93,7 @@ def test_weighing_otherwise_needs_no_network(inspector, defective, monkeypatch):
     meaning = defective.fused(alpha=0)
     expected = np.mean(list(defective.feature_maps.values()), axis=0)
     np.testing.assert_allclose(meaning.anomaly_map, expected, rtol=1e-5, atol=1e-5)
-    assert meaning.score == pytest.approx(top_mean(expected), rel=1e-5)
+    assert meaning.score == pytest.approx(meaning.scorer(expected, 256), rel=1e-5)
     assert meaning.threshold == pytest.approx(inspector.threshold(defective.category, alpha=0))
     assert not defective.fused(threshold=1e6).is_anomalous
     assert defective.fused(threshold=1e6, look_threshold=1e6).regions == ()
@@ -155,18 +156,20 @@ def test_timesteps_are_a_set(inspector):
 def test_what_a_page_is_sent_gives_the_score_and_the_good_scores_without_us(inspector):
     """The score from the reduced maps, and the good parts' scores from their evidence, at any α and t."""
     inspection = inspector.inspect(DEFECTIVE.image[:200], timesteps=(20, 100, 400), tile=None)
-    maps, good = inspection.reduced_maps(), inspection.good_evidence()
+    maps, (codes, nearest, plain) = inspection.reduced_maps(), inspection.good_evidence()
+    good = from_codes(torch.from_numpy(codes)).numpy()
+    assert plain is None and len(nearest) == 3
     assert all(branch.shape == (200, 256) and branch.dtype == np.float32 for t in maps for branch in maps[t])
-    assert (inspection.top_pixels, inspection.tile, inspection.chances) == (256, None, 1)
+    assert (inspection.scored_size, inspection.tile, inspection.chances) == (256, None, 1)
     for alpha, chosen in ((0.5, (20, 100, 400)), (0.2, (100,)), (1, (20, 400))):
         fused = inspection.fused(alpha, chosen)
         of_pixel, of_feature = branch_weights(alpha)
         heat = np.mean([of_pixel * maps[t][0] + of_feature * maps[t][1] for t in chosen], axis=0)
-        assert fused.score == pytest.approx(np.sort(heat.ravel())[-256:].mean(), rel=1e-5)
-        at = [inspection.computed_timesteps.index(t) for t in chosen]
-        places = of_pixel * good[:, 0, at].mean(axis=1) + of_feature * good[:, 1, at].mean(axis=1)
-        top = np.sort(places, axis=1)[:, -inspection.good_top :]
-        np.testing.assert_allclose(top.mean(axis=1), fused.good_scores, rtol=1e-4, atol=1e-4)
+        at = [nearest[inspection.computed_timesteps.index(t)] for t in chosen]
+        cells = of_pixel * good[:, 0, at].mean(axis=1) + of_feature * good[:, 1, at].mean(axis=1)
+        scorer = ImageScore.of(cells.reshape(len(cells), -1))
+        assert fused.score == pytest.approx(scorer(heat, 256), rel=1e-5)
+        np.testing.assert_allclose(scorer.good, fused.good_scores, rtol=1e-4, atol=1e-4)
         assert fused.threshold_at() == inspector.threshold(fused.category, alpha, chosen)
         assert fused.rate == pytest.approx(0.01, rel=1e-3)
 

@@ -97,6 +97,7 @@ def agrees(here: dict, inspection: Inspection, near: float) -> None:
     assert here["look"] == pytest.approx(said["look_threshold"], rel=1e-3)
     assert here["mapLimit"] == pytest.approx(inspection.map_limit, rel=1e-3)
     assert here["rate"] == pytest.approx(inspection.rate, rel=1e-2, abs=1e-6)
+    assert here["bounds"] == pytest.approx(inspection.rate_bounds, rel=1e-2, abs=1e-6)
     look_rate = inspection.rate_above(inspection.look_threshold)
     assert here["lookRate"] == pytest.approx(look_rate, rel=1e-2, abs=1e-6)
     assert here["weight"] == pytest.approx(said["pixel_weight"])

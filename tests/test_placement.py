@@ -139,7 +139,7 @@ def test_an_inspection_stays_on_the_gpu_up_to_its_maps(gpu, kind):
         gpu.schedule, gpu.network, x_start, seen_moved(gpu.extractor.seen, x_start, seen, TIMESTEPS),
         perceive=gpu.extractor.perceptual, kind=kind, draws=2,
     )  # fmt: skip
-    raw = profile.raw_maps(pixel, feature, 256, TIMESTEPS)
+    raw = profile.raw_maps(pixel, feature, seen.features, 256, TIMESTEPS)
     standard = profile.calibration.standardise(raw)
     assert on_gpu(pixel, feature, raw.pixel, raw.feature, standard.pixel, standard.feature)
 
@@ -189,7 +189,7 @@ def test_a_calibration_takes_maps_from_the_gpu_and_lies_on_the_cpu(gpu):
     maps = RawMaps(*(torch.rand(4, 3, 64, 64, device=CUDA) for _ in range(2)), TIMESTEPS)
     for by_place in (False, True):
         fitted = Calibration.fit(maps, by_place)
-        assert {each.device.type for each in (fitted.level, fitted.moments, fitted.good_places)} == {"cpu"}
+        assert {each.device.type for each in (fitted.level, fitted.moments, fitted.good_maps)} == {"cpu"}
         assert on_gpu(fitted.standardise(maps).pixel)
         assert on_gpu(fitted.standardise(maps, torch.ones(4, 2, 32, 32)).feature)
 

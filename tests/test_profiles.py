@@ -8,7 +8,7 @@ from diffad import profiles
 from diffad.metrics import aupro, auroc
 from diffad.profiles import artificial_defects, in_words, rehearse
 from diffad.rehearsal import KINDS, _likely_centres, add_defect
-from diffad.scoring import TIMESTEPS, Calibration, RawMaps, threshold_for
+from diffad.scoring import CELLS, TIMESTEPS, Calibration, ImageScore, RawMaps, threshold_for
 from diffad.stress import robustness
 from diffad.synthetic import make_part
 
@@ -73,10 +73,10 @@ def test_a_defect_that_stands_out_is_found_and_one_that_does_not_is_missed():
     mask[20:30, 20:30] = True
     masks, kinds = [mask] * 8, ["speck", "stain"] * 4
     calibration = Calibration.fit(maps(0, 8))
-    threshold = threshold_for(calibration.good_scores())
+    score = calibration.scorer()
     good, clear, hidden = map(calibration.standardise, (maps(0, 8), maps(1, 8, 5.0, mask), maps(1, 8)))
-    clear = rehearse(good, clear, masks, kinds, threshold)
-    hidden = rehearse(good, hidden, masks, kinds, threshold)
+    clear = rehearse(good, clear, masks, kinds, score)
+    hidden = rehearse(good, hidden, masks, kinds, score)
     assert clear["image_auroc"] == clear["found"] == 1.0 and clear["aupro"] > 0.99
     assert clear["found_by_kind"] == {"speck": 1.0, "stain": 1.0}
     assert hidden["found"] < 0.3 and hidden["aupro"] < 0.4 and hidden["image_auroc"] < 0.8
@@ -87,12 +87,13 @@ def test_the_rehearsal_agrees_with_the_metrics_on_its_own_maps():
     mask = np.zeros((64, 64), bool)
     mask[5:25, 30:50] = True
     good, bad = maps(2, 6), maps(3, 6, 0.4, mask)
-    result = rehearse(good, bad, [mask] * 6, ["worn"] * 6, 0.9)
+    score = ImageScore.of(np.zeros((8, CELLS**2), np.float32))
+    result = rehearse(good, bad, [mask] * 6, ["worn"] * 6, score)
     raw = [one.mean(dim=0).numpy() for both in (good, bad) for one in both.pixel]
-    scores = [np.sort(one.ravel())[-16:].mean() for one in raw]  # 256 px of 256 × 256
+    scores = [score(one, 64) for one in raw]
     labels = [False] * 6 + [True] * 6
     assert result["image_auroc"] == pytest.approx(auroc(scores, labels))
-    assert result["found"] == np.mean(np.array(scores[6:]) > 0.9)
+    assert result["found"] == np.mean(np.array(scores[6:]) > threshold_for(score.good))
     assert result["aupro"] == pytest.approx(aupro(raw, [np.zeros_like(mask)] * 6 + [mask] * 6))
 
 
@@ -168,7 +169,7 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
     fitted = [(count, (t,), [-4, 0, 4], "perceptual") for count in (4, 4, 1, 1) for t in TIMESTEPS]
     assert looks[:12] == fitted
     assert all(count == 1 and len(timesteps) > 1 for count, timesteps, *_ in looks[12:])
-    assert len(profile.calibration.good_places) == 5
+    assert len(profile.calibration.good_maps) == 5 and profile.plain is None
     assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
     assert profile.perceptual.codes.shape == (3, 8, 8, 120, 120)
 

@@ -26,7 +26,7 @@ from diffad.render import (
     png_bytes,
     reduced,
 )
-from diffad.scoring import fuse
+from diffad.scoring import fuse, weights_in_words
 
 
 def photograph(height: int = 64, width: int = 64) -> np.ndarray:
@@ -190,12 +190,14 @@ def inspection(height: int = 64, width: int = 64, timesteps: tuple[int, ...] = (
         "timesteps": timesteps,
         "threshold": 3.1,
         "look_threshold": 2.4,
+        "plain_map": None,
+        "weights_in_words": weights_in_words(0.5),
         "score": 8.6,
         "alpha": 0.5,
     }
     made = SimpleNamespace(**{**values, **changes})
     made.verdict = verdict_for(made.score, made.threshold, made.look_threshold)
-    made.map_limit = map_limit_for(made.verdict, made.threshold, made.look_threshold)
+    made.map_limit = map_limit_for(made.verdict, made.threshold, made.look_threshold, made.anomaly_map)
     return made
 
 

@@ -12,26 +12,34 @@ from diffad import scoring
 from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import ResidualGaussian
 from diffad.scoring import (
+    CELLS,
+    LEVEL,
+    PEAK,
     PIXEL_TRUST,
     TIMESTEPS,
     UNSEEN,
+    ImageScore,
     Seen,
     branch_weights,
     denoise_all,
     evidence,
     find_regions,
+    from_codes,
     fuse,
     moved,
     noise_for,
     offset_of,
     pixel_score,
+    rate_bounds,
     rate_for,
     residual_maps,
     seen_moved,
     smooth,
     threshold_for,
+    to_codes,
     top_mean,
     unusual,
+    weights_in_words,
 )
 
 LINEAR = Schedule.linear()
@@ -407,7 +415,93 @@ def test_at_a_half_a_deviation_of_the_pixels_counts_for_their_trust():
     assert all(one[0] < other[0] for one, other in pairwise(shares))
 
 
-def test_image_score_is_the_mean_of_the_highest():
+def good_maps(count: int = 48, seed: int = 0) -> np.ndarray:
+    """Fused maps of good pictures, whose levels differ and that have a few bright places [count, 1024]."""
+    rng = np.random.default_rng(seed)
+    levels = rng.uniform(-0.3, 0.3, (count, 1))
+    return (levels + rng.gumbel(0, 0.4, (count, CELLS**2))).astype(np.float32)
+
+
+def shown(cells: np.ndarray) -> np.ndarray:
+    """As a map of 256 px."""
+    return np.kron(cells.reshape(CELLS, CELLS), np.ones((8, 8), np.float32))
+
+
+def test_a_score_is_the_same_of_a_map_and_of_its_cells():
+    good = good_maps()
+    score = ImageScore.of(good)
+    assert score.good.shape == (48,) and score.good.dtype == np.float32
+    for cells, known in zip(good[:6], score.good):
+        assert score(shown(cells), 256) == pytest.approx(known, rel=1e-5)
+        assert score(cells.reshape(CELLS, CELLS), CELLS) == pytest.approx(known, rel=1e-5)
+
+
+def test_a_small_strong_defect_scores_by_its_peak_and_a_wide_weak_one_by_its_excess():
+    good = good_maps()
+    score = ImageScore.of(good)
+    small, wide = good[0].copy(), good[0].copy()
+    small[500:504] = 30
+    assert score(shown(small), 256) == pytest.approx(30)
+    wide[300:600] += 1.5  # lower than many a good part's highest places
+    peak = np.sort(wide)[-PEAK:].mean()
+    assert peak < threshold_for(score.good) < score(shown(wide), 256)
+
+
+def test_an_excess_counts_as_the_peak_that_as_few_good_parts_have():
+    good = good_maps()
+    score = ImageScore.of(good)
+    ranked = -np.sort(-good, axis=1)
+    peaks = ranked[:, :PEAK].mean(axis=1)
+    excesses = np.array([score._excess(each) for each in ranked])
+    for excess in np.linspace(excesses.min(), 3 * excesses.max(), 7):
+        as_peak = score.shift + score.scale * excess
+        assert rate_for(peaks, as_peak) == pytest.approx(rate_for(excesses, excess), rel=1e-6, abs=1e-12)
+
+
+def test_a_level_that_good_pictures_have_is_no_excess_and_a_higher_one_is():
+    good = good_maps()
+    score = ImageScore.of(good)
+    lowest = -np.sort(-good[good.mean(axis=1).argmin()])
+    within = score.high_level - lowest[LEVEL - 1]
+    assert within > 0.3
+    assert score._excess(lowest + within) == pytest.approx(score._excess(lowest), rel=1e-4, abs=1e-6)
+    assert score._excess(lowest + within + 2) > 10 * score._excess(lowest)
+
+
+def test_padding_that_a_map_does_not_show_hardly_moves_a_score():
+    """Of a picture half as high as wide, good maps are known in the square, with the mean for padding."""
+    score = ImageScore.of(good_maps())
+    half = good_maps(1, seed=3)[0].reshape(CELLS, CELLS)[: CELLS // 2]
+    padded = np.vstack([half, np.full_like(half, half.mean())])
+    assert score(half, CELLS) == pytest.approx(score(padded, CELLS), rel=0.1)
+
+
+@pytest.mark.parametrize("good", [np.zeros((1, CELLS**2), np.float32), np.ones((9, CELLS**2), np.float32)])
+def test_good_maps_without_any_spread_still_give_finite_scores(good):
+    score = ImageScore.of(good)
+    assert np.isfinite(score.good).all()
+    assert 0 < score(shown(good[0] + np.eye(CELLS, dtype=np.float32).ravel()), 256) < 1e6
+
+
+def test_maps_are_remembered_within_six_per_cent():
+    values = torch.cat([torch.linspace(-8, 8, 999), torch.tensor([0.0, 40.0, 9000.0, -9000.0])])
+    again = from_codes(to_codes(values))
+    assert (again - values)[:999].abs().max() < 0.26
+    assert (((again - values).abs() <= 0.032 * (1 + values.square()).sqrt())[:-2]).all()
+    assert again[-2] > 1000 and again[-1] < -5 and again[-4] == 0
+    assert torch.equal(from_codes(to_codes(again)), again)
+
+
+def test_plain_features_make_half_of_a_map():
+    maps = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
+    plain = np.full((8, 8), 5.0)
+    for alpha in (0, 0.5, 1):
+        both = fuse(*maps, alpha)
+        np.testing.assert_allclose(fuse(*maps, alpha, plain), (both + 5) / 2)
+    assert weights_in_words(0, plain=True) == "pixels 0 %, features 50 %, plain features 50 %"
+
+
+def test_top_mean_is_the_mean_of_the_highest():
     flat = np.arange(400, dtype=np.float32)
     np.random.default_rng(0).shuffle(flat)
     assert top_mean(flat.reshape(20, 20)) == pytest.approx(np.arange(144, 400).mean())
@@ -481,6 +575,21 @@ def test_how_bright_a_speck_of_dust_is_does_not_move_the_threshold():
     limits = [threshold_for(np.append(usual, odd)) for odd in ((), (9.0,), (9000.0,))]
     assert limits[0] < limits[1] == limits[2] < limits[0] + 1
     assert rate_for(np.append(usual, 9.0), 5.0) == rate_for(np.append(usual, 9000.0), 5.0)
+
+
+@pytest.mark.parametrize("count", [12, 30, 192])
+def test_the_true_rate_lies_within_its_bounds_in_nineteen_of_twenty_cases(count):
+    rng = np.random.default_rng(count)
+    held, widths = [], []
+    for _ in range(400):
+        scores = rng.gumbel(2, 0.5, count)
+        threshold = threshold_for(scores)
+        low, high = rate_bounds(scores, threshold)
+        assert low < 0.01 < high  # what is announced
+        held.append(low <= 1 - math.exp(-math.exp(-(threshold - 2) / 0.5)) <= high)
+        widths.append(high / low)
+    assert 0.88 <= np.mean(held) <= 0.99
+    assert np.median(widths) < {12: 400, 30: 40, 192: 5}[count]
 
 
 def test_good_scores_are_seldom_called_unusual():

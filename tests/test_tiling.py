@@ -10,7 +10,7 @@ import torch
 
 from diffad.data import DataError, Geometry
 from diffad.inspector import Inspector
-from diffad.scoring import branch_weights, top_mean
+from diffad.scoring import branch_weights
 from diffad.synthetic import make_part
 from diffad.tiling import GRID, TILE_CELLS, Tiling, smallest_side
 
@@ -163,7 +163,7 @@ def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
     fused = np.mean([np.tensordot(weights, both, 1) for both in maps.values()], axis=0)
     assert fused.shape == (512, 256)
     tops = [
-        np.sort(fused[top:bottom, left:right].ravel())[-defective.top_pixels :].mean()
+        defective.scorer(fused[top:bottom, left:right], defective.scored_size)
         for top, left, bottom, right in defective.windows
     ]
     assert len(tops) == len(defective._tiling.tiles) > 1
@@ -171,7 +171,7 @@ def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
     small = defective.reduced_maps(100)
     assert all(branch.shape == (100, 50) for both in small.values() for branch in both)
     other = defective.fused(alpha=0.2, timesteps=(20, 400))
-    tiles = [top_mean(other.anomaly_map[tile.box]) for tile in other._tiling.tiles]
+    tiles = [other.scorer(other.anomaly_map[tile.box], 256) for tile in other._tiling.tiles]
     assert other.score == pytest.approx(max(tiles), rel=1e-5)
     assert other.fused(0.5, (20, 200, 400)).threshold == pytest.approx(defective.threshold)
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from diffad import render
-from diffad.scoring import PIXEL_TRUST
+from diffad.scoring import RULE
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -52,26 +52,33 @@ def plural(count: int, word: str) -> str:
 def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
     """What `page.js` judges and draws from: picture, maps and good parts' evidence, of every computed t.
 
-    top: the end of the colour scale in σ. maps: [2 (pixel, feature), n_t, height, width] as uint16 steps
-    above each map's lowest value, base64; a step is 1/65535 of the map's range. good: float32 [pictures, 2,
-    n_t, places], base64.
+    top: the end of the colour scale in σ. maps: [2 (pixel, feature) · n_t, height, width], and one more of
+    the plain features where the category has them, as uint16 steps above each map's lowest value, base64; a
+    step is 1/65535 of the map's range. good: `Inspection.good_evidence`, base64. rule: see `scoring.RULE`.
     """
     height, width = inspection.image.shape[:2]
     timesteps = inspection.computed_timesteps
     reduced_maps = inspection.reduced_maps()
-    maps = np.stack([reduced_maps[t][branch] for branch in (0, 1) for t in timesteps])
+    plain = inspection.reduced_plain()
+    maps = np.stack(
+        [reduced_maps[t][branch] for branch in (0, 1) for t in timesteps] + ([] if plain is None else [plain])
+    )
     lowest = maps.min(axis=(1, 2))
     step = np.maximum((maps.max(axis=(1, 2)) - lowest) / STEPS, 1e-9)
     steps = np.rint((maps - lowest[:, None, None]) / step[:, None, None]).astype("<u2")
-    good = inspection.good_evidence().astype("<f4")
+    good, nearest, good_plain = inspection.good_evidence()
     return {
         "picture": picture_uri(inspection.image), "size": [width, height], "timesteps": list(timesteps),
         "category": inspection.category, "recognised": inspection.recognised,
         "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
         "seconds": inspection.seconds, "device": device,
-        "top_pixels": inspection.top_pixels, "good_top": inspection.good_top, "chances": inspection.chances,
-        "windows": inspection.windows, "pixel_trust": PIXEL_TRUST, "smallest": inspection.smallest_region,
-        "good": {"shape": good.shape, "data": base64_of(good)}, "seen": seen_in_words(inspection),
+        "scored_size": inspection.scored_size, "chances": inspection.chances, "rule": RULE,
+        "windows": inspection.windows, "smallest": inspection.smallest_region,
+        "good": {
+            "shape": good.shape, "nearest": nearest, "data": base64_of(good),
+            "plain": None if good_plain is None else base64_of(good_plain),
+        },
+        "seen": seen_in_words(inspection),
         "maps": {
             "height": maps.shape[1], "width": maps.shape[2], "lowest": lowest.tolist(), "step": step.tolist(),
             "data": base64_of(steps),

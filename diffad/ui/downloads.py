@@ -248,7 +248,10 @@ def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
     for t in inspection.timesteps:
         found[f"pixel-t{t:03d}"], found[f"feature-t{t:03d}"] = maps[t]
     pixel, feature = (np.mean([maps[t][branch] for t in inspection.timesteps], axis=0) for branch in (0, 1))
-    return found | {"fused": fuse(pixel[None], feature[None], inspection.alpha)}
+    plain = inspection.reduced_plain()
+    if plain is not None:
+        found["plain"] = plain
+    return found | {"fused": fuse(pixel[None], feature[None], inspection.alpha, plain)}
 
 
 def _sixteen_bit(values: np.ndarray) -> tuple[bytes, dict[str, float]]:

@@ -7,13 +7,16 @@
   const ROWS = [
     { kind: "pixel", title: "Pixels", says: () => "how it looks" },
     { kind: "feature", title: "Features", says: () => "what it means" },
-    { kind: "both", title: "Together", says: (alpha, weight) => `α = ${alpha.toFixed(2)}: ${weightsInWords(weight)}` },
+    { kind: "plain", title: "Plain", says: () => "features beside good ones, no network" },
+    { kind: "both", title: "Together", says: (alpha, weight, plain) => `α = ${alpha.toFixed(2)}: ${weightsInWords(weight, plain)}` },
   ];
+  // Only a category that the network never learned from is judged by the plain features, too.
+  const rowsOf = (part) => ROWS.filter(({ kind }) => kind !== "plain" || part.plain);
 
   // As scoring.weights_in_words.
-  function weightsInWords(weight) {
-    const [pixel, feature] = [weight, 1 - weight].map((share) => Number((100 * share).toFixed(1)));
-    return `pixels ${pixel} %, features ${feature} %`;
+  function weightsInWords(weight, plain) {
+    const [pixel, feature, rest] = [weight * (1 - plain), (1 - weight) * (1 - plain), plain].map((share) => Number((100 * share).toFixed(1)));
+    return `pixels ${pixel} %, features ${feature} %${plain ? `, plain features ${rest} %` : ""}`;
   }
 
   // One cell's values at full or at the sheet's resolution; column n is the mean over the chosen t.
@@ -24,10 +27,12 @@
       if (!small || from.width === part.width) return result[branch];
       return diffad.scores.mean(choices.chosen.map((k) => from[branch][k]));
     };
-    return kind === "both" ? diffad.scores.fuse(pick("pixel"), pick("feature"), result.weight) : pick(kind);
+    if (kind === "plain") return from.plain;
+    return kind === "both" ? diffad.scores.fuse(pick("pixel"), pick("feature"), result.weight, from.plain, part.rule.plain_weight) : pick(kind);
   }
 
   const nameOf = (part, row, column) => {
+    if (row.kind === "plain") return "Plain features";
     if (column === part.n) return row.kind === "both" ? "Anomaly map" : `${row.title}, mean`;
     return `${row.title} at t = ${part.timesteps[column]}`;
   };
@@ -44,11 +49,12 @@
         `<button class="t-head" data-k="${k}" data-t="${t}" title="Take t = ${t} in, or leave it out">${part.n < 7 ? "t = " : ""}${t}</button>`);
       const row = ({ kind, title }, i) => `<div class="row-head"><b>${title}</b><span></span></div>` +
         Array.from({ length: part.n + 1 }, (_, k) => {
+          if (kind === "plain" && k < part.n) return "<span></span>"; // it has no noise levels
           const place = k === part.n ? (kind === "both" ? "fused" : "mean") : "";
-          return `<button class="cell ${kind} ${place}" data-row="${i}" data-k="${k}" aria-label="${nameOf(part, ROWS[i], k)}, enlarge"><canvas></canvas></button>`;
+          return `<button class="cell ${kind} ${place}" data-row="${i}" data-k="${k}" aria-label="${nameOf(part, rowsOf(part)[i], k)}, enlarge"><canvas></canvas></button>`;
         }).join("");
       slot.innerHTML = `<div class="sheet" style="--columns:${part.n + 1};--aspect:${part.size[0] / part.size[1]}"><span></span>${heads.join("")}<span class="t-head mean">mean</span>` +
-        `${ROWS.map(row).join("")}<span class="corner">anomaly map</span></div>`;
+        `${rowsOf(part).map(row).join("")}<span class="corner">anomaly map</span></div>`;
     }
 
     diffad.onResult((next) => {
@@ -61,10 +67,10 @@
       }
       if (fresh || !before?.result) build();
       slot.querySelectorAll("button.t-head").forEach((head) => head.setAttribute("aria-pressed", choices.chosen.includes(Number(head.dataset.k))));
-      slot.querySelectorAll(".row-head span").forEach((says, i) => (says.innerHTML = ROWS[i].says(choices.alpha, result.weight)));
+      slot.querySelectorAll(".row-head span").forEach((says, i) => (says.innerHTML = rowsOf(part)[i].says(choices.alpha, result.weight, part.plain ? part.rule.plain_weight : 0)));
       const look = { part, colormap: choices.colormap, chosen: choices.chosen.join() };
       slot.querySelectorAll(".cell").forEach((cell) => {
-        const [row, k] = [ROWS[cell.dataset.row], Number(cell.dataset.k)];
+        const [row, k] = [rowsOf(part)[cell.dataset.row], Number(cell.dataset.k)];
         cell.classList.toggle("out", k < part.n && !choices.chosen.includes(k));
         const same = drawn.part === part && drawn.colormap === look.colormap && !fresh;
         if (same && row.kind !== "both" && (k < part.n || drawn.chosen === look.chosen)) return;
@@ -123,8 +129,8 @@
       const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] || [0, 0];
       if (!down && !right) return;
       event.preventDefault();
-      const columns = state().part.n + 1;
-      at = { ...at, row: (at.row + down + ROWS.length) % ROWS.length, column: (at.column + right + columns) % columns };
+      const [columns, rows] = [state().part.n + 1, rowsOf(state().part).length];
+      at = { ...at, row: (at.row + down + rows) % rows, column: (at.column + right + columns) % columns };
       show(state());
     });
     for (const name of ["large-map", "large-picture"]) {
@@ -136,8 +142,8 @@
     box.addEventListener("click", (event) => (event.target === box || event.target.closest(".close")) && box.close());
     for (const [name, by] of [["previous", -1], ["next", 1]])
       box.querySelector(`.${name}`).addEventListener("click", () => {
-        const columns = state().part.n + 1;
-        const index = (at.row * columns + at.column + by + columns * ROWS.length) % (columns * ROWS.length);
+        const [columns, rows] = [state().part.n + 1, rowsOf(state().part).length];
+        const index = (at.row * columns + at.column + by + columns * rows) % (columns * rows);
         at = { ...at, row: Math.floor(index / columns), column: index % columns };
         show(state());
       });
@@ -147,7 +153,7 @@
     const { part, choices } = now;
     const box = dialog();
     if (!now.result) return box.close();
-    const row = ROWS[at.row];
+    const row = rowsOf(part)[Math.min(at.row, rowsOf(part).length - 1)];
     const column = Math.min(at.column, part.n);
     const find = (name) => box.querySelector(name);
     const values = mapOf(now, row.kind, column);
@@ -191,7 +197,7 @@
     }[`${pixel > limit}${feature > limit}`];
     const [x, y] = [Math.floor(point[0] * part.size[0]), Math.floor(point[1] * part.size[1])];
     return `<div class="probe"><p>At (${x}, ${y}): ${say("features", part.timesteps, values.feature)}, ` +
-      `${say("pixels", part.timesteps, values.pixel)}. ${reading}</p>${profile(part, values, result.threshold)}</div>`;
+      `${say("pixels", part.timesteps, values.pixel)}${values.plain === null ? "" : `, plain features ${diffad.number(values.plain)} σ`}. ${reading}</p>${profile(part, values, result.threshold)}</div>`;
   }
 
   // Words for one branch's values: flat, or its highest with its t.

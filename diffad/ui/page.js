@@ -3,7 +3,7 @@
 // draw; they register with `diffad.onResult`.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, judged, regions, reduced, shrunk } = diffad.scores;
+  const { mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, judged, outlinedFrom, regions, reduced, shrunk } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
   const INSPECTING = "Inspecting…";
 
@@ -27,19 +27,27 @@
     return new Type(bytes.buffer);
   }
 
-  // The maps [2, n_t, height, width], sent as 16-bit steps above each map's lowest value.
+  // The maps [2 · n_t, height, width], and one of the plain features where there is such, sent as 16-bit steps above each
+  // map's lowest value; and the good parts' maps over cells.
   function unpack(value) {
     const { width, height, lowest, step, data } = value.maps;
     const steps = decode(data, Uint16Array);
     const size = width * height;
     const maps = lowest.map((low, k) => Float32Array.from(steps.subarray(k * size, (k + 1) * size), (s) => low + step[k] * s));
     const n = value.timesteps.length;
-    const [pictures, , , places] = value.good.shape;
-    const good = decode(value.good.data, Float32Array);
-    const row = (branch, picture, k) => good.subarray(...[0, 1].map((end) => ((picture * 2 + branch) * n + k) * places + end * places));
+    const [pictures, , m] = value.good.shape;
+    const cells = value.rule.cells ** 2;
+    const good = fromCodes(decode(value.good.data, Uint8Array), value.rule);
+    const row = (branch, picture, k) => {
+      const at = ((picture * 2 + branch) * m + value.good.nearest[k]) * cells;
+      return good.subarray(at, at + cells);
+    };
+    const plain = value.good.plain && fromCodes(decode(value.good.plain, Uint8Array), value.rule);
+    const goodPlain = (picture) => plain && plain.subarray(picture * cells, (picture + 1) * cells);
     const small = maps.map((map) => reduced(map, width, height, CELL));
-    return { ...value, width, height, n, pixel: maps.slice(0, n), feature: maps.slice(n), pictures, row,
-      small: { pixel: small.slice(0, n).map((s) => s.values), feature: small.slice(n).map((s) => s.values), width: small[0].width, height: small[0].height } };
+    const branches = (rows) => ({ pixel: rows.slice(0, n), feature: rows.slice(n, 2 * n), plain: rows[2 * n] ?? null });
+    return { ...value, width, height, n, ...branches(maps), pictures, row, goodPlain,
+      small: { ...branches(small.map((s) => s.values)), width: small[0].width, height: small[0].height } };
   }
 
   // The means over the chosen t change only with them.
@@ -54,30 +62,40 @@
     return means;
   }
 
-  const weight = () => pixelWeight(choices.alpha, part.pixel_trust);
+  const weight = () => pixelWeight(choices.alpha, part.rule.pixel_trust);
+  const fused = (pixel, feature, plain) => fuse(pixel, feature, weight(), plain, part.rule.plain_weight);
 
   // The look limit is at most the threshold.
-  function limits(good = goodScores()) {
+  function limits(good = scoredBy().good) {
     const threshold = choices.threshold ?? thresholdFor(good, choices.rate, part.chances);
     const look = choices.look ?? thresholdFor(good, choices.lookRate, part.chances);
     return { threshold, look: Math.min(look, threshold) };
   }
 
-  function goodScores() {
-    const { good } = meansOf(choices.chosen);
-    return good[0].map((pixel, i) => topMean(fuse(pixel, good[1][i], weight()), part.good_top));
+  // How the part is scored at this α and these t; a moved limit changes nothing about it.
+  let scoring = {};
+  function scoredBy() {
+    const key = `${choices.alpha} ${choices.chosen.join()}`;
+    if (scoring.part !== part || scoring.key !== key) {
+      const { good } = meansOf(choices.chosen);
+      const ranked = good[0].map((pixel, i) => fused(pixel, good[1][i], part.goodPlain(i)).sort().reverse());
+      scoring = { part, key, by: scorer(ranked, part.rule) };
+    }
+    return scoring.by;
   }
 
   function judge() {
     const { pixel, feature } = meansOf(choices.chosen);
-    const fused = fuse(pixel, feature, weight());
-    const [good, score] = [goodScores(), imageScore(fused, part.width, part.windows, part.top_pixels)];
-    const { threshold, look } = limits(good);
+    const map = fused(pixel, feature, part.plain);
+    const by = scoredBy();
+    const score = imageScore(map, part.width, part.windows, part.scored_size, by);
+    const { threshold, look } = limits(by.good);
     const { verdict, mapLimit } = judged(score, threshold, look);
+    const from = outlinedFrom(map, mapLimit, verdict);
     return {
-      pixel, feature, fused, score, verdict, good, weight: weight(), threshold, look, mapLimit,
-      rate: rateFor(good, threshold, part.chances), lookRate: rateFor(good, look, part.chances),
-      regions: verdict === "good" ? [] : regionsAbove(fused, mapLimit, part),
+      pixel, feature, plain: part.plain, fused: map, score, verdict, good: by.good, weight: weight(), threshold, look, mapLimit: from,
+      rate: rateFor(by.good, threshold, part.chances), bounds: rateBounds(by.good, threshold, part.chances), lookRate: rateFor(by.good, look, part.chances),
+      regions: verdict === "good" ? [] : regionsAbove(map, from, part),
     };
   }
 
@@ -171,7 +189,7 @@
         if (kept.length) choices.chosen = kept;
         linked.off = null;
       }
-      choices.point = strongest(fuse(meansOf(choices.chosen).pixel, means.feature, weight()), part);
+      choices.point = strongest(fused(meansOf(choices.chosen).pixel, means.feature, part.plain), part);
       tell();
       for (const image of document.querySelectorAll("#picture img")) if (image.complete && !image.naturalWidth) substitute(image);
     }
@@ -400,7 +418,7 @@
     // Values at a point (fractions of the picture), by branch and t.
     valuesAt: ([x, y]) => {
       const i = Math.min(part.height - 1, Math.floor(y * part.height)) * part.width + Math.min(part.width - 1, Math.floor(x * part.width));
-      return { pixel: part.pixel.map((map) => map[i]), feature: part.feature.map((map) => map[i]) };
+      return { pixel: part.pixel.map((map) => map[i]), feature: part.feature.map((map) => map[i]), plain: part.plain ? part.plain[i] : null };
     },
     onResult: (listener) => listeners.push(listener),
     // The state, for tests.

@@ -2,6 +2,7 @@
 // Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
 (() => {
   const EULER = 0.5772156649015329;
+  const [SKEWNESS, EXCESS_KURTOSIS] = [1.1395470994046486, 2.4]; // of Gumbel's law
 
   // Mean of the given maps or rows, element by element.
   function mean(rows) {
@@ -14,44 +15,86 @@
   // The pixel branch's weight (branch_weights); `trust` is what a σ of the pixels counts for at α = 0.5.
   const pixelWeight = (alpha, trust) => (alpha * trust) / (alpha * trust + 1 - alpha);
 
-  // (11): both branches by their weights.
-  function fuse(pixel, feature, weight) {
+  // (11): both branches by their weights; the plain features, where there are such, have a share of their own.
+  function fuse(pixel, feature, weight, plain = null, share = 0) {
     const fused = new Float32Array(pixel.length);
     for (let i = 0; i < fused.length; i++) fused[i] = weight * pixel[i] + (1 - weight) * feature[i];
+    if (plain) for (let i = 0; i < fused.length; i++) fused[i] = (1 - share) * fused[i] + share * plain[i];
     return fused;
   }
 
-  // Mean of the `count` highest values: an image score.
-  function topMean(values, count) {
-    const top = new Float32Array(Math.min(count, values.length)).fill(-Infinity); // rising
-    for (const value of values) {
-      if (value <= top[0]) continue;
-      let i = 1;
-      for (; i < top.length && top[i] < value; i++) top[i - 1] = top[i];
-      top[i - 1] = value;
-    }
-    return top.reduce((sum, value) => sum + value, 0) / top.length;
+  // Values of maps that were sent as whole numbers (from_codes).
+  function fromCodes(codes, { steps, zero }) {
+    const values = Float32Array.from({ length: 256 }, (_, code) => Math.sinh((code - zero) / steps));
+    return Float32Array.from(codes, (code) => values[code]);
   }
 
-  // Of a map `width` wide: the highest of its windows' scores. A window is [top, left, bottom, right].
-  function imageScore(map, width, windows, count) {
-    return Math.max(...windows.map(([top, left, bottom, right]) => {
-      const values = new Float32Array((bottom - top) * (right - left));
-      for (let y = top; y < bottom; y++) values.set(map.subarray(y * width + left, y * width + right), (y - top) * (right - left));
-      return topMean(values, count);
+  // Means over the cells of a window [top, left, bottom, right] of a map `width` wide, highest first (cells_of).
+  function rankedCells(map, width, [top, left, bottom, right], size, cells) {
+    const spans = (from, to) => {
+      const length = to - from;
+      const count = Math.max(1, Math.min(length, evenly((cells * length) / size)));
+      return Array.from({ length: count }, (_, i) => [from + Math.floor((i * length) / count), from + Math.ceil(((i + 1) * length) / count)]);
+    };
+    const [rows, columns] = [spans(top, bottom), spans(left, right)];
+    const means = new Float32Array(rows.length * columns.length);
+    rows.forEach(([up, down], r) => columns.forEach(([start, end], c) => {
+      let sum = 0;
+      for (let y = up; y < down; y++) for (let x = start; x < end; x++) sum += map[y * width + x];
+      means[r * columns.length + c] = sum / ((down - up) * (end - start));
     }));
+    return means.sort().reverse();
+  }
+
+  // Python's round: halves to the even number.
+  const evenly = (value) => (value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value));
+
+  // How maps are scored, from the good parts' fused maps over cells, each highest first (ImageScore.of).
+  function scorer(good, rule) {
+    const levels = Float64Array.from(good, (cells) => cells[rule.level - 1]);
+    const highLevel = quantile(levels.slice().sort(), rule.high_level);
+    const above = good.reduce((sum, cells, i) => sum + cells[rule.excess_from - 1] - Math.min(levels[i], highLevel), 0) / good.length;
+    const partial = { highLevel, above, rule };
+    const peaks = good.map((cells) => peakOf(cells, rule));
+    const excesses = good.map((cells) => excessOf(cells, partial));
+    const [[peak, peakScale], [middle, excessScale]] = [gumbel(peaks), gumbel(excesses)];
+    const scale = peakScale / Math.max(excessScale, (peakScale * rule.peak) / rule.cells ** 2);
+    const shift = peak - scale * middle;
+    return { ...partial, shift, scale, good: peaks.map((value, i) => Math.max(value, shift + scale * excesses[i])) };
+  }
+
+  const peakOf = (cells, { peak }) => {
+    const top = cells.subarray(0, peak);
+    return top.reduce((sum, value) => sum + value, 0) / top.length;
+  };
+
+  function excessOf(cells, { highLevel, above, rule }) {
+    const from = Math.min(cells[Math.min(rule.level, cells.length) - 1], highLevel) + above;
+    let sum = 0;
+    for (let i = 0; i < cells.length && cells[i] > from; i++) sum += cells[i] - from;
+    return sum / rule.cells ** 2;
+  }
+
+  // Of a map `width` wide: the highest of its windows' scores (ImageScore, Tiling.score).
+  function imageScore(map, width, windows, size, by) {
+    return Math.max(...windows.map((window) => {
+      const cells = rankedCells(map, width, window, size, by.rule.cells);
+      return Math.max(peakOf(cells, by.rule), by.shift + by.scale * excessOf(cells, by));
+    }));
+  }
+
+  // Of sorted values, between neighbours by interpolation.
+  function quantile(sorted, share) {
+    const at = share * (sorted.length - 1);
+    const low = sorted[Math.floor(at)];
+    return low + (at % 1) * (sorted[Math.ceil(at)] - low);
   }
 
   // The score that hardly a good part exceeds by the law of the others' quartiles.
   function usualEnd(goodScores, rate = 3e-4) {
     const sorted = Float64Array.from(goodScores).sort();
-    const quantile = (share) => {
-      const at = share * (sorted.length - 1);
-      const low = sorted[Math.floor(at)];
-      return low + (at % 1) * (sorted[Math.ceil(at)] - low);
-    };
-    const scale = (quantile(0.75) - quantile(0.25)) / (Math.log(Math.log(4)) - Math.log(Math.log(4 / 3)));
-    const mode = quantile(0.5) + scale * Math.log(Math.log(2));
+    const scale = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / (Math.log(Math.log(4)) - Math.log(Math.log(4 / 3)));
+    const mode = quantile(sorted, 0.5) + scale * Math.log(Math.log(2));
     return mode - scale * Math.log(-Math.log1p(-rate));
   }
 
@@ -85,11 +128,26 @@
     return exponent > 50 ? 1 : -Math.expm1(-Math.exp(exponent));
   }
 
-  // The verdict by a score and the two limits, and above which values the map shows where the part differs
-  // (inspection.verdict_for, map_limit_for).
+  // Between which shares of good pictures the true one above `score` lies in 19 of 20 cases (rate_bounds).
+  function rateBounds(goodScores, score, chances = 1) {
+    const [level, scale] = gumbel(goodScores);
+    const spread = (scale * Math.PI) / Math.sqrt(6);
+    const k = (score - level) / spread;
+    const error = spread * Math.sqrt((1 + SKEWNESS * k + ((EXCESS_KURTOSIS + 2) * k ** 2) / 4) / goodScores.length);
+    return [1, -1].map((side) => rateFor(goodScores, score + side * 1.96 * error, chances));
+  }
+
+  // The verdict by a score and the two limits, and the one of them that its map is held against
+  // (inspection.verdict_for).
   function judged(score, threshold, look) {
     const verdict = score > threshold ? "anomalous" : score > look ? "look" : "good";
     return { verdict, mapLimit: verdict === "look" ? look : threshold };
+  }
+
+  // Above which values a map shows where the part differs (inspection.map_limit_for).
+  function outlinedFrom(map, limit, verdict) {
+    const highest = map.reduce((most, value) => Math.max(most, value), -Infinity);
+    return verdict === "good" || highest > limit ? limit : highest / 2;
   }
 
   // 8-connected components of map > threshold with at least `smallest` px, highest peak first; boxes in map px.
@@ -190,6 +248,6 @@
   }
 
   (window.diffad ??= {}).scores = {
-    mean, pixelWeight, fuse, topMean, imageScore, thresholdFor, rateFor, unusual, judged, regions, contour, reduced, shrunk,
+    mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, unusual, judged, outlinedFrom, regions, contour, reduced, shrunk,
   };
 })();

@@ -97,7 +97,8 @@
         result.verdict === "good" ? null : `${count} region${count === 1 ? "" : "s"}`,
         result.verdict !== "good" ? null : unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances)),
       ].filter(Boolean).join(" · ");
-      find(".meaning").textContent = `at these limits ${rateInWords(result.rate)} would be ${LIMITS.threshold.told}` +
+      const [low, high] = result.bounds.map((rate) => rateInWords(rate, "").replace("about ", ""));
+      find(".meaning").textContent = `at these limits ${rateInWords(result.rate)} (${high} to ${low}) would be ${LIMITS.threshold.told}` +
         (result.look < result.threshold ? `, ${rateInWords(result.lookRate, "")} ${LIMITS.look.told}` : "");
       const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
