@@ -56,6 +56,7 @@ _LOOKED = 24  # of those, seen at all calibrated timesteps
 ENOUGH = 30  # good pictures, for the threshold to be more than a guess
 REHEARSED = 24  # of those, that carry artificial defects
 _DEFECTS_EACH = 2
+_COPIES, _ENOUGH_COPIES = 4, 128  # of a picture at most, of all
 _NAMED = 5  # unusual pictures, at most
 _ROWS = 4  # pictures a network call; a CPU is slower with more
 FEATURE_BLOCK = 2  # places a side that share a covariance of the features' residual; more on finer grids
@@ -80,13 +81,13 @@ def fit_profile(
     held: held out of that, at least 2. inside: bool [n, s, s], where those held out, then those used, are and
     not their padding (None: everywhere).
 
-    The Gaussian and the covariances of residuals are of all pictures and of a changed copy of each
-    (`nuisances.random_copy`), at every timestep on its grid: what light, noise, compression and position do
-    to a good picture must not count as a defect. The calibration is of the first 192 as they are, measured as
-    if neither the picture nor its copy were among those that the covariances are fitted on (`LeftOut`). That
-    the network was trained on some is allowed for by raising their maps to those of the pictures held out.
-    plain: also fit a Gaussian of the features themselves, for a category that the network never learned from
-    and may explain defects of away.
+    The Gaussian and the covariances of residuals are of all pictures and of a changed copy of each, several
+    where pictures are few (`nuisances.random_copy`), at every timestep on its grid: what light, noise,
+    compression and position do to a good picture must not count as a defect. The calibration is of the first
+    192 as they are, measured as if neither the picture nor its copies were among those that the covariances
+    are fitted on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to
+    those of the pictures held out. plain: also fit a Gaussian of the features themselves, for a category that
+    the network never learned from, so that it may explain some of its defects away.
     Above 256 px fewer pictures are fitted and calibrated (`limits`), so that time and memory stay bounded.
     """
     network.eval()
@@ -120,13 +121,13 @@ def fit_profile(
     first = list(range(len(pictures[:calibrated])))
     # of both branches, grid by grid
     sums = [[Scatter(places) for _ in TIMESTEPS] for places in blocks]
-    shape = len(first), 2, len(TIMESTEPS), extractor.channels, grid, grid
-    own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]  # of a picture and of its copy
+    copies = [changed_copies(pictures[:most], seed, number) for number in range(copies_of(len(pictures)))]
+    shape = len(first), 1 + len(copies), len(TIMESTEPS), extractor.channels, grid, grid
+    own = [torch.empty(shape, dtype=torch.float16) for _ in _BLOCKS]  # of a picture and of its copies
     known: list[Tensor] = []
-    copies = changed_copies(pictures[:most], seed)
-    for begin in range(0, len(copies), _ROWS):
+    for begin in range(0, len(pictures[:most]), _ROWS):
         rows = slice(begin, begin + _ROWS)
-        for number, some in enumerate((pictures[:most][rows], copies[rows])):
+        for number, some in enumerate(each[rows] for each in (pictures[:most], *copies)):
             x_start = to_float(some, device)
             seen = extractor.seen(x_start)
             known.append(seen.features.half())
@@ -138,7 +139,7 @@ def fit_profile(
                     room.copy_(residual[: len(room), 0, 0])
     others = (extractor(to_float(batch, device)) for batch in pictures[most:].split(_ROWS))
     gaussian = PlaceGaussian.fit(chain(known, others), block=blocks[0])
-    plainly = _Plainly.fit(known, len(first), blocks[1], extractor, inside) if plain else None
+    plainly = _Plainly.fit(known, shape[:2], blocks[1], extractor, inside) if plain else None
     fitted = [ResidualGaussian.fit(grids, stages=extractor.stage_channels) for grids in sums]
     (perceptual, _), (residual, _) = fitted = [[each.to(cpu) for each in both] for both in fitted]
 
@@ -200,7 +201,7 @@ def fit_profile(
     choice = choice | {"good": len(first)}
     quality = ranges(
         measured_quality(picture.permute(1, 2, 0).numpy(), there.numpy())
-        for some in (pictures, copies)
+        for some in (pictures, *copies)
         for picture, there in zip(some[:most], inside)
     )
     return Profile(
@@ -212,7 +213,7 @@ def fit_profile(
 @dataclass(frozen=True)
 class _Plainly:
     """Maps of the plain features as if no picture were part of their Gaussian. own: the features of good
-    pictures and of their copies, fp16 [n, 2, c, g, g].
+    pictures and of their copies, fp16 [n, 1 + copies, c, g, g].
     """
 
     left_out: PlainLeftOut
@@ -222,14 +223,16 @@ class _Plainly:
 
     @staticmethod
     def fit(
-        known: Sequence[Tensor], count: int, block: int, extractor: FeatureExtractor, inside: Tensor
-    ) -> _Plainly:
-        """known: features of a batch of pictures, then of their copies, and so on; count: of the first
-        pictures, whose maps will be asked for.
+        known: Sequence[Tensor], shape: tuple[int, int], block: int, extractor: FeatureExtractor,
+        inside: Tensor,
+    ) -> _Plainly:  # fmt: skip
+        """known: features of a batch of pictures, then of their copies, and so on; shape: how many of the
+        first pictures' maps will be asked for, and 1 + copies of each.
         """
         _, left_out = PlainGaussian.fit(known, block=block, stages=extractor.stage_channels)
-        both = [torch.cat(known[number::2]).cpu()[:count] for number in range(2)]
-        return _Plainly(left_out.to(torch.device("cpu")), torch.stack(both, dim=1), extractor, inside)
+        count, number = shape
+        own = torch.stack([torch.cat(known[i::number]).cpu()[:count] for i in range(number)], dim=1)
+        return _Plainly(left_out.to(torch.device("cpu")), own, extractor, inside)
 
     def maps(self, pictures: Tensor, of: Sequence[int]) -> Tensor:
         """Raw maps [n, s, s] of uint8 [n, 3, size, size]: good pictures of these numbers, or made of them; of
@@ -279,12 +282,20 @@ def _left_out_maps(
     return torch.cat(maps)
 
 
-def changed_copies(pictures: Tensor, seed: int) -> Tensor:
-    """A changed copy of each picture uint8 [n, 3, s, s]: for the same seed always the same one of a picture,
-    whatever the others are.
+def copies_of(count: int) -> int:
+    """How many changed copies of each of so many pictures statistics are fitted on: more of few, which show
+    less of what may change by themselves.
+    """
+    return max(1, min(_COPIES, _ENOUGH_COPIES // count))
+
+
+def changed_copies(pictures: Tensor, seed: int, number: int = 0) -> Tensor:
+    """A changed copy of each picture uint8 [n, 3, s, s]: for the same seed and number always the same one of
+    a picture, whatever the others are.
     """
     images = [picture.permute(1, 2, 0).contiguous().numpy() for picture in pictures]
-    copies = [random_copy(image, np.random.default_rng((seed, zlib.crc32(image)))) for image in images]
+    drawn = [np.random.default_rng((seed, zlib.crc32(image), number)) for image in images]
+    copies = [random_copy(image, rng) for image, rng in zip(images, drawn)]
     return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -234,7 +234,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> st
 
     plain, without = inspection.reduced_plain(MAP_PIXELS), ""
     if plain is not None:
-        head = "<th><b>Plain</b>features beside good ones, no network</th>"
+        head = "<th><b>Plain</b>without the network</th>"
         cells = "<td></td>" * len(columns) + f'<td class="mean">{cell(plain, "Plain features")}</td>'
         without = f"<tr>{head}{cells}</tr>"
     fused = fuse(mean(0)[None], mean(1)[None], inspection.alpha, plain)

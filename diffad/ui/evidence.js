@@ -7,7 +7,7 @@
   const ROWS = [
     { kind: "pixel", title: "Pixels", says: () => "how it looks" },
     { kind: "feature", title: "Features", says: () => "what it means" },
-    { kind: "plain", title: "Plain", says: () => "features beside good ones, no network" },
+    { kind: "plain", title: "Plain", says: () => "without the network" },
     { kind: "both", title: "Together", says: (alpha, weight, plain) => `α = ${alpha.toFixed(2)}: ${weightsInWords(weight, plain)}` },
   ];
   // Only a category that the network never learned from is judged by the plain features, too.
@@ -16,7 +16,7 @@
   // As scoring.weights_in_words.
   function weightsInWords(weight, plain) {
     const [pixel, feature, rest] = [weight * (1 - plain), (1 - weight) * (1 - plain), plain].map((share) => Number((100 * share).toFixed(1)));
-    return `pixels ${pixel} %, features ${feature} %${plain ? `, plain features ${rest} %` : ""}`;
+    return `pixels ${pixel}\u00a0%, features ${feature}\u00a0%${plain ? `, plain features ${rest}\u00a0%` : ""}`;
   }
 
   // One cell's values at full or at the sheet's resolution; column n is the mean over the chosen t.
