@@ -3,7 +3,9 @@
 import json
 import time
 import zlib
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from gaussian_world import residual_gaussian
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError, Profile
-from diffad.gaussian import PlaceGaussian
+from diffad.gaussian import PlaceGaussian, PlainGaussian
 from diffad.inspector import Inspector
 from diffad.profiles import block
 from diffad.scoring import Calibration, RawMaps
@@ -32,13 +34,18 @@ def model():
         residual_gaussian([[2 * features]] * 3, block=4),
         Calibration.fit(RawMaps(maps, maps + 1, (20, 200))),
     )
+    added = replace(  # to a network that never learned from it
+        profile,
+        plain=PlainGaussian.fit([features], block=2, stages=(4, 8))[0],
+        calibration=Calibration.fit(RawMaps(maps, maps + 1, (20, 200), maps[:, 0])),
+    )
     return Checkpoint(
         CONFIG,
         UNet(CONFIG).state_dict(),
         "tf_efficientnet_lite2",
         torch.arange(12.0),
         torch.ones(12),
-        {"bolt": profile, "nut / left": profile},
+        {"bolt": profile, "nut / left": added},
         "cosine",
         "kl",
         20,
@@ -73,10 +80,23 @@ def test_what_is_saved_comes_back(model, file):
     assert after.rehearsal == before.rehearsal
     assert after.calibration.timesteps == after.calibration.remembered == (20, 200)
     assert torch.equal(after.calibration.moments, before.calibration.moments)
+    assert torch.equal(after.calibration.good_maps, before.calibration.good_maps)
+    assert after.plain is after.calibration.good_plain is after.calibration.plain_moments is None
     x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
         after.gaussian.squared_mahalanobis(x), before.gaussian.squared_mahalanobis(x), rtol=5e-3, atol=5e-3
     )
+
+
+def test_plain_features_come_back(model, file):
+    before, after = (profiles["nut / left"] for profiles in (model.profiles, checkpoints.load(file).profiles))
+    assert torch.equal(after.calibration.good_plain, before.calibration.good_plain)
+    assert torch.equal(after.calibration.plain_moments, before.calibration.plain_moments)
+    x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        after.plain.squared_mahalanobis(x), before.plain.squared_mahalanobis(x), rtol=1e-2, atol=1e-2
+    )
+    np.testing.assert_allclose(after.calibration.good_scores(), before.calibration.good_scores(), rtol=1e-6)
 
 
 def test_the_loaded_network_computes_the_same(model, file):

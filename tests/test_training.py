@@ -4,6 +4,7 @@ runs in two processes.
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from diffad.data import DataError, read_image
 from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
 from diffad.profiles import fit_profile, in_words
+from diffad.scoring import ImageScore, from_codes, weighed
 from diffad.synthetic import CATEGORIES, make_part, write_set
 from diffad.training import (
     TrainConfig,
@@ -116,8 +118,20 @@ def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_
     provenance = checkpoints.load(out).provenance
     assert provenance["licence"] == "mine; free"
     assert provenance["data"] == base["data"] | {tmp_path.name: 8}
+    added = checkpoints.load(out).profiles
+    assert added[tmp_path.name].plain is not None  # the network never learned from it
+    assert all(added[name].plain is None for name in base["data"])
     train(config(steps=0, licence="free"), [tmp_path], tmp_path / "n.safetensors", start_from=out)
+    assert checkpoints.load(tmp_path / "n.safetensors").profiles[tmp_path.name].plain is not None
     assert checkpoints.load(tmp_path / "n.safetensors").provenance["licence"] == "free; mine"
+
+
+def test_statistics_of_a_category_that_the_network_learned_from_need_no_plain_features(
+    trained, parts, tmp_path
+):
+    train(config(steps=0, stressed=0), [parts], tmp_path / "m.safetensors", start_from=trained)
+    profiles = checkpoints.load(tmp_path / "m.safetensors").profiles
+    assert all(profile.plain is None for profile in profiles.values())
 
 
 def test_any_seed_that_the_command_takes_will_do(parts, tmp_path, monkeypatch):
@@ -175,9 +189,10 @@ def test_pictures_of_a_category_that_the_start_was_trained_on_are_held_out_if_th
 
 
 def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(trained, tmp_path):
-    """Inspected with the statistics of all others. They are not square: the model sees padding too, which no
-    score counts.
+    """The peak of its map, inspected with the statistics of all others. They are not square: the model sees
+    padding too, which no score counts.
     """
+    peak = ImageScore(0.0, 0.0, -math.inf, 0.0, np.zeros(1))
     folder = tmp_path / "gear"
     folder.mkdir()
     for seed in range(24):
@@ -185,25 +200,32 @@ def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(trained,
         Image.fromarray(picture).save(folder / f"{seed:02}.png")
 
     def statistics():
-        out = train(config(steps=0), [folder], tmp_path / "m.safetensors", start_from=trained)
+        out = train(config(steps=0, stressed=0), [folder], tmp_path / "m.safetensors", start_from=trained)
         return Inspector.load(out, device="cpu")
 
     whole = statistics()
-    remembered = whole.good_scores("gear")
+    maps = from_codes(whole.profiles["gear"].calibration.good_maps).mean(dim=2).numpy()
+    pixel, feature = maps.swapaxes(0, 1)
+    remembered = np.array([peak(each, 32) for each in weighed(pixel, feature, 0.5)])
+
+    def peak_of(inspector, picture):
+        inspection = inspector.inspect(picture, "gear", tile=None)
+        return inspection._tiling.score(inspection._fused_map, peak)
+
     held, used = split_held_out(torch.arange(24), 0.15)[::-1]
     order = torch.cat([held, used]).tolist()
     own, others = [], []
     for place in (0, 5, 11, 17, 23):
         picture = folder / f"{order[place]:02}.png"
-        own.append(whole.inspect(picture, "gear", tile=None).score)
+        own.append(peak_of(whole, picture))
         picture.rename(tmp_path / "left_out.png")
-        others.append(statistics().inspect(tmp_path / "left_out.png", "gear", tile=None).score)
+        others.append(peak_of(statistics(), tmp_path / "left_out.png"))
         (tmp_path / "left_out.png").rename(picture)
     expected = remembered[[0, 5, 11, 17, 23]]
     flattery = np.mean(others) - np.mean(own)
-    assert flattery > 1
+    assert flattery > 0.5
     # what is left of it lies in the common covariance, which a picture of 64 px has 64 places of 1536 of
-    assert expected == pytest.approx(np.array(others), abs=0.2 * flattery)
+    assert expected == pytest.approx(np.array(others), abs=0.3 * flattery)
 
 
 def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, monkeypatch):
