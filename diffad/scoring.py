@@ -44,7 +44,6 @@ CELLS = 32  # a side of the model's square, by which a score is found; as many a
 PEAK = 4  # cells whose mean is a map's peak, TOP pixels
 LEVEL = CELLS**2 // 4  # the level of a map is its LEVEL-th highest cell: a quarter of them lie above
 EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual good map is excess
-_HIGH_LEVEL = 0.9  # share of good pictures whose level lies below what is taken off at most
 # Network and plain features count alike in a category whose parts the network never learned from.
 PLAIN_WEIGHT = 0.5
 _ZERO = 48  # the code of 0 σ
@@ -482,7 +481,7 @@ def top_mean(anomaly_map: np.ndarray, size: float = 256) -> float:
 
 # What the browser needs to score as `ImageScore` does.
 RULE = {
-    "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM, "high_level": _HIGH_LEVEL,
+    "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM,
     "plain_weight": PLAIN_WEIGHT, "pixel_trust": PIXEL_TRUST, "steps": _STEPS, "zero": _ZERO,
 }  # fmt: skip
 
@@ -494,15 +493,14 @@ class ImageScore:
 
     peak: the mean of the PEAK highest cells, for what is small and strong. excess: by how much cells lie
     above what they do on good parts, summed up over the picture, for what is wide and weak. Before that the
-    map's own level is taken off, as far as good pictures have such levels (`high_level`): light and noise
-    raise a map everywhere. Excess is brought to the units of peaks by the extreme-value laws of both on good
-    pictures: an excess that 1 good picture in 900 has counts as the peak that 1 in 900 has.
+    map's own level is taken off: noise, light and compression raise a map everywhere. Excess is brought to
+    the units of peaks by the extreme-value laws of both on good pictures: an excess that 1 good picture in
+    900 has counts as the peak that 1 in 900 has.
 
     above: σ over the level from where on there is excess. shift, scale: score = shift + scale · excess.
     good: the scores of the good pictures, float32 [pictures].
     """
 
-    high_level: float
     above: float
     shift: float
     scale: float
@@ -512,10 +510,8 @@ class ImageScore:
     def of(good: np.ndarray) -> ImageScore:
         """From the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
         ranked = -np.sort(-good, axis=1)
-        levels = ranked[:, LEVEL - 1]
-        high_level = float(np.quantile(levels, _HIGH_LEVEL))
-        above = float((ranked[:, EXCESS_FROM - 1] - np.minimum(levels, high_level)).mean())
-        partial = ImageScore(high_level, above, -math.inf, 0.0, ranked[:, 0])
+        above = float((ranked[:, EXCESS_FROM - 1] - ranked[:, LEVEL - 1]).mean())
+        partial = ImageScore(above, -math.inf, 0.0, ranked[:, 0])
         excess = np.array([partial._excess(each) for each in ranked])
         peaks = ranked[:, :PEAK].mean(axis=1)
         (peak, peak_scale), (middle, excess_scale) = _gumbel(peaks), _gumbel(excess)
@@ -523,7 +519,7 @@ class ImageScore:
         scale = peak_scale / max(excess_scale, peak_scale * PEAK / CELLS**2)
         shift = peak - scale * middle
         scores = np.maximum(peaks, shift + scale * excess).astype(np.float32)
-        return ImageScore(high_level, above, shift, scale, scores)
+        return ImageScore(above, shift, scale, scores)
 
     def __call__(self, anomaly_map: np.ndarray, size: float) -> float:
         """The score of a fused map [h, w]. size: how many of its pixels make the side of the model's square,
@@ -534,7 +530,7 @@ class ImageScore:
 
     def _excess(self, ranked: np.ndarray) -> float:
         """Of cells, highest first: the mean over a square's cells of what lies above."""
-        level = min(float(ranked[min(LEVEL, len(ranked)) - 1]), self.high_level)
+        level = float(ranked[min(LEVEL, len(ranked)) - 1])
         return float((ranked - (level + self.above)).clip(min=0).sum()) / CELLS**2
 
 

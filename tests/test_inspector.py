@@ -260,8 +260,9 @@ def test_a_broken_picture_or_model_is_refused(inspector, tmp_path):
 def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defective):
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=60))
     assert [step.index for step in steps] == list(range(len(steps)))
-    assert len(steps) in range(61, 302, 60) and steps[0].total == 60  # other rounds where it is still high
-    assert steps[-1].total == len(steps) - 1
+    assert steps[0].total == 60 and len(steps) <= 301  # other rounds where it is still high
+    ended = steps[-1].score <= np.median(defective.good_scores)  # as good as a good part
+    assert ended or steps[-1].total == len(steps) - 1
     assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
     assert np.array_equal(steps[0].image, DEFECTIVE.image)
     assert steps[0].score == defective.score
@@ -299,11 +300,18 @@ def test_a_hole_is_as_wide_as_its_own_defect_asks(defective):
     assert _place_to_repair(defective, field * 0, np.zeros_like(field, dtype=bool), weighed=True)[1] is None
 
 
+def spot(height: float) -> np.ndarray:
+    """A map that scores just so: calm but for four cells."""
+    field = np.zeros((256, 256), np.float32)
+    field[64:80, 64:80] = height
+    return field
+
+
 def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
     """Scores of every fifth step as planted."""
     levels = defective.threshold + 0.5, defective.threshold - 0.1, 0.1
     planted = iter(levels)
-    monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
+    monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=15, stop_at_threshold=True))
     assert [step.done for step in steps] == [False] * 10 + [True]
     assert steps[-1].score == pytest.approx(levels[1])
@@ -320,7 +328,7 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
 def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):
     """Scores of every fifth step as planted, in thresholds."""
     planted = (level * defective.threshold for level in levels)
-    monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
+    monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
     steps = list(inspector.reconstruct(DEFECTIVE.image, steps=15))
     assert defective.score > 4 * defective.threshold
     assert steps[-1].index == end and next(planted, None) is None
@@ -338,7 +346,7 @@ def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, monkeypatch, lev
     """The score of each round's end as planted, in thresholds."""
     threshold, asked = inspector.threshold("gear"), []
     planted = (level * threshold for level in levels)
-    monkeypatch.setattr(Inspector, "_fused", lambda *_: np.full((256, 256), next(planted), np.float32))
+    monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
 
     def walk(*arguments, filling, **options):
         asked.append(filling)

@@ -165,10 +165,10 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
     profile = profiles.fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
-    # four pictures, their copies, then the fifth and its copy
-    fitted = [(count, (t,), [-4, 0, 4], "perceptual") for count in (4, 4, 1, 1) for t in TIMESTEPS]
-    assert looks[:12] == fitted
-    assert all(count == 1 and len(timesteps) > 1 for count, timesteps, *_ in looks[12:])
+    # four pictures and four copies of each, then the fifth and its copies
+    fitted = [(count, (t,), [-4, 0, 4], "perceptual") for count in 5 * [4] + 5 * [1] for t in TIMESTEPS]
+    assert looks[:30] == fitted
+    assert all(count == 1 and len(timesteps) > 1 for count, timesteps, *_ in looks[30:])
     assert len(profile.calibration.good_maps) == 5 and profile.plain is None
     assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
     assert profile.perceptual.codes.shape == (3, 8, 8, 120, 120)

@@ -51,10 +51,8 @@
 
   // How maps are scored, from the good parts' fused maps over cells, each highest first (ImageScore.of).
   function scorer(good, rule) {
-    const levels = Float64Array.from(good, (cells) => cells[rule.level - 1]);
-    const highLevel = quantile(levels.slice().sort(), rule.high_level);
-    const above = good.reduce((sum, cells, i) => sum + cells[rule.excess_from - 1] - Math.min(levels[i], highLevel), 0) / good.length;
-    const partial = { highLevel, above, rule };
+    const above = good.reduce((sum, cells) => sum + cells[rule.excess_from - 1] - cells[rule.level - 1], 0) / good.length;
+    const partial = { above, rule };
     const peaks = good.map((cells) => peakOf(cells, rule));
     const excesses = good.map((cells) => excessOf(cells, partial));
     const [[peak, peakScale], [middle, excessScale]] = [gumbel(peaks), gumbel(excesses)];
@@ -68,8 +66,8 @@
     return top.reduce((sum, value) => sum + value, 0) / top.length;
   };
 
-  function excessOf(cells, { highLevel, above, rule }) {
-    const from = Math.min(cells[Math.min(rule.level, cells.length) - 1], highLevel) + above;
+  function excessOf(cells, { above, rule }) {
+    const from = cells[Math.min(rule.level, cells.length) - 1] + above;
     let sum = 0;
     for (let i = 0; i < cells.length && cells[i] > from; i++) sum += cells[i] - from;
     return sum / rule.cells ** 2;
