@@ -95,7 +95,7 @@ def agrees(here: dict, inspection: Inspection, near: float) -> None:
     assert here["score"] == pytest.approx(said["score"], rel=near, abs=1e-3)
     assert here["threshold"] == pytest.approx(said["threshold"], rel=1e-3)
     assert here["look"] == pytest.approx(said["look_threshold"], rel=1e-3)
-    assert here["mapLimit"] == pytest.approx(inspection.map_limit, rel=1e-3)
+    assert here["mapLimit"] == pytest.approx(inspection.map_limit, rel=max(near, 1e-3))
     assert here["rate"] == pytest.approx(inspection.rate, rel=1e-2, abs=1e-6)
     assert here["bounds"] == pytest.approx(inspection.rate_bounds, rel=1e-2, abs=1e-6)
     look_rate = inspection.rate_above(inspection.look_threshold)
