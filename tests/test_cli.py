@@ -24,6 +24,7 @@ from diffad.cli import main
 from diffad.data import Geometry, read_image
 from diffad.inspection import map_limit_for, verdict_for
 from diffad.inspector import Inspector
+from diffad.scoring import weights_in_words
 from diffad.synthetic import make_part
 
 COMMANDS = (
@@ -85,7 +86,8 @@ class Toy:
         return SimpleNamespace(
             **result, image=pixels, anomaly_map=heat, square_map=square, pixel_maps=maps, feature_maps=maps,
             timesteps=timesteps, alpha=alpha, to_dict=lambda: result, threshold_at=lambda rate: 1.0,
-            map_limit=map_limit_for(verdict, limit, look))
+            map_limit=map_limit_for(verdict, limit, look, heat), plain_map=None,
+            weights_in_words=weights_in_words(alpha))
 
     def reconstruct(self, image, steps=100, **options):
         self.calls.append({"steps": steps, **options})

@@ -129,10 +129,10 @@ def test_nonsense_in_any_input_is_answered_with_a_sentence(http, good, name, lab
 
 
 def test_null_is_the_default_of_every_setting(http, good):
-    said = asked(http, "inspect", {"data": [good, *[None] * 8]})
+    said = asked(http, "inspect", {"data": [good, *[None] * 9]})
     assert "event: complete" in said and '"category": "gear"' in said
-    assert "Send a picture" in asked(http, "inspect", {"data": [None] * 9})
-    assert "Send pictures" in asked(http, "batch", {"data": [None] * 9})
+    assert "Send a picture" in asked(http, "inspect", {"data": [None] * 10})
+    assert "Send pictures" in asked(http, "batch", {"data": [None] * 10})
     assert "event: complete" in asked(http, "categories", {"data": [None]})
 
 
@@ -140,8 +140,8 @@ BODIES = [
     (b"", "not valid JSON"), (b"{", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
     (b"\xff\xfe", "not valid JSON"), (b"[1]", "not a JSON object"), (b"null", "not a JSON object"),
     (b"{}", ""), (b'{"data": 1}', ""), (b'{"data": null}', ""), (b'{"data": []}', "instead of"),
-    (b'{"data": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}', "instead of"), (b'{"data": {}, "session_hash": 7}', ""),
-    (b'{"data": [1' + b"0" * 5000 + b"]}", ""), (b"x" * (17 << 20), "16 MB"),
+    (b'{"data": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}', "instead of"),
+    (b'{"data": {}, "session_hash": 7}', ""), (b'{"data": [1' + b"0" * 5000 + b"]}", ""), (b"x" * (17 << 20), "16 MB"),
 ]  # fmt: skip
 ROUTES = ["call/inspect", "call/v2/inspect", "run/inspect", "api/inspect", "queue/join", "run/predict",
           "cancel", "reset", "component_server"]  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_body_that_is_no_call_is_answered_with_a_sentence(http, route):
     ("call/v2/inspect", {"image": file("https://example.org/a.png")}, "No address is fetched"),
     ("call/v2/inspect", {"image": None, "timesteps": [file("https://example.org/a.png")]}, "No address"),
     ("call/v2/inspect", {"image": None, "category": 3}, "category is a text"),
-    ("run/inspect", {"data": [None] * 9}, "join the queue"),
+    ("run/inspect", {"data": [None] * 10}, "join the queue"),
     ("queue/join", {"data": [], "fn_index": 10**9, "session_hash": "a"}, "no such event"),
     ("queue/join", {"data": [], "fn_index": "x", "session_hash": "a"}, "no such event"),
     ("queue/join", {"data": [], "session_hash": "a"}, "no such event"),
@@ -289,7 +289,7 @@ def test_much_work_does_not_hold_up_a_small_picture_and_ends_when_nobody_waits(
 ):
     ended = []
     monkeypatch.setattr(Unwanted, "__init__", lambda self: ended.append(self))
-    many = [[good] * 200, *[None] * 8]
+    many = [[good] * 200, *[None] * 9]
     (number,) = (index for index, fn in app.fns.items() if fn.api_name == "batch")
     first = http.post(f"{API}/call/batch", json={"data": many, "session_hash": "first"}).json()["event_id"]
     second = http.post(f"{API}/call/batch", json={"data": many}).json()["event_id"]
@@ -306,7 +306,7 @@ def test_much_work_does_not_hold_up_a_small_picture_and_ends_when_nobody_waits(
 
 
 def test_progress_comes_over_plain_http_and_through_the_client(http, url, good):
-    data = [[good] * 2, *[None] * 8]
+    data = [[good] * 2, *[None] * 9]
     body = {"data": data, "session_hash": "progress"}
     assert http.post(f"{API}/call/batch", json=body).status_code == 200
     told = http.get(f"{API}/queue/data", params={"session_hash": "progress"}).text
