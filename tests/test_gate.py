@@ -141,7 +141,8 @@ BODIES = [
     (b"\xff\xfe", "not valid JSON"), (b"[1]", "not a JSON object"), (b"null", "not a JSON object"),
     (b"{}", ""), (b'{"data": 1}', ""), (b'{"data": null}', ""), (b'{"data": []}', "instead of"),
     (b'{"data": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}', "instead of"),
-    (b'{"data": {}, "session_hash": 7}', ""), (b'{"data": [1' + b"0" * 5000 + b"]}", ""), (b"x" * (17 << 20), "16 MB"),
+    (b'{"data": {}, "session_hash": 7}', ""), (b'{"data": [1' + b"0" * 5000 + b"]}", ""),
+    (b"x" * (17 << 20), "16 MB"),
 ]  # fmt: skip
 ROUTES = ["call/inspect", "call/v2/inspect", "run/inspect", "api/inspect", "queue/join", "run/predict",
           "cancel", "reset", "component_server"]  # fmt: skip
