@@ -498,20 +498,22 @@ class ImageScore:
     900 has counts as the peak that 1 in 900 has.
 
     above: σ over the level from where on there is excess. shift, scale: score = shift + scale · excess.
-    good: the scores of the good pictures, float32 [pictures].
+    good, levels: the scores and the levels of the good pictures, float32 [pictures] each.
     """
 
     above: float
     shift: float
     scale: float
     good: np.ndarray
+    levels: np.ndarray
 
     @staticmethod
     def of(good: np.ndarray) -> ImageScore:
         """From the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
         ranked = -np.sort(-good, axis=1)
-        above = float((ranked[:, EXCESS_FROM - 1] - ranked[:, LEVEL - 1]).mean())
-        partial = ImageScore(above, -math.inf, 0.0, ranked[:, 0])
+        levels = ranked[:, LEVEL - 1]
+        above = float((ranked[:, EXCESS_FROM - 1] - levels).mean())
+        partial = ImageScore(above, -math.inf, 0.0, ranked[:, 0], levels)
         excess = np.array([partial._excess(each) for each in ranked])
         peaks = ranked[:, :PEAK].mean(axis=1)
         (peak, peak_scale), (middle, excess_scale) = _gumbel(peaks), _gumbel(excess)
@@ -519,7 +521,7 @@ class ImageScore:
         scale = peak_scale / max(excess_scale, peak_scale * PEAK / CELLS**2)
         shift = peak - scale * middle
         scores = np.maximum(peaks, shift + scale * excess).astype(np.float32)
-        return ImageScore(above, shift, scale, scores)
+        return ImageScore(above, shift, scale, scores, levels)
 
     def __call__(self, anomaly_map: np.ndarray, size: float) -> float:
         """The score of a fused map [h, w]. size: how many of its pixels make the side of the model's square,

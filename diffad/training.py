@@ -216,9 +216,11 @@ def train(
                 kind=config.pixel_score, stride=config.stride,
                 plain=config.steps == 0 and not _network_learned(base, name),
             )  # fmt: skip
-            scores = profile.calibration.good_scores()
+            scorer = profile.calibration.scorer()
             called = told_apart(paths[name])
-            odd = {called[order[i]]: float(scores[i]) for i in unusual(scores).nonzero()[0]}
+            # in places, or as a whole, which no score counts
+            odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
+            odd = {called[order[i]]: float(scorer.good[i]) for i in odd}
             more = {"unusual": odd, "duplicates": repeated.get(name, [])}
             if found:
                 more["sizes"] = found

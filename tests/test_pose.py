@@ -197,7 +197,7 @@ def test_what_is_shrunk_to_be_turned_is_scored_by_as_much_of_the_part():
     """A map over the picture, whose defect the model saw at half its length: four times the pixels."""
     heat = np.random.default_rng(0).random((256, 256)).astype(np.float32)
     half = Tiling.whole(256, 256, 256, Turn(0.3, 0.0, 0.0, Upright(0.5, 0.0, 0.0)))
-    peak = ImageScore(0.0, -math.inf, 0.0, np.zeros(1))
+    peak = ImageScore(0.0, -math.inf, 0.0, np.zeros(1), np.zeros(1))
     for tiling, side in ((half, 16), (Tiling.whole(256, 256, 256), 8)):
         cells = heat.reshape(256 // side, side, 256 // side, side).mean(axis=(1, 3))
         assert tiling.score(heat, peak) == pytest.approx(np.sort(cells.ravel())[-4:].mean(), rel=1e-5)

@@ -192,7 +192,7 @@ def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(trained,
     """The peak of its map, inspected with the statistics of all others. They are not square: the model sees
     padding too, which no score counts.
     """
-    peak = ImageScore(0.0, -math.inf, 0.0, np.zeros(1))
+    peak = ImageScore(0.0, -math.inf, 0.0, np.zeros(1), np.zeros(1))
     folder = tmp_path / "gear"
     folder.mkdir()
     for seed in range(24):
