@@ -75,7 +75,9 @@ class ToyInspector:
             threshold=limit, is_anomalous=score > limit, square_map=padded, seconds=0.25,
             threshold_at=lambda rate: {0.001: 20.0, 0.01: 3.0, 0.05: -1.0}[rate],
             anomaly_map=redness, timesteps=timesteps, alpha=alpha,
-            pixel_maps=dict.fromkeys(timesteps, redness), feature_maps=dict.fromkeys(timesteps, redness))
+            pixel_maps=dict.fromkeys(timesteps, redness), feature_maps=dict.fromkeys(timesteps, redness),
+            plain_map=None, weights_in_words="both", verdict="anomalous" if score > limit else "good",
+            look_threshold=limit, map_limit=limit)
 
     def recognise(self, image):
         return "nut" if image[..., 2].mean() < 128 else "ring"
