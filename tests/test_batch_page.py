@@ -116,7 +116,7 @@ def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: 
     page.locator("tr[data-index]", has_text="dark.png").click()  # opens it in Inspect, still as 12 bits
     page.wait_for_function("() => diffad.state().part?.name === 'dark'")
     score = float(page.locator("#verdict .verdict-slot").get_attribute("data-score"))
-    assert score == pytest.approx(there["dark.png"], abs=1e-3)
+    assert score == pytest.approx(there["dark.png"], rel=1e-4)
     expect(page.locator("#verdict .note", has_text="Read as")).to_have_count(0)
 
 
