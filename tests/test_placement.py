@@ -168,7 +168,7 @@ def test_repairs_stay_on_the_gpu(gpu):
 
 def test_a_whole_repair_runs_and_its_pictures_come_back(gpu):
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)  # unlike any good part
-    frames = list(gpu.reconstruct(picture, steps=6, threshold=-1e6))
+    frames = list(gpu.reconstruct(picture, steps=6, method="paper", threshold=-1e6))
     assert len(frames) > 1 and frames[-1].image.dtype == np.uint8
 
 
