@@ -87,7 +87,7 @@ def fit_profile(
     192 as they are, measured as if neither the picture nor its copies were among those that the covariances
     are fitted on (`LeftOut`). That the network was trained on some is allowed for by raising their maps to
     those of the pictures held out. plain: also fit a Gaussian of the features themselves, for a category that
-    the network never learned from, so that it may explain some of its defects away.
+    the network never learned from: it explains some of such a part's defects away.
     Above 256 px fewer pictures are fitted and calibrated (`limits`), so that time and memory stay bounded.
     """
     network.eval()
