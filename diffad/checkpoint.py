@@ -149,6 +149,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "timesteps": profile.calibration.timesteps,
                 "remembered": profile.calibration.remembered,
                 "good": len(profile.calibration.good_maps),
+                "changed": profile.calibration.changed,
                 "plain": profile.plain is not None,
                 "rehearsal": dict(profile.rehearsal),
                 "upright": None if profile.upright is None else asdict(profile.upright),
@@ -227,8 +228,9 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
     shape = good, 2, len(remembered), CELLS, CELLS
     maps = _sums(_decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
     calibration = Calibration(
-        tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"), remembered, maps
-    )
+        tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"),
+        remembered, maps, changed=_changed(category.get("changed")),
+    )  # fmt: skip
     plain = None
     if category["plain"]:
         plain = PlainGaussian(part("plain.mean"), _covariance(tensors, prefix + "plain."))
@@ -414,6 +416,15 @@ def _depth(bits: int | None) -> int | None:
     if bits not in (None, *DEPTHS):
         raise ValueError(f"{bits} bits")
     return bits
+
+
+def _changed(law: Any) -> tuple[float, float] | None:
+    if law is None:
+        return None
+    shift, stretch = law
+    if not (math.isfinite(shift) and 0 < stretch < math.inf):
+        raise ValueError("how its changed good parts lie makes no sense")
+    return float(shift), float(stretch)
 
 
 def _quality(known: Any) -> tuple[tuple[float, float, float], ...] | None:

@@ -21,9 +21,6 @@ from diffad.scoring import (
     checked_rate,
     find_regions,
     fuse,
-    rate_bounds,
-    rate_for,
-    threshold_for,
     weights_in_words,
 )
 from diffad.tiling import Tiling, letterboxed
@@ -143,7 +140,7 @@ class Inspection:
         of one tile a share 1 − (1 − rate)^(1 / chances). Raises ValueError unless 0 < rate < 1.
         """
         checked_rate(rate)
-        return threshold_for(self.good_scores, -math.expm1(math.log1p(-rate) / self.chances))
+        return self.scorer.threshold(-math.expm1(math.log1p(-rate) / self.chances))
 
     @property
     def rate(self) -> float:
@@ -152,12 +149,12 @@ class Inspection:
 
     def rate_above(self, score: float) -> float:
         """Share of good pictures of this size expected above a score, in [0, 1]."""
-        return self._of_all_tiles(rate_for(self.good_scores, score))
+        return self._of_all_tiles(self.scorer.rate(score))
 
     @property
     def rate_bounds(self) -> tuple[float, float]:
         """Between which shares `rate` lies in 19 of 20 cases, as far as the number of good pictures goes."""
-        low, high = rate_bounds(self.good_scores, self.threshold)
+        low, high = self.scorer.rate_bounds(self.threshold)
         return self._of_all_tiles(low), self._of_all_tiles(high)
 
     def _of_all_tiles(self, rate: float) -> float:

@@ -37,16 +37,7 @@ from diffad.inspection import (
     checked_timesteps,
 )
 from diffad.reconstruction import gradient_denoising, repair_weight, weighed_repair
-from diffad.scoring import (
-    TIMESTEPS,
-    RawMaps,
-    Seen,
-    evidence,
-    fuse,
-    rate_for,
-    seen_moved,
-    threshold_for,
-)
+from diffad.scoring import TIMESTEPS, ImageScore, RawMaps, Seen, evidence, fuse, seen_moved
 from diffad.tiling import Tile, Tiling, smallest_side
 from diffad.unet import UNet
 
@@ -125,9 +116,7 @@ class Inspector:
         """Scores of good pictures of a category, each as if it were none of those that its statistics are
         made of, inspected whole, float32 [pictures]; no network.
         """
-        return self.profiles[self._known(category)].calibration.good_scores(
-            checked_alpha(alpha), checked_timesteps(timesteps)
-        )
+        return self.scorer(category, alpha, timesteps).good
 
     def threshold(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS, rate: float = 0.01
@@ -135,13 +124,21 @@ class Inspector:
         """Score that a share `rate` of good parts would exceed, inspected whole (`Inspection.threshold_at`
         knows about tiles); no network.
         """
-        return threshold_for(self.good_scores(category, alpha, timesteps), rate)
+        return self.scorer(category, alpha, timesteps).threshold(rate)
 
     def rate(
         self, category: str, score: float, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
     ) -> float:
         """Share of good parts expected above `score`, in [0, 1], inspected whole; no network."""
-        return rate_for(self.good_scores(category, alpha, timesteps), score)
+        return self.scorer(category, alpha, timesteps).rate(score)
+
+    def scorer(
+        self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
+    ) -> ImageScore:
+        """How maps of a category are scored at this α and these timesteps; no network."""
+        return self.profiles[self._known(category)].calibration.scorer(
+            checked_alpha(alpha), checked_timesteps(timesteps)
+        )
 
     def _known(self, category: str) -> str:
         if category not in self.profiles:

@@ -37,12 +37,12 @@ from diffad.scoring import (
     Seen,
     evidence,
     fuse,
+    law_of_changed,
     place_level,
     plain_map,
     reduced_maps,
     residual_maps,
     seen_moved,
-    threshold_for,
 )
 from diffad.stress import in_words as changes_in_words
 from diffad.unet import UNet
@@ -170,27 +170,40 @@ def fit_profile(
         pixel, feature = (torch.cat(both) for both in zip(*((part.pixel, part.feature) for part in parts)))
         return RawMaps(pixel, feature, timesteps)
 
-    first_look = [residuals[:, 0, :, None] for residuals in own]
-    found = first_look if kind == "perceptual" else look(pictures[first], TIMESTEPS)
-    good = maps(found, TIMESTEPS, first)
+    def fitted_maps(number: int) -> RawMaps:
+        """Of the calibrated pictures (0) or of a changed copy of each."""
+        of = (pictures, *copies)[number][first]
+        found = [fit[:, number, :, None] for fit in own] if kind == "perceptual" else look(of, TIMESTEPS)
+        return replace(maps(found, TIMESTEPS, first), plain=plain_maps(of, first))
+
+    good = fitted_maps(0)
     raised = _raised(good, len(held))
-    good = replace(_scaled(good, raised), plain=plain_maps(pictures[first], first))
+    good = _scaled(good, raised)
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
     looked = _scaled(looked_at(pictures[:_LOOKED], rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
     reduced = reduced_maps(good)
-    calibration = Calibration.fit(looked, False, reduced)
+    changed = [reduced_maps(_scaled(fitted_maps(1 + nth), raised)) for nth in range(len(copies))]
+    # no picture is part of the level that it is judged by
+    _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
+
+    def calibrated(by_place: bool) -> Calibration:
+        fit = Calibration.fit(looked, by_place, reduced)
+        score = fit.scorer()
+        standard = [fit.standardise(maps, levels if by_place else None) for maps in changed]
+        scores = [score(fused, reduced.pixel.shape[-1]) for maps in standard for fused in fused_maps(maps)]
+        return replace(fit, changed=law_of_changed(score.good, np.array(scores)))
+
+    calibration = calibrated(False)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
     defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
     masks = [mask[::step, ::step] for mask in masks]
     if kinds:
         spoiled = _scaled(looked_at(defects, TIMESTEPS, origins), raised[origins])
         spoiled = replace(spoiled, plain=plain_maps(defects, origins))
-        # nor is a picture part of the level that it is judged by
-        _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
         either = []
         for by_place in (False, True):
-            each = Calibration.fit(looked, True, reduced) if by_place else calibration
+            each = calibrated(True) if by_place else calibration
             standard = (
                 each.standardise(maps, levels[rows] if by_place else None)
                 for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
@@ -363,6 +376,14 @@ def artificial_defects(
     return torch.stack(spoiled) if spoiled else pictures[:0], masks, kinds, origins
 
 
+def fused_maps(maps: RawMaps) -> list[np.ndarray]:
+    """Of standardised maps, at α = 0.5."""
+    return [
+        fuse(pixel.numpy(), feature.numpy(), 0.5, None if maps.plain is None else maps.plain[i].numpy())
+        for i, (pixel, feature) in enumerate(zip(maps.pixel, maps.feature))
+    ]
+
+
 def rehearse(
     good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], score: ImageScore
 ) -> dict:
@@ -371,14 +392,10 @@ def rehearse(
     Keys: worth (mean of image AUROC and AUPRO, by which settings are chosen), image_auroc, aupro, found
     (share above the threshold), found_by_kind, good, defects (counts).
     """
-    fused = [
-        fuse(pixel.numpy(), feature.numpy(), 0.5, None if maps.plain is None else maps.plain[i].numpy())
-        for maps in (good, spoiled)
-        for i, (pixel, feature) in enumerate(zip(maps.pixel, maps.feature))
-    ]
+    fused = fused_maps(good) + fused_maps(spoiled)
     count, size = len(good.pixel), good.pixel.shape[-1]
     scores = np.array([score(anomaly_map, size) for anomaly_map in fused])
-    threshold = threshold_for(score.good)
+    threshold = score.threshold()
     labels = np.arange(len(fused)) >= count
     nothing = np.zeros((size, size), bool)
     image, pixel = auroc(scores, labels), aupro(fused, [nothing] * count + masks)

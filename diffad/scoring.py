@@ -44,6 +44,9 @@ CELLS = 32  # a side of the model's square, by which a score is found; as many a
 PEAK = 4  # cells whose mean is a map's peak, TOP pixels
 LEVEL = CELLS**2 // 4  # the level of a map is its LEVEL-th highest cell: a quarter of them lie above
 EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual good map is excess
+# Of good parts changed in light, noise, sharpness, compression or position, 10 times as
+# many may be rejected.
+CHANGED_RATE = 10
 # Network and plain features count alike in a category whose parts the network never learned from.
 PLAIN_WEIGHT = 0.5
 _ZERO = 48  # the code of 0 σ
@@ -266,7 +269,8 @@ class Calibration:
     good pictures over CELLS × CELLS cells, uint8 [pictures, 2, m, CELLS, CELLS] (see `to_codes`): enough to
     know their image scores at any α and any timesteps without the network. remembered: the m timesteps of
     those; another has, in its own units, the values of the nearest on its grid. plain_moments [2 (mean, σ)]
-    and good_plain uint8 [pictures, CELLS, CELLS]: the same of the plain features, None without.
+    and good_plain uint8 [pictures, CELLS, CELLS]: the same of the plain features, None without. changed: how
+    the scores of changed copies of good pictures lie (see `law_of_changed`), None if that is unknown.
     """
 
     timesteps: tuple[int, ...]
@@ -276,6 +280,7 @@ class Calibration:
     good_maps: Tensor
     plain_moments: Tensor | None = None
     good_plain: Tensor | None = None
+    changed: tuple[float, float] | None = None
 
     @staticmethod
     def fit(maps: RawMaps, by_place: bool = False, reduced: RawMaps | None = None) -> Calibration:
@@ -343,7 +348,7 @@ class Calibration:
         pixel, feature = from_codes(codes).mean(dim=2).unbind(dim=1)
         plain = None if self.good_plain is None else from_codes(self.good_plain).numpy()
         fused = weighed(pixel.numpy(), feature.numpy(), alpha, plain)
-        return ImageScore.of(fused.reshape(len(fused), -1))
+        return ImageScore.of(fused.reshape(len(fused), -1), self.changed)
 
     def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
         """Image scores of the good pictures at this α and these timesteps, float32 [pictures]."""
@@ -483,6 +488,7 @@ def top_mean(anomaly_map: np.ndarray, size: float = 256) -> float:
 RULE = {
     "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM,
     "plain_weight": PLAIN_WEIGHT, "pixel_trust": PIXEL_TRUST, "steps": _STEPS, "zero": _ZERO,
+    "changed_rate": CHANGED_RATE,
 }  # fmt: skip
 
 
@@ -498,7 +504,8 @@ class ImageScore:
     900 has counts as the peak that 1 in 900 has.
 
     above: σ over the level from where on there is excess. shift, scale: score = shift + scale · excess.
-    good, levels: the scores and the levels of the good pictures, float32 [pictures] each.
+    good, levels: the scores and the levels of the good pictures, float32 [pictures] each. changed: how scores
+    of changed good pictures lie (see `law_of_changed`).
     """
 
     above: float
@@ -506,9 +513,10 @@ class ImageScore:
     scale: float
     good: np.ndarray
     levels: np.ndarray
+    changed: tuple[float, float] | None = None
 
     @staticmethod
-    def of(good: np.ndarray) -> ImageScore:
+    def of(good: np.ndarray, changed: tuple[float, float] | None = None) -> ImageScore:
         """From the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
         ranked = -np.sort(-good, axis=1)
         levels = ranked[:, LEVEL - 1]
@@ -521,7 +529,19 @@ class ImageScore:
         scale = peak_scale / max(excess_scale, peak_scale * PEAK / CELLS**2)
         shift = peak - scale * middle
         scores = np.maximum(peaks, shift + scale * excess).astype(np.float32)
-        return ImageScore(above, shift, scale, scores, levels)
+        return ImageScore(above, shift, scale, scores, levels, changed)
+
+    def threshold(self, rate: float = 0.01) -> float:
+        """See `threshold_for`."""
+        return threshold_for(self.good, rate, self.changed)
+
+    def rate(self, score: float) -> float:
+        """See `rate_for`."""
+        return rate_for(self.good, score, self.changed)
+
+    def rate_bounds(self, score: float) -> tuple[float, float]:
+        """See `rate_bounds`."""
+        return rate_bounds(self.good, score, self.changed)
 
     def __call__(self, anomaly_map: np.ndarray, size: float) -> float:
         """The score of a fused map [h, w]. size: how many of its pixels make the side of the model's square,
@@ -549,17 +569,49 @@ _EULER = 0.5772156649015329
 _SKEWNESS, _EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of Gumbel's law
 
 
-def threshold_for(good_scores: np.ndarray, rate: float = 0.01) -> float:
-    """Score that a share `rate` of good parts would exceed.
+def threshold_for(
+    good_scores: np.ndarray, rate: float = 0.01, changed: tuple[float, float] | None = None
+) -> float:
+    """Score that a share `rate` of good parts would exceed, and of good parts changed in light, noise,
+    sharpness, compression or position at most CHANGED_RATE times that share.
 
     An image score is nearly a maximum over the picture, so good scores follow an extreme-value law; Gumbel's
     is fitted by mean and standard deviation, which reaches beyond the few dozen good pictures at hand. The
     `unusual` among them count as if they lay where those begin: how bright one speck of dust is must not
-    decide which defects pass. Raises ValueError unless 0 < rate < 1.
+    decide which defects pass. changed: where changed good parts lie (see `law_of_changed`); None leaves them
+    out of account. Raises ValueError unless 0 < rate < 1.
     """
     checked_rate(rate)
-    mean, scale = _gumbel(good_scores)
+    law = _gumbel(good_scores)
+    limit = _exceeded(law, rate)
+    if changed is not None and CHANGED_RATE * rate < 1:
+        limit = max(limit, _exceeded(_changed(law, changed), CHANGED_RATE * rate))
+    return limit
+
+
+def law_of_changed(good_scores: np.ndarray, changed_scores: np.ndarray) -> tuple[float, float]:
+    """How the scores of changed good pictures lie beside those of good pictures as they are: by how many
+    scales of the extreme-value law of the latter the mean is higher, and how many times as wide the law is.
+    So it holds, about, at any α and timesteps.
+    """
+    (mean, scale), (changed_mean, changed_scale) = _gumbel(good_scores), _gumbel(changed_scores)
+    return (changed_mean - mean) / scale, changed_scale / scale
+
+
+def _changed(law: tuple[float, float], changed: tuple[float, float]) -> tuple[float, float]:
+    mean, scale = law
+    return mean + changed[0] * scale, changed[1] * scale
+
+
+def _exceeded(law: tuple[float, float], rate: float) -> float:
+    mean, scale = law
     return mean + scale * (-math.log(-math.log1p(-rate)) - _EULER)
+
+
+def _exceeding(law: tuple[float, float], score: float) -> float:
+    mean, scale = law
+    exponent = -((score - mean) / scale + _EULER)
+    return 1.0 if exponent > 50 else -math.expm1(-math.exp(exponent))
 
 
 def checked_rate(rate: float) -> float:
@@ -569,14 +621,18 @@ def checked_rate(rate: float) -> float:
     return rate
 
 
-def rate_for(good_scores: np.ndarray, score: float) -> float:
+def rate_for(
+    good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None
+) -> float:
     """Share of good parts expected above `score`, in [0, 1]: the inverse of `threshold_for`."""
-    mean, scale = _gumbel(good_scores)
-    exponent = -((score - mean) / scale + _EULER)
-    return 1.0 if exponent > 50 else -math.expm1(-math.exp(exponent))
+    law = _gumbel(good_scores)
+    of_changed = 0.0 if changed is None else _exceeding(_changed(law, changed), score) / CHANGED_RATE
+    return max(_exceeding(law, score), of_changed)
 
 
-def rate_bounds(good_scores: np.ndarray, score: float) -> tuple[float, float]:
+def rate_bounds(
+    good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None
+) -> tuple[float, float]:
     """Between which shares of good parts expected above `score` the true one lies in 19 of 20 cases, as far
     as the number of good pictures goes: few leave the law's tail a guess.
 
@@ -588,7 +644,8 @@ def rate_bounds(good_scores: np.ndarray, score: float) -> tuple[float, float]:
     spread = scale * math.pi / math.sqrt(6)
     k = (score - mean) / spread
     error = spread * math.sqrt((1 + _SKEWNESS * k + (_EXCESS_KURTOSIS + 2) * k**2 / 4) / len(good_scores))
-    return rate_for(good_scores, score + 1.96 * error), rate_for(good_scores, score - 1.96 * error)
+    low, high = (rate_for(good_scores, score + side * 1.96 * error, changed) for side in (1, -1))
+    return low, high
 
 
 def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:

@@ -30,7 +30,7 @@ def now(page: Page) -> dict:
             const { result, choices, part } = diffad.state();
             const { score, threshold, look, rate, lookRate, verdict, regions } = result;
             return { ...diffad.choices(), score, threshold, look, rate, lookRate, verdict, regions,
-                good: [...result.good], size: part.size, point: choices.point };
+                good: [...result.by.good], size: part.size, point: choices.point };
         }"""
     )
 

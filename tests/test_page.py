@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from diffad.inspector import Inspector
-from diffad.scoring import rate_for, unusual
+from diffad.scoring import unusual
 from diffad.synthetic import CATEGORIES, make_part
 
 
@@ -136,11 +136,11 @@ def test_everything_of_a_verdict_is_there_and_follows_the_sliders(page: Page, de
     expect(page.locator("#evidence button[aria-pressed=true]")).to_have_count(1)
 
 
-def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page):
+def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page, inspector: Inspector):
     inspect(page, "gear_good")
     page.evaluate("diffad.decide({ point: [0, 0] })")
     expect(page.locator("#probe")).to_contain_text("calm")
-    rate = rate_for(now(page)["good"], now(page)["score"])
+    rate = inspector.rate("gear", now(page)["score"])
     told = "as most good parts" if rate > 0.5 else f"1 good part in {1 / rate:.0f} scores this high"
     expect(page.locator(".reading")).to_contain_text(told)
     # At its strongest place, and under a threshold just above that.

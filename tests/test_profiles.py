@@ -186,3 +186,30 @@ def test_a_profile_of_another_pixel_score_is_in_its_units(inspector):
     at = usual.calibration.timesteps.index(200)
     assert float(pixel_kl[0, at]) < 0.1 * float(pixel[0, at])
     torch.testing.assert_close(feature, feature_kl, rtol=0.01, atol=1e-3)  # batches differ, and so rounding
+
+
+def test_a_profile_knows_how_changed_copies_of_its_pictures_score(monkeypatch, inspector):
+    pictures = torch.stack(
+        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(8)]
+    )
+    parts = inspector.network, inspector.extractor, inspector.schedule, pictures[:6], pictures[6:]
+
+    def changed(copy):
+        monkeypatch.setattr(profiles, "copies_of", lambda count: 1)
+        monkeypatch.setattr(profiles, "random_copy", copy)
+        return profiles.fit_profile(*parts).calibration
+
+    shift, stretch = changed(lambda image, rng: image).changed
+    assert abs(shift) < 0.2 and 0.8 < stretch < 1.25  # no more than what codes round off
+
+    def spotted(image, rng):  # each copy somewhere else
+        image = image.copy()
+        y, x = rng.integers(20, 200, 2)
+        image[y : y + 12, x : x + 12] = 255
+        return image
+
+    calibration = changed(spotted)
+    assert calibration.changed[0] > 3
+    score = calibration.scorer()
+    assert score.threshold() > threshold_for(score.good)  # the law of the pictures as they are
+    assert score.threshold(0.1) == threshold_for(score.good, 0.1)

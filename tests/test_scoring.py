@@ -13,6 +13,7 @@ from diffad.diffusion import Prediction, Schedule
 from diffad.gaussian import ResidualGaussian
 from diffad.scoring import (
     CELLS,
+    CHANGED_RATE,
     PEAK,
     PIXEL_TRUST,
     TIMESTEPS,
@@ -25,6 +26,7 @@ from diffad.scoring import (
     find_regions,
     from_codes,
     fuse,
+    law_of_changed,
     moved,
     noise_for,
     offset_of,
@@ -591,6 +593,26 @@ def test_the_true_rate_lies_within_its_bounds_in_nineteen_of_twenty_cases(count)
         widths.append(high / low)
     assert 0.88 <= np.mean(held) <= 0.99
     assert np.median(widths) < {12: 400, 30: 40, 192: 5}[count]
+
+
+@pytest.mark.parametrize("changed", [(0.5, 1.0), (4.0, 1.5), (-2.0, 3.0), (3.0, 0.8)])
+def test_a_threshold_also_holds_for_changed_parts_of_which_more_may_be_rejected(changed):
+    scores = np.random.default_rng(1).gumbel(2, 0.5, 60)
+    # its own law moved as `changed` says: the mean by some scales, then every distance from it stretched
+    middle, scale = scores.mean(), scores.std(ddof=1) * (1 + 1 / 60) * 6**0.5 / math.pi
+    copies = middle + changed[0] * scale + changed[1] * (scores - middle)
+    assert law_of_changed(scores, copies) == pytest.approx(changed, rel=1e-6)
+    for rate in (1e-4, 0.01, 0.05, 0.099, 0.1, 0.3):
+        limit = threshold_for(scores, rate, changed)
+        alone, of_copies = threshold_for(scores, rate), -math.inf
+        if rate < 0.1:
+            of_copies = threshold_for(copies, CHANGED_RATE * rate)
+        assert limit == pytest.approx(max(alone, of_copies))
+        assert rate_for(scores, limit, changed) == pytest.approx(rate)
+    low, high = rate_bounds(scores, threshold_for(scores, 0.01, changed), changed)
+    assert low < 0.01 < high
+    other = 3 * scores - 7  # in another unit
+    assert threshold_for(other, 0.01, changed) == pytest.approx(3 * threshold_for(scores, 0.01, changed) - 7)
 
 
 def test_good_scores_are_seldom_called_unusual():

@@ -54,7 +54,7 @@
         const own = [...new URLSearchParams(saved.get(LIMITS[kind].own) ?? "")].map(([name, limit]) => [name, Number(limit)]);
         return { rate: possible(share) ? share : LIMITS[kind].usual(), own: Object.fromEntries(own.filter(([, limit]) => limit >= 0)) };
       };
-      run = { id, rows: [], good: {}, usual: {}, measured: {}, total: 0, done: 0, state: "running", finished: false };
+      run = { id, rows: [], by: {}, usual: {}, measured: {}, total: 0, done: 0, state: "running", finished: false };
       view = {
         sort: "index", down: false, filter: "all", category: null, selected: null, open: null, wanted: parseInt(saved.get("batch-row")),
         threshold: chosen("threshold"), look: chosen("look"),
@@ -113,16 +113,16 @@
     const possible = (rate) => rate >= RAREST && rate < 1;
     function limitsOf(category) {
       const of = (kind) => view[kind].own[category] ??
-        (view[kind].rate === LIMITS[kind].usual() ? run.usual[category][kind] : thresholdFor(run.good[category], view[kind].rate));
+        (view[kind].rate === LIMITS[kind].usual() ? run.usual[category][kind] : thresholdFor(run.by[category], view[kind].rate));
       const threshold = of("threshold");
       return { threshold, look: Math.min(of("look"), threshold) };
     }
     // The limits that are not as usual, by category: threshold and look limit.
-    const moved = () => Object.fromEntries(Object.keys(run.good).map((name) => [name, limitsOf(name)])
+    const moved = () => Object.fromEntries(Object.keys(run.by).map((name) => [name, limitsOf(name)])
       .filter(([name, limits]) => KINDS.some((kind) => limits[kind] !== run.usual[name][kind]))
       .map(([name, { threshold, look }]) => [name, [threshold, look]]));
     function judge() {
-      const limits = Object.fromEntries(Object.keys(run.good).map((name) => [name, limitsOf(name)]));
+      const limits = Object.fromEntries(Object.keys(run.by).map((name) => [name, limitsOf(name)]));
       for (const row of run.rows) {
         if (row.error) row.verdict = "failed";
         else {
@@ -179,7 +179,7 @@
       root.firstElementChild.dataset.state = shown ? run.state : "empty";
       for (const part of [".batch-threshold", ".batch-rows"]) find(part).hidden = !shown || !run.rows.length;
       if (!shown) return;
-      const names = Object.keys(run.good);
+      const names = Object.keys(run.by);
       if (!names.includes(view.category)) view.category = names[0] ?? null;
       judge();
       summary();
@@ -282,12 +282,12 @@
     function told(kind, names) {
       const [box, limit] = [find(`.limit-of[data-limit=${kind}]`), limitsOf(view.category)[kind]];
       const [score, share] = [box.querySelector(".score"), box.querySelector(".rate")];
-      const rate = rateFor(run.good[view.category], limit);
+      const rate = rateFor(run.by[view.category], limit);
       put(score, limit.toFixed(2));
       put(share, String(Math.round(1 / rate)));
       const sayable = rate >= RAREST && rate < 0.5;
       share.parentElement.hidden = !sayable && document.activeElement !== share;
-      const alike = names.every((name) => Math.abs(Math.log(rateFor(run.good[name], limitsOf(name)[kind]) / rate)) < 0.01);
+      const alike = names.every((name) => Math.abs(Math.log(rateFor(run.by[name], limitsOf(name)[kind]) / rate)) < 0.01);
       const does = kind === "look" ? "is exceeded by" : "rejects";
       box.querySelector(".beyond").textContent = rate >= 0.5 ? `${does} ${Math.round(100 * rate)} % of the good parts`
         : rate < RAREST ? `${does} fewer than 1 good part in 100 000`
@@ -301,7 +301,7 @@
     function chart() {
       const limits = limitsOf(view.category);
       const rows = run.rows.filter((row) => row.category === view.category);
-      const good = run.good[view.category];
+      const { good } = run.by[view.category];
       const box = find(".chart");
       const [width, height] = [Math.max(260, box.clientWidth), 128];
       const values = [...rows.map((row) => row.score - row.beyond.threshold), ...good].map((value) => Math.max(value, 0.1));

@@ -27,6 +27,7 @@ from diffad import batch, render
 from diffad.data import DataError, Sample, subfolders
 from diffad.inspection import LOOK_RATE
 from diffad.output import OutputError, whole, write
+from diffad.scoring import RULE
 from diffad.ui import files
 from diffad.ui.layout import html
 from diffad.ui.turns import Turns, Unwanted, caller
@@ -218,9 +219,10 @@ class Run:
             "id": self.id, "state": state, "total": len(self.pictures), "done": len(self._shown),
             "seconds": (self._ended or time.time()) - self._begun, "rows": rows,
             "finished": state in FINISHED, "reason": self.reason, "model": self.model,
-            "good": {
-                name: self.inspector.good_scores(name, alpha, timesteps).tolist()
+            "by": {
+                name: {"good": by.good.tolist(), "changed": by.changed, "rule": RULE}
                 for name in sorted(categories)
+                for by in [self.inspector.scorer(name, alpha, timesteps)]
             },
             "usual": {name: dict(zip(("threshold", "look"), self.usual(name))) for name in categories},
             "measured": self.measured if state in ("stopped", "done") else {},

@@ -73,7 +73,8 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
         "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
         "seconds": inspection.seconds, "device": device,
         "scored_size": inspection.scored_size, "chances": inspection.chances, "rule": RULE,
-        "windows": inspection.windows, "smallest": inspection.smallest_region,
+        "changed": inspection.scorer.changed, "windows": inspection.windows,
+        "smallest": inspection.smallest_region,
         "good": {
             "shape": good.shape, "nearest": nearest, "data": base64_of(good),
             "plain": None if good_plain is None else base64_of(good_plain),

@@ -66,9 +66,9 @@
   const fused = (pixel, feature, plain) => fuse(pixel, feature, weight(), plain, part.rule.plain_weight);
 
   // The look limit is at most the threshold.
-  function limits(good = scoredBy().good) {
-    const threshold = choices.threshold ?? thresholdFor(good, choices.rate, part.chances);
-    const look = choices.look ?? thresholdFor(good, choices.lookRate, part.chances);
+  function limits(by = scoredBy()) {
+    const threshold = choices.threshold ?? thresholdFor(by, choices.rate, part.chances);
+    const look = choices.look ?? thresholdFor(by, choices.lookRate, part.chances);
     return { threshold, look: Math.min(look, threshold) };
   }
 
@@ -79,7 +79,7 @@
     if (scoring.part !== part || scoring.key !== key) {
       const { good } = meansOf(choices.chosen);
       const ranked = good[0].map((pixel, i) => fused(pixel, good[1][i], part.goodPlain(i)).sort().reverse());
-      scoring = { part, key, by: scorer(ranked, part.rule) };
+      scoring = { part, key, by: scorer(ranked, part.rule, part.changed) };
     }
     return scoring.by;
   }
@@ -89,12 +89,12 @@
     const map = fused(pixel, feature, part.plain);
     const by = scoredBy();
     const score = imageScore(map, part.width, part.windows, part.scored_size, by);
-    const { threshold, look } = limits(by.good);
+    const { threshold, look } = limits(by);
     const { verdict, mapLimit } = judged(score, threshold, look);
     const from = outlinedFrom(map, mapLimit, verdict);
     return {
-      pixel, feature, plain: part.plain, fused: map, score, verdict, good: by.good, weight: weight(), threshold, look, mapLimit: from,
-      rate: rateFor(by.good, threshold, part.chances), bounds: rateBounds(by.good, threshold, part.chances), lookRate: rateFor(by.good, look, part.chances),
+      pixel, feature, plain: part.plain, fused: map, score, verdict, by, weight: weight(), threshold, look, mapLimit: from,
+      rate: rateFor(by, threshold, part.chances), bounds: rateBounds(by, threshold, part.chances), lookRate: rateFor(by, look, part.chances),
       regions: verdict === "good" ? [] : regionsAbove(map, from, part),
     };
   }

@@ -50,7 +50,7 @@
   const evenly = (value) => (value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value));
 
   // How maps are scored, from the good parts' fused maps over cells, each highest first (ImageScore.of).
-  function scorer(good, rule) {
+  function scorer(good, rule, changed) {
     const above = good.reduce((sum, cells) => sum + cells[rule.excess_from - 1] - cells[rule.level - 1], 0) / good.length;
     const partial = { above, rule };
     const peaks = good.map((cells) => peakOf(cells, rule));
@@ -58,7 +58,7 @@
     const [[peak, peakScale], [middle, excessScale]] = [gumbel(peaks), gumbel(excesses)];
     const scale = peakScale / Math.max(excessScale, (peakScale * rule.peak) / rule.cells ** 2);
     const shift = peak - scale * middle;
-    return { ...partial, shift, scale, good: peaks.map((value, i) => Math.max(value, shift + scale * excesses[i])) };
+    return { ...partial, shift, scale, changed, good: peaks.map((value, i) => Math.max(value, shift + scale * excesses[i])) };
   }
 
   const peakOf = (cells, { peak }) => {
@@ -113,26 +113,39 @@
     return [level, (Math.max(spread, 0.05 * Math.abs(level), 1e-6) * Math.sqrt(6)) / Math.PI];
   }
 
-  // Score that a share `rate` of good pictures would exceed, of `chances` tiles' worth of picture each.
-  function thresholdFor(goodScores, rate, chances = 1) {
-    const [level, scale] = gumbel(goodScores);
-    return level + scale * (Math.log(chances) - Math.log(-Math.log1p(-rate)) - EULER);
-  }
-
-  // Share of good pictures expected above `score`: the inverse of thresholdFor.
-  function rateFor(goodScores, score, chances = 1) {
-    const [level, scale] = gumbel(goodScores);
-    const exponent = Math.log(chances) - (score - level) / scale - EULER;
+  // How the scores of the good pictures as they are lie, and those of changed ones (law_of_changed), which may be null.
+  const laws = ({ good, changed }) => {
+    const law = gumbel(good);
+    return [law, changed && [law[0] + changed[0] * law[1], changed[1] * law[1]]];
+  };
+  const exceeded = ([level, scale], rate) => level + scale * (-Math.log(-Math.log1p(-rate)) - EULER);
+  function exceeding([level, scale], score) {
+    const exponent = -(score - level) / scale - EULER;
     return exponent > 50 ? 1 : -Math.expm1(-Math.exp(exponent));
   }
 
+  // Score that a share `rate` of good pictures would exceed, of `chances` tiles' worth of picture each (threshold_for).
+  function thresholdFor(by, rate, chances = 1) {
+    const [law, changed] = laws(by);
+    const ofOne = -Math.expm1(Math.log1p(-rate) / chances);
+    const limit = exceeded(law, ofOne);
+    return changed && by.rule.changed_rate * ofOne < 1 ? Math.max(limit, exceeded(changed, by.rule.changed_rate * ofOne)) : limit;
+  }
+
+  // Share of good pictures expected above `score`: the inverse of thresholdFor.
+  function rateFor(by, score, chances = 1) {
+    const [law, changed] = laws(by);
+    const ofOne = Math.max(exceeding(law, score), changed ? exceeding(changed, score) / by.rule.changed_rate : 0);
+    return ofOne >= 1 ? 1 : -Math.expm1(chances * Math.log1p(-ofOne));
+  }
+
   // Between which shares of good pictures the true one above `score` lies in 19 of 20 cases (rate_bounds).
-  function rateBounds(goodScores, score, chances = 1) {
-    const [level, scale] = gumbel(goodScores);
+  function rateBounds(by, score, chances = 1) {
+    const [level, scale] = gumbel(by.good);
     const spread = (scale * Math.PI) / Math.sqrt(6);
     const k = (score - level) / spread;
-    const error = spread * Math.sqrt((1 + SKEWNESS * k + ((EXCESS_KURTOSIS + 2) * k ** 2) / 4) / goodScores.length);
-    return [1, -1].map((side) => rateFor(goodScores, score + side * 1.96 * error, chances));
+    const error = spread * Math.sqrt((1 + SKEWNESS * k + ((EXCESS_KURTOSIS + 2) * k ** 2) / 4) / by.good.length);
+    return [1, -1].map((side) => rateFor(by, score + side * 1.96 * error, chances));
   }
 
   // The verdict by a score and the two limits, and the one of them that its map is held against

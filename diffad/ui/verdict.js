@@ -34,7 +34,7 @@
   }
 
   // The scale in scores: wide enough for the good parts, for this part if it is near, and at rest under the threshold's drag.
-  function scaleOf({ good, score }, usual) {
+  function scaleOf({ by: { good }, score }, usual) {
     const highest = Math.max(...good, 1e-6);
     const top = Math.max(clamp(1.1 * score, 2.2 * highest, 12 * highest), 1.4 * usual);
     const low = Math.min(0, ...good, score);
@@ -95,7 +95,7 @@
         `score <b>${number(result.score)}</b>`,
         { good: limit("look"), look: `${limit("look")} · ${limit("threshold")}`, anomalous: limit("threshold") }[result.verdict],
         result.verdict === "good" ? null : `${count} region${count === 1 ? "" : "s"}`,
-        result.verdict !== "good" ? null : unusualInWords(diffad.scores.rateFor(result.good, result.score, part.chances)),
+        result.verdict !== "good" ? null : unusualInWords(diffad.scores.rateFor(result.by, result.score, part.chances)),
       ].filter(Boolean).join(" · ");
       const [low, high] = result.bounds.map((rate) => rateInWords(rate, "").replace("about ", ""));
       find(".meaning").textContent = `at these limits ${rateInWords(result.rate)} (${high} to ${low}) would be ${LIMITS.threshold.told}` +
@@ -104,11 +104,11 @@
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
         (part.seen ? ` · ${part.seen}` : "");
       find(".notes").innerHTML = notes.map((note) => `<p class="note">${escape(note)}</p>`).join("");
-      const usual = diffad.scores.thresholdFor(result.good, 0.01, part.chances);
+      const usual = diffad.scores.thresholdFor(result.by, 0.01, part.chances);
       scale = scaleOf(result, usual);
-      find(".bars").innerHTML = bars(result.good, scale);
-      const odd = diffad.scores.unusual(result.good).length;
-      find(".held").textContent = `${result.good.length} good parts${odd ? `, ${odd} unusual` : ""}`;
+      find(".bars").innerHTML = bars(result.by.good, scale);
+      const odd = diffad.scores.unusual(result.by.good).length;
+      find(".held").textContent = `${result.by.good.length} good parts${odd ? `, ${odd} unusual` : ""}`;
       const dot = scale.at(result.score);
       find("circle.part").setAttribute("cx", dot);
       const anchor = dot > WIDTH - 60 ? "end" : dot < 60 ? "start" : "middle";
