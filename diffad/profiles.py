@@ -429,6 +429,12 @@ def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
             f" Unusual among the good pictures: {', '.join(odd)}. Look at them, and train again "
             "without those that are not good."
         )
+    gone = sorted(rehearsal.get("left_out", {}).items(), key=lambda item: -item[1])
+    if gone:
+        few += (
+            f" Left out of the statistics, since hardly a good picture lies so far from the others: "
+            f"{', '.join(f'{name} ({score:.1f})' for name, score in gone)}."
+        )
     if not rehearsal["defects"]:
         return (
             f"{category}: its pictures are too dark for artificial defects to show, so that there is no "

@@ -10,7 +10,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from functools import cache
-from itertools import cycle
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +444,23 @@ _WRITERS = {".gif": _write_gif, ".webp": _write_webp, ".mp4": _write_mp4}
 
 # ---------------------------------------------------------------------------------------------------------
 # Training
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], path: str | Path) -> None:
+    """Writes pictures as one PNG, up to four in a row, each under its caption."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.6 * columns, 3.0 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for place, picture, caption in zip_longest(places, pictures, captions):
+        place.axis("off")
+        if picture is not None:
+            place.imshow(picture)
+            place.set_title(caption, fontsize=8, parse_math=False)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=100)
 
 
 def loss_plot(log: list[dict], path: str | Path) -> None:

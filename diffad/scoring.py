@@ -660,12 +660,12 @@ def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
     ) / math.pi
 
 
-def unusual(good_scores: np.ndarray) -> np.ndarray:
-    """Which good scores lie where hardly 3 in 10,000 should by the law of the others, bool [pictures]: worth
-    a look. Of 8 to 48 scores that follow the law, some is called unusual in 3 of 100 cases.
+def unusual(good_scores: np.ndarray, rate: float = 3e-4) -> np.ndarray:
+    """Which good scores lie where hardly a share `rate` should by the law of the others, bool [pictures]: at
+    3 in 10,000 worth a look. Of 8 to 48 scores that follow the law, some is called so in 3 of 100 cases.
     """
     scores = np.asarray(good_scores, dtype=np.float64)
-    return scores > _usual_end(scores)
+    return scores > _usual_end(scores, rate)
 
 
 def _usual_end(scores: np.ndarray, rate: float = 3e-4) -> float:

@@ -12,8 +12,9 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import diffad
 from diffad import checkpoint as checkpoints
-from diffad.checkpoint import Checkpoint, CheckpointError
+from diffad.checkpoint import Checkpoint, CheckpointError, Profile
 from diffad.data import DataError, Sample, all_unusable, find_all, read_image, to_float, to_uint8
 from diffad.devices import pick_device
 from diffad.diffusion import Schedule, hybrid_loss
@@ -38,6 +39,7 @@ from diffad.pose import Turn, Upright
 from diffad.profiles import ENOUGH, fit_profile
 from diffad.reconstruction import FILLED_TO
 from diffad.rehearsal import KINDS, add_defect, random_hole
+from diffad.render import contact_sheet
 from diffad.scoring import PIXEL_SCORES, unusual
 from diffad.sizes import find_size, in_words
 from diffad.stress import rehearse_changes
@@ -46,6 +48,9 @@ from diffad.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
 _TIMED = 4  # steps
+_FOREIGN = 1e-8  # share of good pictures, below which one that lies so far out is not taken for one of them
+_MOST_FOREIGN = 0.2  # share of the pictures, above which they are of several kinds
+_SHOWN, _LONGEST_NAME = 12, 32  # unusual pictures in one, at most, and the end of a name under each
 FEWEST = 8  # different good pictures of a category
 _RANGES = {  # of a recipe's numbers; whole numbers where the limits are
     "steps": (0, 10**9), "minutes": (1e-9, 1e9), "batch": (1, 2**20), "learning_rate": (1e-12, 1.0),
@@ -149,7 +154,8 @@ def train(
 ) -> Path:
     """Train on the normal pictures of `sources` and write the checkpoint `out`; returns its path.
 
-    Beside it: <stem>.log.jsonl (a JSON line every ten steps), <stem>.loss.png, and while unfinished
+    Beside it: <stem>.log.jsonl (a JSON line every ten steps), <stem>.loss.png, <stem>.<category>.unusual.png
+    where good pictures are unusual (see `_fitted`, which leaves some out), and while unfinished
     <stem>.resume.safetensors, written every `save_every` seconds and at an interruption, from which
     `resume=True` goes on. start_from: checkpoint whose network and feature standardisation are the start; its
     profiles are kept only if the network does not change (0 steps). progress: called with {step, seconds,
@@ -210,18 +216,18 @@ def train(
                 if found["size"] != size:
                     larger, there, upright = _read_at(paths[name], found["size"], bits[name])
                     used, held = split_held_out(larger, config.held_out)
-            # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
-            profile = fit_profile(
-                run.network, run.extractor, run.schedule, used, held[aside:], there[order],
-                kind=config.pixel_score, stride=config.stride,
-                plain=config.steps == 0 and not _network_learned(base, name),
-            )  # fmt: skip
-            scorer = profile.calibration.scorer()
-            called = told_apart(paths[name])
-            # in places, or as a whole, which no score counts
-            odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
-            odd = {called[order[i]]: float(scorer.good[i]) for i in odd}
-            more = {"unusual": odd, "duplicates": repeated.get(name, [])}
+            plain = config.steps == 0 and not _network_learned(base, name)
+            profile, odd, left_out = _fitted(run, used, held[aside:], there[order], plain)
+            called = [told_apart(paths[name])[i] for i in order]
+            more = {
+                "unusual": {called[i]: score for i, score in odd.items()},
+                "left_out": {called[i]: score for i, score in left_out.items()},
+                "duplicates": repeated.get(name, []),
+            }
+            if odd or left_out:
+                shown = out.with_name(f"{out.stem}.{name}.unusual.png")
+                _show(shown, torch.cat([held[aside:], used]), called, odd | left_out, left_out)
+                tell(f"{name}: its unusual good pictures are shown in {shown}.")
             if found:
                 more["sizes"] = found
             profiles[name] = replace(
@@ -259,6 +265,44 @@ def train(
         distributed.barrier()
         distributed.destroy_process_group()
     return out
+
+
+def _fitted(
+    run: _Run, used: Tensor, held: Tensor, inside: Tensor, plain: bool
+) -> tuple[Profile, dict[int, float], dict[int, float]]:
+    """A category's profile, and by number, those held out first, the scores of its unusual good pictures and
+    of those that were left out of it. Left out are pictures that hardly belong with the others, such as a
+    defective part among the good ones, unless there are many of them.
+    """
+    # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
+    fit = partial(
+        fit_profile, run.network, run.extractor, run.schedule, kind=run.config.pixel_score,
+        stride=run.config.stride, plain=plain,
+    )  # fmt: skip
+    profile, numbers, left_out = fit(used, held, inside), torch.arange(len(inside)), {}
+    scores = profile.calibration.scorer().good
+    foreign = torch.zeros(len(inside), dtype=torch.bool)
+    foreign[: len(scores)] = torch.from_numpy(unusual(scores, _FOREIGN))
+    kept_held, kept_used = ~foreign[: len(held)], ~foreign[len(held) :]
+    if 0 < foreign.sum() <= _MOST_FOREIGN * len(scores) and kept_held.sum() >= 2 and kept_used.any():
+        left_out = {int(i): float(scores[i]) for i in foreign.nonzero()}
+        profile, numbers = fit(used[kept_used], held[kept_held], inside[~foreign]), numbers[~foreign]
+    scorer = profile.calibration.scorer()
+    # in places, or as a whole, which no score counts
+    odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
+    return profile, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
+
+
+def _show(
+    file: Path, pictures: Tensor, names: Sequence[str], scores: Mapping[int, float], left_out: Container[int]
+) -> None:
+    """Writes unusual good pictures as one, the highest scores first; pictures: uint8 [n, 3, s, s]."""
+    highest = sorted(scores, key=lambda i: -scores[i])[:_SHOWN]
+    captions = [
+        f"{names[i][-_LONGEST_NAME:]}\nscore {scores[i]:.1f}{', left out' if i in left_out else ''}"
+        for i in highest
+    ]
+    contact_sheet([pictures[i].permute(1, 2, 0).numpy() for i in highest], captions, file)
 
 
 def _learned_before(base: Checkpoint | None, category: str) -> int | None:

@@ -88,6 +88,34 @@ def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
     assert odd.name in checkpoints.load(out).profiles[tmp_path.name].rehearsal["unusual"]
 
 
+def test_a_picture_that_does_not_belong_is_left_out_and_shown(trained, tmp_path):
+    source = photos(tmp_path / "gear", range(16))
+    clean, dirty = tmp_path / "clean.safetensors", tmp_path / "dirty.safetensors"
+    settings = config(steps=0, size=64, stressed=0, held_out=0.2)
+    train(settings, [source], clean, start_from=trained)
+    Image.fromarray(make_part("leather", 0).image).save(source / "99 $x_^.png")
+    told = []
+    train(settings, [source], dirty, start_from=trained, tell=told.append)
+    profile = checkpoints.load(dirty).profiles["gear"]
+    assert list(profile.rehearsal["left_out"]) == ["99 $x_^.png"]
+    assert "99 $x_^.png" not in profile.rehearsal["unusual"] and profile.rehearsal["good"] == 16
+    assert "Left out of the statistics" in in_words("gear", profile.rehearsal)
+    assert any("are shown in" in sentence for sentence in told)
+    with Image.open(tmp_path / "dirty.gear.unusual.png") as sheet:
+        assert sheet.width >= 250
+    # nothing of it remains: the pictures held out may be others, the level of all is not
+    assert not checkpoints.load(clean).profiles["gear"].rehearsal["left_out"]
+    one, two = (checkpoints.load(file).profiles["gear"].calibration.moments for file in (clean, dirty))
+    torch.testing.assert_close(one[:, :, -1], two[:, :, -1], rtol=0.15, atol=0)
+
+
+def test_pictures_of_several_kinds_are_all_kept(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffad.training.unusual", lambda scores, rate=0: np.arange(len(scores)) % 3 == 0)
+    out = train(config(steps=0, size=64, stressed=0), [photos(tmp_path / "gear", range(9))],
+                tmp_path / "m.safetensors", start_from=trained)  # fmt: skip
+    assert checkpoints.load(out).profiles["gear"].rehearsal["left_out"] == {}
+
+
 def test_pictures_of_equal_names_are_told_apart_by_their_folders():
     paths = [Path(path) for path in ("/a/mon/1.png", "/a/tue/1.png", "/b/tue/1.png", "/b/tue/2.png", "1.png")]
     assert told_apart(paths) == ["mon/1.png", "a/tue/1.png", "b/tue/1.png", "2.png", "1.png"]
@@ -269,7 +297,7 @@ def test_copies_are_trained_on_once_and_named(trained, tmp_path):
     model = checkpoints.load(out)
     assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].rehearsal["good"] == 11
     said = "29 of 40 training pictures show what another one shows, and were left out: "
-    assert len(told) == 1 and told[0].startswith(f"gear: {said}") and "gear/01.png" in told[0]
+    assert all("unusual" in sentence for sentence in told[1:]) and told[0].startswith(f"gear: {said}") and "gear/01.png" in told[0]
     assert "and 19 more" in told[0]
     words = in_words("gear", model.profiles["gear"].rehearsal)
     assert said in words and "With 11 good pictures take the threshold as a guess" in words
