@@ -13,29 +13,29 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointError": "checkpoint",
-    "DataError": "data",
+    "DataError": "pictures.reading",
     "Inspection": "inspection",
     "Inspector": "inspector",
-    "Region": "scoring",
+    "Region": "method.regions",
     "RepairStep": "inspection",
-    "TrainConfig": "training",
-    "evaluate": "evaluation",
-    "find_samples": "data",
-    "train": "training",
+    "TrainConfig": "teaching.recipe",
+    "evaluate": "measuring.evaluation",
+    "find_samples": "pictures.samples",
+    "train": "teaching.training",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from diffad.checkpoint import CheckpointError as CheckpointError
-    from diffad.data import DataError as DataError
-    from diffad.data import find_samples as find_samples
-    from diffad.evaluation import evaluate as evaluate
     from diffad.inspection import Inspection as Inspection
     from diffad.inspection import RepairStep as RepairStep
     from diffad.inspector import Inspector as Inspector
-    from diffad.scoring import Region as Region
-    from diffad.training import TrainConfig as TrainConfig
-    from diffad.training import train as train
+    from diffad.measuring.evaluation import evaluate as evaluate
+    from diffad.method.regions import Region as Region
+    from diffad.pictures.reading import DataError as DataError
+    from diffad.pictures.samples import find_samples as find_samples
+    from diffad.teaching.recipe import TrainConfig as TrainConfig
+    from diffad.teaching.training import train as train
 
 
 def __getattr__(name: str) -> object:

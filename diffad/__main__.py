@@ -1,3 +1,3 @@
-from diffad.cli import main
+from diffad.cli.main import main
 
 raise SystemExit(main())

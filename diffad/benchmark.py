@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from diffad import batch
-from diffad.data import Sample, to_square, to_uint8
 from diffad.inspector import Inspector
-from diffad.render import png_bytes
-from diffad.training import training_rate
+from diffad.pictures.drawing import png_bytes
+from diffad.pictures.geometry import to_square, to_uint8
+from diffad.pictures.samples import Sample
+from diffad.teaching.training import training_rate
 
 _BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # no longer than its parent lives
 # what is waited for, what it is called, and how often it comes if that is known → the same, with a bar

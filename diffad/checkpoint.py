@@ -23,14 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from diffad.depth import DEPTHS
-from diffad.diffusion import Schedule
-from diffad.gaussian import PlaceGaussian, PlainGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.method.calibration import Calibration
+from diffad.method.diffusion import Schedule
+from diffad.method.gaussian import PlaceGaussian, PlainGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.method.image_score import CELLS
+from diffad.method.pose import Upright
+from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, plain_map, residual_maps
+from diffad.method.unet import UNet, UNetConfig
 from diffad.output import write
-from diffad.pose import Upright
-from diffad.quality import MEASURES
-from diffad.scoring import CELLS, PIXEL_SCORES, TIMESTEPS, Calibration, RawMaps, plain_map, residual_maps
-from diffad.unet import UNet, UNetConfig
+from diffad.pictures.depth import DEPTHS
+from diffad.pictures.quality import MEASURES
 
 FORMAT = 10
 _COVARIANCES = ("residual", "perceptual")

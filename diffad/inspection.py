@@ -12,18 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from diffad.data import Geometry, resize_maps
-from diffad.scoring import (
-    Calibration,
-    ImageScore,
-    Region,
-    branch_weights,
-    checked_rate,
-    find_regions,
-    fuse,
-    weights_in_words,
-)
-from diffad.tiling import Tiling, letterboxed
+from diffad.method.calibration import Calibration
+from diffad.method.fusion import branch_weights, fuse, weights_in_words
+from diffad.method.image_score import ImageScore, checked_rate
+from diffad.method.regions import Region, find_regions
+from diffad.method.tiling import Tiling, letterboxed
+from diffad.pictures.geometry import Geometry, resize_maps
 
 Verdict = Literal["good", "look", "anomalous"]
 VERDICTS: dict[Verdict, tuple[str, str]] = {  # each with its word and its mark, for people

@@ -21,13 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffad import checkpoint as checkpoints
-from diffad import quality
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.data import MIN_SIDE, DataError, Decoded, decode, read_image, resize_maps, to_square, to_uint8
-from diffad.depth import DEPTHS
-from diffad.devices import pick_device, sharing, stepwise
-from diffad.diffusion import Schedule
-from diffad.features import FeatureExtractor
 from diffad.inspection import (
     LOOK_RATE,
     Inspection,
@@ -36,10 +30,19 @@ from diffad.inspection import (
     checked_threshold,
     checked_timesteps,
 )
-from diffad.reconstruction import gradient_denoising, repair_weight, weighed_repair
-from diffad.scoring import TIMESTEPS, ImageScore, RawMaps, Seen, evidence, fuse, seen_moved
-from diffad.tiling import Tile, Tiling, smallest_side
-from diffad.unet import UNet
+from diffad.method.devices import pick_device, sharing, stepwise
+from diffad.method.diffusion import Schedule
+from diffad.method.features import FeatureExtractor
+from diffad.method.fusion import fuse
+from diffad.method.image_score import ImageScore
+from diffad.method.repair import gradient_denoising, repair_weight, weighed_repair
+from diffad.method.scoring import TIMESTEPS, RawMaps, Seen, evidence, seen_moved
+from diffad.method.tiling import Tile, Tiling, smallest_side
+from diffad.method.unet import UNet
+from diffad.pictures import quality
+from diffad.pictures.depth import DEPTHS
+from diffad.pictures.geometry import resize_maps, to_square, to_uint8
+from diffad.pictures.reading import MIN_SIDE, DataError, Decoded, decode, read_image
 
 Picture = str | Path | Image.Image | np.ndarray
 Turn = Callable[[], AbstractContextManager[None]]  # entered for each call of the network

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 # Read when torch is loaded, here and in what the tests start: results are then the same to the last bit
-# however busy the machine is (`diffad.devices`).
+# however busy the machine is (`diffad.method.devices`).
 os.environ["OMP_NUM_THREADS"] = "1"
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def defective(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A part with a defect that the bundled model has not seen."""
     from PIL import Image
 
-    from diffad.synthetic import CATEGORIES, make_part
+    from diffad.synthetic.parts import CATEGORIES, make_part
 
     path = tmp_path_factory.mktemp("parts") / "defective.png"
     Image.fromarray(make_part(CATEGORIES[0], 90_001, "dent").image).save(path)

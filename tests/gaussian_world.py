@@ -1,7 +1,7 @@
 """A world with a known answer: x_0 ~ N(m, C), so the ideal denoiser is a formula and needs no training.
 
 Everything is written from the joint Gaussian of x_0, x_previous and x_t and from its own β table, not from
-the formulas of `diffad.diffusion`, so that agreement means something.
+the formulas of `diffad.method.diffusion`, so that agreement means something.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffad.diffusion import Prediction
-from diffad.gaussian import ResidualGaussian, Scatter
-from diffad.scoring import Seen
+from diffad.method.diffusion import Prediction
+from diffad.method.gaussian import ResidualGaussian, Scatter
+from diffad.method.scoring import Seen
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 ALPHA_BAR = np.append(np.cumprod(1 - BETAS), 1.0)  # index −1 is the clean picture

@@ -13,17 +13,29 @@ import torch
 from gaussian_world import residual_gaussian
 from PIL import Image
 
-from diffad import ablation, checkpoint
-from diffad.ablation import METRICS, ablate, ablation_report
+from diffad import checkpoint
 from diffad.checkpoint import Checkpoint, Profile
-from diffad.cli import main
-from diffad.data import DataError, Geometry, Sample, find_samples, labelled, read_image, to_square
-from diffad.evaluation import evaluate
-from diffad.gaussian import PlaceGaussian
+from diffad.cli.main import main
 from diffad.inspector import Inspector
-from diffad.render import ablation_plot
-from diffad.scoring import TIMESTEPS, Calibration, RawMaps, denoise_all, moved, offset_of, pixel_score, smooth
-from diffad.unet import UNet, UNetConfig
+from diffad.measuring import ablation
+from diffad.measuring.ablation import METRICS, ablate, ablation_report
+from diffad.measuring.evaluation import evaluate
+from diffad.method.calibration import Calibration
+from diffad.method.gaussian import PlaceGaussian
+from diffad.method.scoring import (
+    TIMESTEPS,
+    RawMaps,
+    denoise_all,
+    moved,
+    offset_of,
+    pixel_score,
+    smooth,
+)
+from diffad.method.unet import UNet, UNetConfig
+from diffad.pictures.geometry import Geometry, to_square
+from diffad.pictures.plots import ablation_plot
+from diffad.pictures.reading import DataError, read_image
+from diffad.pictures.samples import Sample, find_samples, labelled
 
 SIZE, GRID = 64, 8
 SHAPES = {"nut": (64, 64), "ring": (48, 80)}  # a ring is shrunk and letterboxed

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from diffad import batch
-from diffad.data import DataError, Sample, find_samples, read_image
-from diffad.evaluation import Scored, measure
 from diffad.inspection import map_limit_for, smallest_region, verdict_for
-from diffad.scoring import find_regions
+from diffad.measuring.evaluation import Scored, measure
+from diffad.method.regions import find_regions
+from diffad.pictures import intake
+from diffad.pictures.reading import DataError, read_image
+from diffad.pictures.samples import Sample, find_samples
 
 SIDE = 64
 
@@ -102,7 +104,7 @@ def judged(pictures: dict[str, Sample], **settings) -> tuple[list[batch.Row], di
 def test_each_picture_has_a_name_of_its_own(tmp_path):
     files = [picture(tmp_path / place) for place in ("a/1.png", "b/1.png", "c/2.png")]
     (tmp_path / "notes.txt").write_text("no picture")
-    found = batch.sources([*files, tmp_path / "notes.txt"], tmp_path / "unpacked")
+    found = intake.sources([*files, tmp_path / "notes.txt"], tmp_path / "unpacked")
     assert list(found) == ["1.png", "1 (2).png", "2.png", "notes.txt"]  # taken, whatever it is
     assert [sample.image for sample in found.values()][:3] == files
 
@@ -111,7 +113,7 @@ def test_folders_are_searched_through_in_natural_order(tmp_path):
     for place in ("10.png", "2.png", "deep/er/1.png", ".hidden/1.png", "__MACOSX/2.png", "test/5.png"):
         picture(tmp_path / "day" / place)
     (tmp_path / "day/readme.txt").touch()
-    found = batch.sources([tmp_path / "day"], tmp_path / "unpacked")
+    found = intake.sources([tmp_path / "day"], tmp_path / "unpacked")
     assert list(found) == ["2.png", "10.png", "deep/er/1.png", "test/5.png"]
     assert all(sample.is_anomalous is None for sample in found.values())
 
@@ -123,7 +125,7 @@ def test_an_mvtec_tree_gives_its_test_pictures_with_labels_and_masks(tmp_path, a
     if as_zip:
         files = sorted(path for path in root.rglob("*.png"))
         source = zipped(tmp_path / "line.zip", {str(f.relative_to(tmp_path)): f.read_bytes() for f in files})
-    found = batch.sources([source], tmp_path / "unpacked")
+    found = intake.sources([source], tmp_path / "unpacked")
     prefix = "line/nut" if as_zip else "nut"
     dent, good = (f"{prefix}/test/{defect}" for defect in ("dent", "good"))
     assert list(found) == [f"{dent}/{i}.png" for i in range(3)] + [f"{good}/{i}.png" for i in range(2)]
@@ -136,16 +138,16 @@ def test_a_folder_that_may_not_be_read_is_a_row_that_says_so(tmp_path, locked):
     root = tmp_path / "day"
     for place in ("1.png", "am/2.png", "am/locked/3.png", "pm/4.png"):
         picture(root / place)
-    rows, _ = judged(batch.sources([root], tmp_path / "u"))
+    rows, _ = judged(intake.sources([root], tmp_path / "u"))
     assert [row.name for row in rows] == ["1.png", "am/2.png", "am/locked", "pm/4.png"]
     assert [row.error for row in rows if row.error] == ["am/locked may not be read: check its permissions"]
     category(root / "nut")
     picture(root / "nut" / "test" / "locked" / "5.png")
-    rows, _ = judged(batch.sources([root], tmp_path / "u"))  # not as if it were no test set
+    rows, _ = judged(intake.sources([root], tmp_path / "u"))  # not as if it were no test set
     assert [row.name for row in rows if row.error] == ["am/locked", "nut"]
     assert not any("train" in row.name or "ground_truth" in row.name for row in rows)
     with pytest.raises(DataError, match="locked may not be read"):
-        batch.sources([root / "am" / "locked"], tmp_path / "u")
+        intake.sources([root / "am" / "locked"], tmp_path / "u")
 
 
 def test_categories_are_found_beside_a_folder_that_may_not_be_read(tmp_path, locked, caplog):
@@ -161,7 +163,7 @@ def test_categories_are_found_beside_a_folder_that_may_not_be_read(tmp_path, loc
 def test_no_picture_at_all_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures in empty"):
-        batch.sources([tmp_path / "empty"], tmp_path / "unpacked")
+        intake.sources([tmp_path / "empty"], tmp_path / "unpacked")
 
 
 def test_an_archive_gives_pictures_and_nothing_else(tmp_path):
@@ -174,7 +176,7 @@ def test_an_archive_gives_pictures_and_nothing_else(tmp_path):
     })  # fmt: skip
     with zipfile.ZipFile(source, "a") as archive:
         archive.writestr(link, "/etc/passwd")
-    found = batch.sources([source], tmp_path / "unpacked")
+    found = intake.sources([source], tmp_path / "unpacked")
     assert list(found) == ["day/1.png", "day/sub/2.png"]
     assert sorted(p.name for p in (tmp_path / "unpacked").rglob("*") if p.is_file()) == ["1.png", "2.png"]
 
@@ -186,21 +188,21 @@ def test_an_archive_does_not_lead_out_of_itself(tmp_path, name):
     data = picture(tmp_path / "in" / "1.png").read_bytes()
     source = zipped(tmp_path / "in" / "trap.zip", {"1.png": data, name: data})
     with pytest.raises(DataError, match=r"trap\.zip holds paths that lead out of it"):
-        batch.sources([source], tmp_path / "in" / "unpacked")
+        intake.sources([source], tmp_path / "in" / "unpacked")
     assert not list(tmp_path.rglob("out.png"))
 
 
 def test_an_archive_is_bounded_by_what_comes_out_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(intake, "MAX_UNPACKED", 2**20)
     source = zipped(tmp_path / "bomb.zip", {"1.png": bytes(2**22)})
     assert source.stat().st_size < 10_000
     with pytest.raises(DataError, match=r"bomb\.zip unpacks to more than"):
-        batch.sources([source], tmp_path / "unpacked")
+        intake.sources([source], tmp_path / "unpacked")
     assert sum(path.stat().st_size for path in (tmp_path / "unpacked").rglob("*.png")) <= 2**20
-    monkeypatch.setattr(batch, "MAX_PICTURES", 1)
+    monkeypatch.setattr(intake, "MAX_PICTURES", 1)
     many = zipped(tmp_path / "many.zip", {f"{i}.png": b"" for i in range(3)})
     with pytest.raises(DataError, match=r"many\.zip holds more than 1 pictures"):
-        batch.sources([many], tmp_path / "unpacked")
+        intake.sources([many], tmp_path / "unpacked")
 
 
 def test_damaged_and_locked_archives_are_told_in_words(tmp_path):
@@ -212,9 +214,9 @@ def test_damaged_and_locked_archives_are_told_in_words(tmp_path):
         whole[:6] + b"\x01" + whole[7 : directory + 8] + b"\x01" + whole[directory + 9 :]
     )
     with pytest.raises(DataError, match=r"broken\.zip is damaged"):
-        batch.sources([broken], tmp_path / "unpacked")
+        intake.sources([broken], tmp_path / "unpacked")
     with pytest.raises(DataError, match=r"locked\.zip is locked"):
-        batch.sources([locked], tmp_path / "unpacked")
+        intake.sources([locked], tmp_path / "unpacked")
 
 
 def test_nothing_outside_the_given_root_is_taken(tmp_path):
@@ -223,13 +225,13 @@ def test_nothing_outside_the_given_root_is_taken(tmp_path):
     (root / "door").symlink_to(secret.parent)
     (root / "day" / "3.png").symlink_to(secret)
     (root / "day" / "loop").symlink_to(root / "day")
-    assert list(batch.sources([root / "day"], tmp_path / "unpacked", root)) == ["2.png"]
+    assert list(intake.sources([root / "day"], tmp_path / "unpacked", root)) == ["2.png"]
     for way in (root / "..", root / "door", root / "day/../../secret", secret, root / "day/3.png", Path("/")):
         with pytest.raises(DataError, match="outside the folder"):
-            batch.sources([way], tmp_path / "unpacked", root)
+            intake.sources([way], tmp_path / "unpacked", root)
     for way in (root / "nowhere", root / "day\0"):
         with pytest.raises(DataError, match="choose"):
-            batch.sources([way], tmp_path / "unpacked", root)
+            intake.sources([way], tmp_path / "unpacked", root)
 
 
 # Verdicts
@@ -238,7 +240,7 @@ def test_nothing_outside_the_given_root_is_taken(tmp_path):
 def test_a_broken_file_is_a_row_with_its_reason_and_not_the_end(tmp_path):
     files = [picture(tmp_path / f"{i}.png", red) for i, red in enumerate((90, 90, 0), 1)]
     files[1].write_bytes(b"torn")
-    rows, maps = judged(batch.sources(files, tmp_path / "unpacked"))
+    rows, maps = judged(intake.sources(files, tmp_path / "unpacked"))
     assert [row.name for row in rows] == ["1.png", "2.png", "3.png"]
     assert [row.result.get("is_anomalous") for row in rows] == [True, None, False]
     assert rows[1].error.startswith("2.png is not a picture") and str(tmp_path) not in rows[1].error
@@ -249,7 +251,7 @@ def test_a_broken_file_is_a_row_with_its_reason_and_not_the_end(tmp_path):
 def test_rows_come_one_by_one(tmp_path):
     toy = Toy()
     files = [picture(tmp_path / f"{i}.png") for i in range(3)]
-    results = batch.run(toy, batch.sources(files, tmp_path / "u"))
+    results = batch.run(toy, intake.sources(files, tmp_path / "u"))
     next(results)
     assert len(toy.asked) == 1
 
@@ -260,9 +262,9 @@ def test_the_folder_names_the_category_only_where_labels_do(tmp_path):
     category(tmp_path / "unknown")
     picture(tmp_path / "nut" / "0.png")
     for name in ("ring", "unknown", "nut"):
-        list(batch.run(toy, batch.sources([tmp_path / name], tmp_path / "u")))
+        list(batch.run(toy, intake.sources([tmp_path / name], tmp_path / "u")))
     assert [said for _, said in toy.asked] == ["ring"] * 5 + [None] * 6
-    list(batch.run(toy, batch.sources([tmp_path / "ring"], tmp_path / "u"), "nut"))
+    list(batch.run(toy, intake.sources([tmp_path / "ring"], tmp_path / "u"), "nut"))
     assert {said for _, said in toy.asked[11:]} == {"nut"}
 
 
@@ -274,7 +276,7 @@ def test_rejudged_is_what_an_inspection_at_these_limits_says(tmp_path, threshold
     with Image.open(path) as image:
         image.paste((65, 0, 0), (40, 40, 50, 60))
         image.save(path)
-    pictures = batch.sources([path], tmp_path / "u")
+    pictures = intake.sources([path], tmp_path / "u")
     rows, maps = judged(pictures)
     (wanted,), _ = judged(pictures, threshold=threshold, look_threshold=look)
     row = batch.rejudged(rows[0], threshold, look, lambda row: maps[row.name])
@@ -284,14 +286,14 @@ def test_rejudged_is_what_an_inspection_at_these_limits_says(tmp_path, threshold
 
 
 def test_a_threshold_below_the_look_limit_leaves_nothing_between(tmp_path):
-    rows, maps = judged(batch.sources([picture(tmp_path / "1.png", 40)], tmp_path / "u"))
+    rows, maps = judged(intake.sources([picture(tmp_path / "1.png", 40)], tmp_path / "u"))
     assert rows[0].result["verdict"] == "look"
     row = batch.rejudged(rows[0], 2.0, 3.0, lambda row: maps[row.name])
     assert (row.result["look_threshold"], row.result["verdict"]) == (2.0, "anomalous")
 
 
 def test_measured_is_the_evaluation_of_the_same_pictures(tmp_path):
-    rows, maps = judged(batch.sources([category(tmp_path / "nut")], tmp_path / "u"))
+    rows, maps = judged(intake.sources([category(tmp_path / "nut")], tmp_path / "u"))
     result = batch.measured(rows, lambda row: maps[row.name])
     mask = np.zeros((SIDE, SIDE), bool)
     mask[8:20, 8:24] = True
@@ -313,7 +315,7 @@ def test_measured_is_the_evaluation_of_the_same_pictures(tmp_path):
 
 def test_a_map_of_any_rounding_is_measured(tmp_path):
     """Of a picture in tiles the reduced map is rounded twice, and has not the letterbox's shape."""
-    pictures = batch.sources([category(tmp_path / "nut")], tmp_path / "unpacked")
+    pictures = intake.sources([category(tmp_path / "nut")], tmp_path / "unpacked")
     rows, maps = judged(pictures)
     measured = batch.measured(rows, lambda row: maps[row.name][:-1])
     assert measured["nut"]["pixel_auroc"] > 0.9
@@ -322,11 +324,11 @@ def test_a_map_of_any_rounding_is_measured(tmp_path):
 def test_a_mask_of_another_size_counts_as_missing(tmp_path):
     root = category(tmp_path / "nut")
     Image.new("L", (SIDE, SIDE // 2), 255).save(root / "ground_truth/dent/0_mask.png")
-    rows, maps = judged(batch.sources([root], tmp_path / "u"))
+    rows, maps = judged(intake.sources([root], tmp_path / "u"))
     with_it = batch.measured(rows, lambda row: maps[row.name])["nut"]
     assert "count as missing: ground_truth/dent/0_mask.png." in with_it.pop("notes")[-1]
     (root / "ground_truth/dent/0_mask.png").unlink()
-    rows, maps = judged(batch.sources([root], tmp_path / "u"))
+    rows, maps = judged(intake.sources([root], tmp_path / "u"))
     assert batch.measured(rows, lambda row: maps[row.name])["nut"] == with_it | {"notes": []}
 
 
@@ -345,7 +347,7 @@ def test_folders_are_named_as_people_name_them_and_what_is_doubtful_is_said(tmp_
         files = [file for file in root.rglob("*") if file.is_file()]
         names = {str(file.relative_to(tmp_path)): file.read_bytes() for file in files}
         source = zipped(tmp_path / "line.zip", names)
-    found = batch.sources([source], tmp_path / "unpacked")
+    found = intake.sources([source], tmp_path / "unpacked")
     assert [sample.is_anomalous for sample in found.values()] == [True] * 3 + [False] * 2
     rows, maps = judged(found)
     said = batch.measured(rows, lambda row: maps[row.name])["nut"]
@@ -356,7 +358,7 @@ def test_folders_are_named_as_people_name_them_and_what_is_doubtful_is_said(tmp_
 
 
 def test_without_both_kinds_nothing_is_measured(tmp_path):
-    rows, maps = judged(batch.sources([picture(tmp_path / "1.png", 90)], tmp_path / "u"))
+    rows, maps = judged(intake.sources([picture(tmp_path / "1.png", 90)], tmp_path / "u"))
     assert batch.measured(rows, lambda row: maps[row.name]) == {}
 
 
@@ -366,7 +368,7 @@ def test_without_both_kinds_nothing_is_measured(tmp_path):
 def test_csv_json_and_zip_say_what_the_rows_say(tmp_path):
     root = category(tmp_path / "nut")
     (root / "test/dent/9.png").write_bytes(b"torn")
-    rows, maps = judged(batch.sources([root], tmp_path / "u"))
+    rows, maps = judged(intake.sources([root], tmp_path / "u"))
     file = tmp_path / "all.zip"
     batch.write_zip(file, Toy(), rows, lambda row: maps[row.name], state="done")
     with zipfile.ZipFile(file) as archive:
@@ -425,11 +427,11 @@ def test_an_archive_that_does_not_fit_on_the_disk_is_not_called_damaged(tmp_path
 
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(DataError, match=r"no room to unpack day\.zip"):
-        batch.sources([source], tmp_path / "unpacked")
+        intake.sources([source], tmp_path / "unpacked")
 def test_no_overlay_takes_anothers_place_in_the_zip(tmp_path):
     for name in ("a.png", "a.webp", "a.webp.png"):
         picture(tmp_path / "in" / name, 90)
-    rows, maps = judged(batch.sources([tmp_path / "in"], tmp_path / "u"))
+    rows, maps = judged(intake.sources([tmp_path / "in"], tmp_path / "u"))
     batch.write_zip(tmp_path / "all.zip", Toy(), rows, lambda row: maps[row.name])
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         names = archive.namelist()

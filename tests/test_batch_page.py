@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from playwright.sync_api import Locator, Page, expect
 
 from diffad.inspector import Inspector
-from diffad.synthetic import write_set
+from diffad.synthetic.parts import write_set
 from diffad.ui import serve
 from diffad.ui.batch import folders
 

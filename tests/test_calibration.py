@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffad.scoring import Calibration, RawMaps, fuse, place_level, reduced_maps, smooth
+from diffad.method.calibration import Calibration, place_level, reduced_maps
+from diffad.method.fusion import fuse
+from diffad.method.scoring import RawMaps, smooth
 
 NODES = (20, 100, 200, 400)
 

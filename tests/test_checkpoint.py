@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError, Profile
-from diffad.gaussian import PlaceGaussian, PlainGaussian
 from diffad.inspector import Inspector
-from diffad.profiles import block
-from diffad.scoring import Calibration, RawMaps
-from diffad.unet import UNet, UNetConfig
+from diffad.method.calibration import Calibration
+from diffad.method.gaussian import PlaceGaussian, PlainGaussian
+from diffad.method.scoring import RawMaps
+from diffad.method.unet import UNet, UNetConfig
+from diffad.teaching.statistics import block
 
 CONFIG = UNetConfig(size=64, channels=(64, 96), feature_channels=12)
 

@@ -18,14 +18,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffad import __version__, checkpoint, commands
+from diffad import __version__, checkpoint
 from diffad.batch import json_text
-from diffad.cli import main
-from diffad.data import Geometry, read_image
+from diffad.cli import commands
+from diffad.cli.main import main
 from diffad.inspection import map_limit_for, verdict_for
 from diffad.inspector import Inspector
-from diffad.scoring import weights_in_words
-from diffad.synthetic import make_part
+from diffad.method.fusion import weights_in_words
+from diffad.pictures.geometry import Geometry
+from diffad.pictures.reading import read_image
+from diffad.synthetic.parts import make_part
 
 COMMANDS = (
     "train", "inspect", "reconstruct", "evaluate", "ablate", "compare", "benchmark", "samples", "serve",
@@ -425,7 +427,7 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(tmp_path, mon
         raise AssertionError("loaded in vain")
 
     monkeypatch.setattr(Inspector, "load", load)
-    monkeypatch.setattr("diffad.render.has_mp4", lambda: False)
+    monkeypatch.setattr("diffad.pictures.animation.has_mp4", lambda: False)
     source, root = str(picture(tmp_path / "a.png")), str(labelled(tmp_path / "set"))
     for argv, hint in (
         (["inspect", source, "--report"], "--out"),
@@ -468,9 +470,9 @@ def test_results_that_cannot_be_written_are_printed_all_the_same(
         raise OSError(28, "No space left on device")
 
     known = {"tables": [], "categories": {}, "checkpoint": "toy", "notes": [], "seed": 0, "pictures": {}}
-    monkeypatch.setattr("diffad.ablation.ablate", lambda *_: known)
-    monkeypatch.setattr("diffad.ablation.ablation_report", lambda *_: "")
-    monkeypatch.setattr("diffad.peers.compare", lambda *_: known)
+    monkeypatch.setattr("diffad.measuring.ablation.ablate", lambda *_: known)
+    monkeypatch.setattr("diffad.measuring.ablation.ablation_report", lambda *_: "")
+    monkeypatch.setattr("diffad.measuring.peers.compare", lambda *_: known)
     monkeypatch.setattr("os.replace", full)
     root, out = str(labelled(tmp_path / "set")), tmp_path / "out"
     name, *options = command.split()

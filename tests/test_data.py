@@ -9,16 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffad.data import (
-    DataError,
-    Geometry,
-    Sample,
-    find_samples,
-    mask_to_square,
-    read_image,
-    to_square,
-)
-from diffad.masks import mask_inside, read_mask, reduced_mask
+from diffad.pictures.geometry import Geometry, mask_to_square, to_square
+from diffad.pictures.masks import mask_inside, read_mask, reduced_mask
+from diffad.pictures.reading import DataError, read_image
+from diffad.pictures.samples import Sample, find_samples
 
 HEIGHT, WIDTH = 20, 30
 

@@ -19,18 +19,11 @@ import pytest
 from PIL import Image
 
 from diffad import batch
-from diffad.data import (
-    DataError,
-    Sample,
-    common_bits,
-    decode,
-    find_samples,
-    may_be_deep,
-    read_image,
-)
-from diffad.depth import bits_for
 from diffad.inspector import Inspector
-from diffad.masks import check_readable
+from diffad.pictures.depth import bits_for
+from diffad.pictures.masks import check_readable
+from diffad.pictures.reading import DataError, common_bits, decode, may_be_deep, read_image
+from diffad.pictures.samples import Sample, find_samples
 
 FACTORS = {8: 1, 10: 4, 12: 16, 14: 64, 16: 257}  # what an 8-bit value becomes
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
@@ -225,7 +218,7 @@ def test_what_cannot_be_read_in_full_is_refused_and_not_read_black(tmp_path, mon
     planes[at : at + 12] = struct.pack("<HHIHH", 284, 3, 1, 2, 0)
     with pytest.raises(DataError, match="16-bit colours in separate planes: save it as PNG"):
         read_image(saved(tmp_path / "planes.tif", bytes(planes)))
-    monkeypatch.setattr("diffad.data.deep_colours", lambda file: None)
+    monkeypatch.setattr("diffad.pictures.reading.deep_colours", lambda file: None)
     path = saved(tmp_path / "colour.png", opencv(".png", deep(colours(), 12)))
     with pytest.raises(DataError, match="cannot be read in full"):
         read_image(path)
@@ -394,7 +387,7 @@ def test_the_batch_tab_says_once_how_its_pictures_are_read(inspector, gear, tmp_
 
 NOISY = """
 import sys
-from diffad.data import read_image, DataError
+from diffad.pictures.reading import read_image, DataError
 for path in sys.argv[1:]:
     try:
         print(read_image(path).shape)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffad import benchmark, devices
-from diffad.devices import pick_device, sharing, stepwise
+from diffad import benchmark
+from diffad.method import devices
+from diffad.method.devices import pick_device, sharing, stepwise
 
 CPU = torch.device("cpu")
 

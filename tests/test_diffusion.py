@@ -7,7 +7,7 @@ import torch
 from gaussian_world import ALPHA_BAR, BETAS, FIRST_POSTERIOR_VARIANCE, GaussianWorld, alpha_bar, smooth_mean
 from torch.distributions import Normal, kl_divergence
 
-from diffad.diffusion import (
+from diffad.method.diffusion import (
     Gaussian,
     Prediction,
     Schedule,

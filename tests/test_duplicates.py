@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad.duplicates import Different, first_alike, pairs_in_words, thumbnail, thumbnails_of
-from diffad.synthetic import CATEGORIES, make_part
+from diffad.pictures.duplicates import Different, first_alike, pairs_in_words, thumbnail, thumbnails_of
+from diffad.synthetic.parts import CATEGORIES, make_part
 
 SAMPLES = sorted((Path(__file__).parents[1] / "assets" / "samples").glob("*_good.png"))
 

@@ -16,8 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffad.data import DataError, Geometry, Sample, find_samples, read_image
-from diffad.evaluation import (
+from diffad.measuring.evaluation import (
     Repaired,
     Scored,
     evaluate,
@@ -27,10 +26,13 @@ from diffad.evaluation import (
     measure,
     repair_table,
 )
-from diffad.evaluation_report import html_report, markdown_report, repair_sheet
-from diffad.masks import read_mask
-from diffad.metrics import aupro, auroc, pixel_auroc
-from diffad.synthetic import make_part
+from diffad.measuring.report import html_report, markdown_report, repair_sheet
+from diffad.method.metrics import aupro, auroc, pixel_auroc
+from diffad.pictures.geometry import Geometry
+from diffad.pictures.masks import read_mask
+from diffad.pictures.reading import DataError, read_image
+from diffad.pictures.samples import Sample, find_samples
+from diffad.synthetic.parts import make_part
 
 # ---------------------------------------------------------------------------------------------------------
 # A toy inspector: the anomaly is how much redder than grey a pixel is.
@@ -344,7 +346,7 @@ def test_masks_and_maps_meet_at_the_models_resolution(tmp_path, monkeypatch):
     class Spy(ToyInspector):
         size = 32
 
-    monkeypatch.setattr("diffad.evaluation.pro_curve",
+    monkeypatch.setattr("diffad.measuring.evaluation.pro_curve",
                         lambda maps, masks: seen.update(map=maps[0], mask=masks[0]))
     evaluate(Spy(), [write_part(tmp_path / "nut", "0", "scratch", shape=(96, 160))])
     assert seen["map"].shape == seen["mask"].shape == (19, 32)
@@ -510,7 +512,7 @@ def said_of(inspector, root, monkeypatch):
                                      one.anomaly_map.tobytes()) for one in scored})
         return original(scored, *arguments)
 
-    from diffad import evaluation
+    from diffad.measuring import evaluation
 
     with monkeypatch.context() as patch:
         original = evaluation._measured
@@ -599,7 +601,7 @@ def test_evaluate_opens_no_training_picture_and_fits_nothing(inspector, gears, m
 
 def fitting():
     """Every function and method of the package that fits something, by its name."""
-    import diffad.training  # noqa: F401
+    import diffad.teaching.training  # noqa: F401
 
     found = []
     for module in [module for name, module in sys.modules.items() if name.startswith("diffad.")]:

@@ -6,7 +6,7 @@ import torch
 from gaussian_world import residual_gaussian, summed
 from torch.distributions import MultivariateNormal
 
-from diffad.gaussian import (
+from diffad.method.gaussian import (
     PlaceGaussian,
     PlainGaussian,
     ResidualGaussian,
@@ -208,7 +208,7 @@ def test_one_covariance_is_the_squared_mahalanobis_distance_per_channel(rows, sh
 
 
 def test_a_block_has_its_own_covariance_mixed_with_the_common_one(rows, monkeypatch):
-    monkeypatch.setattr("diffad.gaussian._CODES", 127)  # without the rounding to three bits
+    monkeypatch.setattr("diffad.method.gaussian._CODES", 127)  # without the rounding to three bits
     field = on_a_grid(rows).clone()
     field[:, :, 2:, :2] *= 3  # louder at the lower left
     gaussian = residual_gaussian([[field]], block=2, shrinkage=0.0)
@@ -257,7 +257,7 @@ def test_three_bits_change_a_good_pictures_distances_little():
     coarse = residual_gaussian([[field]], block=2)
     assert int(coarse.codes.abs().max()) == 3 and not coarse.codes.triu().any()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffad.gaussian._CODES", 127)
+        patch.setattr("diffad.method.gaussian._CODES", 127)
         fine = residual_gaussian([[field]], block=2)
     ratio = coarse.squared_mahalanobis(field) / fine.squared_mahalanobis(field)
     assert float((ratio - 1).abs().mean()) < 0.03
@@ -296,7 +296,7 @@ def test_every_grid_has_covariances_of_its_own():
 
 def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_half(monkeypatch):
     """Two stages of 2 and 3 independent channels; the last hardly varies and is not among the 2 kept."""
-    monkeypatch.setattr("diffad.gaussian.KEPT", 2)
+    monkeypatch.setattr("diffad.method.gaussian.KEPT", 2)
     deviations = torch.tensor([1.0, 2.0, 3.0, 2.0, 0.5])
     noise = torch.randn(4000, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     field = deviations.view(1, 5, 1, 1) * noise
@@ -312,7 +312,7 @@ def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_ha
 
 def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
     """Woodbury against a second fit without it, for its own residual and for another of the same picture."""
-    monkeypatch.setattr("diffad.gaussian._CODES", 127)
+    monkeypatch.setattr("diffad.method.gaussian._CODES", 127)
     field = on_a_grid(rows).clone()[:30]
     field[4] *= 4  # an odd one, which stretches the covariance that it is measured with
     grids, stages = [field, 2 * field.flip(0)], (2, 4)
@@ -337,7 +337,7 @@ def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
 
 def test_a_picture_is_left_out_together_with_its_changed_copy(rows, monkeypatch):
     """Woodbury against a second fit without either: else the copy would vouch for its original."""
-    monkeypatch.setattr("diffad.gaussian._CODES", 127)
+    monkeypatch.setattr("diffad.method.gaussian._CODES", 127)
     field = on_a_grid(rows).clone()[:24]
     field[4] *= 4
     copies = field + 0.1 * torch.randn(field.shape, generator=torch.Generator().manual_seed(5))
@@ -370,7 +370,7 @@ def test_plain_features_are_measured_from_the_mean_of_their_place_in_any_batches
 
 
 def test_plain_features_of_a_picture_are_measured_as_if_it_and_its_copy_had_been_left_out(monkeypatch):
-    monkeypatch.setattr("diffad.gaussian._CODES", 127)
+    monkeypatch.setattr("diffad.method.gaussian._CODES", 127)
     x = features(24)
     x[4] *= 3
     copies = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))

@@ -10,12 +10,14 @@ from PIL import Image
 
 from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
-from diffad.data import DataError
 from diffad.inspector import Inspector, _place_to_repair
-from diffad.nuisances import NUISANCES
-from diffad.reconstruction import weighed_repair
-from diffad.scoring import ImageScore, branch_weights, from_codes, fuse
-from diffad.synthetic import CATEGORIES, make_part
+from diffad.method.calibration import from_codes
+from diffad.method.fusion import branch_weights, fuse
+from diffad.method.image_score import ImageScore
+from diffad.method.nuisances import NUISANCES
+from diffad.method.repair import weighed_repair
+from diffad.pictures.reading import DataError
+from diffad.synthetic.parts import CATEGORIES, make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
 DEFECTIVE = make_part("gear", seed=90_001, defect="dent")

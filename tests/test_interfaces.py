@@ -330,7 +330,7 @@ def test_mcp_where_it_is_not_installed(inspector: Inspector, monkeypatch):
     (["--max-tiles", "0"], "from 1 to"),
 ])  # fmt: skip
 def test_serve_refuses_in_one_sentence(options, sentence, tmp_path, bundled_model, capfd):
-    from diffad.cli import main
+    from diffad.cli.main import main
 
     (tmp_path / "empty").touch()
     (tmp_path / "wrong").write_text("anna")

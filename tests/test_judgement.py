@@ -13,9 +13,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 import diffad
-from diffad import render
 from diffad.inspection import LOOK_RATE, Inspection
 from diffad.inspector import Inspector
+from diffad.pictures import drawing
 from diffad.ui import cards
 
 ROOT = Path(__file__).parents[1]
@@ -121,14 +121,14 @@ def agrees(here: dict, inspection: Inspection, near: float) -> None:
 
 @pytest.mark.parametrize("threshold", [5.0, 0.0, -1.0, -1e6, 1e9])
 def test_the_browser_paints_fully_what_lies_above_a_threshold_of_any_sign(browsed: Page, threshold: float):
-    """As `render.overlay` does, and nothing of what lies far below."""
+    """As `drawing.overlay` does, and nothing of what lies far below."""
     unit = max(abs(threshold), 1.0)
     values = [threshold + unit * step for step in (-2.0, -0.51, -0.3, 0.001, 0.5, 2.0)]
     fading = "([limit, values]) => values.map(diffad.fading(limit, 0.7))"
     opacities = browsed.evaluate(fading, [threshold, values])
     assert opacities[:2] == [0, 0] and opacities[3:] == [pytest.approx(0.7)] * 3
     black = np.zeros((1, 6, 3), np.uint8)
-    painted = render.overlay(black, np.array([values]), 8, threshold, 0.7, contour=False)
-    whole = render.heatmap(np.array([values]), 8)[0].astype(float)
+    painted = drawing.overlay(black, np.array([values]), 8, threshold, 0.7, contour=False)
+    whole = drawing.heatmap(np.array([values]), 8)[0].astype(float)
     for opacity, shown, full in zip(opacities, painted[0], whole):
         assert shown == pytest.approx(opacity * full, abs=1)

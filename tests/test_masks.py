@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad.data import Sample, read_image
-from diffad.masks import mask_of, read_mask, reduced_mask, settled
-from diffad.synthetic import make_part
+from diffad.pictures.masks import mask_of, read_mask, reduced_mask, settled
+from diffad.pictures.reading import read_image
+from diffad.pictures.samples import Sample
+from diffad.synthetic.parts import make_part
 
 SHAPE = (64, 80)
 DEFECT = np.zeros(SHAPE, bool)

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from diffad.metrics import (
+from diffad.method.metrics import (
     aupimo,
     aupro,
     auroc,

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffad import features as features_module
-from diffad import unet as unet_module
-from diffad.diffusion import Schedule, hybrid_loss
-from diffad.features import DEFAULT_BACKBONE, FeatureExtractor
-from diffad.unet import UNet, UNetConfig, autocast, timestep_embedding
+from diffad.method import features as features_module
+from diffad.method import unet as unet_module
+from diffad.method.diffusion import Schedule, hybrid_loss
+from diffad.method.features import DEFAULT_BACKBONE, FeatureExtractor
+from diffad.method.unet import UNet, UNetConfig, autocast, timestep_embedding
 
 SMALL = UNetConfig(size=32, patch=2, channels=(32, 64), feature_channels=5, feature_level=1)
 

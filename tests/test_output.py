@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad import output, render
-from diffad.cli import main
+from diffad import output
+from diffad.cli.main import main
 from diffad.output import OutputError
+from diffad.pictures import animation
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "assets" / "samples"
@@ -26,7 +27,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-from diffad.cli import main
+from diffad.cli.main import main
 raise SystemExit(main(sys.argv[2:]))
 """
 posix = pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")
@@ -102,10 +103,10 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_it(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
 def test_an_animation_that_fails_leaves_the_old_one(tmp_path, suffix, monkeypatch):
-    if suffix == ".mp4" and not render.has_mp4():
+    if suffix == ".mp4" and not animation.has_mp4():
         pytest.skip("no encoder here")
     frames = [np.full((40, 40, 3), grey, np.uint8) for grey in (0, 99, 200)]
-    film = render.animation(frames, tmp_path / f"film{suffix}")
+    film = animation.animation(frames, tmp_path / f"film{suffix}")
     before = film.read_bytes()
 
     def full(*_):
@@ -113,7 +114,7 @@ def test_an_animation_that_fails_leaves_the_old_one(tmp_path, suffix, monkeypatc
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OutputError, match=r"film.* the disk is full"):
-        render.animation(frames[:2], film)
+        animation.animation(frames[:2], film)
     assert film.read_bytes() == before and os.listdir(tmp_path) == [film.name]
 
 
@@ -223,7 +224,7 @@ def test_what_serve_would_refuse_is_refused_before_models_are_loaded(
 
 
 def test_a_batch_without_room_says_so_and_keeps_its_rows(inspector, tmp_path, monkeypatch):
-    from diffad.batch import sources
+    from diffad.pictures.intake import sources
     from diffad.ui.batch import Run
     from diffad.ui.files import Storage
     from diffad.ui.turns import Turns

@@ -17,8 +17,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from diffad.inspector import Inspector
-from diffad.scoring import unusual
-from diffad.synthetic import CATEGORIES, make_part
+from diffad.method.image_score import unusual
+from diffad.synthetic.parts import CATEGORIES, make_part
 
 
 def drawn(page: Page, canvases: str) -> list[int]:

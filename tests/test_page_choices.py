@@ -12,7 +12,7 @@ from page_steps import inspect, move, samples, shows, stays_at, upload
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from diffad.synthetic import CATEGORIES, make_part
+from diffad.synthetic.parts import CATEGORIES, make_part
 
 
 def test_another_picture_ends_a_repair(page: Page):

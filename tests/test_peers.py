@@ -12,15 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffad import peers
-from diffad.cli import main
-from diffad.data import DataError, find_samples, labelled, read_image
-from diffad.diffusion import Prediction, Schedule
-from diffad.evaluation import evaluate
-from diffad.features import FeatureExtractor
-from diffad.scoring import top_mean
-from diffad.synthetic import write_set
-from diffad.tiling import Tiling
+from diffad.cli.main import main
+from diffad.measuring import peers
+from diffad.measuring.evaluation import evaluate
+from diffad.method.diffusion import Prediction, Schedule
+from diffad.method.features import FeatureExtractor
+from diffad.method.image_score import top_mean
+from diffad.method.tiling import Tiling
+from diffad.pictures.reading import DataError, read_image
+from diffad.pictures.samples import find_samples, labelled
+from diffad.synthetic.parts import write_set
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro", "aupro_05", "image_ap", "pixel_ap")
 

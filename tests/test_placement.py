@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from diffad import ablation, checkpoint, inspector, profiles, training
+from diffad import checkpoint, inspector
 from diffad.checkpoint import rounded
-from diffad.gaussian import PlaceGaussian, ResidualGaussian, Scatter
 from diffad.inspector import Inspector
-from diffad.reconstruction import gradient_denoising, weighed_repair
-from diffad.scoring import PIXEL_SCORES, TIMESTEPS, Calibration, RawMaps, evidence, seen_moved
+from diffad.measuring import ablation
+from diffad.method.calibration import Calibration
+from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
+from diffad.method.repair import gradient_denoising, weighed_repair
+from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, evidence, seen_moved
+from diffad.teaching import statistics as profiles
+from diffad.teaching import training
 
 CUDA = torch.device("cuda", 0)
 

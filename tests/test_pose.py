@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 from diffad import checkpoint as checkpoints
-from diffad.data import DataError, read_image, to_square, to_uint8
 from diffad.inspector import Inspector
-from diffad.pose import Pose, Turn, Upright, find_pose
-from diffad.scoring import ImageScore
-from diffad.tiling import Tiling
-from diffad.training import TrainConfig, train
+from diffad.method.image_score import ImageScore
+from diffad.method.pose import Pose, Turn, Upright, find_pose
+from diffad.method.tiling import Tiling
+from diffad.pictures.geometry import to_square, to_uint8
+from diffad.pictures.reading import DataError, read_image
+from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.training import train
 
 HEIGHT, WIDTH = 300, 360
 HEAVY, LIGHT = 34, 6  # half the width of a wedge at its ends, px

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffad import profiles
-from diffad.metrics import aupro, auroc
-from diffad.profiles import artificial_defects, in_words, rehearse
-from diffad.rehearsal import KINDS, _likely_centres, add_defect
-from diffad.scoring import CELLS, TIMESTEPS, Calibration, ImageScore, RawMaps, threshold_for
-from diffad.stress import robustness
-from diffad.synthetic import make_part
+from diffad.method.artificial_defects import KINDS, _likely_centres, add_defect
+from diffad.method.calibration import Calibration
+from diffad.method.image_score import CELLS, ImageScore, threshold_for
+from diffad.method.metrics import aupro, auroc
+from diffad.method.scoring import TIMESTEPS, RawMaps
+from diffad.synthetic.parts import make_part
+from diffad.teaching import statistics as profiles
+from diffad.teaching.statistics import artificial_defects, in_words, rehearse
+from diffad.teaching.stress import robustness
 
 
 @pytest.fixture(scope="module")

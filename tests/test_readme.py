@@ -30,7 +30,7 @@ def test_every_file_they_name_is_there():
 
 
 def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
-    from diffad.cli import main
+    from diffad.cli.main import main
     from diffad.inspector import Inspector
 
     for command in ("inspect", "reconstruct", "evaluate"):
@@ -48,7 +48,7 @@ def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
 
 
 def test_every_command_they_name_exists():
-    from diffad.cli import main
+    from diffad.cli.main import main
 
     for command in set(re.findall(r"^(?:\.venv/bin/)?diffad (\w+)|`diffad (\w+)", BOTH, re.MULTILINE)):
         try:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, residual_gaussian, smooth_mean
 
-from diffad.diffusion import Prediction, Schedule
-from diffad.gaussian import PlaceGaussian, ResidualGaussian
-from diffad.reconstruction import (
+from diffad.method.diffusion import Prediction, Schedule
+from diffad.method.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.method.repair import (
     FILLED_TO,
     FINEST,
     RENEWED,
@@ -19,7 +19,7 @@ from diffad.reconstruction import (
     repair_weight,
     weighed_repair,
 )
-from diffad.scoring import TIMESTEPS, denoise_all, grid_of, moved, noise_for
+from diffad.method.scoring import TIMESTEPS, denoise_all, grid_of, moved, noise_for
 
 LINEAR = Schedule.linear()
 SIZE, CELL = 16, 2

@@ -10,23 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageSequence
 
-from diffad import render
-from diffad.data import DataError
 from diffad.inspection import map_limit_for, verdict_for
-from diffad.render import (
-    COLORMAPS,
-    Reel,
-    animation,
-    contours,
-    evidence_sheet,
-    has_mp4,
-    heatmap,
-    loss_plot,
-    overlay,
-    png_bytes,
-    reduced,
-)
-from diffad.scoring import fuse, weights_in_words
+from diffad.method.fusion import fuse, weights_in_words
+from diffad.pictures import drawing
+from diffad.pictures.animation import Reel, animation, has_mp4
+from diffad.pictures.drawing import COLORMAPS, contours, heatmap, overlay, png_bytes, reduced
+from diffad.pictures.plots import loss_plot
+from diffad.pictures.reading import DataError
+from diffad.report.sheet import evidence_sheet
 
 
 def photograph(height: int = 64, width: int = 64) -> np.ndarray:
@@ -240,7 +231,7 @@ def test_sheet_takes_only_the_chosen_timesteps_and_tells_the_verdicts_apart():
     several.timesteps = (200,)
     assert evidence_sheet(several, 8).shape == evidence_sheet(inspection(timesteps=(200,)), 8).shape
     sheets = [evidence_sheet(inspection(score=score), 8) for score in (8.6, 2.7, 1.0)]
-    colours = [ImageColor.getrgb(name) for name in (render.ALARM, render.WARNING, render.CALM)]
+    colours = [ImageColor.getrgb(name) for name in (drawing.ALARM, drawing.WARNING, drawing.CALM)]
     shown = [[bool((sheet[:60] == colour).all(axis=-1).any()) for colour in colours] for sheet in sheets]
     assert shown == np.eye(3, dtype=bool).tolist()
 

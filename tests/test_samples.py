@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from diffad.data import DataError, Sample, find_all, find_samples, is_good_name
-from diffad.labels import folders_in_words, resembles_good, stray_masks
+from diffad.pictures.labels import folders_in_words, resembles_good, stray_masks
+from diffad.pictures.reading import DataError
+from diffad.pictures.samples import Sample, find_all, find_samples, is_good_name
 
 
 def touch(path: Path) -> Path:

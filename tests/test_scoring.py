@@ -8,39 +8,37 @@ import pytest
 import torch
 from gaussian_world import GaussianWorld, alpha_bar, residual_gaussian, smooth_mean
 
-from diffad import scoring
-from diffad.diffusion import Prediction, Schedule
-from diffad.gaussian import ResidualGaussian
-from diffad.scoring import (
+from diffad.method import scoring
+from diffad.method.calibration import from_codes, to_codes
+from diffad.method.diffusion import Prediction, Schedule
+from diffad.method.fusion import PIXEL_TRUST, branch_weights, fuse, weights_in_words
+from diffad.method.gaussian import ResidualGaussian
+from diffad.method.image_score import (
     CELLS,
     CHANGED_RATE,
     PEAK,
-    PIXEL_TRUST,
+    ImageScore,
+    law_of_changed,
+    rate_bounds,
+    rate_for,
+    threshold_for,
+    top_mean,
+    unusual,
+)
+from diffad.method.regions import find_regions
+from diffad.method.scoring import (
     TIMESTEPS,
     UNSEEN,
-    ImageScore,
     Seen,
-    branch_weights,
     denoise_all,
     evidence,
-    find_regions,
-    from_codes,
-    fuse,
-    law_of_changed,
     moved,
     noise_for,
     offset_of,
     pixel_score,
-    rate_bounds,
-    rate_for,
     residual_maps,
     seen_moved,
     smooth,
-    threshold_for,
-    to_codes,
-    top_mean,
-    unusual,
-    weights_in_words,
 )
 
 LINEAR = Schedule.linear()

@@ -11,15 +11,16 @@ from PIL import Image
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import CheckpointError
-from diffad.diffusion import Schedule
-from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
-from diffad.profiles import block, limits
-from diffad.rehearsal import add_small_defect
-from diffad.sizes import find_size, in_words, sizes_for, smallest_that_finds
-from diffad.synthetic import make_part
-from diffad.training import TrainConfig, train
-from diffad.unet import UNet, UNetConfig
+from diffad.method.artificial_defects import add_small_defect
+from diffad.method.diffusion import Schedule
+from diffad.method.features import FeatureExtractor
+from diffad.method.unet import UNet, UNetConfig
+from diffad.synthetic.parts import make_part
+from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.sizes import find_size, in_words, sizes_for, smallest_that_finds
+from diffad.teaching.statistics import block, limits
+from diffad.teaching.training import train
 
 SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 

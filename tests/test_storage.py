@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from diffad import batch
-from diffad.data import DataError
 from diffad.inspector import Inspector
+from diffad.pictures import intake
+from diffad.pictures.reading import DataError
 from diffad.ui import files
 from diffad.ui.batch import Run
 from diffad.ui.files import HOUR, PREFIX, Storage
@@ -40,7 +40,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def a_run(storage: Storage, inspector: Inspector, pictures: list[Path], **settings) -> Run:
     folder = storage.batch_folder()
-    found = batch.sources(pictures, folder / "pictures", claim=storage.make_room)
+    found = intake.sources(pictures, folder / "pictures", claim=storage.make_room)
     usual = {"alpha": 0.5, "timesteps": inspector.timesteps, "category": "gear"} | settings
     run = Run("parts", inspector, found, folder, usual, Turns(), storage)
     storage.runs[run.id] = run
@@ -94,7 +94,7 @@ def test_a_running_batch_never_goes(storage: Storage, inspector: Inspector, cloc
     folder = storage.batch_folder()
     settings = {"alpha": 0.5, "timesteps": inspector.timesteps}
     with turns.of("somebody else")():
-        run = Run("parts", inspector, batch.sources([uploaded], folder), folder, settings, turns, storage)
+        run = Run("parts", inspector, intake.sources([uploaded], folder), folder, settings, turns, storage)
         storage.runs[run.id] = run
         clock.ahead = 100 * HOUR
         storage.sweep()

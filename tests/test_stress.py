@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad import quality
-from diffad.cli import main
-from diffad.data import DataError, find_samples
-from diffad.nuisances import NUISANCES, random_copy
-from diffad.stress import VERDICTS_EACH, _bears, in_words, robustness, robustness_rows, stress, stress_table
-from diffad.synthetic import make_part
+from diffad.cli.main import main
+from diffad.method.nuisances import NUISANCES, random_copy
+from diffad.pictures import quality
+from diffad.pictures.reading import DataError
+from diffad.pictures.samples import find_samples
+from diffad.synthetic.parts import make_part
+from diffad.teaching.stress import (
+    VERDICTS_EACH,
+    _bears,
+    in_words,
+    robustness,
+    robustness_rows,
+    stress,
+    stress_table,
+)
 
 
 class LightMeter:
@@ -176,7 +185,7 @@ def test_a_picture_that_is_off_as_a_whole_is_named_and_an_ordinary_one_is_not():
 
 
 def test_the_command_writes_table_numbers_and_plot(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("diffad.commands._load_inspector", lambda arguments: LightMeter(15))
+    monkeypatch.setattr("diffad.cli.main.commands._load_inspector", lambda arguments: LightMeter(15))
     command = ["stress", str(parts), "--limit", "1", "--out", str(tmp_path / "out")]
     assert main(command) == 0
     assert not (tmp_path / "out" / "stress.png").exists()

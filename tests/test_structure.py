@@ -11,39 +11,35 @@ import pytest
 import diffad
 
 PACKAGE = Path(diffad.__file__).parent
-FLOORS = {
-    0: {"depth", "devices", "diffusion", "gaussian", "metrics", "nuisances", "quality", "scoring"},
-    1: {"unet", "features"},
-    2: {"reconstruction", "rehearsal", "data", "masks", "duplicates", "labels", "pose", "tiling",
-        "inspection", "synthetic", "checkpoint", "render", "output"},
-    3: {"training", "profiles", "sizes", "inspector", "ablation", "evaluation", "evaluation_report", "report",
-        "peers", "batch", "benchmark", "stress"},
-    4: {"cli", "commands", "console", "ui"},
+ROOMS = (  # a room imports from those before it, and a folder counts as one room
+    "output", "pictures", "method", "synthetic", "checkpoint", "inspection", "inspector", "report",
+    "teaching", "measuring", "batch", "benchmark", "ui", "cli",
+)  # fmt: skip
+NUMERIC = {  # what is mathematics alone: torch, NumPy and OpenCV besides the standard library
+    f"method.{name}"
+    for name in ("devices", "diffusion", "gaussian", "metrics", "nuisances", "scoring", "calibration",
+                 "fusion", "image_score", "regions")
+}  # fmt: skip
+NETWORKS = {"method.unet", "method.features"}
+GROUND = {"torch", "numpy", "cv2"}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not path.name.startswith("__") or path.parent.name == "ui"
 }
-SPLIT_BY_JOB = {"synthetic"}  # synthetic_*.py live on the same floor
-GROUND = {"torch", "numpy", "cv2"}  # all that floor 0 may know besides the standard library
 
 
-def files() -> dict[str, list[Path]]:
-    """Every file of the package by module name; a folder counts as one module."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        found.setdefault(path.relative_to(PACKAGE).with_suffix("").parts[0], []).append(path)
-    return {name: paths for name, paths in found.items() if not name.startswith("__")}
-
-
-def floor(module: str) -> int:
-    for number, modules in FLOORS.items():
-        if module in modules or module.split("_")[0] in SPLIT_BY_JOB & modules:
-            return number
-    pytest.fail(f"{module} has no floor: say in FLOORS where it belongs")
+def room(module: str) -> int:
+    name = module.partition(".")[0]
+    assert name in ROOMS, f"{name} is no room: say in ROOMS where it belongs"
+    return ROOMS.index(name)
 
 
 @cache
 def imports(path: Path) -> frozenset[tuple[str, ...]]:
     """Everything imported anywhere in a file, inside functions and for types too, as dotted parts.
 
-    `from diffad import X` and `diffad.X` count as X's home, so that the door is no way around the floors.
+    `from diffad import X` and `diffad.X` count as X's home, so that the door is no way around the order.
     """
     found: set[tuple[str, ...]] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -57,72 +53,70 @@ def imports(path: Path) -> frozenset[tuple[str, ...]]:
     return frozenset(found)
 
 
-def siblings(module: str) -> set[str]:
+def known(module: str) -> set[str]:
     """The package's modules that a module imports, whichever way."""
     found = set()
-    for path in files()[module]:
-        for parts in imports(path):
-            if parts[0] == "diffad" and len(parts) > 1 and parts[1] != "__version__":
-                found.add(diffad._HOMES.get(parts[1], parts[1]))
+    for parts in imports(MODULES[module]):
+        if parts[0] == "diffad" and len(parts) > 1 and parts[1] != "__version__":
+            parts = (*diffad._HOMES[parts[1]].split("."),) if parts[1] in diffad._HOMES else parts[1:]
+            full = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+            found.add(next((name for name in full if name in MODULES), full[-1]))
     return found - {module}
 
 
-MODULES = sorted(files())
-
-
-def test_every_planned_module_is_seen():
-    assert set().union(*FLOORS.values()) <= set(MODULES)
+def test_every_room_is_there():
+    assert {module.partition(".")[0] for module in MODULES} == set(ROOMS)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_never_lead_upstairs(module):
-    above = {other for other in siblings(module) if floor(other) > floor(module)}
-    assert not above, f"{module} (floor {floor(module)}) imports {above}"
+def test_a_room_imports_only_from_those_before_it(module):
+    later = {other for other in known(module) if room(other) > room(module)}
+    assert not later, f"{module} imports {later}"
 
 
-def test_imports_have_no_cycle():
+def test_no_file_imports_itself_in_the_end():
     order: list[str] = []
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, " → ".join((*path, module))
-        if module not in order:
-            for other in sorted(siblings(module)):
+        if module not in order and module in MODULES:
+            for other in sorted(known(module)):
                 visit(other, (*path, module))
             order.append(module)
 
     for module in MODULES:
         visit(module, ())
-    assert sorted(order) == MODULES
+    assert sorted(order) == sorted(MODULES)
 
 
-@pytest.mark.parametrize("module", sorted(FLOORS[0]))
-def test_the_ground_floor_knows_only_torch_numpy_and_opencv(module):
-    tops = {parts[0] for path in files()[module] for parts in imports(path)}
+@pytest.mark.parametrize("module", sorted(NUMERIC))
+def test_mathematics_knows_only_torch_numpy_and_opencv(module):
+    tops = {parts[0] for parts in imports(MODULES[module])}
     assert tops - GROUND - set(sys.stdlib_module_names) <= {"diffad", "__future__"}
-    assert siblings(module) <= FLOORS[0]
+    assert known(module) <= NUMERIC
 
 
 def test_only_the_page_knows_gradio():
     users = {
-        name for name in MODULES for path in files()[name] if any(p[0] == "gradio" for p in imports(path))
+        module for module, path in MODULES.items() if any(parts[0] == "gradio" for parts in imports(path))
     }
-    assert users == {"ui"}
+    assert users and all(module.startswith("ui") for module in users)
 
 
 def test_training_and_inspector_do_not_know_each_other():
-    assert "inspector" not in siblings("training") and "training" not in siblings("inspector")
+    assert "inspector" not in known("teaching.training")
+    assert not any(module.startswith("teaching") for module in known("inspector"))
 
 
 def test_only_the_networks_use_bf16():
     """Whoever calls them stays outside autocast, so that scores and divergences are float32."""
     users = {
-        name
-        for name in MODULES
-        for path in files()[name]
+        module
+        for module, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if "autocast" in (getattr(node, "id", None), getattr(node, "attr", None))
     }
-    assert users == FLOORS[1]
+    assert users == NETWORKS
 
 
 def test_importing_the_package_imports_nothing_heavy():

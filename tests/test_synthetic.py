@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from diffad.data import DataError, find_samples
-from diffad.synthetic import CATEGORIES, DEFECTS, Part, make_part, write_set
+from diffad.pictures.reading import DataError
+from diffad.pictures.samples import find_samples
+from diffad.synthetic.parts import CATEGORIES, DEFECTS, Part, make_part, write_set
 
 SIZE = 128
 KINDS = [(category, defect) for category in CATEGORIES for defect in DEFECTS[category]]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffad.data import DataError, Geometry
 from diffad.inspector import Inspector
-from diffad.scoring import branch_weights
-from diffad.synthetic import make_part
-from diffad.tiling import GRID, TILE_CELLS, Tiling, smallest_side
+from diffad.method.fusion import branch_weights
+from diffad.method.tiling import GRID, TILE_CELLS, Tiling, smallest_side
+from diffad.pictures.geometry import Geometry
+from diffad.pictures.reading import DataError
+from diffad.synthetic.parts import make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"
 SHAPES = [

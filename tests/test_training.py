@@ -20,30 +20,20 @@ from PIL import Image
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import CheckpointError
-from diffad.data import DataError, read_image
-from diffad.features import FeatureExtractor
 from diffad.inspector import Inspector
-from diffad.profiles import fit_profile, in_words
-from diffad.scoring import ImageScore, from_codes, weighed
-from diffad.synthetic import CATEGORIES, make_part, write_set
-from diffad.training import (
-    TrainConfig,
-    _cut_log,
-    _holes,
-    _learned_before,
-    _loop,
-    _Pool,
-    _prepare,
-    _readable,
-    load_normal,
-    normal_paths,
-    split_held_out,
-    symmetries,
-    told_apart,
-    train,
-    turned,
-)
-from diffad.unet import UNet, UNetConfig
+from diffad.method.calibration import from_codes
+from diffad.method.features import FeatureExtractor
+from diffad.method.fusion import weighed
+from diffad.method.image_score import ImageScore
+from diffad.method.unet import UNet, UNetConfig
+from diffad.pictures.reading import DataError, read_image
+from diffad.synthetic.parts import CATEGORIES, make_part, write_set
+from diffad.teaching.good_pictures import load_normal, normal_paths, readable, split_held_out, told_apart
+from diffad.teaching.pool import Pool, symmetries, turned
+from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.state import cut_log
+from diffad.teaching.statistics import fit_profile, in_words
+from diffad.teaching.training import _holes, _learned_before, _loop, _prepare, train
 
 SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 
@@ -110,7 +100,8 @@ def test_a_picture_that_does_not_belong_is_left_out_and_shown(trained, tmp_path)
 
 
 def test_pictures_of_several_kinds_are_all_kept(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffad.training.unusual", lambda scores, rate=0: np.arange(len(scores)) % 3 == 0)
+    several = lambda scores, rate=0: np.arange(len(scores)) % 3 == 0  # noqa: E731
+    monkeypatch.setattr("diffad.teaching.training.unusual", several)
     out = train(config(steps=0, size=64, stressed=0), [photos(tmp_path / "gear", range(9))],
                 tmp_path / "m.safetensors", start_from=trained)  # fmt: skip
     assert checkpoints.load(out).profiles["gear"].rehearsal["left_out"] == {}
@@ -163,10 +154,10 @@ def test_statistics_of_a_category_that_the_network_learned_from_need_no_plain_fe
 
 
 def test_any_seed_that_the_command_takes_will_do(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffad.training.symmetries", lambda *_: (0,))
+    monkeypatch.setattr("diffad.teaching.pool.symmetries", lambda *_: (0,))
     split = [split_held_out(images, 0.3)[0] for images in load_normal(normal_paths([parts]), 64)[0].values()]
     run = _prepare(config(steps=1, seed=2**53), None, split, 1, 0, torch.device("cpu"))
-    assert len(list(_loop(run, _Pool(run, split)))) == 1
+    assert len(list(_loop(run, Pool(run, split)))) == 1
 
 
 def test_held_out_pictures_are_not_trained_on():
@@ -192,8 +183,8 @@ def test_changed_pictures_are_called_held_out_only_if_nothing_was_learned_from_t
         judged.append(path)
         return read_image(path, bits)
 
-    monkeypatch.setattr("diffad.training.fit_profile", fit)
-    monkeypatch.setattr("diffad.stress.read_image", read)
+    monkeypatch.setattr("diffad.teaching.training.fit_profile", fit)
+    monkeypatch.setattr("diffad.teaching.stress.read_image", read)
     found = []
     for stressed in (1, 2):  # of four that are held out: three times one, not three times two
         out = train(config(steps=0, stressed=stressed), data, tmp_path / "m.safetensors", start_from=trained)
@@ -267,7 +258,7 @@ def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, m
         held_out.append(held)
         raise Seen
 
-    monkeypatch.setattr("diffad.training.fit_profile", look)
+    monkeypatch.setattr("diffad.teaching.training.fit_profile", look)
     for seed in (0, 5):
         with pytest.raises(Seen):
             train(config(steps=0, seed=seed), [parts], tmp_path / "m.safetensors", start_from=trained)
@@ -329,7 +320,7 @@ def test_the_brightest_picture_tells_how_all_of_its_category_are_read(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(values).save(tmp_path / folder / f"{seed}.png")
     said: list[str] = []
-    paths, bits = _readable(normal_paths([tmp_path / "flat", tmp_path / "deep"]), False, said.append)
+    paths, bits = readable(normal_paths([tmp_path / "flat", tmp_path / "deep"]), False, said.append)
     assert bits == {"flat": None, "deep": 12} and said == ["deep: 12-bit pictures"]
     read = load_normal(paths, 64, bits)[0]
     assert (read["flat"].int() - read["deep"].int()).abs().max() <= 1
@@ -373,15 +364,15 @@ def test_a_log_is_cut_back_to_the_step_that_the_run_goes_on_from(tmp_path, rest)
     log = tmp_path / "m.log.jsonl"
     kept = '{"step": 1}\n{"step": 11}\n'
     log.write_text(kept + rest)
-    _cut_log(log, step=20)
+    cut_log(log, step=20)
     assert log.read_text() == kept
-    _cut_log(tmp_path / "none.log.jsonl", step=20)
+    cut_log(tmp_path / "none.log.jsonl", step=20)
 
 
 def test_a_process_killed_by_signal_leaves_a_state_to_resume(parts, tmp_path):
     out = tmp_path / "m.safetensors"
     code = (
-        "import sys; from pathlib import Path; from diffad.training import *;"
+        "import sys; from pathlib import Path; from diffad.teaching.training import *;"
         "from diffad.unet import UNetConfig;"
         "c = TrainConfig(steps=100000, unet=UNetConfig(size=64, channels=(64, 64)), batch=4);"
         f"train(c, [{str(parts)!r}], {str(out)!r}, save_every=0.5)"
@@ -453,7 +444,7 @@ def test_every_category_has_its_share_and_features_belong_to_their_pictures(extr
     categories = [noise_pictures(0)[:4], (noise_pictures(0) // 4)]  # few bright ones, many dark ones
     settings = config(unet=UNetConfig(size=64, channels=(64, 64), feature_channels=192), variants=2)
     run = _prepare(settings, None, categories, 1, 0, torch.device("cpu"))
-    pool = _Pool(run, categories)
+    pool = Pool(run, categories)
     generator = torch.Generator().manual_seed(0)
     bright = 0
     for _ in range(10):
@@ -467,13 +458,13 @@ def test_every_category_has_its_share_and_features_belong_to_their_pictures(extr
 def test_half_of_the_pictures_are_shown_with_defects_and_the_same_ones_again(extractor):
     pictures = noise_pictures(0)[:6] // 2
     settings = config(unet=UNetConfig(size=64, channels=(64, 64), feature_channels=192))
-    pool = _Pool(_prepare(settings, None, [pictures], 1, 0, torch.device("cpu")), [pictures])
+    pool = Pool(_prepare(settings, None, [pictures], 1, 0, torch.device("cpu")), [pictures])
     x_start, shown, _ = pool.draw(40, torch.Generator().manual_seed(1))
     changed = (x_start != shown).any(dim=1).flatten(1).float().mean(dim=1)  # share of each picture
     assert 12 <= int((changed > 0).sum()) <= 28 and float(changed.max()) < 0.9
     again = pool.draw(40, torch.Generator().manual_seed(1))
     assert torch.equal(again[0], x_start) and torch.equal(again[1], shown)
-    clean = _Pool(replace(pool.run, config=replace(settings, spoiled=0.0)), [pictures])
+    clean = Pool(replace(pool.run, config=replace(settings, spoiled=0.0)), [pictures])
     assert torch.equal(*clean.draw(8, torch.Generator().manual_seed(2))[:2])
 
 
@@ -554,7 +545,7 @@ def test_two_processes_train_one_model(parts, tmp_path):
     out = tmp_path / "ddp.safetensors"
     script = tmp_path / "run.py"
     script.write_text(
-        "from diffad.training import *\n"
+        "from diffad.teaching.training import *\n"
         f"config = TrainConfig(steps=3, unet=UNetConfig(size=64, channels=(64, 64)), batch=2)\n"
         f"train(config, [{str(parts)!r}], {str(out)!r}, device='cpu')\n"
     )
@@ -573,6 +564,6 @@ def test_two_processes_train_one_model(parts, tmp_path):
 def test_an_unfinished_run_is_pointed_out(parts, tmp_path, caplog):
     out = tmp_path / "m.safetensors"
     out.with_suffix(".resume.safetensors").touch()
-    with caplog.at_level(logging.WARNING, logger="diffad.training"):
+    with caplog.at_level(logging.WARNING, logger="diffad.teaching.training"):
         train(config(steps=1), [parts], out)
     assert "unfinished run" in caplog.text

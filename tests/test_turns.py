@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad.data import DataError
 from diffad.inspector import Inspector
-from diffad.synthetic import CATEGORIES, make_part
+from diffad.pictures.reading import DataError
+from diffad.synthetic.parts import CATEGORIES, make_part
 from diffad.ui.turns import Turns, Unwanted
 
 

@@ -23,11 +23,13 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from diffad import batch, render
-from diffad.data import DataError, Sample, subfolders
+from diffad import batch
 from diffad.inspection import LOOK_RATE
+from diffad.method.calibration import RULE
 from diffad.output import OutputError, whole, write
-from diffad.scoring import RULE
+from diffad.pictures import drawing, intake
+from diffad.pictures.reading import DataError
+from diffad.pictures.samples import Sample, subfolders
 from diffad.ui import files
 from diffad.ui.layout import html
 from diffad.ui.turns import Turns, Unwanted, caller
@@ -170,7 +172,7 @@ class Run:
             reduced = batch.reduced_map(inspection)
             try:
                 self._storage.make_room(reduced.nbytes)
-                write(self._map_file(number), render.npy_bytes(reduced), sync=False)
+                write(self._map_file(number), drawing.npy_bytes(reduced), sync=False)
             except DataError as error:
                 row = batch.Row(row.name, row.sample, {}, f"{row.name} is not kept: {error}")
                 inspection = None
@@ -375,7 +377,7 @@ def add(
         model, *controls = settings
         folder = storage.batch_folder()
         try:
-            pictures = batch.sources(paths, folder / "pictures", within, storage.make_room)
+            pictures = intake.sources(paths, folder / "pictures", within, storage.make_room)
         except DataError as error:
             shutil.rmtree(folder, ignore_errors=True)
             return refuse(str(error))

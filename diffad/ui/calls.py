@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import gradio as gr
 
-from diffad.data import DataError
+from diffad.pictures.reading import DataError
 from diffad.ui.files import Storage
 from diffad.ui.turns import Unwanted, give_up
 

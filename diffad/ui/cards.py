@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from diffad import render
-from diffad.scoring import RULE
+from diffad.method.calibration import RULE
+from diffad.pictures import drawing
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -35,7 +35,7 @@ def png_uri(picture: np.ndarray) -> str:
 
 def picture_uri(picture: np.ndarray) -> str:
     """A data URI for the viewer: a small picture lossless, a large one as JPEG of high quality."""
-    small = render.reduced(picture, VIEW_PIXELS)
+    small = drawing.reduced(picture, VIEW_PIXELS)
     if small.shape[0] * small.shape[1] <= LOSSLESS:
         return png_uri(small)
     _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
@@ -101,7 +101,7 @@ def seen_in_words(inspection: Inspection) -> str:
 def colormaps() -> dict[str, str]:
     """By name 256 RGB entries, base64."""
     ramp = np.arange(256, dtype=np.float32)[None]
-    return {name: base64_of(render.heatmap(ramp, 255, name)) for name in render.COLORMAPS}
+    return {name: base64_of(drawing.heatmap(ramp, 255, name)) for name in drawing.COLORMAPS}
 
 
 # What the scripts fill. The templates hold no value, so that Gradio never draws them anew and the divider,
@@ -215,7 +215,7 @@ def thumbnails(samples: Sequence[Path]) -> str:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = png_uri(render.reduced(picture[..., ::-1], 96))
+        uri = png_uri(drawing.reduced(picture[..., ::-1], 96))
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

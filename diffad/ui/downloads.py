@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from diffad import __version__, render
+from diffad import __version__
 from diffad.batch import json_text
-from diffad.report import number, report, share_in_words
-from diffad.scoring import fuse
+from diffad.method.fusion import fuse
+from diffad.pictures import animation, drawing
+from diffad.report.document import number, report, share_in_words
+from diffad.report.sheet import evidence_sheet
 from diffad.ui import cards
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ OF_INSPECTION = {
     "report": "Report", "overlay": "Overlay PNG", "map": "Map .npy", "evidence": "Evidence PNG",
     "json": "JSON",
 }  # fmt: skip
-OF_FILM = {"gif": "GIF", "webp": "WebP"} | ({"mp4": "MP4"} if render.has_mp4() else {})
+OF_FILM = {"gif": "GIF", "webp": "WebP"} | ({"mp4": "MP4"} if animation.has_mp4() else {})
 PLAYED_PIXELS = 384  # longest side of a frame in the page's player
 FRAMES_PLAYED = 60
 FULL_PRECISION = 2**22  # px; of larger pictures the zip holds the full-size map as float16
@@ -71,9 +73,9 @@ class Film:
             self._best = step
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
             return
-        frame = render.reduced(step.image, render.FRAME_SIDE)
+        frame = drawing.reduced(step.image, animation.FRAME_SIDE)
         self.frames.append(frame)
-        played = render.png_bytes(render.reduced(frame, PLAYED_PIXELS))
+        played = drawing.png_bytes(drawing.reduced(frame, PLAYED_PIXELS))
         path = self._keep(played, f"step-{step.index:03d}.png")
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}  # Gradio adds the address
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
@@ -173,37 +175,37 @@ def contents(
         page = report(inspection, inspector, name, repaired, score, opacity, colormap)
         return f"{name}-report.html", page.encode()
     if kind == "overlay":
-        shown = render.overlay(
+        shown = drawing.overlay(
             inspection.image, inspection.anomaly_map, vmax, inspection.map_limit, opacity, colormap,
             contour=inspection.verdict != "good",
         )  # fmt: skip
-        return f"{name}-overlay.png", render.png_bytes(shown)
+        return f"{name}-overlay.png", drawing.png_bytes(shown)
     if kind == "map":
-        return f"{name}-map.npy", render.npy_bytes(inspection.anomaly_map)
+        return f"{name}-map.npy", drawing.npy_bytes(inspection.anomaly_map)
     if kind == "evidence":
-        return f"{name}-evidence.png", render.png_bytes(render.evidence_sheet(inspection, vmax, colormap))
+        return f"{name}-evidence.png", drawing.png_bytes(evidence_sheet(inspection, vmax, colormap))
     if kind == "json":
         return f"{name}.json", json_text(summary(inspection, inspector, name)).encode()
     if kind in OF_FILM:
         assert film is not None and film.frames
         with tempfile.TemporaryDirectory() as folder:
-            path = render.animation(film.frames, Path(folder) / f"{name}-repair.{kind}")
+            path = animation.animation(film.frames, Path(folder) / f"{name}-repair.{kind}")
             return path.name, path.read_bytes()
     assert kind == "all", kind
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr(f"{name}.png", render.png_bytes(inspection.image))
+        archive.writestr(f"{name}.png", drawing.png_bytes(inspection.image))
         kinds = ["report", "overlay", "evidence", *(OF_FILM if film is not None and film.frames else ())]
         for each in kinds:
             archive.writestr(*contents(each, inspection, inspector, film, vmax, opacity, colormap, name))
         if _repaired(film):
-            archive.writestr(f"{name}-repaired.png", render.png_bytes(film.repaired))
+            archive.writestr(f"{name}-repaired.png", drawing.png_bytes(film.repaired))
         small = inspection.image.shape[0] * inspection.image.shape[1] <= FULL_PRECISION
         values = inspection.anomaly_map if small else inspection.anomaly_map.astype(np.float16)
-        archive.writestr(f"{name}-map.npy", render.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
+        archive.writestr(f"{name}-map.npy", drawing.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
         scales = {}
         for key, values in _maps(inspection).items():
-            archive.writestr(f"maps/{key}.npy", render.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
+            archive.writestr(f"maps/{key}.npy", drawing.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
             png, scales[f"maps/{key}.png"] = _sixteen_bit(values)
             archive.writestr(f"maps/{key}.png", png)
         about = summary(inspection, inspector, name) | {"maps": {

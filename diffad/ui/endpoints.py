@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from diffad import batch as batches
-from diffad import render
-from diffad.data import DataError
 from diffad.inspection import LOOK_RATE
+from diffad.pictures import animation, drawing
+from diffad.pictures.reading import DataError
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
 from diffad.ui.turns import AT_ONCE, Turns
 
@@ -64,11 +64,11 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
                 bits=whole("bits", bits) or None, turn=turns.of_caller(), max_tiles=turns.max_tiles,
                 progress=lambda done, total: progress((done, total), unit="tiles"),
             )
-            heat = render.overlay(
+            heat = drawing.overlay(
                 inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
                 inspection.map_limit, contour=inspection.verdict != "good",
             )
-            return inspection.to_dict(), storage.keep(render.png_bytes(heat), "picture.png")
+            return inspection.to_dict(), storage.keep(drawing.png_bytes(heat), "picture.png")
 
     def batch(images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
               draws: float, threshold: float, look_threshold: float, model: str, bits: float,
@@ -127,7 +127,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             model: one of the served models.
             bits: how many the camera has, of a picture in a file of 16: 8, 10, 12, 14 or 16; 0 to find out.
         """
-        reel, scores, losses = render.Reel(), [], []
+        reel, scores, losses = animation.Reel(), [], []
         with refusals(image):
             for step in find(model).reconstruct(
                 required(image), category=category or None, steps=whole("steps", steps),
@@ -141,8 +141,8 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
                 last, notes = step.image, list(step.notes)
                 progress((step.index, step.total))
             with room(), tempfile.TemporaryDirectory() as folder:
-                data = render.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
-            repaired = storage.keep(render.png_bytes(last), "repaired.png")
+                data = animation.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
+            repaired = storage.keep(drawing.png_bytes(last), "repaired.png")
             numbers = {"scores": scores, "mahalanobis": losses, "notes": notes}
             return numbers, repaired, storage.keep(data, "repair.gif")
 

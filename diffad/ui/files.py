@@ -10,19 +10,17 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from diffad.data import DataError
+from diffad.pictures.reading import DataError
+from diffad.pictures.samples import Sample
 from diffad.ui.turns import caller
-
-if TYPE_CHECKING:
-    from diffad.ui.batch import Run
 
 PREFIX = "diffad-server-"
 HOUR = 3600.0  # s
@@ -40,6 +38,23 @@ class File(NamedTuple):
     used: float
     size: int
     path: Path
+
+
+class Run(Protocol):
+    """What the storage asks of a run of a batch. used: when it was last asked about, s; pictures: with the
+    files that it works on.
+    """
+
+    id: str
+    used: float
+    pictures: Mapping[str, Sample]
+
+    @property
+    def finished(self) -> bool: ...
+
+    def cancel(self) -> None: ...
+
+    def forget(self) -> None: ...
 
 
 class Storage:

@@ -20,7 +20,7 @@ from fastapi import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse
 
-from diffad.data import DataError
+from diffad.pictures.reading import DataError
 from diffad.ui import calls, logins
 from diffad.ui.calls import Refusal
 from diffad.ui.files import Storage

@@ -12,7 +12,7 @@ import gradio as gr
 
 from diffad.inspection import LOOK_RATE, VERDICTS
 from diffad.inspector import SCALE_TOP
-from diffad.render import COLORMAPS
+from diffad.pictures.drawing import COLORMAPS
 from diffad.ui import cards, downloads
 from diffad.ui.files import picture_upload
 

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from diffad.data import DataError
 from diffad.inspection import LOOK_RATE
 from diffad.inspector import METHODS, SCALE_TOP, Turn
-from diffad.render import COLORMAPS
+from diffad.pictures.drawing import COLORMAPS
+from diffad.pictures.reading import DataError
 from diffad.ui import batch, cards, downloads, endpoints
 from diffad.ui.files import Storage, room, sentence
 from diffad.ui.layout import AUTO, CANCELLED, LOOK_RATES, RATES, TILES, WAITING, categories, html, lay_out

@@ -1,0 +1,1 @@
+"""The mathematics and the two networks: tensors and callables in, tensors out."""

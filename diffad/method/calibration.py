@@ -1,0 +1,218 @@
+"""What good pictures look like to the scores: their levels and moments, and the maps over cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffad.method.fusion import PIXEL_TRUST, PLAIN_WEIGHT, weighed
+from diffad.method.image_score import (
+    CELLS,
+    CHANGED_RATE,
+    EXCESS_FROM,
+    LEVEL,
+    PEAK,
+    ImageScore,
+)
+from diffad.method.scoring import TIMESTEPS, RawMaps, grid_of, smooth
+
+# closer where the scores change fast, and none between two grids (`grid_of`)
+CALIBRATION_TIMESTEPS = (0, 20, 50, 99, 100, 200, 299, 300, 400, 600, 800, 999)
+_ZERO = 48  # the code of 0 σ
+_STEPS = 16  # whole numbers to a unit of asinh σ, in which good pictures' maps are remembered
+_REDUCED = 64  # cells a side, at which good pictures are kept while statistics are fitted
+_TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
+_LEVEL_GRID = 32  # cells a side of the level of good maps by place
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What good pictures look like to the scores. All float32.
+
+    timesteps: the n calibrated t, rising; other t are interpolated between them. level: [2 (pixel, feature),
+    g, g], how high good maps lie at each place, relative to their mean; raw maps are divided by it (see
+    `place_level`). moments: [2, 2 (mean, σ), n] of the raw smoothed maps so divided; σ is measured at the
+    tail, so that one place in a thousand of good pictures lies above 3.09 σ, as a normal law has it: the
+    branch whose good maps have the heavier tail must not drown the other. good_maps: the standardised maps of
+    good pictures over CELLS × CELLS cells, uint8 [pictures, 2, m, CELLS, CELLS] (see `to_codes`): enough to
+    know their image scores at any α and any timesteps without the network. remembered: the m timesteps of
+    those; another has, in its own units, the values of the nearest on its grid. plain_moments [2 (mean, σ)]
+    and good_plain uint8 [pictures, CELLS, CELLS]: the same of the plain features, None without. changed: how
+    the scores of changed copies of good pictures lie (see `law_of_changed`), None if that is unknown.
+    """
+
+    timesteps: tuple[int, ...]
+    level: Tensor
+    moments: Tensor
+    remembered: tuple[int, ...]
+    good_maps: Tensor
+    plain_moments: Tensor | None = None
+    good_plain: Tensor | None = None
+    changed: tuple[float, float] | None = None
+
+    @staticmethod
+    def fit(maps: RawMaps, by_place: bool = False, reduced: RawMaps | None = None) -> Calibration:
+        """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
+
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere. reduced: the `reduced_maps` of
+        these pictures, and of more after them, at some of the timesteps: level and remembered places come
+        from those. None: of these at all timesteps.
+        """
+        reduced = reduced_maps(maps) if reduced is None else reduced
+        both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
+        small = torch.stack([reduced.pixel, reduced.feature], dim=1).float()  # [more, 2, m, cells, cells]
+        level = torch.ones(2, 1, 1)
+        if by_place:
+            level, without = place_level(small)
+            both = both / _to_size(without[: len(both)], both.shape[-1])[:, :, None]
+            small = small / _to_size(without, small.shape[-1])[:, :, None]
+        mean = both.double().mean(dim=(0, 3, 4))
+        std = _tail_deviation(both.permute(1, 2, 0, 3, 4).flatten(2), mean)  # [2, n]
+        moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
+        at = [maps.timesteps.index(t) for t in reduced.timesteps]
+        standard = (small - moments[None, :, 0, at, None, None]) / moments[None, :, 1, at, None, None]
+        plain_moments = good_plain = None
+        if reduced.plain is not None:
+            wide = reduced.plain if maps.plain is None else maps.plain
+            middle = wide.double().mean()
+            plain_moments = torch.stack([middle, _tail_deviation(wide.flatten(), middle)]).float().cpu()
+            good_plain = to_codes(_to_cells((reduced.plain - plain_moments[0]) / plain_moments[1]))
+        return Calibration(
+            maps.timesteps, level.cpu(), moments.cpu(), reduced.timesteps, to_codes(_to_cells(standard)),
+            plain_moments, good_plain,
+        )  # fmt: skip
+
+    def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
+        """Weights [len(timesteps), n] of linear interpolation in t, constant beyond the calibrated range."""
+        known = torch.tensor(self.timesteps, dtype=torch.float32)
+        t = torch.tensor(timesteps, dtype=torch.float32).clamp(known[0], known[-1])
+        right = torch.searchsorted(known, t).clamp(1, max(1, len(known) - 1))
+        if len(known) == 1:
+            return torch.ones(len(t), 1)
+        fraction = (t - known[right - 1]) / (known[right] - known[right - 1])
+        weights = torch.zeros(len(t), len(known))
+        rows = torch.arange(len(t))
+        weights[rows, right - 1], weights[rows, right] = 1 - fraction, fraction
+        return weights
+
+    def standardise(self, maps: RawMaps, levels: Tensor | None = None) -> RawMaps:
+        """(s / level − mean) / std per t and branch: the same shapes in σ of good pictures. levels: one for
+        each picture instead of `level`, [b, 2, g, g].
+        """
+        weights = self._interpolation(maps.timesteps)
+        mean, std = (self.moments @ weights.T).unbind(dim=1)  # [2, n_t] each
+        mean, std = (value.to(maps.pixel.device)[:, :, None, None] for value in (mean, std))
+        levels = self.level[None] if levels is None else levels
+        levels = _to_size(levels.to(maps.pixel.device), maps.pixel.shape[-1])  # [b or 1, 2, size, size]
+        pixel, feature = maps.pixel / levels[:, :1], maps.feature / levels[:, 1:]
+        plain = maps.plain
+        if plain is not None and self.plain_moments is not None:
+            plain = (plain - self.plain_moments[0].item()) / self.plain_moments[1].item()
+        return RawMaps((pixel - mean[0]) / std[0], (feature - mean[1]) / std[1], maps.timesteps, plain)
+
+    def scorer(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
+        """How maps are scored at this α and these timesteps."""
+        codes = self.good_maps[:, :, self.nearest(timesteps)]
+        pixel, feature = from_codes(codes).mean(dim=2).unbind(dim=1)
+        plain = None if self.good_plain is None else from_codes(self.good_plain).numpy()
+        fused = weighed(pixel.numpy(), feature.numpy(), alpha, plain)
+        return ImageScore.of(fused.reshape(len(fused), -1), self.changed)
+
+    def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
+        """Image scores of the good pictures at this α and these timesteps, float32 [pictures]."""
+        return self.scorer(alpha, timesteps).good
+
+    def nearest(self, timesteps: Sequence[int]) -> list[int]:
+        """Which of the `remembered` timesteps stands for each of these in `good_maps`. The mean over several
+        t of a grid is then that of one: a little high for good pictures, since such maps are alike but not
+        the same.
+        """
+        return [
+            min(
+                range(len(self.remembered)),
+                key=lambda i: (abs(grid_of(self.remembered[i]) - grid_of(t)), abs(self.remembered[i] - t)),
+            )
+            for t in timesteps
+        ]
+
+
+def _tail_deviation(values: Tensor, mean: Tensor) -> Tensor:
+    """σ of values [..., n] by their tail: one in a thousand lies above mean + 3.09 σ; float64 [...]."""
+    above = max(1, values.shape[-1] // 1000)
+    return ((values.topk(above, dim=-1).values[..., -1].double() - mean) / _TAIL).clamp(min=1e-8)
+
+
+def to_codes(maps: Tensor) -> Tensor:
+    """Maps in σ in whole numbers, uint8 of the same shape: 16 to a unit of asinh σ, so that a step is 0.06 σ
+    where maps are calm and 6 % where they are high.
+    """
+    return (maps.float().asinh() * _STEPS + _ZERO).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def from_codes(codes: Tensor) -> Tensor:
+    """`to_codes` undone, float32; coding again changes nothing."""
+    return ((codes.float() - _ZERO) / _STEPS).sinh()
+
+
+def _to_cells(maps: Tensor) -> Tensor:
+    """Square maps [..., s, s] → [..., CELLS, CELLS], means; repeated where there are fewer."""
+    flat = F.adaptive_avg_pool2d(maps.reshape(-1, 1, *maps.shape[-2:]), CELLS)
+    return flat.reshape(*maps.shape[:-2], CELLS, CELLS)
+
+
+def reduced_maps(maps: RawMaps) -> RawMaps:
+    """Means of maps over 64 × 64 cells: of pixels where those are fewer."""
+    cells = min(_REDUCED, maps.pixel.shape[-1])
+    pixel, feature = (F.adaptive_avg_pool2d(branch, cells) for branch in (maps.pixel, maps.feature))
+    plain = None if maps.plain is None else F.adaptive_avg_pool2d(maps.plain, cells)
+    return RawMaps(pixel, feature, maps.timesteps, plain)
+
+
+def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
+    """How high the maps of good pictures lie at each place, relative to their mean: [2, g, g], and for each
+    picture the same from the other pictures [b, 2, g, g], so that calibration does not flatter the pictures
+    it is made of.
+
+    Edges and lettering of a part that lies still are hard in every good picture, and a defect elsewhere
+    drowns in them; a part that turns has no such places. So the relative mean is raised to the power √ICC,
+    where ICC, the intraclass correlation of log maps, is the share of their variance that the place explains:
+    1 if all good pictures light up at the same places, 0 (no correction) if each does elsewhere. both: raw
+    maps [b, 2, n, size, size].
+    """
+    overall = both.mean(dim=(0, 3, 4), keepdim=True).clamp(min=1e-12)
+    relative = (both / overall).mean(dim=2)  # [b, 2, size, size]
+    maps = F.adaptive_avg_pool2d(relative, min(_LEVEL_GRID, both.shape[-1]))  # [b, 2, g, g]
+    count = len(maps)
+    if count < 2:
+        return torch.ones_like(maps[0]), torch.ones_like(maps)
+    logs = maps.clamp(min=1e-6).log()
+    within = logs.var(dim=0).mean(dim=(1, 2))  # [2]
+    between = (logs.mean(dim=0).var(dim=(1, 2)) - within / count).clamp(min=0)
+    power = (between / (between + within).clamp(min=1e-12)).sqrt()[:, None, None]
+    wide = smooth(maps, sigma=8)
+
+    def level(mean: Tensor) -> Tensor:  # never below a half: a calm place must not turn noise into evidence
+        return (mean / mean.mean(dim=(-2, -1), keepdim=True)).clamp(min=0.5) ** power
+
+    return level(wide.mean(dim=0)), level((wide.sum(dim=0) - wide) / (count - 1))
+
+
+def _to_size(grid: Tensor, size: int) -> Tensor:
+    """Maps [..., 2, g, g] → [..., 2, size, size], bilinear."""
+    flat = F.interpolate(
+        grid.reshape(-1, 1, *grid.shape[-2:]), (size, size), mode="bilinear", align_corners=False
+    )
+    return flat.reshape(*grid.shape[:-2], size, size)
+
+
+# What the browser needs to score as `ImageScore` does.
+RULE = {
+    "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM,
+    "plain_weight": PLAIN_WEIGHT, "pixel_trust": PIXEL_TRUST, "steps": _STEPS, "zero": _ZERO,
+    "changed_rate": CHANGED_RATE,
+}  # fmt: skip

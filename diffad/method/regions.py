@@ -1,0 +1,39 @@
+"""Connected parts of an anomaly map above a limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected part of the map above the threshold. box: x, y, width, height in px; area in px; peak, mean
+    in σ.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
+    mean: float
+
+    def to_dict(self) -> dict:
+        """JSON-able."""
+        return {"box": list(self.box), "area": self.area, "peak": self.peak, "mean": self.mean}
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float = 1) -> tuple[Region, ...]:
+    """8-connected components of map > threshold with at least `min_area` px, highest peak first."""
+    above = (anomaly_map > threshold).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    regions = []
+    for label in range(1, count):
+        x, y, width, height, area = (int(value) for value in stats[label])
+        if area >= min_area:
+            values = anomaly_map[y : y + height, x : x + width][
+                labels[y : y + height, x : x + width] == label
+            ]
+            regions.append(Region((x, y, width, height), area, float(values.max()), float(values.mean())))
+    return tuple(sorted(regions, key=lambda region: -region.peak))

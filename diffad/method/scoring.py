@@ -1,0 +1,236 @@
+"""Per-timestep pixel and feature scores, their calibration, fusion (11), image score, threshold and regions.
+
+One inspection: all (t, draw) pairs are one batch and one network call (`evidence`). What it returns is kept,
+so that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
+`fuse`) without a network.
+
+Units. Raw pixel scores are squared Mahalanobis distances per component between what a backbone sees of the
+picture and of x̂_0 (or what other kind a checkpoint names), raw feature scores those between the picture's
+features and the predicted ones: about 1 where normal. Both are smoothed at the model's resolution.
+Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
+timestep and branch.
+"""
+
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffad.method.diffusion import Denoiser, Prediction, Schedule
+
+TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
+SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
+PIXEL_SCORES = ("perceptual", "uncertainty", "kl", "rgb")
+# σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
+# background, errors too small to be seen would outshine defects.
+UNSEEN = 8 / 127.5
+_MOVED_FROM, _MOVED_BACK_FROM = 100, 300  # t
+
+
+@dataclass(frozen=True)
+class RawMaps:
+    """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0 (but for
+    the swing of its enlargement); plain: [b, size, size], likewise, of the features alone, which no timestep
+    and no network has a part in, None where a category does without; smoothed, float32.
+    """
+
+    pixel: Tensor
+    feature: Tensor
+    timesteps: tuple[int, ...]
+    plain: Tensor | None = None
+
+
+def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise of one (seed, t, draw), from its own CPU generator: the same on every device, in
+    every batch.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + t * 1_009 + draw) % (1 << 63))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def grid_of(t: int) -> int:
+    """Which of the three grids the picture is looked at on at a timestep: 0 below 100, 1 below 300, 2."""
+    return 0 if t < _MOVED_FROM else 1 if t < _MOVED_BACK_FROM else 2
+
+
+def offset_of(t: int, cell: int) -> int:
+    """By how many px the picture is moved (up and left) under the features' grid at a timestep; cell: px of a
+    place of that grid.
+
+    Not at all on the first grid, by half a place on the second, half a place back on the third: what a defect
+    shows depends on how places cut it, and the mean over low, middle and high t has seen three cuts.
+    """
+    return (0, 1, -1)[grid_of(t)] * (cell // 2)
+
+
+def moved(x: Tensor, by: int) -> Tensor:
+    """[b, c, h, w] moved up and left by so many px (down and right if negative), edges repeated."""
+    if not by:
+        return x
+    height, width = x.shape[-2:]
+    far = F.pad(x, (abs(by),) * 4, mode="replicate")
+    return far[..., abs(by) + by :, abs(by) + by :][..., :height, :width]
+
+
+class Seen(NamedTuple):
+    """A picture through the backbone, standardised, [b, c, g, g] each. features: what the network predicts.
+    perceptual: by which the picture is compared with x̂_0.
+    """
+
+    features: Tensor
+    perceptual: Tensor
+
+
+def seen_moved(
+    see: Callable[[Tensor], Seen], x_start: Tensor, seen: Seen, timesteps: Sequence[int]
+) -> dict[int, Seen]:
+    """The picture at each `offset_of` the timesteps. seen: see(x_start)."""
+    cell = x_start.shape[-1] // seen.features.shape[-1]
+    others = sorted({offset_of(t, cell) for t in timesteps} - {0})
+    # one after the other: on a CPU a larger batch is slower
+    return {0: seen} | {by: see(moved(x_start, by)) for by in others}
+
+
+def denoise_all(
+    schedule: Schedule,
+    denoise: Denoiser,
+    x_start: Tensor,
+    timesteps: Sequence[int],
+    seed: int = 0,
+    draws: int = 1,
+    cell: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Prediction]:
+    """One network call for every (picture, t, draw): the pictures as they were shown, each moved by
+    `offset_of(t, cell)`, and their x_t, both [b·n_t·draws, 3, h, w], t [b·n_t·draws] and the prediction.
+
+    x_start [b, 3, h, w] in [−1, 1]; the order is picture, then t, then draw. cell: 1 moves nothing.
+    """
+    noise = torch.stack(
+        [noise_for(seed, t, draw, x_start.shape[1:]) for t in timesteps for draw in range(draws)]
+    )
+    t = torch.tensor([t for t in timesteps for _ in range(draws)]).repeat(len(x_start))
+    by_t = torch.stack([moved(x_start, offset_of(t, cell)) for t in timesteps], dim=1)
+    shown = by_t.repeat_interleave(draws, dim=1).flatten(0, 1)
+    x_t = schedule.q_sample(shown, t, noise.to(x_start).repeat(len(x_start), 1, 1, 1))
+    return shown, x_t, t, denoise(x_t, t)
+
+
+def pixel_score(
+    schedule: Schedule,
+    prediction: Prediction,
+    x_start: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    kind: str,
+    stride: int = 4,
+) -> Tensor:
+    """s_t per pixel, a mean over the colour channels, float32 [b, h, w]; for "perceptual" see `evidence`.
+
+    "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so long that
+    what the network cannot know is all of its variance; the standardised error is averaged over some 3 px
+    before it is squared, since a defect shifts neighbours together and noise does not. "kl": the paper's KL
+    (nats) of a step of `stride` with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as
+    reconstruction methods score. Raises ValueError for another kind.
+    """
+    if kind == "kl":
+        return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
+    error = x_start.float() - schedule.predict_x_start(prediction.noise.float(), x_t.float(), t)
+    if kind == "rgb":
+        return error.square().mean(dim=1)
+    if kind == "uncertainty":
+        standard = error * torch.rsqrt(prediction.x_start_log_variance.float().exp() + UNSEEN**2)
+        return smooth(standard, sigma=1).square().mean(dim=1)
+    raise ValueError(f"a score of single pixels is one of {', '.join(PIXEL_SCORES[1:])}, not {kind!r}")
+
+
+def evidence(
+    schedule: Schedule,
+    denoise: Denoiser,
+    x_start: Tensor,
+    seen: Mapping[int, Seen],
+    timesteps: Sequence[int] = TIMESTEPS,
+    *,
+    perceive: Callable[[Tensor], Tensor],
+    seed: int = 0,
+    draws: int = 1,
+    kind: str = "perceptual",
+    stride: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """What the network cannot explain of a batch of pictures, by one network call: (pixels, features).
+
+    x_start [b, 3, size, size] in [−1, 1]; seen: `seen_moved` for these timesteps; perceive: a picture → its
+    `Seen.perceptual`. features are the residuals f(x_0) − f_θ [b, n_t, draws, c, g, g], of the picture as it
+    was moved for each t. So are the pixels by the kind "perceptual": φ(x_0) − φ(x̂_0), what a backbone sees
+    of the picture and of what the network draws instead (φ after Zhang et al. 2018: a change of edges and
+    grain, not of grey values). By the other kinds (`pixel_score`) they are raw smoothed maps
+    [b, n_t, size, size], averaged over the draws.
+    """
+    cell = x_start.shape[-1] // seen[0].features.shape[-1]
+    shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
+
+    def rows(flat: Tensor) -> Tensor:
+        return flat.unflatten(0, (len(x_start), len(timesteps), draws))
+
+    here = [seen[offset_of(t, cell)] for t in timesteps]
+    features = torch.stack([each.features for each in here], dim=1)[:, :, None] - rows(prediction.features)
+    if kind != "perceptual":
+        pixel = rows(pixel_score(schedule, prediction, shown, x_t, t, kind, stride)).mean(dim=2)
+        return placed(pixel, timesteps, cell), features
+    drawn = perceive(schedule.predict_x_start(prediction.noise.float(), x_t.float(), t))
+    return torch.stack([each.perceptual for each in here], dim=1)[:, :, None] - rows(drawn), features
+
+
+def residual_maps(
+    residual: Tensor, distance: Callable[[Tensor, int], Tensor], size: int, timesteps: Sequence[int]
+) -> Tensor:
+    """Raw smoothed maps [b, n_t, size, size] of `evidence`'s residuals. distance: of residuals [b, c, g, g]
+    on one of the grids, [b, g, g], as a category's `ResidualGaussian.squared_mahalanobis`.
+    """
+    by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
+    score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
+    return placed(_enlarged(score, size), timesteps, size // residual.shape[-1])
+
+
+def plain_map(distance: Tensor, size: int) -> Tensor:
+    """Raw smoothed map [b, size, size] of the plain features' distances [b, g, g]."""
+    return smooth(_enlarged(distance[:, None], size))[:, 0]
+
+
+def _enlarged(score: Tensor, size: int) -> Tensor:
+    """[b, n, g, g] → [b, n, size, size], bicubic: peaks stay narrow, and may swing below 0 beside."""
+    return F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
+
+
+def placed(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
+    """Maps [b, n_t, h, w] of pictures that were moved as `offset_of` says: moved back, and smoothed."""
+    back = [moved(maps[:, i : i + 1], -offset_of(t, cell)) for i, t in enumerate(timesteps)]
+    return smooth(torch.cat(back, dim=1))
+
+
+def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
+    """Gaussian filter of the last two dimensions; sigma in px of a 256 px picture; borders mirrored. [..., h,
+    w].
+    """
+    height, width = (_filter(side, sigma * side / 256).to(maps) for side in maps.shape[-2:])
+    return height @ maps @ width.T
+
+
+@lru_cache(maxsize=32)
+def _filter(side: int, sigma: float) -> Tensor:
+    """The filter along one side as a matrix [side, side]: a product is several times faster than a thin
+    convolution.
+    """
+    radius = min(math.ceil(3 * sigma), side - 1)
+    if radius < 1:
+        return torch.eye(side)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    impulses = F.pad(torch.eye(side)[:, None], (radius, radius), mode="reflect")
+    return F.conv1d(impulses, (kernel / kernel.sum()).view(1, 1, -1))[:, 0].T.contiguous()

@@ -1,0 +1,155 @@
+"""Arrays → pictures: heat maps, overlays, contours, the evidence sheet, animations, the training plot.
+
+Pictures are uint8 [H, W, 3] RGB. Maps are float [H, W] in σ of good parts' maps (about 0 is good). They are
+always shown on the absolute scale 0 … vmax, never stretched to their own range, so that good parts look calm.
+"""
+
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from diffad.pictures.reading import DataError
+
+COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
+
+INK, MUTED, LINE, ALARM, WARNING, CALM = "#1b2230", "#667085", "#d5dae2", "#c0311e", "#8a5a00", "#1f56d8"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Maps
+
+
+def heatmap(anomaly_map: np.ndarray, vmax: float, colormap: str = "inferno") -> np.ndarray:
+    """Colour a map [H, W] on the absolute scale 0 … vmax, clipped (NaN is 0): uint8 [H, W, 3].
+
+    Raises DataError for an unknown colour map, a vmax that is not positive, or a map that is not [H, W].
+    """
+    if not 0 < vmax < float("inf"):
+        raise DataError(f"the scale ends at {vmax}: give a positive vmax")
+    share = np.clip(finite(anomaly_map) / np.float32(vmax), 0, 1)
+    return _colours(colormap)[np.rint(share * 255).astype(np.uint8)]
+
+
+def overlay(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    vmax: float,
+    threshold: float | None = None,
+    opacity: float = 0.6,
+    colormap: str = "inferno",
+    contour: bool = True,
+) -> np.ndarray:
+    """Lay the heat map over the picture: uint8 [H, W, 3].
+
+    The heat fades in with the value, from nothing at half the threshold (half as far again below a negative
+    one) to `opacity` (0..1) at the threshold (without one: from vmax / 8 to vmax / 2), so that good places
+    stay the photograph, bit by bit. With a threshold its contour is drawn; `contour=False` leaves it out, as
+    in a good part. Raises DataError if picture and map differ in size.
+    """
+    values = _fitting(image, anomaly_map)
+    if threshold is None:
+        start, full = vmax / 8, vmax / 2
+    else:
+        full = min(max(threshold, -1e9), 1e9)  # an infinite one has no half
+        start = full - abs(full) / 2
+    rise = np.clip((values - start) / max(full - start, 1e-6 * vmax), 0, 1)
+    blended = _paint(image, heatmap(values, vmax, colormap), opacity * rise * rise * (3 - 2 * rise))
+    return blended if threshold is None or not contour else contours(blended, values, threshold)
+
+
+def contours(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    threshold: float,
+    color: tuple[int, int, int] = (255, 255, 255),
+) -> np.ndarray:
+    """Draw the line where the map crosses the threshold: uint8 [H, W, 3].
+
+    Thin, antialiased, placed between pixels by linear interpolation, on a wider dark stroke that keeps it
+    visible on bright ground. Raises DataError if picture and map differ in size.
+    """
+    from contourpy import contour_generator
+
+    values = _fitting(image, anomaly_map)
+    if min(values.shape) < 2:  # nothing lies between pixels of a line
+        return image.copy()
+    lines = [np.rint(line * 16).astype(np.int32) for line in contour_generator(z=values).lines(threshold)]
+    width = max(1, round((image.shape[0] * image.shape[1]) ** 0.5 / 400))
+    drawn = image
+    for stroke, paint, opacity in ((3 * width, (0, 0, 0), 0.45), (width, color, 1.0)):
+        cover = np.zeros(image.shape[:2], np.uint8)
+        cv2.polylines(cover, lines, False, 255, stroke, cv2.LINE_AA, shift=4)  # shift: points in 1/16 pixel
+        drawn = _paint(
+            drawn, np.broadcast_to(np.uint8(paint), image.shape), cover * np.float32(opacity / 255)
+        )
+    return drawn
+
+
+def _paint(image: np.ndarray, paint: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """image + weight · (paint − image), rounded; exactly the image where the weight [H, W] is 0."""
+    painted = image.copy()
+    touched = weight > 0
+    below = image[touched].astype(np.float32)  # [n, 3]
+    painted[touched] = np.rint(below + weight[touched, None] * (paint[touched] - below))
+    return painted
+
+
+def finite(anomaly_map: np.ndarray) -> np.ndarray:
+    values = np.asarray(anomaly_map, dtype=np.float32)
+    if values.ndim != 2:
+        raise DataError(f"a map of shape {values.shape} cannot be drawn: give [H, W]")
+    return np.nan_to_num(values)
+
+
+def _fitting(image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"this is {image.dtype} {image.shape}, not uint8 [H, W, 3]: use read_image first")
+    values = finite(anomaly_map)
+    if values.shape != image.shape[:2]:
+        raise DataError(f"a map {values.shape} does not fit a picture {image.shape[:2]}: give the same size")
+    return values
+
+
+@cache
+def _colours(colormap: str) -> np.ndarray:  # [256, 3]
+    if colormap not in COLORMAPS:
+        raise DataError(f'unknown colour map "{colormap}": choose one of {", ".join(COLORMAPS)}')
+    from matplotlib import colormaps
+
+    return colormaps[colormap](np.arange(256), bytes=True)[:, :3].copy()
+
+
+def reduced(picture: np.ndarray, longest: int) -> np.ndarray:
+    """The picture or map [H, W(, 3)] with its longest side at most `longest` pixels; a small one as it is."""
+    height, width = picture.shape[:2]
+    if max(height, width) <= longest:
+        return picture
+    factor = longest / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """Encode uint8 [H, W, 3] or [H, W] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def npy_bytes(values: np.ndarray) -> bytes:
+    """Encode an array as NumPy's .npy."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Picture or map to (width, height): area mean where it shrinks, linear where it grows."""
+    shrinks = size[0] < values.shape[1]
+    return cv2.resize(values, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

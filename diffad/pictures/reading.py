@@ -1,0 +1,356 @@
+"""Pictures in: decoding of anything people upload, the model's square and the way back, sample trees."""
+
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from diffad.pictures.depth import bits_for, deep_colours, to_8_bits, turned, white
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+MIN_SIDE = 16  # pixels; below this there is nothing to inspect
+MAX_PIXELS = 178_956_970  # where Pillow, too, calls a file a decompression bomb
+_FLAT = frozenset(".avif .bmp .gif .jfif .jpeg .jpg .tga .webp".split())  # never more than 8 bits in memory
+_HEADER = 26  # bytes of a PNG's, up to its colour type
+_LOOKED_AT = 256  # pictures of a batch that tell how many bits its camera has, at most
+
+# Pillow's remarks about large or damaged files are no news beside a DataError, or its absence.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class DataError(ValueError):
+    """A picture, mask or folder cannot be used; the message is one sentence that says what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A picture as its file or array holds it, upright.
+
+    values: uint8 [H, W, 3] if it is known what is white in it. Else numbers from 0 to 65535, [H, W] or, with
+    alpha last, [H, W, 3 or 4], of which only a guess can be made, or what is known of the camera.
+    """
+
+    values: np.ndarray
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is known what is white."""
+        return self.values.dtype == np.uint8
+
+    @cached_property
+    def highest(self) -> float:
+        """The highest value, alpha aside."""
+        return float((self.values[..., :3] if self.values.ndim == 3 else self.values).max())
+
+    def bits(self, wanted: int | None = None) -> int:
+        """How many the values have: as many as wanted, or the fewest of a camera (`depth.DEPTHS`) that hold
+        the highest if that are more or none are wanted. 8 of a plain picture.
+        """
+        return 8 if self.is_plain else max(wanted or 0, bits_for(self.highest))
+
+    @property
+    def own_bits(self) -> int | None:
+        """The fewest that hold the highest value; None of a plain picture."""
+        return None if self.is_plain else self.bits()
+
+    def image(self, bits: int | None = None) -> np.ndarray:
+        """uint8 RGB [H, W, 3], transparent pixels over white. bits: see `bits`."""
+        if self.is_plain:
+            return self.values
+        top = white(self.bits(bits))
+        if self.values.ndim == 2:
+            return _grey_to_rgb(to_8_bits(self.values, top))
+        colours = to_8_bits(self.values[..., :3], top)
+        if self.values.shape[2] == 3:
+            return colours
+        alpha = self.values[..., 3]
+        opaque = top if alpha.max() <= top else white(16)  # the camera's range, or the file's
+        if self.values.dtype.kind == "f" and alpha.max() <= 1:
+            opaque = 1
+        return _over_white(np.dstack([colours, to_8_bits(alpha, opaque)]))
+
+
+def read_image(source: str | Path | Image.Image | np.ndarray, bits: int | None = None) -> np.ndarray:
+    """`decode` a picture to uint8 RGB [H, W, 3] (`Decoded.image`)."""
+    return decode(source).image(bits)
+
+
+def decode(source: str | Path | Image.Image | np.ndarray) -> Decoded:
+    """Decode a picture; the source is never modified and shares no memory.
+
+    Files: whatever Pillow reads (not EPS), turned upright by EXIF, first frame of animations; 48-bit colours
+    with all their bits. Pillow pictures: turned upright likewise, the current frame.
+    Arrays: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8, other integers of up to 32 bits
+    (0..65535) or float: up to 1 they are 0..1, above like integers.
+
+    Raises DataError for a missing, foreign, damaged or empty file, a side under 16 pixels, more than about
+    179 million pixels, values out of range or not finite, and other array shapes or types.
+    """
+    if isinstance(source, np.ndarray):
+        return _decoded_array(source)
+    if isinstance(source, Image.Image):
+        return _decoded_picture(source, "this picture")
+    if isinstance(source, (str, Path)):
+        with _open(Path(source)) as picture:
+            return _decoded_picture(picture, str(source))
+    given = "nothing" if source is None else f"a {type(source).__name__}"
+    raise DataError(f"no picture to read: got {given}; give a file path, a Pillow picture or a numpy array")
+
+
+def common_bits(paths: Sequence[Path]) -> int | None:
+    """How many bits the camera of these pictures has, by the highest value of those whose files do not say it
+    (of more than 256 evenly chosen ones). None unless there are two: one alone says no more than itself.
+    """
+    some = paths[:: -(-len(paths) // _LOOKED_AT)] if paths else paths
+    with ThreadPoolExecutor(4) as pool:
+        found = [bits for bits in pool.map(_bits_of, some) if bits is not None]
+    return max(found) if len(found) > 1 else None
+
+
+def _bits_of(path: Path) -> int | None:
+    """None for a picture that is plain, or cannot be read: whoever judges it says so."""
+    try:
+        return decode(path).own_bits
+    except (DataError, MemoryError):
+        return None
+
+
+def may_be_deep(path: Path) -> bool:
+    """Whether a file holds more than 8 bits, by its header alone."""
+    suffix = path.suffix.lower()
+    if suffix in _FLAT:
+        return False
+    try:
+        if suffix == ".png":
+            with path.open("rb") as file:
+                return file.read(_HEADER)[24:25] == b"\x10"
+        with _open(path) as picture:
+            return picture.mode == "F" or picture.mode.startswith("I") or _has_deep_colours(picture)
+    except (DataError, OSError):
+        return False
+
+
+def read_upright(path: Path) -> tuple[Image.Image, str]:
+    """A file's first frame, decoded and turned upright by EXIF, and the name of its format. Raises DataError
+    if it cannot be read.
+    """
+    with _open(path) as picture:
+        _load(picture, str(path))
+        return _upright(picture), picture.format or ""
+
+
+def orientation(path: Path) -> int:
+    """How a file's picture is stored, 1 (upright) to 8 as EXIF counts. Raises DataError as `read_upright`."""
+    with _open(path) as picture:
+        return _orientation(picture)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: give a picture file")
+        if not path.is_file():
+            raise DataError(f"{path} does not exist: check the path")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty: save or upload it again")
+        Image.init()
+        # EPS would be handed to an outside program (Ghostscript): never for files that strangers upload.
+        return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path)) from error
+    except UnidentifiedImageError as error:
+        hint = "give PNG, JPEG, TIFF or WebP"
+        raise DataError(f"{path} is not a picture that can be read, or is damaged: {hint}") from error
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read: check its permissions") from error
+    except Exception as error:  # decoders raise anything at all on a malformed header
+        raise DataError(f"{path} cannot be opened as a picture: save or upload it again") from error
+
+
+def _load(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_large(name))
+    try:
+        picture.load()
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise DataError(_too_large(name)) from error
+    except Exception as error:  # decoders raise anything at all on malformed data
+        raise DataError(f"{name} is damaged or cut off: save or upload it again") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata does not spoil the pixels
+        return 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        if _orientation(picture) == 1:
+            return picture  # transposing copies in any case
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # broken metadata, again
+        return picture.copy()
+
+
+def _has_deep_colours(picture: Image.Image) -> bool:
+    """Whether Pillow would drop the low bytes of its colours. Of a picture that is not loaded yet."""
+    if picture.mode.startswith(("I", "F")) or not (tiles := getattr(picture, "tile", None)):
+        return False
+    arguments = tiles[0][3]
+    if tiles[0][0] in ("ppm", "ppm_plain"):
+        return arguments[1] == white(16)  # of other ranges Pillow makes 8 bits as it should
+    return ";16" in (arguments if isinstance(arguments, str) else str(arguments[0]))
+
+
+def _file_of(picture: Image.Image) -> bytes:
+    """What it is read from, whose place is kept; nothing if that is closed by now, as loading will say."""
+    if picture.fp is None or picture.fp.closed:
+        return b""
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    file = picture.fp.read()
+    picture.fp.seek(place)
+    return file
+
+
+def _check_planes(picture: Image.Image, name: str) -> None:
+    """Pillow and OpenCV both mistake deep colours for others where a TIFF stores one after the other."""
+    tags = getattr(picture, "tag_v2", {})
+    depth = tags.get(ExifTags.Base.BitsPerSample, 8)
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and isinstance(depth, tuple) and max(depth) > 8:
+        raise DataError(f"{name} has {max(depth)}-bit colours in separate planes: save it as PNG")
+
+
+def _white_of(picture: Image.Image) -> int | None:
+    """The highest value of a 16-bit grey, where the file says it. Of a picture that is not loaded yet."""
+    tiles = getattr(picture, "tile", None)
+    if not tiles:
+        return None
+    name, arguments = tiles[0][0], tiles[0][3]
+    if name in ("ppm", "ppm_plain") and arguments[1] < white(16):
+        return white(16)  # Pillow has scaled them
+    packed = isinstance(arguments, tuple) and "I;12" in map(str, arguments)
+    return white(12) if packed else None
+
+
+def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
+    _check_size(picture.height, picture.width, name)
+    _check_planes(picture, name)
+    top, file = _white_of(picture), _file_of(picture) if _has_deep_colours(picture) else b""
+    _load(picture, name)
+    if file and (colours := deep_colours(file)) is not None:
+        if picture.format != "TIFF":
+            colours = turned(colours, _orientation(picture))
+        return Decoded(np.ascontiguousarray(colours))
+    if file and max(high for _, high in picture.getextrema()) < 64:  # in the high bytes: 14 bits at most
+        raise DataError(f"{name} has 16-bit colours of a kind that cannot be read in full: save it as PNG")
+    upright = _upright(picture)
+    mode = upright.mode
+    if mode == "F" or mode == "I" or mode.startswith("I;16"):
+        return _decoded_numbers(np.array(upright), name, top)
+    try:
+        if upright.has_transparency_data:
+            if mode == "La":
+                upright = upright.convert("LA")
+            return Decoded(_over_white(np.asarray(upright.convert("RGBA"))))
+        if mode == "LAB":
+            upright = _lab_to_rgb(upright)
+        return Decoded(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")))
+    except Exception as error:  # colour management has errors of its own
+        raise DataError(
+            f"{name} has colours of kind {mode} that cannot be converted: save it as RGB"
+        ) from error
+
+
+def _decoded_array(array: np.ndarray) -> Decoded:
+    name = "this array"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        shape = " × ".join(str(n) for n in array.shape)
+        raise DataError(f"an array of shape {shape or '()'} is no picture: give H × W or H × W × 3")
+    _check_size(*array.shape[:2], name)
+    values = array.reshape(array.shape[:2]) if channels == 1 else array
+    if array.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    elif array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.dtype.itemsize in (2, 4)):
+        return _decoded_numbers(np.array(values), name)
+    elif array.dtype != np.uint8:
+        raise DataError(
+            f"an array of {array.dtype} is no picture: give uint8, uint16, int32, bool or float"
+        )
+    return Decoded(_plain_rgb(values))
+
+
+def _decoded_numbers(values: np.ndarray, name: str, top: int | None = None) -> Decoded:
+    """Of integers or floats, with what is white in them if the file says it."""
+    low, high = float(values.min()), float(values.max())  # NaN spreads to both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(f"{name} holds values that are not finite (NaN or infinity): replace them first")
+    is_float = values.dtype.kind == "f"
+    if low < (-1e-4 if is_float else 0) or high > white(16):  # room for rounding
+        kinds = "0..1 or 0..65535" if is_float else "0..65535"
+        raise DataError(f"{name} holds values from {low:.6g} to {high:.6g}: scale them to {kinds}")
+    if top is None and is_float and high <= 1 + 1e-4:
+        top = 1
+    return Decoded(values) if top is None else Decoded(_plain_rgb(to_8_bits(values, top)))
+
+
+def _plain_rgb(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3 or 4] → [H, W, 3] of its own memory."""
+    if values.ndim == 2:
+        return _grey_to_rgb(values)
+    return np.array(values) if values.shape[2] == 3 else _over_white(values)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if min(height, width) < MIN_SIDE:
+        size, least = size_text((height, width)), size_text((MIN_SIDE, MIN_SIDE))
+        raise DataError(f"{name} is {size}: give a picture of at least {least}")
+    if height * width > MAX_PIXELS:
+        raise DataError(_too_large(name))
+
+
+def _too_large(name: str | Path) -> str:
+    return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down or cut it up first"
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} × {shape[0]} pixels"
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    white = Image.new("RGBA", (rgba.shape[1], rgba.shape[0]), "white")
+    return np.array(Image.alpha_composite(white, Image.fromarray(np.ascontiguousarray(rgba))).convert("RGB"))
+
+
+def _lab_to_rgb(picture: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")

@@ -1,0 +1,309 @@
+"""Folders of pictures as samples: MVTec trees, plain folders, what their names say, masks beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from diffad.pictures.reading import IMAGE_SUFFIXES, DataError, log
+
+_NAMED = 20  # unusable files in one message, at most
+
+LAYOUT = (
+    "expected an MVTec category (train/good, test/<defect>, ground_truth/<defect>), "
+    "a folder of such categories, or a folder of pictures"
+)
+GOOD_NAMES = frozenset(  # of folders of good parts, in small letters without what stands between them
+    "defectfree good goodparts gut gutteile io nodefect normal ok okay okparts pass passed".split()
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Samples
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture file and what the folders around it say.
+
+    `split` is "train", "test" or "" (a plain folder), `defect` is "good", the defect's name or "" (unknown).
+    `mask_needs`: what the mask must undergo to be read rightly, "invert" or "turn" (like the picture, by its
+    EXIF orientation); see `masks.settled`.
+    """
+
+    image: Path
+    category: str
+    split: str = ""
+    defect: str = ""
+    mask: Path | None = None
+    mask_needs: frozenset[str] = frozenset()
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """None if unknown."""
+        return None if self.defect == "" else self.defect != "good"
+
+
+def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
+    """List the pictures under an MVTec category, a folder of categories, a plain folder, or one file.
+
+    In plain folders (not searched deeper) and for single files the category is the folder's name (of `good`
+    and `train` that of the folder around it), split and defect are "". Good parts lie in train/<GOOD_NAMES>,
+    or in train itself if it holds no folders, and in test/<GOOD_NAMES>. Masks are
+    ground_truth/<defect>/<stem>_mask.png or <stem>.png, else <stem>_mask.png beside the picture, also of
+    other kinds, else None; no mask is listed as a picture. Folders and suffixes may be written in any case,
+    with -, _ or space. The order is natural ("2" before "10") by category, split, defect and name. `split`
+    keeps only "train" or "test", and the other need not be understood; pictures without a split are always
+    kept. Raises DataError if there is nothing, or for a folder whose pictures have no certain label.
+    """
+    root = Path(root)
+    if split not in (None, "train", "test"):
+        raise DataError(f'unknown split "{split}": choose "train" or "test"')
+    try:
+        samples = list(_samples(root, split))
+    except DataError:
+        raise
+    except (PermissionError, ValueError) as error:  # ValueError: a zero byte in the path
+        path = getattr(error, "filename", None) or root
+        raise DataError(f"{path} may not be read: check the path and its permissions") from error
+    if not samples and not root.is_dir():
+        raise DataError(f"there is no file or folder {root}: check the path")
+    if not samples:
+        kind = f"no {split} pictures" if split and any(_samples(root, None)) else "no pictures"
+        held = f" (it holds the {_folders(subfolders(root))})" if subfolders(root) else ""
+        raise DataError(f"{kind} in {root}{held}: {LAYOUT}")
+    return samples
+
+
+def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Sample]:
+    """`find_samples` of several folders; a picture that is reached twice is taken once: else one that is held
+    out of training by one name could be trained on by the other.
+    """
+    found: dict[Path, Sample] = {}
+    for root in roots:
+        for sample in find_samples(root, split):
+            found.setdefault(sample.image.resolve(), sample)
+    return list(found.values())
+
+
+def labelled(samples: Iterable[Sample], limit: int | None = None) -> dict[str, list[Sample]]:
+    """Labelled pictures that are not for training by category, good ones first, each label in its order and
+    thinned evenly to at most `limit`. Raises DataError if there is none.
+    """
+    labels: dict[str, tuple[list[Sample], list[Sample]]] = {}
+    for sample in samples:
+        if sample.split != "train" and sample.is_anomalous is not None:
+            labels.setdefault(sample.category, ([], []))[sample.is_anomalous].append(sample)
+    if not labels:
+        raise DataError("no picture has a label: measuring needs test/good and test/<defect> folders (MVTec)")
+    return {name: [*chain(*(_thinned(some, limit) for some in both))] for name, both in labels.items()}
+
+
+def _thinned(some: list[Sample], limit: int | None) -> list[Sample]:
+    if limit is None or len(some) <= limit:
+        return some
+    return [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
+
+
+def all_unusable(reasons: Iterable[str], advice: str) -> str:
+    """One sentence of those about single files; of several without each one's own advice."""
+    every = list(reasons)
+    if len(every) == 1:
+        return every[0]
+    # what to do stands behind the last colon
+    named = [reason.rpartition(": ")[0] for reason in every[:_NAMED]]
+    more = len(every) - len(named)
+    rest = f"; and {more} more" if more else ""
+    return f"{len(every)} files cannot be used: {'; '.join(named)}{rest}: {advice}"
+
+
+def is_good_name(name: str) -> bool:
+    """Whether a folder of this name holds good parts: one of GOOD_NAMES, as `plain` writes it."""
+    return plain(name) in GOOD_NAMES
+
+
+def plain(name: str) -> str:
+    """In small letters, without spaces and punctuation: how names of folders are compared."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def named(parent: Path, name: str) -> list[Path]:
+    """Folders in `parent` of that name, however it is written."""
+    return [folder for folder in subfolders(parent) if plain(folder.name) == plain(name)]
+
+
+def _samples(root: Path, split: str | None) -> Iterator[Sample]:
+    if root.is_file():
+        yield Sample(root, _folder_name(root.parent))
+    elif _is_category(root):
+        yield from _category_samples(root, split)
+    elif root.is_dir():
+        categories = [folder for folder in subfolders(root) if _is_readable_category(folder)]
+        if categories and (beside := picture_files(root)) and split != "test":
+            log.warning(
+                "what lies beside the category folders in %s is left out (pictures: %d): move it into a "
+                "folder of its own", root, len(beside),
+            )  # fmt: skip
+        for folder in categories:
+            yield from _category_samples(folder, split)
+        if not categories:
+            yield from (Sample(path, _folder_name(root)) for path in pictures_and_masks(root))
+
+
+def _category_samples(folder: Path, split: str | None) -> Iterator[Sample]:
+    category = _folder_name(folder)
+    if (beside := picture_files(folder)) and split != "test":
+        log.warning(
+            "what lies beside train and test in %s is left out (pictures: %d): move it there, or into a "
+            "folder of its own", folder, len(beside),
+        )  # fmt: skip
+    if split != "test":
+        for train in named(folder, "train"):
+            for good in _good_folders(train):
+                yield from (Sample(path, category, "train", "good") for path in pictures_and_masks(good))
+    if split != "train":
+        for test in named(folder, "test"):
+            for defect in _labelled_folders(test):
+                yield from _test_samples(defect, folder, category)
+
+
+def _good_folders(train: Path) -> list[Path]:
+    """Where in a folder `train` good parts lie. Raises DataError if that is not certain."""
+    folders, beside = subfolders(train), picture_files(train)
+    if not folders:
+        return [train]
+    good = [folder for folder in folders if is_good_name(folder.name)]
+    if not good:
+        raise DataError(
+            f"{train} holds the {_folders(folders)}: call the one with good parts {train.name}/good (or ok, "
+            "normal, pass), and take the others out"
+        )
+    if left := [each for each in folders if each not in good]:
+        log.warning("only good parts are for training: in %s the %s left out", train,
+                    _folders(left, "is", "are"))
+    if beside:
+        log.warning("what lies beside the folders in %s is left out (pictures: %d)", train, len(beside))
+    return good
+
+
+def _labelled_folders(test: Path) -> list[Path]:
+    """The folders in a folder `test`, one a label. Raises DataError if the pictures lie elsewhere."""
+    folders, beside = subfolders(test), picture_files(test)
+    if beside and not folders:
+        raise DataError(
+            f"{test} holds pictures in no folder, so that nothing tells good from defective: move them into "
+            f"{test.name}/good and {test.name}/<defect>"
+        )
+    if beside:
+        log.warning("what lies beside the folders in %s is left out (pictures: %d)", test, len(beside))
+    for folder in folders:
+        if (deeper := subfolders(folder)) and not picture_files(folder):
+            raise DataError(
+                f"{folder} holds the {_folders(deeper)} and no pictures: move the pictures into "
+                f"{test.name}/good and {test.name}/<defect>"
+            )
+    return folders
+
+
+def _test_samples(defect: Path, folder: Path, category: str) -> Iterator[Sample]:
+    pictures = pictures_and_masks(defect)
+    if is_good_name(defect.name):
+        yield from (Sample(path, category, "test", "good") for path in pictures)
+        return
+    drawn = _drawn(list(pictures), [file for truth in named(folder, "ground_truth")
+                                    for each in named(truth, defect.name) for file in picture_files(each)])
+    for path, beside in pictures.items():
+        yield Sample(path, category, "test", defect.name, drawn.get(path, beside))
+
+
+def _drawn(pictures: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
+    """Of each picture the mask among the files, if there is one; exact names go before others."""
+    files = sorted(files, key=lambda file: file.suffix.lower() != ".png")[::-1]  # the last one stays
+    exact = {file.stem: file for file in files}
+    found = {}
+    for path in pictures:
+        if mask := exact.get(f"{path.stem}_mask") or exact.get(path.stem):
+            found[path] = mask
+    taken = set(found.values())
+    free = {masked(file.stem) or file.stem.casefold(): file for file in files if file not in taken}
+    return {path: found.get(path) or free[path.stem.casefold()] for path in pictures
+            if path in found or path.stem.casefold() in free}
+
+
+def pictures_and_masks(folder: Path) -> dict[Path, Path | None]:
+    """A folder's pictures, each with the file <stem>_mask beside it, if there is one (in any case)."""
+    files = picture_files(folder)
+    stems = {file.stem.casefold() for file in files}
+    masks = {masked(file.stem): file for file in files if masked(file.stem) in stems}
+    taken = set(masks.values())
+    return {file: masks.get(file.stem.casefold()) for file in files if file not in taken}
+
+
+def masked(stem: str) -> str | None:
+    """Of which picture's stem, in small letters, this is the mask by its name; None if it is none."""
+    match = re.fullmatch(r"(.+)[-_. ]masks?", stem.casefold())
+    return match and match[1]
+
+
+def _folders(folders: Sequence[Path], *verbs: str) -> str:
+    names = listed([f"'{folder.name}'" for folder in folders])
+    return " ".join([f"folder{'s' * (len(folders) > 1)} {names}", *verbs[len(folders) > 1 :][:1]])
+
+
+def short(path: Path, parts: int = 3) -> str:
+    """The last parts of a path: a picture's name after its label and split."""
+    return "/".join(path.parts[-parts:])
+
+
+def listed(words: Iterable[str], limit: int = 10) -> str:
+    """The first ones, and how many more there are."""
+    words = list(words)
+    more = [f"and {len(words) - limit} more"] if len(words) > limit else []
+    return ", ".join([*words[:limit], *more])
+
+
+def _is_category(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return bool(named(folder, "test")) or any(not _is_category(train) for train in named(folder, "train"))
+
+
+def _is_readable_category(folder: Path) -> bool:
+    try:
+        return _is_category(folder)
+    except PermissionError:  # such as lost+found
+        log.warning("%s may not be read and is left out: check its permissions if it is wanted", folder)
+        return False
+
+
+def _folder_name(folder: Path) -> str:
+    """Of a part: the folder's name, or of the one around it where that only says that it is good."""
+    parts = folder.parts if _tells(folder.name) and folder.name != ".." else folder.resolve().parts
+    return next((part for part in reversed(parts) if _tells(part)), folder.name)
+
+
+def _tells(name: str) -> bool:
+    return plain(name) not in {"", "train", *GOOD_NAMES}
+
+
+def subfolders(parent: Path) -> list[Path]:
+    return [path for path in _children(parent) if path.is_dir()]
+
+
+def picture_files(parent: Path) -> list[Path]:
+    return [path for path in _children(parent) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+
+
+def _children(parent: Path) -> list[Path]:
+    """Visible entries in natural order; none if the folder does not exist."""
+    if not parent.is_dir():
+        return []
+    return sorted((path for path in parent.iterdir() if not path.name.startswith(".")), key=_natural)
+
+
+def _natural(path: Path) -> tuple:
+    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits take turns, text first
+    return [(part, 0) if i % 2 == 0 else ("", int(part)) for i, part in enumerate(parts)], path.name

@@ -1,0 +1,1 @@
+"""One inspection on one printable page."""

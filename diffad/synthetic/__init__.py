@@ -1,0 +1,1 @@
+"""Made parts with exact masks of their defects."""

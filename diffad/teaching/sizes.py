@@ -1,0 +1,258 @@
+"""At which size a category is looked at: as large as it takes to find small defects, and no larger.
+
+The network is convolutional and takes any size; statistics tell what is normal at one of them. A fine texture
+shows its small defects only at more pixels, while a part that lies anyhow, with few good pictures, is mapped
+worse there, at several times the cost. No real defect may decide it, so artificial ones do: as small as can
+just be seen, put on good pictures at their own resolution, then scaled down with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffad.method.artificial_defects import REHEARSED_KINDS, add_small_defect
+from diffad.method.diffusion import Schedule
+from diffad.method.features import FeatureExtractor
+from diffad.method.gaussian import ResidualGaussian, Scatter
+from diffad.method.image_score import threshold_for, top_mean
+from diffad.method.metrics import aupro, auroc
+from diffad.method.pose import Upright
+from diffad.method.scoring import TIMESTEPS, denoise_all, evidence, seen_moved, smooth
+from diffad.method.tiling import Tiling
+from diffad.method.unet import UNet, UNetConfig
+from diffad.pictures.geometry import to_float, to_square, to_uint8
+from diffad.pictures.reading import read_image
+from diffad.teaching.statistics import FEATURE_BLOCK, block, changed_copies
+
+_TIMES = 1, 1.5, 2  # the network's own size
+_LARGEST = 512  # px, of what is tried beside it
+_PICTURES = 24  # good ones, and as many artificial defects
+_MEASURED = 5  # pictures whose resolution is looked at
+# px of a square that a defect is drawn for, as small as in a picture of 256 px, and half a large picture's
+# side: specks have a radius of 1.5 to 5 px of 512
+_WINDOW, _WINDOWS = 256, 2
+_TRIES = 4  # for a defect that shows
+_CLEARLY = 0.05  # by how much a larger size's worth must be above that of a smaller one
+_MIDDLE = TIMESTEPS[1]  # t, the only one that is tried
+_SHOWN = -0.8  # of a mask scaled down, −1 … 1: a tenth of a pixel is defective
+
+
+class _Shown(NamedTuple):
+    """Pictures at one size, uint8 [n, 3, s, s], and where they are, bool [n, s, s]."""
+
+    good: Tensor
+    spoiled: Tensor
+    inside: Tensor
+
+
+def find_size(
+    network: UNet,
+    extractor: FeatureExtractor,
+    schedule: Schedule,
+    paths: Sequence[Path],
+    upright: Upright | None = None,
+    bits: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The size for a category of normal pictures, and what was found at those tried; empty if the pictures
+    have too few pixels for more than the network's own size.
+
+    Keys: size (px), and tried: by size, as text, found (share of the artificial defects above the score of 1
+    good picture in 100), image_auroc, aupro, worth (the mean of these three, which decides: see
+    `smallest_that_finds`) and seconds (of an inspection, about). good, defects: counts. It looks at 24
+    pictures at one timestep, by the features alone, which are nearly all of a score. bits: as
+    `data.read_image` takes them. Raises DataError.
+    """
+    network.eval()
+    some = [paths[i] for i in np.linspace(0, len(paths) - 1, min(_PICTURES, len(paths))).round().astype(int)]
+    longest = np.median([max(read_image(path, bits).shape[:2]) for path in some[:_MEASURED]])
+    sizes = sizes_for(network.config, int(longest))
+    if len(sizes) == 1:
+        return {}
+    shown, masks, origins = _pictures(some, sizes, upright, bits, seed)
+    if not masks:  # nothing shows: all but black
+        return {}
+    inside = shown[sizes[0]].inside.numpy()[[*range(len(some)), *origins]]
+
+    def judge(size: int) -> dict[str, float]:
+        maps = _maps(network, extractor, schedule, shown[size], origins, sizes[0], seed)
+        maps = [np.where(there, values, values[there].min()) for values, there in zip(maps, inside)]
+        one = to_float(shown[size].good[:1], extractor.mean.device)
+        return _judged(maps, masks) | {"seconds": _seconds(network, extractor, schedule, one)}
+
+    chosen, tried = smallest_that_finds(sizes, judge)
+    return {
+        "size": chosen, "tried": {str(size): values for size, values in tried.items()},
+        "good": len(some), "defects": len(masks),
+    }  # fmt: skip
+
+
+def sizes_for(config: UNetConfig, longest: int) -> list[int]:
+    """Those worth a try for pictures of so many px, rising: the network's own, and up to twice as much, if
+    the pictures have it.
+    """
+    larger = [round(config.size * times) for times in _TIMES[1:]]
+    suits = [size for size in larger if size <= min(longest, _LARGEST) and not size % config.step]
+    return [config.size, *suits]
+
+
+def smallest_that_finds(
+    sizes: Sequence[int], judge: Callable[[int], dict[str, float]]
+) -> tuple[int, dict[int, dict[str, float]]]:
+    """The smallest size that no larger one is clearly better than, and what `judge` says of those tried,
+    rising: until none can be, since each costs about twice as much. Better is of more worth and shows no
+    worse where defects are.
+    """
+    tried: dict[int, dict[str, float]] = {}
+    for size in sizes:
+        tried[size] = judge(size)
+        if tried[size]["worth"] > 1 - _CLEARLY:
+            break
+
+    def beaten(size: int) -> bool:
+        own = tried[size]
+        return any(
+            values["worth"] >= own["worth"] + _CLEARLY and values["aupro"] >= own["aupro"]
+            for larger, values in tried.items() if larger > size
+        )  # fmt: skip
+
+    return next(size for size in tried if not beaten(size)), tried
+
+
+def in_words(category: str, found: Mapping[str, Any]) -> str:
+    """At which size a category is looked at and why, in a sentence."""
+    tried = dict(found["tried"])
+    own = tried.pop(str(found["size"]))
+    others = ", ".join(
+        f"{values['found']:.0%} at {size} px (AUPRO {values['aupro']:.2f})" for size, values in tried.items()
+    )
+    return (
+        f"{category}: inspected at {found['size']} px: of {found['defects']} small artificial defects "
+        f"{own['found']:.0%} were found (AUPRO {own['aupro']:.2f}), {others}; {own['seconds']:.2g} s an "
+        "inspection."
+    )
+
+
+def _pictures(
+    paths: Sequence[Path], sizes: Sequence[int], upright: Upright | None, bits: int | None, seed: int
+) -> tuple[dict[int, _Shown], list[np.ndarray], list[int]]:
+    """Good pictures and ones with a small defect at each size, the defects' masks at the smallest, and the
+    numbers of the pictures that carry them.
+    """
+    rng = np.random.default_rng(seed)
+    good, spoiled, inside = ({size: [] for size in sizes} for _ in range(3))
+    masks, origins = [], []
+    for number, path in enumerate(paths):
+        image = read_image(path, bits)
+        for size in sizes:
+            there, square = _square(image, size, upright)
+            good[size].append(square)
+            inside[size].append(there)
+        for nth in range(number, _PICTURES, len(paths)):  # several on each of few
+            defective, mask = _with_defect(image, REHEARSED_KINDS[nth % len(REHEARSED_KINDS)], rng)
+            white = np.repeat(255 * mask[..., None].astype(np.uint8), 3, axis=2)
+            tiling = _tiling(defective, sizes[0], upright)
+            covered = (tiling.square(white, tiling.tiles[0])[0] > _SHOWN).numpy()
+            if not covered.any():
+                continue
+            masks.append(covered)
+            origins.append(number)
+            for size in sizes:
+                spoiled[size].append(_square(defective, size, upright)[1])
+    if not masks:
+        return {}, [], []
+    shown = {
+        size: _Shown(*(torch.stack(some[size]) for some in (good, spoiled, inside))) for size in sizes
+    }
+    return shown, masks, origins
+
+
+def _with_defect(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A small one, of one of some tries that shows."""
+    side = max(_WINDOW, max(image.shape[:2]) // _WINDOWS)
+    for _ in range(_TRIES):
+        defective, mask = add_small_defect(image, kind, side, rng)
+        if mask.any():
+            break
+    return defective, mask
+
+
+def _tiling(image: np.ndarray, size: int, upright: Upright | None) -> Tiling:
+    turn = None if upright is None else upright.turn(to_square(image, size)[0])
+    return Tiling.whole(*image.shape[:2], size, turn)
+
+
+def _square(image: np.ndarray, size: int, upright: Upright | None) -> tuple[Tensor, Tensor]:
+    """Where the model's square shows the picture, and the square, uint8 [3, s, s]."""
+    tiling = _tiling(image, size, upright)
+    (tile,) = tiling.tiles
+    return tiling.inside(tile), to_uint8(tiling.square(image, tile))
+
+
+@torch.no_grad()
+def _maps(
+    network: UNet, extractor: FeatureExtractor, schedule: Schedule, pictures: _Shown,
+    origins: Sequence[int], cells: int, seed: int,
+) -> list[np.ndarray]:  # fmt: skip
+    """Of the good pictures, then of those with defects, [cells, cells]: each as if neither it nor its changed
+    copy were part of the statistics.
+    """
+    device = extractor.mean.device
+
+    def residuals(of: Tensor) -> Tensor:
+        rows = []
+        for picture in of.split(1):
+            x_start = to_float(picture, device)
+            *_, prediction = denoise_all(schedule, network, x_start, (_MIDDLE,), seed)
+            rows.append((extractor(x_start) - prediction.features).half().cpu())
+        return torch.cat(rows)
+
+    good, changed, spoiled = map(
+        residuals, (pictures.good, changed_copies(pictures.good, seed), pictures.spoiled)
+    )
+    total = Scatter(block(good.shape[-1], FEATURE_BLOCK)).add(good).add(changed)
+    _, left_out = ResidualGaussian.fit([total], stages=extractor.stage_channels)
+    own = torch.stack([good, changed], dim=1)
+    maps = []
+    for some, of in ((good, range(len(good))), (spoiled, origins)):
+        for residual, number in zip(some.split(1), of):
+            distance = left_out.squared_mahalanobis(residual.float(), own[number][None].float())
+            large = F.interpolate(distance[:, None], (cells, cells), mode="bicubic", align_corners=False)
+            maps.append(smooth(large)[0, 0].numpy())
+    return maps
+
+
+def _judged(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float]:
+    """How the last maps, of defects with these masks, are told from the first, of good pictures."""
+    good, size = len(maps) - len(masks), len(masks[0])
+    scores = np.array([top_mean(values, size) for values in maps])
+    image = auroc(scores, np.arange(len(maps)) >= good)
+    pixel = aupro(list(maps), [np.zeros_like(masks[0])] * good + list(masks))
+    found = float((scores[good:] > threshold_for(scores[:good])).mean())
+    return {"found": found, "image_auroc": image, "aupro": pixel, "worth": (found + image + pixel) / 3}
+
+
+@torch.no_grad()
+def _seconds(network: UNet, extractor: FeatureExtractor, schedule: Schedule, x_start: Tensor) -> float:
+    """What the networks take for an inspection, the better of two."""
+
+    def look() -> None:
+        seen = seen_moved(extractor.seen, x_start, extractor.seen(x_start), TIMESTEPS)
+        found = evidence(schedule, network, x_start, seen, TIMESTEPS, perceive=extractor.perceptual)
+        float(found[0].sum())  # a GPU has finished then
+
+    return min(_timed(look) for _ in range(2))
+
+
+def _timed(call: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun

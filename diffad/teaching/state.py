@@ -1,0 +1,96 @@
+"""A training's state on disk, from which it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffad import checkpoint as checkpoints
+from diffad.checkpoint import CheckpointError
+from diffad.method.diffusion import Schedule
+from diffad.method.features import FeatureExtractor
+from diffad.method.unet import UNet
+from diffad.teaching.recipe import TrainConfig
+
+
+@dataclass
+class Run:
+    """What changes while training, and what it needs to go on. step, seconds: done so far."""
+
+    config: TrainConfig
+    schedule: Schedule
+    extractor: FeatureExtractor
+    network: UNet
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    world: int
+    rank: int
+    step: int = 0
+    seconds: float = 0.0
+
+
+# -- state of an unfinished run ----------------------------------------------------------------------------
+
+
+def state_file(out: Path) -> Path:
+    """What an unfinished run of `out` goes on from."""
+    return out.with_suffix(".resume.safetensors")
+
+
+def write_state(run: Run, file: Path, fingerprint: str) -> None:
+    tensors = {f"network.{name}": value for name, value in run.network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in run.average.items()}
+    for name, parameter in run.network.named_parameters():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value
+    tensors |= {"features.mean": run.extractor.mean, "features.std": run.extractor.std}
+    progress = json.dumps({"step": run.step, "seconds": run.seconds})
+    checkpoints.save_tensors(file, tensors, {"diffad.resume": progress, "fingerprint": fingerprint})
+
+
+def cut_log(file: Path, step: int) -> None:
+    """Takes out of a log what comes after this step, which is done again, and a line that a kill cut off."""
+    if not file.exists():
+        return
+    end = 0
+    with file.open("r+b") as log:
+        for line in log:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, LookupError, TypeError):
+                break
+            end += len(line)
+        log.truncate(end)
+
+
+def read_state(run: Run, file: Path, fingerprint: str) -> None:
+    tensors, metadata = checkpoints.load_tensors(file)
+    if metadata.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{file} belongs to a run with other settings or pictures; give those again, or drop --resume"
+        )
+    try:
+        _restore(run, tensors, metadata)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error!r:.200}); drop --resume") from None
+
+
+def _restore(run: Run, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    run.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
+    for name in run.average:
+        run.average[name].copy_(tensors[f"average.{name}"])
+    for name, parameter in run.network.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{key}.{name}" in tensors:
+                run.optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(parameter.device)
+    run.extractor.mean.copy_(tensors["features.mean"])
+    run.extractor.std.copy_(tensors["features.std"])
+    progress = json.loads(metadata["diffad.resume"])
+    run.step, run.seconds = progress["step"], progress["seconds"]
