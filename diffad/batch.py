@@ -28,7 +28,7 @@ from diffad.measuring.evaluation import Scored, measure
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
 from diffad.pictures.labels import folders_in_words, stray_masks
-from diffad.pictures.masks import reduced_mask, settled
+from diffad.pictures.masks import mask_on_grid, settled
 from diffad.pictures.reading import DataError, common_bits, may_be_deep, read_image
 from diffad.pictures.samples import (
     Sample,
@@ -144,15 +144,15 @@ def run(
         yield Row(name, sample, result, "", (width, height)), inspection
 
 
-def reduced_map(inspection: Inspection) -> np.ndarray:
+def grid_map(inspection: Inspection) -> np.ndarray:
     """The fused map as small as it is judged, float16 [h, w] of at most 512 px: what `rejudged` wants."""
-    maps = inspection.reduced_maps()
+    maps = inspection.grid_maps()
     pixel, feature = (np.stack([maps[t][branch] for t in inspection.timesteps]) for branch in (0, 1))
-    return fuse(pixel, feature, inspection.alpha, inspection.reduced_plain()).astype(np.float16)
+    return fuse(pixel, feature, inspection.alpha, inspection.grid_plain()).astype(np.float16)
 
 
 def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -> Row:
-    """The row under another threshold or look limit, regions found again in its reduced map; no network."""
+    """The row under another threshold or look limit, regions found again in its grid map; no network."""
     look_threshold = min(look_threshold, threshold)
     if row.error or (threshold, look_threshold) == (row.result["threshold"], row.result["look_threshold"]):
         return row
@@ -175,8 +175,7 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
     """`evaluation.measure` of the labelled rows by category, with `folders` and `notes` as `evaluate` has
     them of folders and masks; none without a good and a defective picture.
 
-    The maps are the reduced ones. A mask that cannot be used is left out of the pixel metrics, like a missing
-    one.
+    A mask that cannot be used is left out of the pixel metrics, like a missing one.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -200,18 +199,18 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
 
 
 def _scored(row: Row, map_of: MapOf) -> Scored:
-    reduced, said = map_of(row).astype(np.float32), row.result
-    mask = _mask(row, reduced.shape)
+    on_grid, said = map_of(row).astype(np.float32), row.result
+    mask = _mask(row, on_grid.shape)
     return Scored(
-        row.sample.image, bool(row.sample.is_anomalous), said["score"], None if mask is None else reduced,
+        row.sample.image, bool(row.sample.is_anomalous), said["score"], None if mask is None else on_grid,
         mask, said["is_anomalous"], said["threshold"], None, row.sample.defect, said["seconds"],
     )  # fmt: skip
 
 
 def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The row's mask where the reduced map of that shape lies, as `evaluation` brings it there."""
+    """The row's mask where the grid map of that shape lies, as `evaluation` brings it there."""
     with suppress(DataError):
-        return reduced_mask(row.sample, row.size[::-1], shape)
+        return mask_on_grid(row.sample, row.size[::-1], shape)
     return None
 
 
@@ -269,7 +268,7 @@ def write_zip(
     file: Path | BinaryIO, inspector: Inspector, rows: Sequence[Row], map_of: MapOf, **about: Any
 ) -> None:
     """Writes results.csv, results.json, and for each picture an overlay as PNG (at most 1024 px) and its
-    reduced map as `.npy` (float16, σ), which the results name. A picture that is gone by now has no overlay.
+    grid map as `.npy` (float16, σ), which the results name. A picture that is gone by now has no overlay.
     """
     records, names = [], {row.name for row in rows}
     with zipfile.ZipFile(file, "w") as archive:
@@ -282,7 +281,7 @@ def write_zip(
 
 
 def _write_evidence(
-    archive: zipfile.ZipFile, inspector: Inspector, row: Row, reduced: np.ndarray, taken: Container[str]
+    archive: zipfile.ZipFile, inspector: Inspector, row: Row, on_grid: np.ndarray, taken: Container[str]
 ) -> list[str]:
     """Puts a picture's map and overlay into the archive; returns their names there. taken: the names of all
     pictures: no overlay may have that of another one's.
@@ -291,22 +290,22 @@ def _write_evidence(
     overlay = row.name if png else unused(Path(f"{row.name}.png"), taken)
     names = f"maps/{row.name}.npy", f"overlays/{overlay}"
     files = [name.encode("utf-8", "replace").decode() for name in names]  # of undecodable files too
-    archive.writestr(files[0], drawing.npy_bytes(reduced), zipfile.ZIP_DEFLATED)
+    archive.writestr(files[0], drawing.npy_bytes(on_grid), zipfile.ZIP_DEFLATED)
     try:
         image = read_image(row.sample.image, row.result["bits"])
     except DataError:
         return files[:1]
-    picture = shown(image, reduced, inspector, row, OVERLAY_PIXELS)
+    picture = shown(image, on_grid, inspector, row, OVERLAY_PIXELS)
     archive.writestr(files[1], drawing.png_bytes(picture))
     return files
 
 
 def shown(
-    image: np.ndarray, reduced: np.ndarray, inspector: Inspector, row: Row, longest: int
+    image: np.ndarray, on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int
 ) -> np.ndarray:
     """The picture with its heat and contour, uint8 [h, w, 3] with at most `longest` px."""
-    small = drawing.reduced(image, longest)
-    heat = cv2.resize(reduced.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    small = drawing.shrunk(image, longest)
+    heat = cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     top, said = inspector.scale_top(row.result["category"]), row.result
     limit = map_limit_for(said["verdict"], said["threshold"], said["look_threshold"], heat)
     return drawing.overlay(small, heat, top, limit, contour=said["verdict"] != "good")

@@ -62,7 +62,7 @@ def benchmark(
         batch_rate = runs / (time.perf_counter() - begun)
     for method in ("weighed", "paper"):  # the first does nothing where it finds nothing
         begun = time.perf_counter()
-        repair = inspector.reconstruct(picture, category=category, steps=steps, method=method)
+        repair = inspector.repair(picture, category=category, steps=steps, method=method)
         marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", steps + 1)]
         if len(marks) > 1:
             break

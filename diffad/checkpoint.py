@@ -34,7 +34,7 @@ from diffad.output import write
 from diffad.pictures.depth import DEPTHS
 from diffad.pictures.quality import MEASURES
 
-FORMAT = 10
+FORMAT = 11
 _COVARIANCES = ("residual", "perceptual")
 _LONGEST_HEADER = 2**22  # characters
 
@@ -48,8 +48,8 @@ class Profile:
     """What one category adds to the shared network.
 
     gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. perceptual: that of
-    what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. rehearsal: how
-    well artificial defects on some of those were found, and the choices made by that (`profiles.rehearse`).
+    what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. forecast: how
+    well artificial defects on some of those were found, and the choices made by that.
     upright: how its parts are turned before they are looked at, None: they are seen as they lie. bits: how
     many the values of its pictures had that were no 8-bit files, None if there were none. quality: the range
     of each of `quality.MEASURES` over its pictures, None if it is not known. size: side of the model's square
@@ -61,7 +61,7 @@ class Profile:
     residual: ResidualGaussian
     perceptual: ResidualGaussian
     calibration: Calibration
-    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    forecast: Mapping[str, Any] = field(default_factory=dict)
     upright: Upright | None = None
     bits: int | None = None
     quality: tuple[tuple[float, float, float], ...] | None = None
@@ -69,15 +69,15 @@ class Profile:
     plain: PlainGaussian | None = None
 
     def raw_maps(
-        self, pixel: Tensor, residual: Tensor, seen: Tensor, size: int, timesteps: Sequence[int]
+        self, pixel: Tensor, residual: Tensor, features: Tensor, size: int, timesteps: Sequence[int]
     ) -> RawMaps:
-        """Of `scoring.evidence`'s findings and the features seen [b, c, g, g], by the distances of this
+        """Of `scoring.evidence`'s findings and the features [b, c, g, g], by the distances of this
         category.
         """
         if pixel.dim() > 4:  # residuals, not yet maps
             pixel = residual_maps(pixel, self.perceptual.squared_mahalanobis, size, timesteps)
         feature = residual_maps(residual, self.residual.squared_mahalanobis, size, timesteps)
-        plain = None if self.plain is None else plain_map(self.plain.squared_mahalanobis(seen), size)
+        plain = None if self.plain is None else plain_map(self.plain.squared_mahalanobis(features), size)
         return RawMaps(pixel, feature, tuple(timesteps), plain)
 
     def to(self, device: torch.device) -> Profile:
@@ -153,7 +153,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
                 "good": len(profile.calibration.good_maps),
                 "changed": profile.calibration.changed,
                 "plain": profile.plain is not None,
-                "rehearsal": dict(profile.rehearsal),
+                "forecast": dict(profile.forecast),
                 "upright": None if profile.upright is None else asdict(profile.upright),
                 "bits": profile.bits,
                 "quality": profile.quality,
@@ -231,7 +231,7 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
     maps = _sums(_decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
     calibration = Calibration(
         tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"),
-        remembered, maps, changed=_changed(category.get("changed")),
+        remembered, maps, changed=_changed(category["changed"]),
     )  # fmt: skip
     plain = None
     if category["plain"]:
@@ -242,11 +242,11 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         PlaceGaussian(projection, part("gaussian.mean"), whitening),
         *(_covariance(tensors, f"{prefix}{name}.") for name in _COVARIANCES),
         calibration,
-        category["rehearsal"],
+        category["forecast"],
         None if category["upright"] is None else Upright(**category["upright"]),
-        _depth(category.get("bits")),  # older files have none of these
-        _quality(category.get("quality")),
-        category.get("size"),
+        _depth(category["bits"]),
+        _quality(category["quality"]),
+        category["size"],
         plain,
     )
 
@@ -339,7 +339,7 @@ def _check_profile(profile: Profile, width: int, grid: int) -> None:
         _require(rising, "its timesteps do not rise from 0 to 999")
     _require(bool((calibration.moments[:, 1] > 0).all()), "a deviation of good parts is not above 0")
     _require(bool((calibration.level > 0).all()), "a level of good parts is not above 0")
-    _require(isinstance(profile.rehearsal, dict), "its rehearsal is no JSON object")
+    _require(isinstance(profile.forecast, dict), "its forecast is no JSON object")
     if profile.upright is not None:
         numbers = list(asdict(profile.upright).values())
         plain = all(type(value) in (int, float) and abs(value) <= 4 for value in numbers)

@@ -185,39 +185,39 @@ class Inspection:
         """Of the features alone, without the network; None if the category does without."""
         return None if self._plain is None else resize_maps(self._plain, self.image.shape[:2])
 
-    def reduced_maps(self, longest: int = 512) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def grid_maps(self, longest: int = 512) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """t → (ŝ_t, ŝ^f_t) for all `computed_timesteps`, float32 [h, w] in the picture's aspect, small enough
         to be shown. Of a picture inspected whole: as the model saw it, whatever `longest`. Of a tiled one: at
         most `longest` cells a side, which gives its score but nearly, where its own grid is finer. The score
         is the highest of its `windows`, by `scorer` at `scored_size`.
         """
-        shape = self._reduced(longest)
+        shape = self._grid_shape(longest)
         return {
             t: (resize_maps(pixel, shape), resize_maps(feature, shape))
             for t, (pixel, feature) in self._maps.items()
         }
 
-    def reduced_plain(self, longest: int = 512) -> np.ndarray | None:
-        """`plain_map` like the `reduced_maps`."""
-        return None if self._plain is None else resize_maps(self._plain, self._reduced(longest))
+    def grid_plain(self, longest: int = 512) -> np.ndarray | None:
+        """`plain_map` like the `grid_maps`."""
+        return None if self._plain is None else resize_maps(self._plain, self._grid_shape(longest))
 
     @property
     def scored_size(self) -> float:
-        """How many px of `reduced_maps()` make the side of the model's square, for `scoring.cells_of`."""
-        return self._tiling.scored_size * self._reduced()[0] / self._tiling.shape[0]
+        """How many px of `grid_maps()` make the side of the model's square, for `scoring.cells_of`."""
+        return self._tiling.scored_size * self._grid_shape()[0] / self._tiling.shape[0]
 
     @property
     def windows(self) -> list[tuple[int, int, int, int]]:
-        """Top, left, bottom and right of the tiles in `reduced_maps()`; of a picture inspected whole all of
+        """Top, left, bottom and right of the tiles in `grid_maps()`; of a picture inspected whole all of
         it.
         """
-        down, across = (reduced / own for reduced, own in zip(self._reduced(), self._tiling.shape))
+        down, across = (shown / own for shown, own in zip(self._grid_shape(), self._tiling.shape))
         return [
             (round(down * y.start), round(across * x.start), round(down * y.stop), round(across * x.stop))
             for y, x in (tile.cells for tile in self._tiling.tiles)
         ]
 
-    def _reduced(self, longest: int = 512) -> tuple[int, int]:
+    def _grid_shape(self, longest: int = 512) -> tuple[int, int]:
         shrink = 1.0 if self.tile is None else min(1.0, longest / max(self._tiling.shape))
         height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
         return height, width
@@ -372,7 +372,7 @@ def regions_above(
     fused: np.ndarray, threshold: float, shape: tuple[int, int], smallest: int
 ) -> tuple[Region, ...]:
     """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of
-    the picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `reduced_maps`.
+    the picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `grid_maps`.
     """
     if fused.size > shape[0] * shape[1]:  # of a picture smaller than the model's
         fused = resize_maps(fused, shape)

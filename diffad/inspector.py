@@ -36,7 +36,7 @@ from diffad.method.features import FeatureExtractor
 from diffad.method.fusion import fuse
 from diffad.method.image_score import ImageScore
 from diffad.method.repair import gradient_denoising, repair_weight, weighed_repair
-from diffad.method.scoring import TIMESTEPS, RawMaps, Seen, evidence, seen_moved
+from diffad.method.scoring import TIMESTEPS, Embedding, RawMaps, evidence, shifted_embeddings
 from diffad.method.tiling import Tile, Tiling, smallest_side
 from diffad.method.unet import UNet
 from diffad.pictures import quality
@@ -390,18 +390,18 @@ class Inspector:
     def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling, turn: Turn) -> _Look:
         squares = torch.stack([tiling.square(image, tile) for tile in tiling.sample()]).to(self.device)
         with turn():
-            seen = self.extractor.seen(squares)
+            embedding = self.extractor.embed(squares)
             gaussians = {name: self.profiles[name].gaussian for name in names}
             likelihoods = {
-                name: float(gaussian.log_likelihood(seen.features).mean(dim=(1, 2)).median())
+                name: float(gaussian.log_likelihood(embedding.features).mean(dim=(1, 2)).median())
                 for name, gaussian in gaussians.items()
             }
             name = max(likelihoods, key=likelihoods.__getitem__)
-            anything = -0.5 * gaussians[name].project(seen.features).square().mean(dim=1)
-            distances = gaussians[name].squared_mahalanobis(seen.features).flatten(1)
+            anything = -0.5 * gaussians[name].project(embedding.features).square().mean(dim=1)
+            distances = gaussians[name].squared_mahalanobis(embedding.features).flatten(1)
             distance = float(distances.median(dim=1).values.median())
         gain = likelihoods[name] - float(anything.mean(dim=(1, 2)).median())
-        return _Look(tiling, name, likelihoods[name], gain, distance, squares, seen)
+        return _Look(tiling, name, likelihoods[name], gain, distance, squares, embedding)
 
     @torch.no_grad()
     def _blended_maps(
@@ -424,12 +424,12 @@ class Inspector:
         many = max(1, rows // (len(timesteps) * draws))
         for first in range(0, len(tiles), many):
             batch = tiles[first : first + many]
-            x_start, seen = look.squares, look.seen
+            x_start, embedding = look.squares, look.embedding
             if len(tiles) > 1:
                 x_start = torch.stack([tiling.square(image, tile) for tile in batch]).to(self.device)
             with turn():
-                seen = seen if len(tiles) == 1 else self.extractor.seen(x_start)
-                maps = self._standard_maps(x_start, seen, look.category, timesteps, seed, draws)
+                embedding = embedding if len(tiles) == 1 else self.extractor.embed(x_start)
+                maps = self._standard_maps(x_start, embedding, look.category, timesteps, seed, draws)
             plain = maps.pixel[:, :0] if maps.plain is None else maps.plain[:, None]
             every = torch.cat([maps.pixel, maps.feature, plain], dim=1).cpu()
             for tile, of_tile in zip(batch, every, strict=True):
@@ -444,7 +444,7 @@ class Inspector:
     def _standard_maps(
         self,
         x_start: Tensor,
-        seen: Seen,
+        embedding: Embedding,
         category: str,
         timesteps: tuple[int, ...],
         seed: int,
@@ -454,7 +454,7 @@ class Inspector:
             self.schedule,
             self.network,
             x_start,
-            seen_moved(self.extractor.seen, x_start, seen, timesteps),
+            shifted_embeddings(self.extractor.embed, x_start, embedding, timesteps),
             timesteps,
             perceive=self.extractor.perceptual,
             seed=seed,
@@ -464,12 +464,12 @@ class Inspector:
         )
         profile = self.profiles[category]
         return profile.calibration.standardise(
-            profile.raw_maps(pixel, residual, seen.features, x_start.shape[-1], timesteps)
+            profile.raw_maps(pixel, residual, embedding.features, x_start.shape[-1], timesteps)
         )
 
     # -- repair ----------------------------------------------------------------------------------------------
 
-    def reconstruct(
+    def repair(
         self,
         image: Picture,
         category: str | None = None,
@@ -611,7 +611,7 @@ class Inspector:
     def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
         """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
         maps = self._standard_maps(
-            x, self.extractor.seen(x), first.category, first.timesteps, first.seed, draws=1
+            x, self.extractor.embed(x), first.category, first.timesteps, first.seed, draws=1
         )
         plain = None if maps.plain is None else maps.plain[0].cpu().numpy()
         return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha, plain)
@@ -632,7 +632,7 @@ class _Look:
     gain: float
     distance: float
     squares: Tensor
-    seen: Seen
+    embedding: Embedding
 
 
 def _check_number(tiling: Tiling, most: int | None) -> None:

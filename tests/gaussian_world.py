@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffad.method.diffusion import Prediction
 from diffad.method.gaussian import ResidualGaussian, Scatter
-from diffad.method.scoring import Seen
+from diffad.method.scoring import Embedding
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 ALPHA_BAR = np.append(np.cumprod(1 - BETAS), 1.0)  # index −1 is the clean picture
@@ -90,9 +90,9 @@ class GaussianWorld:
         """f(x) = W x, [b, c, s, s] → [b, 4c, s/2, s/2], differentiable."""
         return F.conv2d(x, self.kernel.to(x.dtype), stride=2)
 
-    def seen(self, x: Tensor) -> Seen:
+    def embed(self, x: Tensor) -> Embedding:
         """As a backbone: what is compared are the colours themselves, means over 2 × 2."""
-        return Seen(self.features(x), self.perceptual(x))
+        return Embedding(self.features(x), self.perceptual(x))
 
     def perceptual(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 2)

@@ -26,7 +26,6 @@ from diffad.method.scoring import (
     TIMESTEPS,
     RawMaps,
     denoise_all,
-    moved,
     offset_of,
     pixel_score,
     smooth,
@@ -210,7 +209,7 @@ def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, str
             schedule, inspector.network, x_start, TIMESTEPS, seed=3, cell=SIZE // GRID
         )
         raw = pixel_score(schedule, answers, shown, x_t, t, kind, stride)
-        back = [moved(one[None, None], -offset_of(t, SIZE // GRID)) for t, one in zip(TIMESTEPS, raw)]
+        back = [shifted(one[None, None], -offset_of(t, SIZE // GRID)) for t, one in zip(TIMESTEPS, raw)]
     expected = smooth(torch.cat(back)).mean(dim=(0, 1)).numpy()[geometry.inner]
     np.testing.assert_allclose(kept, expected, rtol=0.02, atol=1e-3 * float(np.abs(expected).max()))
 

@@ -57,7 +57,7 @@ class Toy:
         }  # fmt: skip
         return SimpleNamespace(
             image=pixels, alpha=alpha, timesteps=timesteps, to_dict=lambda: result,
-            reduced_maps=lambda: dict.fromkeys(timesteps, (red, red)), reduced_plain=lambda: None,
+            grid_maps=lambda: dict.fromkeys(timesteps, (red, red)), grid_plain=lambda: None,
         )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def zipped(path: Path, entries: dict[str, bytes]) -> Path:
 
 def judged(pictures: dict[str, Sample], **settings) -> tuple[list[batch.Row], dict[str, np.ndarray]]:
     results = list(batch.run(Toy(), pictures, **settings))
-    maps = {row.name: batch.reduced_map(inspection) for row, inspection in results if not row.error}
+    maps = {row.name: batch.grid_map(inspection) for row, inspection in results if not row.error}
     return [row for row, _ in results], maps
 
 

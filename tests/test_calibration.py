@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffad.method.calibration import Calibration, place_level, reduced_maps
+from diffad.method.calibration import Calibration, coarse_maps, place_level
 from diffad.method.fusion import fuse
 from diffad.method.scoring import RawMaps, smooth
 
@@ -266,8 +266,8 @@ def test_another_timestep_has_the_good_scores_of_the_nearest_on_its_grid(calibra
 def test_more_pictures_may_be_remembered_than_are_looked_at_at_every_timestep(good, calibration):
     some = RawMaps(good.pixel[:6], good.feature[:6], NODES)
     columns = [NODES.index(t) for t in (20, 400)]
-    reduced = reduced_maps(RawMaps(good.pixel[:, columns], good.feature[:, columns], (20, 400)))
-    fitted = Calibration.fit(some, by_place=True, reduced=reduced)
+    coarse = coarse_maps(RawMaps(good.pixel[:, columns], good.feature[:, columns], (20, 400)))
+    fitted = Calibration.fit(some, by_place=True, coarse=coarse)
     assert fitted.timesteps == NODES and fitted.remembered == (20, 400)
     assert fitted.good_maps.shape == (16, 2, 2, 32, 32)
     known = calibration.good_scores(0.5, (20, 400))  # moments of six pictures are nearly those of sixteen

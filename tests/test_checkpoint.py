@@ -78,7 +78,7 @@ def test_what_is_saved_comes_back(model, file):
         for name in ("codes", "scale", "diagonal"):
             assert torch.equal(getattr(one, name), getattr(other, name))
         torch.testing.assert_close(one.common, other.common, rtol=1e-3, atol=1e-3)
-    assert after.rehearsal == before.rehearsal
+    assert after.forecast == before.forecast
     assert after.calibration.timesteps == after.calibration.remembered == (20, 200)
     assert torch.equal(after.calibration.moments, before.calibration.moments)
     assert torch.equal(after.calibration.good_maps, before.calibration.good_maps)
@@ -272,7 +272,7 @@ def changed(values: dict, path: str, value: object) -> dict:
     ("categories.0.good", -1, "good parts have no number"),
     ("categories.0.good", 10**5, "cannot hold"),
     ("categories.0.plain", True, "profile.0.plain.mean"),
-    ("categories.0.rehearsal", 3, "rehearsal"),
+    ("categories.0.forecast", 3, "forecast"),
     ("categories.0.upright", {"scale": 0, "x": 0, "y": 0}, "upright"),
     ("categories.0.upright", {"scale": 1, "x": float("inf"), "y": 0}, "upright"),
     ("categories.0.upright", {"scale": 1}, "damaged"),

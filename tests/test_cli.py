@@ -30,7 +30,7 @@ from diffad.pictures.reading import read_image
 from diffad.synthetic.parts import make_part
 
 COMMANDS = (
-    "train", "inspect", "reconstruct", "evaluate", "ablate", "compare", "benchmark", "samples", "serve",
+    "train", "inspect", "repair", "evaluate", "ablate", "compare", "benchmark", "samples", "serve",
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ class Toy:
             map_limit=map_limit_for(verdict, limit, look, heat), plain_map=None,
             weights_in_words=weights_in_words(alpha))
 
-    def reconstruct(self, image, steps=100, **options):
+    def repair(self, image, steps=100, **options):
         self.calls.append({"steps": steps, **options})
         pixels = read_image(image)
         return (SimpleNamespace(index=i, total=steps, image=pixels // (i + 1), score=9.0 - i, done=i == steps,
@@ -172,7 +172,7 @@ def test_inspect_refuses_with_one_line(options, hint, toy, tmp_path, capsys):
     assert toy.calls == []
 
 
-@pytest.mark.parametrize("command", ["inspect", "reconstruct", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["inspect", "repair", "evaluate", "train"])
 def test_missing_or_empty_folders_are_refused(command, toy, tmp_path, capsys):
     more = ["--out", str(tmp_path / "x.safetensors"), "--steps", "1"] if command == "train" else []
     (tmp_path / "empty").mkdir()
@@ -292,10 +292,10 @@ def test_notes_stand_beside_the_verdict_in_every_form(toy, tmp_path, capsys):
     assert row["notes"] == " ".join(toy.notes) and row["bits"] == "8"
     assert main(["inspect", source, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["notes"] == list(toy.notes)
-    assert main(["reconstruct", source, "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert main(["repair", source, "--steps", "1", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert all(note in out for note in toy.notes)
-    assert main(["reconstruct", source, "--steps", "1", "--out", str(tmp_path), "--json"]) == 0
+    assert main(["repair", source, "--steps", "1", "--out", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["notes"] == list(toy.notes)
 
 
@@ -322,13 +322,13 @@ def test_what_was_judged_before_an_interruption_is_kept(toy, tmp_path, capsys, m
 
 def test_results_are_never_taken_for_pictures(toy, tmp_path, capsys):
     parts = picture(tmp_path / "parts" / "a.png").parent
-    for command in ("inspect", "reconstruct"):
+    for command in ("inspect", "repair"):
         assert main([command, str(parts), "--out", str(parts)]) == 2
         assert "among the pictures" in only_error(capsys)
         for _ in range(2):
             assert main([command, str(parts), "--out", str(parts / command), "--json"]) == 0
             assert len(json.loads(capsys.readouterr().out)) == 1
-    assert sorted(path.name for path in parts.iterdir()) == ["a.png", "inspect", "reconstruct"]
+    assert sorted(path.name for path in parts.iterdir()) == ["a.png", "inspect", "repair"]
 
 
 def test_exit_codes_that_scripts_can_use(toy, tmp_path, capsys):
@@ -433,8 +433,8 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_loaded(tmp_path, mon
         (["inspect", source, "--report"], "--out"),
         (["inspect", source, "--out", source], "is a file"),
         (["inspect", source, "--out", f"{source}/deeper"], "a.png is a file"),
-        (["reconstruct", source, "--format", "mp4", "--out", str(tmp_path)], "MP4 needs"),
-        (["reconstruct", source, "--out", f"{source}/deeper"], "a.png is a file"),
+        (["repair", source, "--format", "mp4", "--out", str(tmp_path)], "MP4 needs"),
+        (["repair", source, "--out", f"{source}/deeper"], "a.png is a file"),
         (["ablate", root, "--single", "absent.safetensors"], "absent.safetensors"),
         (["benchmark", "--picture", "absent.png"], "absent.png"),
         (["samples", source], "a.png is a file"),
@@ -456,7 +456,7 @@ def test_repairs_that_cannot_be_written_end_the_run(toy, tmp_path, capsys, monke
         replace(partial, path)
 
     monkeypatch.setattr("os.replace", full)
-    assert main(["reconstruct", *sources, "--steps", "1", "--out", str(tmp_path / "out"), "--json"]) == 2
+    assert main(["repair", *sources, "--steps", "1", "--out", str(tmp_path / "out"), "--json"]) == 2
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 1 and "1_repair.gif could not be written: the disk is full" in err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_repair.gif", "0_repaired.png"]
@@ -483,16 +483,16 @@ def test_results_that_cannot_be_written_are_printed_all_the_same(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# reconstruct, evaluate, samples, serve
+# repair, evaluate, samples, serve
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
-def test_reconstruct_writes_the_animation(kind, toy, tmp_path, capsys):
+def test_repair_writes_the_animation(kind, toy, tmp_path, capsys):
     source = picture(tmp_path / "part.png", red=50, size=(1000, 40))
     (tmp_path / "torn.png").touch()
     options = "--steps 3 --denoise-every 2 --step-size 0.01 --timestep 30 --method paper --json".split()
     where = ["--out", str(tmp_path / "out"), "--format", kind]
-    assert main(["reconstruct", str(source), str(tmp_path / "torn.png"), *where, *options]) == 1
+    assert main(["repair", str(source), str(tmp_path / "torn.png"), *where, *options]) == 1
     done, torn = json.loads(capsys.readouterr().out)
     assert (done["steps"], done["score_before"], done["score_after"]) == (3, 9.0, 6.0) and "error" in torn
     with Image.open(done["animation"]) as film:
@@ -802,7 +802,7 @@ def test_files_are_written_when_nobody_reads_the_lines(workshop, tmp_path):
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 3
 
 
-def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):
+def test_evaluate_repair_and_benchmark_run(workshop, tmp_path, capsys):
     model = ["--checkpoint", str(workshop / "tiny.safetensors"), "--json"]
     assert main(["evaluate", str(workshop / "set"), "--repair", "--limit", "1", "--steps", "2", *model]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -812,7 +812,7 @@ def test_evaluate_reconstruct_and_benchmark_run(workshop, tmp_path, capsys):
         assert values["repair"]["psnr_good_median"] > 20
     cut = str(workshop / "set" / "leather" / "test" / "cut" / "000.png")
     paper = ["--steps", "3", "--method", "paper"]
-    assert main(["reconstruct", cut, "--out", str(tmp_path), *paper, *model]) == 0
+    assert main(["repair", cut, "--out", str(tmp_path), *paper, *model]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["steps"] == 3 and Image.open(record["animation"]).n_frames >= 2
     assert main(["benchmark", "--runs", "2", "--steps", "2", *model]) == 0

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffad.pictures.geometry import Geometry, mask_to_square, to_square
-from diffad.pictures.masks import mask_inside, read_mask, reduced_mask
+from diffad.pictures.masks import mask_inside, mask_on_grid, read_mask
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import Sample, find_samples
 
@@ -484,9 +484,9 @@ def test_a_mask_fits_whatever_grid_a_map_has(tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     sample = Sample(tmp_path / "a.png", "nut", "test", "dent", tmp_path / "mask.png")
     for shape in ((60, 90), (59, 90), (7, 5), (1, 1), (120, 33)):
-        reduced = reduced_mask(sample, (60, 90), shape)
-        assert reduced.shape == shape
-        assert reduced.mean() == pytest.approx(1 / 6, abs=0.02) or min(shape) < 30
-    assert np.array_equal(reduced_mask(sample, (60, 90), (60, 90)), mask)
+        grid = mask_on_grid(sample, (60, 90), shape)
+        assert grid.shape == shape
+        assert grid.mean() == pytest.approx(1 / 6, abs=0.02) or min(shape) < 30
+    assert np.array_equal(mask_on_grid(sample, (60, 90), (60, 90)), mask)
     assert np.array_equal(mask_inside(sample, (60, 90), 45), mask[1::2, 1::2])
-    assert reduced_mask(Sample(tmp_path / "a.png", "nut", "test", "dent"), (60, 90), (6, 9)) is None
+    assert mask_on_grid(Sample(tmp_path / "a.png", "nut", "test", "dent"), (60, 90), (6, 9)) is None

@@ -341,7 +341,7 @@ def test_a_category_knows_its_cameras_depth(inspector, gear):
     assert beyond.bits == 14
     assert "beyond the 12 bits of the pictures that gear was trained on" in beyond.notes[0]
     assert trained.inspect(gear, "gear", timesteps=(200,)).notes == ()  # 8 bits are 8 bits
-    first = next(trained.reconstruct(deep(gear, 14), "gear", steps=1))
+    first = next(trained.repair(deep(gear, 14), "gear", steps=1))
     assert first.notes == beyond.notes
 
 

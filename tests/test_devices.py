@@ -219,7 +219,7 @@ def test_inspections_tiles_and_repairs_ask_for_their_share(inspector, machine, m
     try:
         inspector.inspect(picture)
         inspector.features(picture)
-        for _ in inspector.reconstruct(picture, steps=2, method="paper"):
+        for _ in inspector.repair(picture, steps=2, method="paper"):
             assert len(asked) > sum(before) and torch.get_num_threads() == 8
             before.append(len(asked) - sum(before))
         done: list[int] = []

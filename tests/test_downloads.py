@@ -33,7 +33,7 @@ def inspection(inspector: Inspector) -> Inspection:
 @pytest.fixture(scope="module")
 def film(inspector: Inspector, inspection: Inspection) -> downloads.Film:
     film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
-    for step in inspector.reconstruct(inspection.image, inspection.category, steps=5):
+    for step in inspector.repair(inspection.image, inspection.category, steps=5):
         film.add(step)
     film.ending = "done"
     return film
@@ -60,7 +60,7 @@ def test_the_zip_holds_everything(inspection, inspector, film):
         assert np.array_equal(np.asarray(picture), inspection.image)
     assert np.array_equal(np.load(io.BytesIO(archive.read("gear-map.npy"))), inspection.anomaly_map)
     about = json.loads(archive.read("gear.json"))
-    for t, (pixel, feature) in inspection.reduced_maps().items():
+    for t, (pixel, feature) in inspection.grid_maps().items():
         for kind, values in (("pixel", pixel), ("feature", feature)):
             assert np.array_equal(np.load(io.BytesIO(archive.read(f"maps/{kind}-t{t:03d}.npy"))), values)
             grey = cv2.imdecode(

@@ -84,7 +84,7 @@ class ToyInspector:
     def recognise(self, image):
         return "nut" if image[..., 2].mean() < 128 else "ring"
 
-    def reconstruct(self, image, category=None, steps=4, **options):
+    def repair(self, image, category=None, steps=4, **options):
         for index in range(steps + 1):
             rest = index / steps
             red = image[..., 0].astype(np.float32)
@@ -388,10 +388,10 @@ def test_evaluate_repair_limit_spreads_over_the_kinds(tmp_path):
     seen, kinds = [], []
 
     class Spy(ToyInspector):
-        def reconstruct(self, image, **options):
+        def repair(self, image, **options):
             seen.append(options)
             kinds.append(image.max() - 100)
-            return super().reconstruct(image, **options)
+            return super().repair(image, **options)
 
     result = evaluate_repair(Spy(), samples, limit=2, threshold=0.5)["nut"]
     assert result["defective"] == len(seen) == 2 and result["good"] == 0

@@ -100,7 +100,7 @@ NONSENSE = ["x", -7, 1e300, float("nan"), True, ["x"], [{}], {"a": 1}, "\ud800\0
             {"url": "http://127.0.0.1:9/a.png", "meta": {"_type": PLAIN}},
             {"url": "data:image/png;base64,AAAA", "meta": {"_type": PLAIN}}]  # fmt: skip
 # What is no nonsense after all: a name, a text or a whole number that may stand there.
-SENSE = {("reconstruct", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"): [-7],
+SENSE = {("repair", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"): [-7],
          ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7],
          ("inspect", "look_threshold"): [-7], ("batch", "look_threshold"): [-7]}  # fmt: skip
 LABELS = {
@@ -108,7 +108,7 @@ LABELS = {
                 "model", "bits"],
     "batch": ["images", "category", "timesteps", "alpha", "seed", "draws", "threshold", "look_threshold",
               "model", "bits"],
-    "reconstruct": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model",
+    "repair": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model",
                     "bits"],
     "categories": ["model"],
 }

@@ -117,13 +117,13 @@ def test_how_many_bits_were_read_is_answered(client: Client, deep: list[Path]):
     rows = client.predict([handle_file(path) for path in deep], **levels, api_name="/batch")
     assert [row["bits"] for row in rows] == [12, 12]
     assert not any("bits" in note for row in rows for note in row["notes"])
-    result, _, _ = client.predict(handle_file(deep[1]), steps=1, api_name="/reconstruct")
+    result, _, _ = client.predict(handle_file(deep[1]), steps=1, api_name="/repair")
     assert "Read as 10 bits" in result["notes"][0]
 
 
-def test_reconstruct_brings_numbers_picture_and_film(client: Client):
+def test_repair_brings_numbers_picture_and_film(client: Client):
     result, picture, film = client.predict(
-        handle_file(DEFECTIVE), category="gear", steps=5, api_name="/reconstruct"
+        handle_file(DEFECTIVE), category="gear", steps=5, api_name="/repair"
     )
     rounds, rest = divmod(len(result["scores"]) - 1, 5)  # of 5 steps each, after the untouched picture
     assert len(result["mahalanobis"]) == len(result["scores"]) and 1 <= rounds <= 5 and not rest
@@ -153,7 +153,7 @@ def test_both_limits_may_be_given(client: Client):
 
 def test_only_the_named_endpoints_are_public(client: Client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/inspect", "/batch", "/reconstruct", "/categories"}
+    assert set(named) == {"/inspect", "/batch", "/repair", "/categories"}
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
@@ -353,4 +353,4 @@ def test_mcp_offers_the_endpoints_as_tools(inspector: Inspector, tmp_path: Path)
                 return {tool.name.removeprefix("diffad_") for tool in (await session.list_tools()).tools}
 
     with served(inspector, tmp_path, mcp=True) as url:
-        assert anyio.run(tools, url) == {"inspect", "batch", "reconstruct", "categories"}
+        assert anyio.run(tools, url) == {"inspect", "batch", "repair", "categories"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffad.pictures.masks import mask_of, read_mask, reduced_mask, settled
+from diffad.pictures.masks import mask_of, mask_on_grid, read_mask, settled
 from diffad.pictures.reading import read_image
 from diffad.pictures.samples import Sample
 from diffad.synthetic.parts import make_part
@@ -133,7 +133,7 @@ def test_what_was_decided_or_is_doubtful_is_said(tmp_path):
     assert "Empty masks" in said[1] and said[1].endswith("ground_truth/dent/c_mask.png.")
     assert "more than half" in said[2] and said[2].endswith("ground_truth/dent/b_mask.png.")
     assert len(said) == 3 and "a_mask" not in text
-    assert reduced_mask(samples[2], SHAPE, SHAPE) is None  # nobody has drawn it
+    assert mask_on_grid(samples[2], SHAPE, SHAPE) is None  # nobody has drawn it
     assert settled([samples[0], samples[4]]) == ([samples[0], samples[4]], [])
 
 

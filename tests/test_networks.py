@@ -373,7 +373,7 @@ def test_two_pictures_are_compared_by_all_stages_as_they_are(fitted):
     )  # fmt: skip
     expected = (torch.cat(stages, dim=1) - fitted.mean.view(1, -1, 1, 1)) / fitted.std.view(1, -1, 1, 1)
     torch.testing.assert_close(fitted.perceptual(x), expected, atol=1e-4, rtol=1e-4)
-    seen = fitted.seen(x)
+    seen = fitted.embed(x)
     assert torch.equal(seen.features, fitted(x)) and torch.equal(seen.perceptual, fitted.perceptual(x))
     assert torch.equal(seen.features[:, 72:], seen.perceptual[:, 72:])  # the coarse stage is the same
 

@@ -22,7 +22,7 @@ from diffad.measuring import ablation
 from diffad.method.calibration import Calibration
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
 from diffad.method.repair import gradient_denoising, weighed_repair
-from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, evidence, seen_moved
+from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, evidence, shifted_embeddings
 from diffad.teaching import statistics as profiles
 from diffad.teaching import training
 
@@ -68,7 +68,7 @@ def fake() -> FakeTensorMode:
 
 
 @pytest.fixture(scope="module")
-def placed(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
+def unshifted(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
     """The bundled model as `Inspector` puts it on a GPU."""
     loaded = checkpoint.load(bundled_model)
     with pytest.MonkeyPatch.context() as patch, fake:
@@ -135,12 +135,12 @@ def test_mixing_devices_is_refused_as_a_gpu_would(gpu):
 @pytest.mark.parametrize("kind", PIXEL_SCORES)
 def test_an_inspection_stays_on_the_gpu_up_to_its_maps(gpu, kind):
     x_start = torch.zeros(2, 3, 256, 256, device=CUDA)
-    seen = gpu.extractor.seen(x_start)
+    seen = gpu.extractor.embed(x_start)
     assert on_gpu(*seen, gpu.extractor.perceptual(x_start))
     profile = gpu.profiles[gpu.categories[0]]
     assert on_gpu(profile.gaussian.log_likelihood(seen.features))
     pixel, feature = evidence(
-        gpu.schedule, gpu.network, x_start, seen_moved(gpu.extractor.seen, x_start, seen, TIMESTEPS),
+        gpu.schedule, gpu.network, x_start, shifted_embeddings(gpu.extractor.embed, x_start, seen, TIMESTEPS),
         perceive=gpu.extractor.perceptual, kind=kind, draws=2,
     )  # fmt: skip
     raw = profile.raw_maps(pixel, feature, seen.features, 256, TIMESTEPS)
@@ -172,7 +172,7 @@ def test_repairs_stay_on_the_gpu(gpu):
 
 def test_a_whole_repair_runs_and_its_pictures_come_back(gpu):
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)  # unlike any good part
-    frames = list(gpu.reconstruct(picture, steps=6, method="paper", threshold=-1e6))
+    frames = list(gpu.repair(picture, steps=6, method="paper", threshold=-1e6))
     assert len(frames) > 1 and frames[-1].image.dtype == np.uint8
 
 
@@ -200,13 +200,13 @@ def test_a_calibration_takes_maps_from_the_gpu_and_lies_on_the_cpu(gpu):
 
 
 def test_a_category_is_learned_on_the_gpu_and_kept_on_the_cpu(gpu, monkeypatch):
-    monkeypatch.setattr(profiles, "REHEARSED", 1)
+    monkeypatch.setattr(profiles, "SPOILED", 1)
     monkeypatch.setattr(profiles, "_LOOKED", 2)
     monkeypatch.setattr(profiles, "CALIBRATION_TIMESTEPS", (0, *TIMESTEPS))
     profile = profiles.fit_profile(gpu.network, gpu.extractor, gpu.schedule, pictures(1), pictures(2))
     kept = profile.gaussian.mean, profile.residual.codes, profile.perceptual.scale
     assert {tensor.device.type for tensor in kept} == {"cpu"}
-    assert profile.rehearsal["defects"] > 0
+    assert profile.forecast["defects"] > 0
 
 
 def test_an_ablation_asks_the_gpu(gpu, monkeypatch):

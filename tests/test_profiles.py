@@ -1,4 +1,4 @@
-"""Profiles: artificial defects are what they claim, the rehearsal measures them, the choice follows it."""
+"""Profiles: artificial defects are what they claim, the forecast measures them, the choice follows it."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from diffad.method.metrics import aupro, auroc
 from diffad.method.scoring import TIMESTEPS, RawMaps
 from diffad.synthetic.parts import make_part
 from diffad.teaching import statistics as profiles
-from diffad.teaching.statistics import artificial_defects, in_words, rehearse
+from diffad.teaching.statistics import artificial_defects, in_words, judged_artificial_defects
 from diffad.teaching.stress import robustness
 
 
@@ -77,20 +77,20 @@ def test_a_defect_that_stands_out_is_found_and_one_that_does_not_is_missed():
     calibration = Calibration.fit(maps(0, 8))
     score = calibration.scorer()
     good, clear, hidden = map(calibration.standardise, (maps(0, 8), maps(1, 8, 5.0, mask), maps(1, 8)))
-    clear = rehearse(good, clear, masks, kinds, score)
-    hidden = rehearse(good, hidden, masks, kinds, score)
+    clear = judged_artificial_defects(good, clear, masks, kinds, score)
+    hidden = judged_artificial_defects(good, hidden, masks, kinds, score)
     assert clear["image_auroc"] == clear["found"] == 1.0 and clear["aupro"] > 0.99
     assert clear["found_by_kind"] == {"speck": 1.0, "stain": 1.0}
     assert hidden["found"] < 0.3 and hidden["aupro"] < 0.4 and hidden["image_auroc"] < 0.8
     assert clear["worth"] == pytest.approx((clear["image_auroc"] + clear["aupro"]) / 2)
 
 
-def test_the_rehearsal_agrees_with_the_metrics_on_its_own_maps():
+def test_the_forecast_agrees_with_the_metrics_on_its_own_maps():
     mask = np.zeros((64, 64), bool)
     mask[5:25, 30:50] = True
     good, bad = maps(2, 6), maps(3, 6, 0.4, mask)
     score = ImageScore.of(np.zeros((8, CELLS**2), np.float32))
-    result = rehearse(good, bad, [mask] * 6, ["worn"] * 6, score)
+    result = judged_artificial_defects(good, bad, [mask] * 6, ["worn"] * 6, score)
     raw = [one.mean(dim=0).numpy() for both in (good, bad) for one in both.pixel]
     scores = [score(one, 64) for one in raw]
     labels = [False] * 6 + [True] * 6
@@ -100,25 +100,25 @@ def test_the_rehearsal_agrees_with_the_metrics_on_its_own_maps():
 
 
 def test_words_follow_the_numbers():
-    rehearsal = {
+    forecast = {
         "image_auroc": 0.9, "aupro": 0.8, "found": 0.3, "good": 6, "defects": 12, "worth": 0.85,
         "found_by_kind": {"speck": 0.0, "stain": 0.6},
     }  # fmt: skip
-    weak = in_words("bracket", rehearsal)
+    weak = in_words("bracket", forecast)
     assert weak.startswith("bracket: of 12 artificial defects 30% were found")
     assert "misses most of them" in weak and "most often missed: speck" in weak and "guess" in weak
-    strong = in_words("bracket", rehearsal | {"found": 0.95, "good": 40, "found_by_kind": {"stain": 1.0}})
+    strong = in_words("bracket", forecast | {"found": 0.95, "good": 40, "found_by_kind": {"stain": 1.0}})
     assert "good enough to try" in strong and "missed" not in strong and "guess" not in strong
-    few = in_words("bracket", rehearsal | {"found": 1.0, "good": 29})
+    few = in_words("bracket", forecast | {"found": 1.0, "good": 29})
     assert "good enough" not in few and "With 29 good pictures take the threshold as a guess" in few
-    assert "guess" not in in_words("bracket", rehearsal | {"good": 30})
+    assert "guess" not in in_words("bracket", forecast | {"good": 30})
     assert "unusual" not in (weak + strong).lower()
     changed = robustness([np.full((32, 32, 3), 99, np.uint8)], lambda image: image.mean() < 90)
-    for pictures in (rehearsal, rehearsal | {"defects": 0}):  # too dark for defects, or not
+    for pictures in (forecast, forecast | {"defects": 0}):  # too dark for defects, or not
         said = in_words("bracket", pictures | {"changed": changed})
         assert "`diffad evaluate`. It does not bear all changes of light" in said
         assert "1 of 16 changed good pictures rejected (darker). With 6 good" in said
-    odd = in_words("bracket", rehearsal | {"unusual": {"a.png": 5.71, "b.png": 4.0}})
+    odd = in_words("bracket", forecast | {"unusual": {"a.png": 5.71, "b.png": 4.0}})
     assert "Unusual" in odd and "a.png (5.7), b.png (4.0)" in odd
 
 
@@ -129,7 +129,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
         asked.append(threshold)
         return {"worth": 0.4 + 0.1 * len(asked), "found": 0.5}  # the second is by place
 
-    monkeypatch.setattr(profiles, "rehearse", judged)
+    monkeypatch.setattr(profiles, "judged_artificial_defects", judged)
     pictures = torch.stack(
         [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
     )
@@ -137,7 +137,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     assert len(asked) == 2
-    assert profile.rehearsal["by_place"] and bool((profile.calibration.level != 1).any())
+    assert profile.forecast["by_place"] and bool((profile.calibration.level != 1).any())
 
 
 def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspector):
@@ -146,9 +146,9 @@ def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspe
     profile = profiles.fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
-    assert profile.rehearsal == {"by_place": False, "good": 5, "defects": 0}
+    assert profile.forecast == {"by_place": False, "good": 5, "defects": 0}
     assert bool(torch.isfinite(profile.calibration.moments).all())
-    said = in_words("coal", profile.rehearsal | {"unusual": {"a.png": 5.71}})
+    said = in_words("coal", profile.forecast | {"unusual": {"a.png": 5.71}})
     assert "too dark" in said and "no forecast" in said and "5 good pictures" in said
     assert "a.png (5.7)" in said
 

@@ -33,7 +33,7 @@ def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
     from diffad.cli.main import main
     from diffad.inspector import Inspector
 
-    for command in ("inspect", "reconstruct", "evaluate"):
+    for command in ("inspect", "repair", "evaluate"):
         main([command, "--help"])
     package = ("scoring.py", "ablation.py", "ui/cards.py", "ui/endpoints.py")
     names = ("README.md", *(f"diffad/{name}" for name in package))

@@ -19,7 +19,7 @@ from diffad.method.repair import (
     repair_weight,
     weighed_repair,
 )
-from diffad.method.scoring import TIMESTEPS, denoise_all, grid_of, moved, noise_for
+from diffad.method.scoring import TIMESTEPS, denoise_all, grid_of, noise_for, shifted
 
 LINEAR = Schedule.linear()
 SIZE, CELL = 16, 2
@@ -287,11 +287,11 @@ def test_the_loss_told_is_the_mean_distance_before_the_move(gaussian, covariance
     def distance(x: torch.Tensor, index: int) -> float:
         t = TIMESTEPS[index % 3]
         by, t_ = (0, 1, -1)[index % 3], torch.tensor([t])
-        shown = moved(x, by)
+        shown = shifted(x, by)
         noise = noise_for(4 + index, t, 0, x.shape[1:])[None]
         residual = WORLD.features(shown) - WORLD(LINEAR.q_sample(shown, t_, noise), t_).features
         there = covariance.squared_mahalanobis(residual, grid_of(t))[0]
-        share = F.avg_pool2d(moved(weight, by), 2)[0, 0]
+        share = F.avg_pool2d(shifted(weight, by), 2)[0, 0]
         return float((there * share).sum() / share.sum())
 
     walk = list(

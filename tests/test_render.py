@@ -14,7 +14,7 @@ from diffad.inspection import map_limit_for, verdict_for
 from diffad.method.fusion import fuse, weights_in_words
 from diffad.pictures import drawing
 from diffad.pictures.animation import Reel, animation, has_mp4
-from diffad.pictures.drawing import COLORMAPS, contours, heatmap, overlay, png_bytes, reduced
+from diffad.pictures.drawing import COLORMAPS, contours, heatmap, overlay, png_bytes, shrunk
 from diffad.pictures.plots import loss_plot
 from diffad.pictures.reading import DataError
 from diffad.report.sheet import evidence_sheet
@@ -368,11 +368,11 @@ def test_loss_plot_survives_a_real_log(tmp_path):
             loss_plot(empty, tmp_path / "none.png")
 
 
-def test_reduced_keeps_small_pictures_and_a_row_of_thin_ones():
-    assert reduced(np.zeros((20, 4000, 3), np.uint8), 768).shape == (4, 768, 3)
-    assert reduced(np.zeros((16, 40_000), np.float32), 768).shape == (1, 768)
+def test_shrunk_keeps_small_pictures_and_a_row_of_thin_ones():
+    assert shrunk(np.zeros((20, 4000, 3), np.uint8), 768).shape == (4, 768, 3)
+    assert shrunk(np.zeros((16, 40_000), np.float32), 768).shape == (1, 768)
     small = np.zeros((20, 30, 3), np.uint8)
-    assert reduced(small, 768) is small
+    assert shrunk(small, 768) is small
 
 
 # -- reels ---------------------------------------------------------------------------------------------------

@@ -29,15 +29,15 @@ from diffad.method.regions import find_regions
 from diffad.method.scoring import (
     TIMESTEPS,
     UNSEEN,
-    Seen,
+    Embedding,
     denoise_all,
     evidence,
-    moved,
     noise_for,
     offset_of,
     pixel_score,
     residual_maps,
-    seen_moved,
+    shifted,
+    shifted_embeddings,
     smooth,
 )
 
@@ -87,12 +87,12 @@ def plain(channels: int) -> ResidualGaussian:
     return ResidualGaussian(torch.eye(channels), codes, one, one)
 
 
-def of_world(world: GaussianWorld, x: torch.Tensor, timesteps=TIMESTEPS) -> dict[int, Seen]:
-    return seen_moved(world.seen, x, world.seen(x), timesteps)
+def of_world(world: GaussianWorld, x: torch.Tensor, timesteps=TIMESTEPS) -> dict[int, Embedding]:
+    return shifted_embeddings(world.embed, x, world.embed(x), timesteps)
 
 
-def of_stub(features: torch.Tensor) -> Seen:
-    return Seen(features, features)
+def of_stub(features: torch.Tensor) -> Embedding:
+    return Embedding(features, features)
 
 
 def coarse(x: torch.Tensor) -> torch.Tensor:
@@ -111,11 +111,11 @@ def test_the_default_timesteps_see_the_picture_on_three_grids():
 @pytest.mark.parametrize("by", [-3, 2, 0])
 def test_moving_back_undoes_moving_but_for_the_border(by):
     x = pictures(2)
-    there = moved(x, by)
+    there = shifted(x, by)
     y = range(max(0, -by), SIZE - max(0, by))
     assert there.shape == x.shape and all(torch.equal(there[:, :, i, i], x[:, :, i + by, i + by]) for i in y)
     inner = (..., slice(4, -4), slice(4, -4))
-    assert torch.equal(moved(there, -by)[inner], x[inner])
+    assert torch.equal(shifted(there, -by)[inner], x[inner])
     if by:
         assert torch.equal(there[..., -1 if by > 0 else 0, :], there[..., -2 if by > 0 else 1, :])
 
@@ -125,15 +125,15 @@ def test_features_are_asked_for_once_for_every_grid():
 
     def see(x):
         asked.append(x)
-        return Seen(coarse(x), -coarse(x))
+        return Embedding(coarse(x), -coarse(x))
 
     x = pictures(2)
-    first = Seen(coarse(x), -coarse(x))
-    seen = seen_moved(see, x, first, (20, 50, 200, 250, 400, 800))
+    first = Embedding(coarse(x), -coarse(x))
+    seen = shifted_embeddings(see, x, first, (20, 50, 200, 250, 400, 800))
     assert len(asked) == 2 and sorted(seen) == [-2, 0, 2]
     for by, values in seen.items():
-        assert torch.equal(values.features, coarse(moved(x, by)))
-    assert list(seen_moved(see, x, first, (20, 50))) == [0] and len(asked) == 2
+        assert torch.equal(values.features, coarse(shifted(x, by)))
+    assert list(shifted_embeddings(see, x, first, (20, 50))) == [0] and len(asked) == 2
 
 
 def test_the_maps_of_all_timesteps_lie_on_the_picture():
@@ -193,7 +193,7 @@ def test_every_timestep_and_draw_is_in_one_call_in_the_stated_order():
     for row, (picture, time, draw) in enumerate(
         (p, t, d) for p in range(2) for t in (20, 400) for d in range(3)
     ):
-        there = moved(x[picture, None], {20: 0, 400: -2}[time])
+        there = shifted(x[picture, None], {20: 0, 400: -2}[time])
         assert torch.equal(shown[row], there[0])
         expected = LINEAR.q_sample(there, torch.tensor([time]), noise_for(7, time, draw, x.shape[1:]))
         torch.testing.assert_close(x_t[row], expected[0])
@@ -298,7 +298,7 @@ def test_the_perceptual_residual_is_what_is_seen_of_the_picture_less_of_what_is_
     residual, _ = evidence(LINEAR, world, normal, seen, (t,), perceive=world.perceptual, draws=2)
     assert residual.shape == (24, 1, 2, 3, SIZE // 2, SIZE // 2)
     times = torch.full((24,), t)
-    shown = moved(normal, offset_of(t, 2))
+    shown = shifted(normal, offset_of(t, 2))
     for draw in range(2):
         x_t = LINEAR.q_sample(shown, times, noise_for(0, t, draw, normal.shape[1:]).expand_as(normal))
         mean, _ = world.posterior(x_t, times)  # the ideal x̂_0

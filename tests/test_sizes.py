@@ -63,7 +63,7 @@ def test_a_category_is_inspected_at_its_own_size(small, both):
     leather, gear = (make_part(kind, 77, size=128).image for kind in ("leather", "gear"))
     fine = model.inspect(leather, "leather")
     assert fine.square_map.shape == (96, 96) and fine.anomaly_map.shape == (128, 128)
-    assert next(iter(fine.reduced_maps().values()))[0].shape == (96, 96)
+    assert next(iter(fine.coarse_maps().values()))[0].shape == (96, 96)
     coarse, before = model.inspect(gear, "gear"), old.inspect(gear, "gear")
     assert coarse.square_map.shape == (64, 64)
     assert (coarse.score, coarse.threshold) == (before.score, before.threshold)
@@ -83,7 +83,7 @@ def test_tiles_and_repairs_have_the_categorys_size(both):
     part = np.tile(make_part("leather", 78, size=128).image, (2, 2, 1))
     tiled = model.inspect(part, "leather", tile=128)
     assert tiled.tile == 128 and tiled._tiling.size == 96
-    steps = list(model.reconstruct(part[:128, :128], "leather", steps=2, method="paper"))
+    steps = list(model.repair(part[:128, :128], "leather", steps=2, method="paper"))
     assert steps[-1].done and steps[-1].image.shape == (128, 128, 3)
 
 

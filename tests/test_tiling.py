@@ -159,7 +159,7 @@ def test_a_defect_is_found_where_it_is_at_its_own_size(inspector, leather, defec
 
 
 def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
-    maps = defective.reduced_maps()
+    maps = defective.coarse_maps()
     weights = branch_weights(0.5)
     fused = np.mean([np.tensordot(weights, both, 1) for both in maps.values()], axis=0)
     assert fused.shape == (512, 256)
@@ -169,7 +169,7 @@ def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
     ]
     assert len(tops) == len(defective._tiling.tiles) > 1
     assert defective.score == pytest.approx(max(tops), rel=1e-5)
-    small = defective.reduced_maps(100)
+    small = defective.coarse_maps(100)
     assert all(branch.shape == (100, 50) for both in small.values() for branch in both)
     other = defective.fused(alpha=0.2, timesteps=(20, 400))
     tiles = [other.scorer(other.anomaly_map[tile.box], 256) for tile in other._tiling.tiles]
@@ -249,7 +249,7 @@ def test_odd_tiles_are_refused(inspector, leather, tile):
 
 def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector, leather, defective):
     _, image, mask = leather
-    steps = list(inspector.reconstruct(image, "leather", steps=8, denoise_every=4, tile=256))
+    steps = list(inspector.repair(image, "leather", steps=8, denoise_every=4, tile=256))
     assert [step.index for step in steps] == list(range(len(steps)))
     assert steps[0].total == 8 and len(steps) - 1 <= steps[-1].total <= 4 * 8  # a round for a tile
     assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
@@ -263,7 +263,7 @@ def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector,
 
 
 def test_the_printed_algorithm_repairs_the_highest_tile(inspector, leather):
-    *_, last = inspector.reconstruct(leather[1], "leather", steps=2, method="paper", tile=256)
+    *_, last = inspector.repair(leather[1], "leather", steps=2, method="paper", tile=256)
     changed = np.abs(last.image.astype(int) - leather[1]).max(axis=-1)
     assert last.index == last.total == 2
     assert (changed[leather[2]] > 0).any()

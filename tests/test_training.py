@@ -75,7 +75,7 @@ def test_an_odd_picture_among_the_held_out_ones_is_named(trained, tmp_path):
     odd = sorted(tmp_path.glob("*.png"))[split_held_out(torch.arange(24), 0.3)[1][2]]
     Image.fromarray(255 - np.asarray(Image.open(odd))).save(odd)
     out = train(config(steps=0, held_out=0.3), [tmp_path], tmp_path / "m.safetensors", start_from=trained)
-    assert odd.name in checkpoints.load(out).profiles[tmp_path.name].rehearsal["unusual"]
+    assert odd.name in checkpoints.load(out).profiles[tmp_path.name].forecast["unusual"]
 
 
 def test_a_picture_that_does_not_belong_is_left_out_and_shown(trained, tmp_path):
@@ -87,14 +87,14 @@ def test_a_picture_that_does_not_belong_is_left_out_and_shown(trained, tmp_path)
     told = []
     train(settings, [source], dirty, start_from=trained, tell=told.append)
     profile = checkpoints.load(dirty).profiles["gear"]
-    assert list(profile.rehearsal["left_out"]) == ["99 $x_^.png"]
-    assert "99 $x_^.png" not in profile.rehearsal["unusual"] and profile.rehearsal["good"] == 16
-    assert "Left out of the statistics" in in_words("gear", profile.rehearsal)
+    assert list(profile.forecast["left_out"]) == ["99 $x_^.png"]
+    assert "99 $x_^.png" not in profile.forecast["unusual"] and profile.forecast["good"] == 16
+    assert "Left out of the statistics" in in_words("gear", profile.forecast)
     assert any("are shown in" in sentence for sentence in told)
     with Image.open(tmp_path / "dirty.gear.unusual.png") as sheet:
         assert sheet.width >= 250
     # nothing of it remains: the pictures held out may be others, the level of all is not
-    assert not checkpoints.load(clean).profiles["gear"].rehearsal["left_out"]
+    assert not checkpoints.load(clean).profiles["gear"].forecast["left_out"]
     one, two = (checkpoints.load(file).profiles["gear"].calibration.moments for file in (clean, dirty))
     torch.testing.assert_close(one[:, :, -1], two[:, :, -1], rtol=0.15, atol=0)
 
@@ -104,7 +104,7 @@ def test_pictures_of_several_kinds_are_all_kept(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("diffad.teaching.training.unusual", several)
     out = train(config(steps=0, size=64, stressed=0), [photos(tmp_path / "gear", range(9))],
                 tmp_path / "m.safetensors", start_from=trained)  # fmt: skip
-    assert checkpoints.load(out).profiles["gear"].rehearsal["left_out"] == {}
+    assert checkpoints.load(out).profiles["gear"].forecast["left_out"] == {}
 
 
 def test_pictures_of_equal_names_are_told_apart_by_their_folders():
@@ -122,7 +122,7 @@ def test_both_of_two_unusual_pictures_of_one_name_are_named(trained, tmp_path):
     folders = [tmp_path / "mon" / "part", tmp_path / "tue" / "part"]
     out = train(config(steps=0), folders, tmp_path / "m.safetensors", start_from=trained)
     names = {f"{day}/part/train/good/00.png" for day in ("mon", "tue")}
-    assert names <= set(checkpoints.load(out).profiles["part"].rehearsal["unusual"])
+    assert names <= set(checkpoints.load(out).profiles["part"].forecast["unusual"])
 
 
 def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_path):
@@ -188,15 +188,15 @@ def test_changed_pictures_are_called_held_out_only_if_nothing_was_learned_from_t
     found = []
     for stressed in (1, 2):  # of four that are held out: three times one, not three times two
         out = train(config(steps=0, stressed=stressed), data, tmp_path / "m.safetensors", start_from=trained)
-        found.append(checkpoints.load(out).profiles[name].rehearsal)
+        found.append(checkpoints.load(out).profiles[name].forecast)
     assert [len(pictures) for pictures in fitted] == [11, 12]
     squares = [torch.from_numpy(read_image(path, None)).permute(2, 0, 1) for path in judged]
     known = [any(torch.equal(square, one) for one in fitted[0]) for square in squares]
     assert known == [False, False, True]  # the first of both runs is the same one
-    one, two = (rehearsal["changed"] for rehearsal in found)
+    one, two = (forecast["changed"] for forecast in found)
     assert (one["good"], one["verdicts"], one["held_out"]) == (1, 16, True)
     assert (two["good"], two["verdicts"], two["held_out"]) == (2, 32, False)
-    said = [in_words(name, rehearsal) for rehearsal in found]
+    said = [in_words(name, forecast) for forecast in found]
     assert "; held out." in said[0] and "which flatters." in said[1]
     assert "of 16 changed good pictures rejected" in said[0] and "of 32 changed" in said[1]
 
@@ -251,16 +251,16 @@ def test_runs_of_any_seed_hold_out_the_same_pictures(trained, parts, tmp_path, m
     """Else a run that goes on from a checkpoint would train on what its thresholds come from."""
     held_out = []
 
-    class Seen(Exception):
+    class Embedding(Exception):
         pass
 
     def look(network, extractor, schedule, used, held, inside, **settings):
         held_out.append(held)
-        raise Seen
+        raise Embedding
 
     monkeypatch.setattr("diffad.teaching.training.fit_profile", look)
     for seed in (0, 5):
-        with pytest.raises(Seen):
+        with pytest.raises(Embedding):
             train(config(steps=0, seed=seed), [parts], tmp_path / "m.safetensors", start_from=trained)
     assert torch.equal(*held_out)
 
@@ -286,12 +286,12 @@ def test_copies_are_trained_on_once_and_named(trained, tmp_path):
     settings = config(size=64, steps=0)
     out = train(settings, [source], tmp_path / "m.safetensors", start_from=trained, tell=told.append)
     model = checkpoints.load(out)
-    assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].rehearsal["good"] == 11
+    assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].forecast["good"] == 11
     said = "29 of 40 training pictures show what another one shows, and were left out: "
     assert all("unusual" in sentence for sentence in told[1:])
     assert told[0].startswith(f"gear: {said}") and "gear/01.png" in told[0]
     assert "and 19 more" in told[0]
-    words = in_words("gear", model.profiles["gear"].rehearsal)
+    words = in_words("gear", model.profiles["gear"].forecast)
     assert said in words and "With 11 good pictures take the threshold as a guess" in words
 
 
@@ -309,7 +309,7 @@ def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path):
     train(config(steps=0), [tmp_path / "gear"], out, start_from=trained, tell=told.append)
     said = "2 of 3 test pictures are also among the training pictures, so that measuring on them flatters: "
     assert f"{said}test/OK/01.jpg = train/OK/03.png" in told[0]
-    assert said in in_words("gear", checkpoints.load(out).profiles["gear"].rehearsal)
+    assert said in in_words("gear", checkpoints.load(out).profiles["gear"].forecast)
 
 
 def test_the_brightest_picture_tells_how_all_of_its_category_are_read(tmp_path):

@@ -137,7 +137,7 @@ def test_repairs_take_turns_by_steps(inspector: Inspector, defective: Path):
         taken += 1
         yield
 
-    steps = inspector.reconstruct(defective, steps=3, turn=turn)
+    steps = inspector.repair(defective, steps=3, turn=turn)
     before = taken
     assert before >= 2  # the inspection that comes first
     for number, _ in zip(range(3), steps, strict=False):
@@ -152,5 +152,5 @@ def test_too_many_tiles_are_refused_with_what_to_do(inspector: Inspector, surfac
     path = tmp_path / "surface.png"
     Image.fromarray(surface).save(path)
     with pytest.raises(DataError, match="scale it down or cut it up"):
-        inspector.reconstruct(path, tile=256, max_tiles=4)
+        inspector.repair(path, tile=256, max_tiles=4)
     assert inspector.inspect(surface[:256, :256], max_tiles=1).tile is None  # one piece is no tile too many

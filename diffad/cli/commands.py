@@ -91,13 +91,13 @@ def train(arguments: argparse.Namespace) -> int:
             raise
         if first:
             profiles = checkpoint.load(path).profiles
-            rehearsals = {name: profiles[name].rehearsal for name in categories}
+            forecasts = {name: profiles[name].forecast for name in categories}
             put({"checkpoint": str(path), "seconds": round(time.perf_counter() - started, 1),
-                 "rehearsal": rehearsals},
+                 "forecast": forecasts},
                 "\n".join([f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
                            *(f"{name}: parts at any angle, turned upright before they are looked at"
                              for name in categories if profiles[name].upright),
-                           *(in_words(name, values) for name, values in rehearsals.items())]))
+                           *(in_words(name, values) for name, values in forecasts.items())]))
     return FINISHED
 
 
@@ -172,7 +172,7 @@ def _verdict(record: dict[str, Any]) -> str:
             f"{regions}  {record['category']}{fits}  {record['path']}")
 
 
-def reconstruct(arguments: argparse.Namespace) -> int:
+def repair(arguments: argparse.Namespace) -> int:
     from diffad.pictures.animation import Reel, animation, check_format
     from diffad.pictures.drawing import png_bytes
     from diffad.pictures.reading import DataError
@@ -190,7 +190,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             film, picture = (arguments.out / f"{name}{ending}" for ending in endings)
             started = time.perf_counter()
             try:
-                repair = inspector.reconstruct(
+                repair = inspector.repair(
                     path, category=arguments.category, stop_at_threshold=arguments.stop_at_threshold,
                     seed=arguments.seed, alpha=arguments.alpha, threshold=arguments.threshold,
                     tile=arguments.tile, **_repair_options(arguments),

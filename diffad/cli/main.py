@@ -24,7 +24,6 @@ from diffad.cli.commands import (
     compare,
     evaluate,
     inspect,
-    reconstruct,
     samples,
     serve,
     stress,
@@ -266,7 +265,7 @@ categories if the model knows them.""")
                                "look at"}),
         as_json)
 
-    own = command(reconstruct, "repair pictures step by step and write the animations")
+    own = command(repair, "repair pictures step by step and write the animations")
     add(own, sources, *model, category, alpha, seed, threshold, tile, bits, *repair,
         flag("--stop-at-threshold", "stop as soon as the picture counts as good"),
         choice("--format", ("gif", "webp", "mp4"), "kind of animation"),

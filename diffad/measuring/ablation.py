@@ -24,7 +24,7 @@ from diffad.method.diffusion import Prediction
 from diffad.method.fusion import branch_weights
 from diffad.method.image_score import top_mean
 from diffad.method.metrics import aupro, auroc, pixel_auroc
-from diffad.method.scoring import TIMESTEPS, RawMaps, denoise_all, evidence, seen_moved
+from diffad.method.scoring import TIMESTEPS, RawMaps, denoise_all, evidence, shifted_embeddings
 from diffad.pictures.depth import most, read_in_words
 from diffad.pictures.labels import folders_in_words, look_over
 from diffad.pictures.masks import check_readable, mask_inside
@@ -254,9 +254,9 @@ class _Answers:
         self.tiling = inspector.whole(image, category)
         (self.tile,) = self.tiling.tiles
         self.x_start = self.tiling.square(image, self.tile)[None].to(inspector.device)
-        seen = inspector.extractor.seen(self.x_start)
+        embed = inspector.extractor.embed
         self.cell = inspector.extractor.cell
-        self.seen = seen_moved(inspector.extractor.seen, self.x_start, seen, SINGLE_TIMESTEPS)
+        self.embeddings = shifted_embeddings(embed, self.x_start, embed(self.x_start), SINGLE_TIMESTEPS)
         self.profile = inspector.profiles[category]
         self.known: dict[tuple[int, int], Prediction] = {}
 
@@ -283,12 +283,12 @@ class _Answers:
         rows = [self.known[t, draw] for t in timesteps for draw in range(draws)]
         answers = Prediction(*(torch.cat(values) for values in zip(*rows)))
         found = evidence(
-            self.inspector.schedule, lambda x_t, t: answers, self.x_start, self.seen, timesteps,
+            self.inspector.schedule, lambda x_t, t: answers, self.x_start, self.embeddings, timesteps,
             perceive=self.inspector.extractor.perceptual, seed=self.seed, draws=draws,
             kind=kind or self.inspector.pixel_score,
             stride=self.inspector.stride if stride is None else stride,
         )  # fmt: skip
-        return self.profile.raw_maps(*found, self.seen[0].features, self.x_start.shape[-1], timesteps)
+        return self.profile.raw_maps(*found, self.embeddings[0].features, self.x_start.shape[-1], timesteps)
 
     def kept(self, maps: Tensor) -> np.ndarray:
         """[1, size, size] → fp16 [h, w], where the picture is."""

@@ -193,7 +193,7 @@ def evaluate_repair(
 
     limit: at most so many good and so many defective pictures a category, evenly over the kinds of defect.
     show: called per category with ten of its defective pictures, chosen likewise before anything is known
-    of them. options go to `inspector.reconstruct` (steps, denoise_every, step_size, timestep, method, alpha,
+    of them. options go to `inspector.repair` (steps, denoise_every, step_size, timestep, method, alpha,
     seed, threshold, ...).
 
     The score inside a defect is the mean of the 256 highest values of the anomaly map within the mask. Keys:
@@ -227,7 +227,7 @@ def evaluate_repair(
             image = read_image(sample.image, bits)
             before = inspector.inspect(image, category=profile, **shared)
             started = time.perf_counter()
-            (last,) = deque(inspector.reconstruct(image, category=before.category, **options), maxlen=1)
+            (last,) = deque(inspector.repair(image, category=before.category, **options), maxlen=1)
             if last.index:  # 0: there was nothing to repair
                 per_step.append((time.perf_counter() - started) / last.index)
                 steps.append(last.index)

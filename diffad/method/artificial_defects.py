@@ -1,8 +1,8 @@
-"""Artificial defects on normal pictures: what a model is taught to remove, and rehearsed on when no defective
+"""Artificial defects on normal pictures: what a model is taught to remove, and measured on when no defective
 part is at hand.
 
 Eight kinds, from specks to bent pieces, after the idea of CutPaste (Li et al. 2021) and DRAEM (Zavrtanik
-et al. 2021). Real defects look otherwise: a rehearsal ranks settings and warns of a hopeless case, it does
+et al. 2021). Real defects look otherwise: a forecast ranks settings and warns of a hopeless case, it does
 not replace measured defects.
 """
 
@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 # On a texture the last three put good texture in the place of good texture: nothing to be found, so that they
-# serve to teach but not to rehearse.
-REHEARSED_KINDS = ("patch", "stain", "scratch", "speck", "worn")
-KINDS = (*REHEARSED_KINDS, "displaced", "missing", "bent")
+# serve to teach but not to judged_artificial_defects.
+MEASURED_KINDS = ("patch", "stain", "scratch", "speck", "worn")
+KINDS = (*MEASURED_KINDS, "displaced", "missing", "bent")
 _LEAST_CHANGE = 12  # grey values of 255 that a defect must change its pixels by to be seen, or the grain's σ
 _TRIES = 12
 _GRID = 32  # cells a side in which the place of a defect is drawn

@@ -25,7 +25,7 @@ from diffad.method.scoring import TIMESTEPS, RawMaps, grid_of, smooth
 CALIBRATION_TIMESTEPS = (0, 20, 50, 99, 100, 200, 299, 300, 400, 600, 800, 999)
 _ZERO = 48  # the code of 0 σ
 _STEPS = 16  # whole numbers to a unit of asinh σ, in which good pictures' maps are remembered
-_REDUCED = 64  # cells a side, at which good pictures are kept while statistics are fitted
+_COARSE = 64  # cells a side, at which good pictures are kept while statistics are fitted
 _TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
@@ -56,16 +56,16 @@ class Calibration:
     changed: tuple[float, float] | None = None
 
     @staticmethod
-    def fit(maps: RawMaps, by_place: bool = False, reduced: RawMaps | None = None) -> Calibration:
+    def fit(maps: RawMaps, by_place: bool = False, coarse: RawMaps | None = None) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere. reduced: the `reduced_maps` of
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere. coarse: the `coarse_maps` of
         these pictures, and of more after them, at some of the timesteps: level and remembered places come
         from those. None: of these at all timesteps.
         """
-        reduced = reduced_maps(maps) if reduced is None else reduced
+        coarse = coarse_maps(maps) if coarse is None else coarse
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
-        small = torch.stack([reduced.pixel, reduced.feature], dim=1).float()  # [more, 2, m, cells, cells]
+        small = torch.stack([coarse.pixel, coarse.feature], dim=1).float()  # [more, 2, m, cells, cells]
         level = torch.ones(2, 1, 1)
         if by_place:
             level, without = place_level(small)
@@ -74,16 +74,16 @@ class Calibration:
         mean = both.double().mean(dim=(0, 3, 4))
         std = _tail_deviation(both.permute(1, 2, 0, 3, 4).flatten(2), mean)  # [2, n]
         moments = torch.stack([mean, std], dim=1).float()  # [2, 2, n]
-        at = [maps.timesteps.index(t) for t in reduced.timesteps]
+        at = [maps.timesteps.index(t) for t in coarse.timesteps]
         standard = (small - moments[None, :, 0, at, None, None]) / moments[None, :, 1, at, None, None]
         plain_moments = good_plain = None
-        if reduced.plain is not None:
-            wide = reduced.plain if maps.plain is None else maps.plain
+        if coarse.plain is not None:
+            wide = coarse.plain if maps.plain is None else maps.plain
             middle = wide.double().mean()
             plain_moments = torch.stack([middle, _tail_deviation(wide.flatten(), middle)]).float().cpu()
-            good_plain = to_codes(_to_cells((reduced.plain - plain_moments[0]) / plain_moments[1]))
+            good_plain = to_codes(_to_cells((coarse.plain - plain_moments[0]) / plain_moments[1]))
         return Calibration(
-            maps.timesteps, level.cpu(), moments.cpu(), reduced.timesteps, to_codes(_to_cells(standard)),
+            maps.timesteps, level.cpu(), moments.cpu(), coarse.timesteps, to_codes(_to_cells(standard)),
             plain_moments, good_plain,
         )  # fmt: skip
 
@@ -165,9 +165,9 @@ def _to_cells(maps: Tensor) -> Tensor:
     return flat.reshape(*maps.shape[:-2], CELLS, CELLS)
 
 
-def reduced_maps(maps: RawMaps) -> RawMaps:
+def coarse_maps(maps: RawMaps) -> RawMaps:
     """Means of maps over 64 × 64 cells: of pixels where those are fewer."""
-    cells = min(_REDUCED, maps.pixel.shape[-1])
+    cells = min(_COARSE, maps.pixel.shape[-1])
     pixel, feature = (F.adaptive_avg_pool2d(branch, cells) for branch in (maps.pixel, maps.feature))
     plain = None if maps.plain is None else F.adaptive_avg_pool2d(maps.plain, cells)
     return RawMaps(pixel, feature, maps.timesteps, plain)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 
-from diffad.method.scoring import Seen
+from diffad.method.scoring import Embedding
 from diffad.method.unet import autocast
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite2"
@@ -67,15 +67,15 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.seen(x).features
+        return self.embed(x).features
 
-    def seen(self, x: Tensor) -> Seen:
+    def embed(self, x: Tensor) -> Embedding:
         """Features, and what `perceptual` gives, for little more than the features cost."""
         enlarged = 32 * round(ENLARGED * x.shape[-1] / 32)  # a multiple of every stride
         large = F.interpolate(x, size=(enlarged, enlarged), mode="bicubic", align_corners=False)
         fine, plain = self._stages(self.fine, large), self._stages(self.network, x)
         grid = x.shape[-1] // self.cell
-        return Seen(self._standardised([*fine, plain[-1]], grid), self._standardised(plain, grid))
+        return Embedding(self._standardised([*fine, plain[-1]], grid), self._standardised(plain, grid))
 
     def perceptual(self, x: Tensor) -> Tensor:
         """By which two pictures are compared: float32 [b, channels, g, g], all stages of the picture as

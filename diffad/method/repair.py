@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffad.method.diffusion import Denoiser, Schedule
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian
-from diffad.method.scoring import TIMESTEPS, grid_of, moved, noise_for, offset_of, smooth
+from diffad.method.scoring import TIMESTEPS, grid_of, noise_for, offset_of, shifted, smooth
 
 FILLING = 1 / 3  # share of a weighed repair's steps in which holes are filled; others cost several times more
 FILLED_TO = 100  # t at which a hole is filled; training teaches it from there on up
@@ -115,13 +115,13 @@ def weighed_repair(
         times = torch.full((1,), t)
         by = offset_of(t, cell)
         with torch.no_grad():
-            x_t = schedule.q_sample(moved(x, by), times, fresh(index, t))
+            x_t = schedule.q_sample(shifted(x, by), times, fresh(index, t))
             expected = denoise(x_t, times).features.float()
 
         def distance(y: Tensor) -> Tensor:
-            return covariance.squared_mahalanobis(extract(moved(y, by)) - expected, grid_of(t))
+            return covariance.squared_mahalanobis(extract(shifted(y, by)) - expected, grid_of(t))
 
-        return distance, moved(weight, by)
+        return distance, shifted(weight, by)
 
     with torch.no_grad():
         looks = [distance_at(index) for index in range(len(TIMESTEPS))]

@@ -32,7 +32,7 @@ PIXEL_SCORES = ("perceptual", "uncertainty", "kl", "rgb")
 # σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
 # background, errors too small to be seen would outshine defects.
 UNSEEN = 8 / 127.5
-_MOVED_FROM, _MOVED_BACK_FROM = 100, 300  # t
+_SHIFTED_FROM, _SHIFTED_BACK_FROM = 100, 300  # t
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
 
 def grid_of(t: int) -> int:
     """Which of the three grids the picture is looked at on at a timestep: 0 below 100, 1 below 300, 2."""
-    return 0 if t < _MOVED_FROM else 1 if t < _MOVED_BACK_FROM else 2
+    return 0 if t < _SHIFTED_FROM else 1 if t < _SHIFTED_BACK_FROM else 2
 
 
 def offset_of(t: int, cell: int) -> int:
-    """By how many px the picture is moved (up and left) under the features' grid at a timestep; cell: px of a
-    place of that grid.
+    """By how many px the picture is shifted (up and left) under the features' grid at a timestep; cell:
+    px of a place of that grid.
 
     Not at all on the first grid, by half a place on the second, half a place back on the third: what a defect
     shows depends on how places cut it, and the mean over low, middle and high t has seen three cuts.
@@ -71,8 +71,8 @@ def offset_of(t: int, cell: int) -> int:
     return (0, 1, -1)[grid_of(t)] * (cell // 2)
 
 
-def moved(x: Tensor, by: int) -> Tensor:
-    """[b, c, h, w] moved up and left by so many px (down and right if negative), edges repeated."""
+def shifted(x: Tensor, by: int) -> Tensor:
+    """[b, c, h, w] shifted up and left by so many px (down and right if negative), edges repeated."""
     if not by:
         return x
     height, width = x.shape[-2:]
@@ -80,7 +80,7 @@ def moved(x: Tensor, by: int) -> Tensor:
     return far[..., abs(by) + by :, abs(by) + by :][..., :height, :width]
 
 
-class Seen(NamedTuple):
+class Embedding(NamedTuple):
     """A picture through the backbone, standardised, [b, c, g, g] each. features: what the network predicts.
     perceptual: by which the picture is compared with x̂_0.
     """
@@ -89,14 +89,14 @@ class Seen(NamedTuple):
     perceptual: Tensor
 
 
-def seen_moved(
-    see: Callable[[Tensor], Seen], x_start: Tensor, seen: Seen, timesteps: Sequence[int]
-) -> dict[int, Seen]:
-    """The picture at each `offset_of` the timesteps. seen: see(x_start)."""
-    cell = x_start.shape[-1] // seen.features.shape[-1]
+def shifted_embeddings(
+    embed: Callable[[Tensor], Embedding], x_start: Tensor, embedding: Embedding, timesteps: Sequence[int]
+) -> dict[int, Embedding]:
+    """The picture at each `offset_of` the timesteps. embedding: embed(x_start)."""
+    cell = x_start.shape[-1] // embedding.features.shape[-1]
     others = sorted({offset_of(t, cell) for t in timesteps} - {0})
     # one after the other: on a CPU a larger batch is slower
-    return {0: seen} | {by: see(moved(x_start, by)) for by in others}
+    return {0: embedding} | {by: embed(shifted(x_start, by)) for by in others}
 
 
 def denoise_all(
@@ -108,7 +108,7 @@ def denoise_all(
     draws: int = 1,
     cell: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Prediction]:
-    """One network call for every (picture, t, draw): the pictures as they were shown, each moved by
+    """One network call for every (picture, t, draw): the pictures as they were shown, each shifted by
     `offset_of(t, cell)`, and their x_t, both [b·n_t·draws, 3, h, w], t [b·n_t·draws] and the prediction.
 
     x_start [b, 3, h, w] in [−1, 1]; the order is picture, then t, then draw. cell: 1 moves nothing.
@@ -117,7 +117,7 @@ def denoise_all(
         [noise_for(seed, t, draw, x_start.shape[1:]) for t in timesteps for draw in range(draws)]
     )
     t = torch.tensor([t for t in timesteps for _ in range(draws)]).repeat(len(x_start))
-    by_t = torch.stack([moved(x_start, offset_of(t, cell)) for t in timesteps], dim=1)
+    by_t = torch.stack([shifted(x_start, offset_of(t, cell)) for t in timesteps], dim=1)
     shown = by_t.repeat_interleave(draws, dim=1).flatten(0, 1)
     x_t = schedule.q_sample(shown, t, noise.to(x_start).repeat(len(x_start), 1, 1, 1))
     return shown, x_t, t, denoise(x_t, t)
@@ -155,7 +155,7 @@ def evidence(
     schedule: Schedule,
     denoise: Denoiser,
     x_start: Tensor,
-    seen: Mapping[int, Seen],
+    embeddings: Mapping[int, Embedding],
     timesteps: Sequence[int] = TIMESTEPS,
     *,
     perceive: Callable[[Tensor], Tensor],
@@ -166,24 +166,24 @@ def evidence(
 ) -> tuple[Tensor, Tensor]:
     """What the network cannot explain of a batch of pictures, by one network call: (pixels, features).
 
-    x_start [b, 3, size, size] in [−1, 1]; seen: `seen_moved` for these timesteps; perceive: a picture → its
-    `Seen.perceptual`. features are the residuals f(x_0) − f_θ [b, n_t, draws, c, g, g], of the picture as it
-    was moved for each t. So are the pixels by the kind "perceptual": φ(x_0) − φ(x̂_0), what a backbone sees
-    of the picture and of what the network draws instead (φ after Zhang et al. 2018: a change of edges and
-    grain, not of grey values). By the other kinds (`pixel_score`) they are raw smoothed maps
-    [b, n_t, size, size], averaged over the draws.
+    x_start [b, 3, size, size] in [−1, 1]; embeddings: `shifted_embeddings` for these timesteps; perceive:
+    a picture → its `Embedding.perceptual`. features are the residuals f(x_0) − f_θ
+    [b, n_t, draws, c, g, g], of the picture as it was shifted for each t. So are the pixels by the kind
+    "perceptual": φ(x_0) − φ(x̂_0), what a backbone sees of the picture and of what the network draws
+    instead (φ after Zhang et al. 2018: a change of edges and grain, not of grey values). By the other
+    kinds (`pixel_score`) they are raw smoothed maps [b, n_t, size, size], averaged over the draws.
     """
-    cell = x_start.shape[-1] // seen[0].features.shape[-1]
+    cell = x_start.shape[-1] // embeddings[0].features.shape[-1]
     shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
 
     def rows(flat: Tensor) -> Tensor:
         return flat.unflatten(0, (len(x_start), len(timesteps), draws))
 
-    here = [seen[offset_of(t, cell)] for t in timesteps]
+    here = [embeddings[offset_of(t, cell)] for t in timesteps]
     features = torch.stack([each.features for each in here], dim=1)[:, :, None] - rows(prediction.features)
     if kind != "perceptual":
         pixel = rows(pixel_score(schedule, prediction, shown, x_t, t, kind, stride)).mean(dim=2)
-        return placed(pixel, timesteps, cell), features
+        return unshifted(pixel, timesteps, cell), features
     drawn = perceive(schedule.predict_x_start(prediction.noise.float(), x_t.float(), t))
     return torch.stack([each.perceptual for each in here], dim=1)[:, :, None] - rows(drawn), features
 
@@ -196,7 +196,7 @@ def residual_maps(
     """
     by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
     score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
-    return placed(_enlarged(score, size), timesteps, size // residual.shape[-1])
+    return unshifted(_enlarged(score, size), timesteps, size // residual.shape[-1])
 
 
 def plain_map(distance: Tensor, size: int) -> Tensor:
@@ -209,9 +209,9 @@ def _enlarged(score: Tensor, size: int) -> Tensor:
     return F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
 
 
-def placed(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
-    """Maps [b, n_t, h, w] of pictures that were moved as `offset_of` says: moved back, and smoothed."""
-    back = [moved(maps[:, i : i + 1], -offset_of(t, cell)) for i, t in enumerate(timesteps)]
+def unshifted(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
+    """Maps [b, n_t, h, w] of pictures that were shifted as `offset_of` says: shifted back, and smoothed."""
+    back = [shifted(maps[:, i : i + 1], -offset_of(t, cell)) for i, t in enumerate(timesteps)]
     return smooth(torch.cat(back, dim=1))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffad.output import whole
-from diffad.pictures.drawing import reduced, resized
+from diffad.pictures.drawing import resized, shrunk
 from diffad.pictures.reading import DataError
 
 # ---------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ class Reel:
         self._count, self._stride = 0, 1
 
     def add(self, image: np.ndarray) -> None:
-        self._newest = reduced(image, FRAME_SIDE)
+        self._newest = shrunk(image, FRAME_SIDE)
         if self._count % self._stride == 0:
             self._kept.append(self._newest)
         if len(self._kept) > _FRAMES_KEPT:

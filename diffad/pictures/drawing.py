@@ -125,7 +125,7 @@ def _colours(colormap: str) -> np.ndarray:  # [256, 3]
     return colormaps[colormap](np.arange(256), bytes=True)[:, :3].copy()
 
 
-def reduced(picture: np.ndarray, longest: int) -> np.ndarray:
+def shrunk(picture: np.ndarray, longest: int) -> np.ndarray:
     """The picture or map [H, W(, 3)] with its longest side at most `longest` pixels; a small one as it is."""
     height, width = picture.shape[:2]
     if max(height, width) <= longest:

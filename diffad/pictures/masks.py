@@ -66,11 +66,11 @@ def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray
     that nobody has drawn. Raises DataError.
     """
     geometry = Geometry.letterbox(*shape[:2], size)
-    return reduced_mask(sample, shape, (geometry.inner_height, geometry.inner_width))
+    return mask_on_grid(sample, shape, (geometry.inner_height, geometry.inner_width))
 
 
-def reduced_mask(sample: Sample, shape: tuple[int, int], reduced: tuple[int, int]) -> np.ndarray | None:
-    """`mask_of` on a grid of `reduced` over the picture, by nearest neighbour, bool; None for a defect that
+def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray | None:
+    """`mask_of` on a grid of `grid` over the picture, by nearest neighbour, bool; None for a defect that
     nobody has drawn. Raises DataError.
     """
     if sample.is_anomalous and sample.mask is None:
@@ -78,7 +78,7 @@ def reduced_mask(sample: Sample, shape: tuple[int, int], reduced: tuple[int, int
     mask = mask_of(sample, shape)
     if sample.is_anomalous and not mask.any():
         return None
-    rows, columns = (nearest(few, many) for few, many in zip(reduced, shape))
+    rows, columns = (nearest(few, many) for few, many in zip(grid, shape))
     return mask[np.ix_(rows, columns)]
 
 

@@ -133,7 +133,7 @@ def _figures(
     colormap: str,
 ) -> str:
     height, width = inspection.image.shape[:2]
-    picture = drawing.reduced(inspection.image, PICTURE_PIXELS)
+    picture = drawing.shrunk(inspection.image, PICTURE_PIXELS)
     heat = cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
     top = inspector.scale_top(inspection.category)
     differs = inspection.verdict != "good"
@@ -146,7 +146,7 @@ def _figures(
     parts = [("Part", "as inspected", picture, ""), ("Anomaly map", found, over, marks)]
     if repaired is not None:
         after = "" if repaired_score is None else f", score {number(repaired_score)}"
-        parts.append(("Repaired", f"by the model{after}", drawing.reduced(repaired, PICTURE_PIXELS), ""))
+        parts.append(("Repaired", f"by the model{after}", drawing.shrunk(repaired, PICTURE_PIXELS), ""))
     # Side by side at the same height, as tall as the sheet allows.
     room = (186 - 5 * (len(parts) - 1)) / len(parts)
     wide = min(room, (46 if len(parts) == 3 else 51) * width / height)
@@ -212,7 +212,7 @@ def _histogram(inspection: Inspection) -> str:
 def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> str:
     """Pixel row and feature row, a column per noise level and their mean; the fused map; one colour scale."""
     top = inspector.scale_top(inspection.category)
-    maps = inspection.reduced_maps(MAP_PIXELS)
+    maps = inspection.grid_maps(MAP_PIXELS)
     chosen = inspection.timesteps
     spread = np.linspace(0, len(chosen) - 1, min(COLUMNS, len(chosen)))
     columns = [chosen[round(i)] for i in spread]
@@ -233,7 +233,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> st
         head = f"<th><b>{title}</b>{meaning}</th>"
         return f'<tr>{head}{cells}<td class="mean">{cell(mean(branch), f"{title}, mean")}</td></tr>'
 
-    plain, without = inspection.reduced_plain(MAP_PIXELS), ""
+    plain, without = inspection.grid_plain(MAP_PIXELS), ""
     if plain is not None:
         head = "<th><b>Plain</b>without the network</th>"
         cells = "<td></td>" * len(columns) + f'<td class="mean">{cell(plain, "Plain features")}</td>'

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffad.method.artificial_defects import REHEARSED_KINDS, add_small_defect
+from diffad.method.artificial_defects import MEASURED_KINDS, add_small_defect
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
 from diffad.method.gaussian import ResidualGaussian, Scatter
 from diffad.method.image_score import threshold_for, top_mean
 from diffad.method.metrics import aupro, auroc
 from diffad.method.pose import Upright
-from diffad.method.scoring import TIMESTEPS, denoise_all, evidence, seen_moved, smooth
+from diffad.method.scoring import TIMESTEPS, denoise_all, evidence, shifted_embeddings, smooth
 from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet, UNetConfig
 from diffad.pictures.geometry import to_float, to_square, to_uint8
@@ -157,7 +157,7 @@ def _pictures(
             good[size].append(square)
             inside[size].append(there)
         for nth in range(number, _PICTURES, len(paths)):  # several on each of few
-            defective, mask = _with_defect(image, REHEARSED_KINDS[nth % len(REHEARSED_KINDS)], rng)
+            defective, mask = _with_defect(image, MEASURED_KINDS[nth % len(MEASURED_KINDS)], rng)
             white = np.repeat(255 * mask[..., None].astype(np.uint8), 3, axis=2)
             tiling = _tiling(defective, sizes[0], upright)
             covered = (tiling.square(white, tiling.tiles[0])[0] > _SHOWN).numpy()
@@ -245,8 +245,8 @@ def _seconds(network: UNet, extractor: FeatureExtractor, schedule: Schedule, x_s
     """What the networks take for an inspection, the better of two."""
 
     def look() -> None:
-        seen = seen_moved(extractor.seen, x_start, extractor.seen(x_start), TIMESTEPS)
-        found = evidence(schedule, network, x_start, seen, TIMESTEPS, perceive=extractor.perceptual)
+        embeddings = shifted_embeddings(extractor.embed, x_start, extractor.embed(x_start), TIMESTEPS)
+        found = evidence(schedule, network, x_start, embeddings, TIMESTEPS, perceive=extractor.perceptual)
         float(found[0].sum())  # a GPU has finished then
 
     return min(_timed(look) for _ in range(2))

@@ -1,9 +1,9 @@
 """A category's profile from its normal pictures: Gaussian, covariances of what the network cannot explain,
-calibration, rehearsal.
+calibration, forecast.
 
 Whether maps are divided by how hard each place is suits some categories and spoils others. No real defect
-may decide that, so artificial ones on normal pictures do (`rehearse`); what they say is kept, as the
-only forecast there is before defects are measured.
+may decide that, so artificial ones on normal pictures do (`judged_artificial_defects`); what
+they say is kept, as the only forecast there is before defects are measured.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from diffad.checkpoint import Profile
-from diffad.method.artificial_defects import REHEARSED_KINDS, add_defect
-from diffad.method.calibration import CALIBRATION_TIMESTEPS, Calibration, place_level, reduced_maps
+from diffad.method.artificial_defects import MEASURED_KINDS, add_defect
+from diffad.method.calibration import CALIBRATION_TIMESTEPS, Calibration, coarse_maps, place_level
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
 from diffad.method.fusion import fuse
@@ -37,12 +37,12 @@ from diffad.method.metrics import aupro, auroc
 from diffad.method.nuisances import random_copy
 from diffad.method.scoring import (
     TIMESTEPS,
+    Embedding,
     RawMaps,
-    Seen,
     evidence,
     plain_map,
     residual_maps,
-    seen_moved,
+    shifted_embeddings,
 )
 from diffad.method.unet import UNet
 from diffad.pictures.geometry import to_float
@@ -57,7 +57,7 @@ _KEPT_PLACES = 96 * 64**2  # of all calibrated pictures, whose residuals are in 
 _MAPS = 256  # cells a side, below twice which calibration has all of a map, and not every other one
 _LOOKED = 24  # of those, seen at all calibrated timesteps
 ENOUGH = 30  # good pictures, for the threshold to be more than a guess
-REHEARSED = 24  # of those, that carry artificial defects
+SPOILED = 24  # of those, that carry artificial defects
 _DEFECTS_EACH = 2
 _COPIES, _ENOUGH_COPIES = 4, 128  # of a picture at most, of all
 _NAMED = 5  # unusual pictures, at most
@@ -103,10 +103,10 @@ def fit_profile(
     blocks = [block(grid, least) for least in _BLOCKS]
 
     def find(
-        x_start: Tensor, seen: Mapping[int, Seen], timesteps: tuple[int, ...], kind: str
+        x_start: Tensor, embeddings: Mapping[int, Embedding], timesteps: tuple[int, ...], kind: str
     ) -> tuple[Tensor, Tensor]:
         return evidence(
-            schedule, network, x_start, seen, timesteps,
+            schedule, network, x_start, embeddings, timesteps,
             perceive=extractor.perceptual, seed=seed, kind=kind, stride=stride,
         )  # fmt: skip
 
@@ -115,8 +115,8 @@ def fit_profile(
         found = []
         for picture in pictures.split(1):
             x_start = to_float(picture, device)
-            seen = seen_moved(extractor.seen, x_start, extractor.seen(x_start), timesteps)
-            pixel, feature = find(x_start, seen, timesteps, kind)
+            embeddings = shifted_embeddings(extractor.embed, x_start, extractor.embed(x_start), timesteps)
+            pixel, feature = find(x_start, embeddings, timesteps, kind)
             found.append(((pixel.half() if pixel.dim() > 4 else pixel).cpu(), feature.half().cpu()))
         pixel, feature = zip(*found)
         return torch.cat(pixel), torch.cat(feature)
@@ -132,11 +132,11 @@ def fit_profile(
         rows = slice(begin, begin + _ROWS)
         for number, some in enumerate(each[rows] for each in (pictures[:most], *copies)):
             x_start = to_float(some, device)
-            seen = extractor.seen(x_start)
-            known.append(seen.features.half())
-            there = seen_moved(extractor.seen, x_start, seen, TIMESTEPS)
+            embedding = extractor.embed(x_start)
+            known.append(embedding.features.half())
+            embeddings = shifted_embeddings(extractor.embed, x_start, embedding, TIMESTEPS)
             for nth, t in enumerate(TIMESTEPS):
-                for total, kept, residual in zip(sums, own, find(x_start, there, (t,), "perceptual")):
+                for total, kept, residual in zip(sums, own, find(x_start, embeddings, (t,), "perceptual")):
                     total[nth].add(residual[:, 0, 0])
                     room = kept[rows, number, nth]
                     room.copy_(residual[: len(room), 0, 0])
@@ -185,21 +185,21 @@ def fit_profile(
     rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
     looked = _scaled(looked_at(pictures[:_LOOKED], rest, first[:_LOOKED]), raised)
     looked = _together(_first(good, _LOOKED), looked)
-    reduced = reduced_maps(good)
-    changed = [reduced_maps(_scaled(fitted_maps(1 + nth), raised)) for nth in range(len(copies))]
+    coarse = coarse_maps(good)
+    changed = [coarse_maps(_scaled(fitted_maps(1 + nth), raised)) for nth in range(len(copies))]
     # no picture is part of the level that it is judged by
-    _, levels = place_level(torch.stack([reduced.pixel, reduced.feature], dim=1))
+    _, levels = place_level(torch.stack([coarse.pixel, coarse.feature], dim=1))
 
     def calibrated(by_place: bool) -> Calibration:
-        fit = Calibration.fit(looked, by_place, reduced)
+        fit = Calibration.fit(looked, by_place, coarse)
         score = fit.scorer()
         standard = [fit.standardise(maps, levels if by_place else None) for maps in changed]
-        scores = [score(fused, reduced.pixel.shape[-1]) for maps in standard for fused in fused_maps(maps)]
+        scores = [score(fused, coarse.pixel.shape[-1]) for maps in standard for fused in fused_maps(maps)]
         return replace(fit, changed=law_of_changed(score.good, np.array(scores)))
 
     calibration = calibrated(False)
     choice: dict[str, Any] = {"by_place": False, "defects": 0}
-    defects, masks, kinds, origins = artificial_defects(pictures[:REHEARSED], inside, used, seed)
+    defects, masks, kinds, origins = artificial_defects(pictures[:SPOILED], inside, used, seed)
     masks = [mask[::step, ::step] for mask in masks]
     if kinds:
         spoiled = _scaled(looked_at(defects, TIMESTEPS, origins), raised[origins])
@@ -209,9 +209,9 @@ def fit_profile(
             each = calibrated(True) if by_place else calibration
             standard = (
                 each.standardise(maps, levels[rows] if by_place else None)
-                for maps, rows in ((_first(good, REHEARSED), slice(REHEARSED)), (spoiled, origins))
+                for maps, rows in ((_first(good, SPOILED), slice(SPOILED)), (spoiled, origins))
             )
-            judged = rehearse(*standard, masks, kinds, each.scorer())
+            judged = judged_artificial_defects(*standard, masks, kinds, each.scorer())
             either.append((judged | {"by_place": by_place}, each))
         choice, calibration = max(either, key=lambda judged: judged[0]["worth"])
     choice = choice | {"good": len(first)}
@@ -257,8 +257,8 @@ class _Plainly:
         size = pictures.shape[-1]
         step, found = max(1, size // _MAPS), []
         for picture, number in zip(pictures, of):
-            seen = self.extractor(to_float(picture[None], self.extractor.mean.device)).cpu()
-            distance = self.left_out.squared_mahalanobis(seen, self.own[number][None])
+            features = self.extractor(to_float(picture[None], self.extractor.mean.device)).cpu()
+            distance = self.left_out.squared_mahalanobis(features, self.own[number][None])
             found.append(plain_map(distance, size)[:, ::step, ::step])
         return _levelled(torch.cat(found)[:, None], self.inside[of][:, ::step, ::step])[:, 0]
 
@@ -367,7 +367,7 @@ def artificial_defects(
     others = [picture.permute(1, 2, 0).numpy() for picture in used[:96]]  # enough to take patches from
     spoiled, masks, kinds, origins = [], [], [], []
     for index in range(_DEFECTS_EACH * len(pictures)):
-        kind = REHEARSED_KINDS[index % len(REHEARSED_KINDS)]
+        kind = MEASURED_KINDS[index % len(MEASURED_KINDS)]
         origin = index // _DEFECTS_EACH
         picture, mask = add_defect(pictures[origin].permute(1, 2, 0).numpy(), others, kind, rng)
         mask = mask & inside[origin].numpy()
@@ -387,7 +387,7 @@ def fused_maps(maps: RawMaps) -> list[np.ndarray]:
     ]
 
 
-def rehearse(
+def judged_artificial_defects(
     good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], score: ImageScore
 ) -> dict:
     """How artificial defects are told from good pictures at α = 0.5, from standardised maps. score: at that.
@@ -416,44 +416,44 @@ def rehearse(
     }
 
 
-def in_words(category: str, rehearsal: Mapping[str, Any]) -> str:
+def in_words(category: str, forecast: Mapping[str, Any]) -> str:
     """What may be expected of a category, in a few honest sentences."""
-    good = rehearsal["good"]
+    good = forecast["good"]
     few = ""
     if good < ENOUGH:
         few = f" With {good} good pictures take the threshold as a guess: {ENOUGH} or more are better."
-    if "changed" in rehearsal:
-        few = f" {changes_in_words(rehearsal['changed'])}{few}"
-    few += "".join(f" {sentence}" for sentence in rehearsal.get("duplicates", ()))
-    odd = sorted(rehearsal.get("unusual", {}).items(), key=lambda item: -item[1])
+    if "changed" in forecast:
+        few = f" {changes_in_words(forecast['changed'])}{few}"
+    few += "".join(f" {sentence}" for sentence in forecast.get("duplicates", ()))
+    odd = sorted(forecast.get("unusual", {}).items(), key=lambda item: -item[1])
     odd = [f"{name} ({score:.1f})" for name, score in odd[:_NAMED]]
     if odd:
         few += (
             f" Unusual among the good pictures: {', '.join(odd)}. Look at them, and train again "
             "without those that are not good."
         )
-    gone = sorted(rehearsal.get("left_out", {}).items(), key=lambda item: -item[1])
+    gone = sorted(forecast.get("left_out", {}).items(), key=lambda item: -item[1])
     if gone:
         few += (
             f" Left out of the statistics, since hardly a good picture lies so far from the others: "
             f"{', '.join(f'{name} ({score:.1f})' for name, score in gone)}."
         )
-    if not rehearsal["defects"]:
+    if not forecast["defects"]:
         return (
             f"{category}: its pictures are too dark for artificial defects to show, so that there is no "
             f"forecast: measure with `diffad evaluate`.{few}"
         )
-    share = rehearsal["found"]
+    share = forecast["found"]
     judgement = (
         "a promising first guess" if share >= 0.8 and good < ENOUGH
         else "good enough to try" if share >= 0.8
         else "it will miss subtle defects" if share >= 0.5
         else "it misses most of them: train longer, or with more pictures"
     )  # fmt: skip
-    weak = [kind for kind, found in rehearsal["found_by_kind"].items() if found < 0.5]
+    weak = [kind for kind, found in forecast["found_by_kind"].items() if found < 0.5]
     missed = f"; most often missed: {', '.join(weak)}" if weak else ""
     return (
-        f"{category}: of {rehearsal['defects']} artificial defects {share:.0%} were found at 1 false alarm "
-        f"in 100 (image AUROC {rehearsal['image_auroc']:.2f}, AUPRO {rehearsal['aupro']:.2f}), "
+        f"{category}: of {forecast['defects']} artificial defects {share:.0%} were found at 1 false alarm "
+        f"in 100 (image AUROC {forecast['image_auroc']:.2f}, AUPRO {forecast['aupro']:.2f}), "
         f"{judgement}{missed}. Real defects may be harder: measure with `diffad evaluate`.{few}"
     )

@@ -1,7 +1,7 @@
 """Does a verdict hold? Good pictures changed as a factory changes them, and defective ones changed alike.
 
 `robustness` judges the good pictures of one category by any verdict; `stress` does so for an inspector, with
-defective ones beside, `rehearse_changes` for a checkpoint that is just trained.
+defective ones beside, `forecast_changes` for a checkpoint that is just trained.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def stress(
     return result
 
 
-def rehearse_changes(
+def forecast_changes(
     checkpoint: Checkpoint, pictures: Mapping[str, Sequence[tuple[Path, int | None]]], device: str
 ) -> dict[str, dict[str, Any]]:
     """`robustness` of categories of a checkpoint, as those who load it will find it. pictures: by category

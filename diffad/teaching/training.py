@@ -50,7 +50,7 @@ from diffad.teaching.recipe import TrainConfig
 from diffad.teaching.sizes import find_size, in_words
 from diffad.teaching.state import Run, cut_log, read_state, state_file, write_state
 from diffad.teaching.statistics import fit_profile
-from diffad.teaching.stress import rehearse_changes
+from diffad.teaching.stress import forecast_changes
 
 log = logging.getLogger(__name__)
 _TIMED = 4  # steps
@@ -82,8 +82,8 @@ def train(
     eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
     about the pictures before anything is learned: which are left out, how many bits those of a category have,
     which repeat each other (one of them is taken) and which test pictures beside them are among them; the
-    last two are in the profile's rehearsal, too ("duplicates"). Then at which size each category is looked
-    at, if others were tried ("sizes" in the rehearsal). Under torchrun every process trains and the
+    last two are in the profile's forecast, too ("duplicates"). Then at which size each category is looked
+    at, if others were tried ("sizes" in the forecast). Under torchrun every process trains and the
     first one writes.
     Raises DataError, CheckpointError, OutputError.
     """
@@ -151,7 +151,7 @@ def train(
             if found:
                 more["sizes"] = found
             profiles[name] = replace(
-                profile, rehearsal=profile.rehearsal | more, upright=upright, bits=bits[name]
+                profile, forecast=profile.forecast | more, upright=upright, bits=bits[name]
             )
         known = base.provenance if base else {}
         kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
@@ -175,9 +175,9 @@ def train(
         )  # fmt: skip
         checkpoints.save(out, finished)  # whatever becomes of the rest
         if config.stressed:
-            for name, values in rehearse_changes(finished, to_stress, str(run.device)).items():
+            for name, values in forecast_changes(finished, to_stress, str(run.device)).items():
                 changed = {"changed": values | {"held_out": unseen[name]}}
-                profiles[name] = replace(profiles[name], rehearsal={**profiles[name].rehearsal, **changed})
+                profiles[name] = replace(profiles[name], forecast={**profiles[name].forecast, **changed})
             checkpoints.save(out, replace(finished, profiles=profiles))
         if config.steps != 0:
             state_file(out).unlink(missing_ok=True)

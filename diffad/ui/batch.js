@@ -135,7 +135,7 @@
       }
     }
 
-    const isMoved = () => Object.keys(moved()).length > 0;
+    const isMoved = () => Object.keys(shifted()).length > 0;
 
     function moveLimit(kind, value) {
       if (!Number.isFinite(value)) return;
@@ -162,7 +162,7 @@
     async function recount() {
       const [mine, turn] = [run, ++recounting];
       address();
-      const counts = isMoved() ? await server.regions({ run: run.id, limits: moved() }) : null;
+      const counts = isMoved() ? await server.regions({ run: run.id, limits: shifted() }) : null;
       if (run !== mine || turn !== recounting || (isMoved() && !counts)) return;
       for (const row of run.rows) {
         row.recount = isMoved() ? counts[row.index] ?? row.regions : row.regions;
@@ -636,7 +636,7 @@
     });
     find(".take").addEventListener("click", (event) => {
       const kind = event.target.closest("button")?.dataset.take;
-      if (kind) trigger("download", { run: run.id, kind, limits: moved() });
+      if (kind) trigger("download", { run: run.id, kind, limits: shifted() });
     });
     watch("value", () => {
       const value = props.value;

@@ -169,10 +169,10 @@ class Run:
     def _add(self, row: batch.Row, inspection: Inspection | None) -> None:
         number = self._numbers[row.name]
         if inspection is not None:
-            reduced = batch.reduced_map(inspection)
+            on_grid = batch.grid_map(inspection)
             try:
-                self._storage.make_room(reduced.nbytes)
-                write(self._map_file(number), drawing.npy_bytes(reduced), sync=False)
+                self._storage.make_room(on_grid.nbytes)
+                write(self._map_file(number), drawing.npy_bytes(on_grid), sync=False)
             except DataError as error:
                 row = batch.Row(row.name, row.sample, {}, f"{row.name} is not kept: {error}")
                 inspection = None
@@ -181,7 +181,7 @@ class Run:
             "bad": row.sample.is_anomalous,
         }  # fmt: skip
         if inspection is not None:
-            thumbnail = batch.shown(inspection.image, reduced, self.inspector, row, THUMBNAIL_PIXELS)
+            thumbnail = batch.shown(inspection.image, on_grid, self.inspector, row, THUMBNAIL_PIXELS)
             threshold, look = self.beyond(row)
             shown |= {
                 "score": row.result["score"], "threshold": row.result["threshold"],
@@ -199,7 +199,7 @@ class Run:
         return self._folder / f"map-{number}.npy"
 
     def map_of(self, row: batch.Row) -> np.ndarray:
-        """`batch.reduced_map` of a row that has a result."""
+        """`batch.grid_map` of a row that has a result."""
         return np.load(self._map_file(self._numbers[row.name]))
 
     def usual(self, category: str) -> tuple[float, float]:

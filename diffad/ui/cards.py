@@ -35,7 +35,7 @@ def png_uri(picture: np.ndarray) -> str:
 
 def picture_uri(picture: np.ndarray) -> str:
     """A data URI for the viewer: a small picture lossless, a large one as JPEG of high quality."""
-    small = drawing.reduced(picture, VIEW_PIXELS)
+    small = drawing.shrunk(picture, VIEW_PIXELS)
     if small.shape[0] * small.shape[1] <= LOSSLESS:
         return png_uri(small)
     _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
@@ -58,10 +58,10 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
     """
     height, width = inspection.image.shape[:2]
     timesteps = inspection.computed_timesteps
-    reduced_maps = inspection.reduced_maps()
-    plain = inspection.reduced_plain()
+    grid_maps = inspection.grid_maps()
+    plain = inspection.grid_plain()
     maps = np.stack(
-        [reduced_maps[t][branch] for branch in (0, 1) for t in timesteps] + ([] if plain is None else [plain])
+        [grid_maps[t][branch] for branch in (0, 1) for t in timesteps] + ([] if plain is None else [plain])
     )
     lowest = maps.min(axis=(1, 2))
     step = np.maximum((maps.max(axis=(1, 2)) - lowest) / STEPS, 1e-9)
@@ -215,7 +215,7 @@ def thumbnails(samples: Sequence[Path]) -> str:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = png_uri(drawing.reduced(picture[..., ::-1], 96))
+        uri = png_uri(drawing.shrunk(picture[..., ::-1], 96))
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

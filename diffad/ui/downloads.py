@@ -73,9 +73,9 @@ class Film:
             self._best = step
         if step.index % ceil(max(1, step.total) / FRAMES_PLAYED) and not step.done:
             return
-        frame = drawing.reduced(step.image, animation.FRAME_SIDE)
+        frame = drawing.shrunk(step.image, animation.FRAME_SIDE)
         self.frames.append(frame)
-        played = drawing.png_bytes(drawing.reduced(frame, PLAYED_PIXELS))
+        played = drawing.png_bytes(drawing.shrunk(frame, PLAYED_PIXELS))
         path = self._keep(played, f"step-{step.index:03d}.png")
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}  # Gradio adds the address
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
@@ -245,12 +245,12 @@ def _repaired(film: Film | None) -> bool:
 
 def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
     """Name → map as small as the model made it, float32 [h, w]; fused last."""
-    maps = inspection.reduced_maps()
+    maps = inspection.grid_maps()
     found = {}
     for t in inspection.timesteps:
         found[f"pixel-t{t:03d}"], found[f"feature-t{t:03d}"] = maps[t]
     pixel, feature = (np.mean([maps[t][branch] for t in inspection.timesteps], axis=0) for branch in (0, 1))
-    plain = inspection.reduced_plain()
+    plain = inspection.grid_plain()
     if plain is not None:
         found["plain"] = plain
     return found | {"fused": fuse(pixel[None], feature[None], inspection.alpha, plain)}

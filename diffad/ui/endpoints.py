@@ -1,4 +1,4 @@
-"""Named endpoints for `gradio_client`, plain HTTP and MCP: inspect, batch, reconstruct, categories.
+"""Named endpoints for `gradio_client`, plain HTTP and MCP: inspect, batch, repair, categories.
 
 Their docstrings are what Gradio shows to people and to language models. A setting that is sent as null, or
 not at all, has its default. Whatever is wrong is answered with one sentence. How far a call has come is told
@@ -110,7 +110,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
                 progress((len(found), len(pictures)), unit="pictures")
             return found
 
-    def reconstruct(image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
+    def repair(image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
                     method: str, seed: float, model: str, bits: float,
                     progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str, str]:  # noqa: B008
         """Repairs one picture of a part: score and loss per step and notes as JSON, the repaired picture, and
@@ -129,7 +129,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         """
         reel, scores, losses = animation.Reel(), [], []
         with refusals(image):
-            for step in find(model).reconstruct(
+            for step in find(model).repair(
                 required(image), category=category or None, steps=whole("steps", steps),
                 step_size=step_size or None, denoise_every=whole("denoise_every", denoise_every),
                 method=method, seed=whole("seed", seed), bits=whole("bits", bits) or None,
@@ -190,8 +190,8 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         concurrency_limit=AT_ONCE,
     )
     call.click(
-        reconstruct, [image, category, steps, denoise_every, step_size, method, seed, model, bits],
-        [answer, picture, film], api_name="reconstruct", concurrency_id="reconstruct",
+        repair, [image, category, steps, denoise_every, step_size, method, seed, model, bits],
+        [answer, picture, film], api_name="repair", concurrency_id="repair",
         concurrency_limit=AT_ONCE,
     )
     call.click(categories, model, answer, api_name="categories", queue=False)

@@ -3,7 +3,7 @@
 // draw; they register with `diffad.onResult`.
 (() => {
   const diffad = (window.diffad ??= {});
-  const { mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, judged, outlinedFrom, regions, reduced, shrunk } = diffad.scores;
+  const { mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, judged, outlinedFrom, regions, gridMap, shrunk } = diffad.scores;
   const CELL = 192; // longest side of a map in the evidence sheet
   const INSPECTING = "Inspecting…";
 
@@ -44,7 +44,7 @@
     };
     const plain = value.good.plain && fromCodes(decode(value.good.plain, Uint8Array), value.rule);
     const goodPlain = (picture) => plain && plain.subarray(picture * cells, (picture + 1) * cells);
-    const small = maps.map((map) => reduced(map, width, height, CELL));
+    const small = maps.map((map) => gridMap(map, width, height, CELL));
     const branches = (rows) => ({ pixel: rows.slice(0, n), feature: rows.slice(n, 2 * n), plain: rows[2 * n] ?? null });
     return { ...value, width, height, n, ...branches(maps), pictures, row, goodPlain,
       small: { ...branches(small.map((s) => s.values)), width: small[0].width, height: small[0].height } };

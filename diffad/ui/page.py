@@ -258,7 +258,7 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
             threshold = inspector.threshold(inspection.category, inspection.alpha, rate=of_one)
         film = downloads.Film(inspection, inspector.timesteps, threshold, storage.keep)
         session.film = film
-        for step in inspector.reconstruct(
+        for step in inspector.repair(
             inspection.image, category=inspection.category, steps=int(steps), denoise_every=int(every),
             step_size=step_size, timestep=int(level), method=method, alpha=inspection.alpha,
             threshold=threshold, tile=inspection.tile, turn=turns.of_caller(), max_tiles=turns.max_tiles,

@@ -219,7 +219,7 @@
   }
 
   // A map with its longest side at most `longest` px, by averaging whole blocks: { values, width, height }.
-  function reduced(map, width, height, longest) {
+  function gridMap(map, width, height, longest) {
     const block = Math.ceil(Math.max(width, height) / longest);
     if (block === 1) return { values: map, width, height };
     const [w, h] = [Math.ceil(width / block), Math.ceil(height / block)];
@@ -259,6 +259,6 @@
   }
 
   (window.diffad ??= {}).scores = {
-    mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, unusual, judged, outlinedFrom, regions, contour, reduced, shrunk,
+    mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, unusual, judged, outlinedFrom, regions, contour, gridMap, shrunk,
   };
 })();
