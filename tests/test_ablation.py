@@ -28,6 +28,7 @@ from diffad.method.scoring import (
     denoise_all,
     offset_of,
     pixel_score,
+    shifted,
     smooth,
 )
 from diffad.method.unet import UNet, UNetConfig
