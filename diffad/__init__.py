@@ -17,6 +17,7 @@ _HOMES = {
     "Inspection": "inspection",
     "Inspector": "inspector",
     "Region": "method.regions",
+    "RepairOptions": "method.repair_options",
     "RepairStep": "inspection",
     "TrainConfig": "teaching.recipe",
     "evaluate": "measuring.evaluation",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector as Inspector
     from diffad.measuring.evaluation import evaluate as evaluate
     from diffad.method.regions import Region as Region
+    from diffad.method.repair_options import RepairOptions as RepairOptions
     from diffad.pictures.reading import DataError as DataError
     from diffad.pictures.samples import find_samples as find_samples
     from diffad.teaching.recipe import TrainConfig as TrainConfig

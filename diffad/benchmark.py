@@ -18,6 +18,7 @@ import torch
 
 from diffad import batch
 from diffad.inspector import Inspector
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.drawing import png_bytes
 from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.samples import Sample
@@ -62,7 +63,7 @@ def benchmark(
         batch_rate = runs / (time.perf_counter() - begun)
     for method in ("weighed", "paper"):  # the first does nothing where it finds nothing
         begun = time.perf_counter()
-        repair = inspector.repair(picture, category=category, steps=steps, method=method)
+        repair = inspector.repair(picture, category, RepairOptions(steps=steps, method=method))
         marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", steps + 1)]
         if len(marks) > 1:
             break

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -35,18 +34,18 @@ from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
 from diffad.method.fusion import fuse
 from diffad.method.image_score import ImageScore
-from diffad.method.repair import gradient_denoising, repair_weight, weighed_repair
+from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import TIMESTEPS, Embedding, RawMaps, evidence, shifted_embeddings
-from diffad.method.tiling import Tile, Tiling, smallest_side
+from diffad.method.tiling import Tiling, smallest_side
 from diffad.method.unet import UNet
 from diffad.pictures import quality
 from diffad.pictures.depth import DEPTHS
-from diffad.pictures.geometry import resize_maps, to_square, to_uint8
+from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import MIN_SIDE, DataError, Decoded, decode, read_image
+from diffad.repairing import Repair
 
 Picture = str | Path | Image.Image | np.ndarray
 Turn = Callable[[], AbstractContextManager[None]]  # entered for each call of the network
-METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # repair method → its usual step size s and t
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 # Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
 # things and for parts at another scale.
@@ -54,12 +53,6 @@ _FITS = 2.0
 _FITS_WELL = 1.0  # what good pictures have on average
 _WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles must beat the whole picture
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
-_REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
-_SCORED_EVERY = 5  # steps of a repair
-_ORDINARY = 0.1  # rounds follow until the part looks like one that so many good parts exceed
-# Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
-# part is sound.
-_REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
 
 
 class Inspector:
@@ -473,12 +466,8 @@ class Inspector:
         self,
         image: Picture,
         category: str | None = None,
-        steps: int = 90,
-        denoise_every: int = 5,
-        step_size: float | None = None,
-        timestep: int | None = None,
-        method: str = "weighed",
-        stop_at_threshold: bool = False,
+        options: RepairOptions = RepairOptions(),  # noqa: B008 - immutable
+        *,
         seed: int = 0,
         alpha: float = 0.5,
         threshold: float | None = None,
@@ -489,126 +478,24 @@ class Inspector:
     ) -> Iterator[RepairStep]:
         """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
 
-        steps: N. denoise_every: N_d. step_size: s. timestep: t of the reverse steps. method: "weighed" by the
-        anomaly map (s and t are the first ones, they fall; 0.03 and 900 if not given), or "paper" as printed
-        (0.02 and 32, the authors' values, if not given; their N is 500).
-        stop_at_threshold: end as soon as the score is below the threshold. Only the change is resized, so
-        details outside the repair keep the picture's own resolution. A weighed repair ends as soon as the
-        score is that of the middle good part; as long as less than 1 good part in 10 would exceed it another
-        round of `steps` follows where the map is still high, five in all. Each draws the place anew first,
-        unless that was in vain just before: then what is there is only led back, and if that is in vain too
-        it stays. It ends with the best of the pictures that it scored on its way, so it leaves no part worse
-        than it was.
+        Only the change is resized, so details outside the repair keep the picture's own resolution. See
+        `repairing.Repair` for how a repair goes on and when it ends.
 
-        tile, bits, max_tiles: as in `inspect`; turn: too, and around each step. Of a tiled picture the
-        squares around the highest places of the map are repaired one after the other, `steps` steps each: all
-        that hold something anomalous, but the four highest at most ("paper": the highest alone). Raises
-        DataError, ValueError before the first step.
+        Args:
+            seed, alpha, threshold, tile, bits, max_tiles: as in `inspect`.
+            turn: as in `inspect`, and around each step.
+
+        Raises:
+            DataError, ValueError: as `inspect`, before the first step.
         """
-        if method not in METHODS:
-            raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
-        step_size = METHODS[method][0] if step_size is None else step_size
-        timestep = METHODS[method][1] if timestep is None else timestep
-        if (
-            not 1 <= steps <= 5000
-            or denoise_every < 1
-            or not 0 < step_size < 1
-            or not 0 <= timestep < self.schedule.steps
-        ):
-            raise ValueError(
-                "steps lie in 1 … 5000, denoise_every is at least 1, step_size in (0, 1), timestep in 0 … 999"
-            )
         first = self.inspect(
             image, category, alpha=alpha, seed=seed, threshold=threshold, tile=tile, bits=bits, turn=turn,
             max_tiles=max_tiles,
         )  # fmt: skip
-        options = {
-            "steps": steps, "denoise_every": denoise_every, "step_size": step_size, "timestep": timestep
-        }  # fmt: skip
-        repair = self._repair(first, method == "weighed", stop_at_threshold, options)
-        return stepwise(repair, partial(_computing, turn, self.device))
-
-    def _repair(
-        self, first: Inspection, weighed: bool, stop: bool, options: dict[str, Any]
-    ) -> Iterator[RepairStep]:
-        """options: of one round, as both generators in `reconstruction` take them."""
-        tiling, profile, steps = first._tiling, self.profiles[first.category], options["steps"]
-        rounds = 1 if not weighed else _ROUNDS if first.tile is None else _REPAIRED_TILES
-        total, index, scored_at = steps, 0, 0
-        usual = float(np.median(first.good_scores))
-        # of a tiled picture's other tiles only what is judged anomalous
-        ordinary = first.threshold_at(_ORDINARY) if first.tile is None else math.inf
-        enough = max(1.0, min(first.threshold, ordinary))
-        picture, fused, score = first.image, first._fused_map, first.score
-        repaired = np.zeros(fused.shape, dtype=bool)
-        tile, weight = _place_to_repair(first, fused, repaired, weighed)
-        x_start = self._square(tiling, picture, tile)
-        done = (stop and score <= first.threshold) or (weighed and (weight is None or score <= usual))
-        filling = True
-        while True:
-            if weight is None:
-                with torch.no_grad():
-                    before = float(profile.gaussian.squared_mahalanobis(self.extractor(x_start)).mean())
-                walk = gradient_denoising(
-                    self.schedule, self.network, self.extractor, profile.gaussian, x_start, **options
-                )
-            else:
-                walk = weighed_repair(
-                    self.schedule, self.network, self.extractor, profile.residual, x_start,
-                    weight.to(self.device), filling=filling, seed=first.seed + index, **options,
-                )  # fmt: skip
-                before = next(walk).mahalanobis
-            if not index:
-                yield RepairStep(0, total, picture, score, before, first.anomaly_map, done, first.notes)
-                if done:
-                    return
-            there, untouched = picture[tile.box], fused[tile.cells]
-            best = score, picture, fused
-            share = resize_maps(tile.weight, there.shape[:2])[..., None]
-            for repair in walk:
-                index += 1
-                anomaly_map, last = None, repair.index == steps
-                # a score costs as much as a step, and between two denoising steps there is only grain to see
-                scored = last or (repair.denoised and index - scored_at >= _SCORED_EVERY)
-                change = tiling.to_pixels((repair.x - x_start)[0].cpu(), tile).permute(1, 2, 0).numpy()
-                image = picture.copy()
-                image[tile.box] = np.clip(np.rint(there + 127.5 * share * change), 0, 255).astype(np.uint8)
-                if scored:
-                    scored_at = index
-                    # not of repair.x: whole grey values and the way back into the square move a score too
-                    here = self._fused(self._square(tiling, image, tile), first)
-                    here = tiling.to_cells(torch.from_numpy(here), tile).numpy()
-                    fused = fused.copy()
-                    fused[tile.cells] = untouched + tile.weight * (here - untouched)
-                    score = tiling.score(fused, first.scorer)
-                    if score < best[0]:
-                        best = score, image, fused
-                    if last and weighed:
-                        score, image, fused = best
-                    anomaly_map = resize_maps(fused, picture.shape[:2])
-                done = index == steps * rounds or (stop and score <= first.threshold)
-                done = done or (weighed and score <= usual)
-                if last and not done:
-                    vain = image is picture
-                    if first.tile is not None:  # a tile has one round, a whole picture others
-                        repaired[tile.cells] |= tile.weight > 0.5
-                    picture = image
-                    tile, weight = _place_to_repair(first, fused, repaired, weighed, above=enough)
-                    done = weight is None or (vain and not filling and first.tile is None)
-                    filling = first.tile is not None or not vain
-                    total += 0 if done else steps
-                    x_start = self._square(tiling, picture, tile)
-                yield RepairStep(
-                    index, total, image, score, repair.mahalanobis, anomaly_map, done, first.notes
-                )
-                if done:
-                    return
-
-    def _square(self, tiling: Tiling, picture: np.ndarray, tile: Tile) -> Tensor:
-        return tiling.square(picture, tile)[None].to(self.device)
+        return stepwise(iter(Repair(self, first, options)), partial(_computing, turn, self.device))
 
     @torch.no_grad()
-    def _fused(self, x: Tensor, first: Inspection) -> np.ndarray:
+    def fused_square(self, x: Tensor, first: Inspection) -> np.ndarray:
         """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
         maps = self._standard_maps(
             x, self.extractor.embed(x), first.category, first.timesteps, first.seed, draws=1
@@ -661,25 +548,3 @@ def _sides(height: int, width: int, size: int) -> list[int]:
         sides.append(short)
     smallest = smallest_side(height, width)
     return sorted({max(side, smallest) for side in sides if 2 * side >= smallest})
-
-
-def _place_to_repair(
-    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, above: float = -math.inf
-) -> tuple[Tile, Tensor | None]:
-    """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
-    not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair,
-    or no score `above` that, or if everything shall move alike.
-    """
-    tiling = first._tiling
-    left = np.where(repaired, np.float32(0), fused)
-    row, column = np.unravel_index(left.argmax(), left.shape)
-    tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
-    high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
-    if not weighed or tiling.score(left, first.scorer) <= above:
-        return tile, None
-    square = tiling.from_cells(left[tile.cells], tile).numpy()
-    count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * high).astype(np.uint8))
-    peaks = np.array([0.0, *(square[labels == label].max() for label in range(1, count))])
-    low = np.maximum(_REPAIRED_FROM * high, _REPAIRED_SHARE * peaks[labels]).astype(np.float32)
-    weight = repair_weight(torch.from_numpy(square), torch.from_numpy(low))
-    return tile, weight if weight.any() else None

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +25,7 @@ from diffad.cli.main import main
 from diffad.inspection import map_limit_for, verdict_for
 from diffad.inspector import Inspector
 from diffad.method.fusion import weights_in_words
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.geometry import Geometry
 from diffad.pictures.reading import read_image
 from diffad.synthetic.parts import make_part
@@ -91,8 +92,9 @@ class Toy:
             map_limit=map_limit_for(verdict, limit, look, heat), plain_map=None,
             weights_in_words=weights_in_words(alpha))
 
-    def repair(self, image, steps=100, **options):
-        self.calls.append({"steps": steps, **options})
+    def repair(self, image, category=None, options=RepairOptions(), **settings):  # noqa: B008
+        self.calls.append({"category": category, **asdict(options), **settings})
+        steps = options.steps
         pixels = read_image(image)
         return (SimpleNamespace(index=i, total=steps, image=pixels // (i + 1), score=9.0 - i, done=i == steps,
                                 notes=self.notes)

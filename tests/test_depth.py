@@ -20,6 +20,7 @@ from PIL import Image
 
 from diffad import batch
 from diffad.inspector import Inspector
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.depth import bits_for
 from diffad.pictures.masks import check_readable
 from diffad.pictures.reading import DataError, common_bits, decode, may_be_deep, read_image
@@ -341,7 +342,7 @@ def test_a_category_knows_its_cameras_depth(inspector, gear):
     assert beyond.bits == 14
     assert "beyond the 12 bits of the pictures that gear was trained on" in beyond.notes[0]
     assert trained.inspect(gear, "gear", timesteps=(200,)).notes == ()  # 8 bits are 8 bits
-    first = next(trained.repair(deep(gear, 14), "gear", steps=1))
+    first = next(trained.repair(deep(gear, 14), "gear", options=RepairOptions(steps=1)))
     assert first.notes == beyond.notes
 
 

@@ -18,6 +18,7 @@ import torch
 from diffad import benchmark
 from diffad.method import devices
 from diffad.method.devices import pick_device, sharing, stepwise
+from diffad.method.repair_options import RepairOptions
 
 CPU = torch.device("cpu")
 
@@ -219,7 +220,7 @@ def test_inspections_tiles_and_repairs_ask_for_their_share(inspector, machine, m
     try:
         inspector.inspect(picture)
         inspector.features(picture)
-        for _ in inspector.repair(picture, steps=2, method="paper"):
+        for _ in inspector.repair(picture, options=RepairOptions(steps=2, method="paper")):
             assert len(asked) > sum(before) and torch.get_num_threads() == 8
             before.append(len(asked) - sum(before))
         done: list[int] = []

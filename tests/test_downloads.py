@@ -19,6 +19,7 @@ from playwright.sync_api import Browser
 
 from diffad.inspection import Inspection, RepairStep
 from diffad.inspector import Inspector
+from diffad.method.repair_options import RepairOptions
 from diffad.report.document import number, report, share_in_words
 from diffad.ui import downloads
 
@@ -33,7 +34,7 @@ def inspection(inspector: Inspector) -> Inspection:
 @pytest.fixture(scope="module")
 def film(inspector: Inspector, inspection: Inspection) -> downloads.Film:
     film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
-    for step in inspector.repair(inspection.image, inspection.category, steps=5):
+    for step in inspector.repair(inspection.image, inspection.category, options=RepairOptions(steps=5)):
         film.add(step)
     film.ending = "done"
     return film

@@ -28,6 +28,7 @@ from diffad.measuring.evaluation import (
 )
 from diffad.measuring.report import html_report, markdown_report, repair_sheet
 from diffad.method.metrics import aupro, auroc, pixel_auroc
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.geometry import Geometry
 from diffad.pictures.masks import read_mask
 from diffad.pictures.reading import DataError, read_image
@@ -84,7 +85,8 @@ class ToyInspector:
     def recognise(self, image):
         return "nut" if image[..., 2].mean() < 128 else "ring"
 
-    def repair(self, image, category=None, steps=4, **options):
+    def repair(self, image, category=None, options=None, **settings):
+        steps = options.steps
         for index in range(steps + 1):
             rest = index / steps
             red = image[..., 0].astype(np.float32)
@@ -356,7 +358,7 @@ def test_masks_and_maps_meet_at_the_models_resolution(tmp_path, monkeypatch):
 
 
 def test_evaluate_repair(parts):
-    result = evaluate_repair(ToyInspector(), parts, steps=3)
+    result = evaluate_repair(ToyInspector(), parts, options=RepairOptions(steps=3))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     nut = result["nut"]
     assert (nut["good"], nut["defective"], nut["steps"], nut["notes"]) == (2, 2, 3, [])
@@ -388,17 +390,17 @@ def test_evaluate_repair_limit_spreads_over_the_kinds(tmp_path):
     seen, kinds = [], []
 
     class Spy(ToyInspector):
-        def repair(self, image, **options):
-            seen.append(options)
+        def repair(self, image, category=None, options=None, **settings):
+            seen.append(settings)
             kinds.append(image.max() - 100)
-            return super().repair(image, **options)
+            return super().repair(image, category, options, **settings)
 
     result = evaluate_repair(Spy(), samples, limit=2, threshold=0.5)["nut"]
     assert result["defective"] == len(seen) == 2 and result["good"] == 0
     assert kinds == [40, 60]
     assert result["psnr_good_median"] is None and "good" in result["notes"][0]
     assert result["judged_good_after"] == 0.0  # the threshold reached both the inspection and the repair
-    assert all(options["threshold"] == 0.5 for options in seen)
+    assert all(settings["threshold"] == 0.5 for settings in seen)
 
 
 def test_what_the_sheet_shows_is_fixed_and_even_over_the_kinds(tmp_path):
@@ -408,7 +410,7 @@ def test_what_the_sheet_shows_is_fixed_and_even_over_the_kinds(tmp_path):
 
     def shown(inspector):
         seen = {}
-        evaluate_repair(inspector, samples, show=seen.__setitem__, steps=1)
+        evaluate_repair(inspector, samples, show=seen.__setitem__, options=RepairOptions(steps=1))
         return seen["nut"]
 
     repairs = shown(ToyInspector())

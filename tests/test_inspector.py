@@ -16,6 +16,7 @@ from diffad.method.fusion import branch_weights, fuse
 from diffad.method.image_score import ImageScore
 from diffad.method.nuisances import NUISANCES
 from diffad.method.repair import weighed_repair
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.reading import DataError
 from diffad.synthetic.parts import CATEGORIES, make_part
 
@@ -260,7 +261,7 @@ def test_a_broken_picture_or_model_is_refused(inspector, tmp_path):
 
 
 def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defective):
-    steps = list(inspector.repair(DEFECTIVE.image, steps=60))
+    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=60)))
     assert [step.index for step in steps] == list(range(len(steps)))
     assert steps[0].total == 60 and len(steps) <= 301  # other rounds where it is still high
     ended = steps[-1].score <= np.median(defective.good_scores)  # as good as a good part
@@ -278,14 +279,14 @@ def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defe
 
 
 def test_a_repair_is_scored_as_the_picture_that_it_gives(inspector):
-    *_, last = inspector.repair(DEFECTIVE.image, steps=15)
+    *_, last = inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15))
     again = inspector.inspect(last.image, DEFECTIVE.category)
     assert last.score == pytest.approx(again.score, rel=1e-3)
     np.testing.assert_allclose(last.anomaly_map, again.anomaly_map, atol=0.02)
 
 
 def test_a_good_part_comes_out_as_it_went_in(inspector):
-    steps = list(inspector.repair(GOOD.image, steps=10))
+    steps = list(inspector.repair(GOOD.image, options=RepairOptions(steps=10)))
     assert steps[-1].done
     mse = np.mean((steps[-1].image.astype(float) - GOOD.image) ** 2)
     assert mse == 0 or 10 * np.log10(255**2 / mse) > 40
@@ -314,7 +315,7 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
     levels = defective.threshold + 0.5, defective.threshold - 0.1, 0.1
     planted = iter(levels)
     monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
-    steps = list(inspector.repair(DEFECTIVE.image, steps=15, stop_at_threshold=True))
+    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15, stop_at_threshold=True)))
     assert [step.done for step in steps] == [False] * 10 + [True]
     assert steps[-1].score == pytest.approx(levels[1])
 
@@ -331,7 +332,7 @@ def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkey
     """Scores of every fifth step as planted, in thresholds."""
     planted = (level * defective.threshold for level in levels)
     monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
-    steps = list(inspector.repair(DEFECTIVE.image, steps=15))
+    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15)))
     assert defective.score > 4 * defective.threshold
     assert steps[-1].index == end and next(planted, None) is None
     assert steps[-1].score == steps[best].score == min(step.score for step in steps)
@@ -355,14 +356,15 @@ def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, monkeypatch, lev
         return weighed_repair(*arguments, filling=filling, **options)
 
     monkeypatch.setattr("diffad.inspector.weighed_repair", walk)
-    list(inspector.repair(DEFECTIVE.image, steps=3))
+    list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=3)))
     assert asked == drawn
 
 
 def test_the_printed_algorithm_moves_the_whole_picture(inspector):
-    steps = list(inspector.repair(DEFECTIVE.image, steps=5, method="paper", step_size=0.02, timestep=32))
+    printed = RepairOptions(steps=5, method="paper", step_size=0.02, timestep=32)
+    steps = list(inspector.repair(DEFECTIVE.image, options=printed))
     assert len(steps) == 6
-    usual = list(inspector.repair(DEFECTIVE.image, steps=5, method="paper"))  # the authors' s and t
+    usual = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=5, method="paper")))
     assert np.array_equal(usual[-1].image, steps[-1].image)
     assert (steps[-1].image != DEFECTIVE.image).mean() > 0.5
 
@@ -374,7 +376,7 @@ def test_the_printed_algorithm_moves_the_whole_picture(inspector):
 )
 def test_repair_settings_are_checked_before_the_first_step(inspector, settings):
     with pytest.raises(ValueError, match=r"steps|method"):
-        inspector.repair(DEFECTIVE.image, **settings)
+        inspector.repair(DEFECTIVE.image, options=RepairOptions(**settings))
 
 
 @pytest.mark.parametrize("size", [384, 512])

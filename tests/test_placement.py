@@ -22,6 +22,7 @@ from diffad.measuring import ablation
 from diffad.method.calibration import Calibration
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
 from diffad.method.repair import gradient_denoising, weighed_repair
+from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, evidence, shifted_embeddings
 from diffad.teaching import statistics as profiles
 from diffad.teaching import training
@@ -172,7 +173,7 @@ def test_repairs_stay_on_the_gpu(gpu):
 
 def test_a_whole_repair_runs_and_its_pictures_come_back(gpu):
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)  # unlike any good part
-    frames = list(gpu.repair(picture, steps=6, method="paper", threshold=-1e6))
+    frames = list(gpu.repair(picture, threshold=-1e6, options=RepairOptions(steps=6, method="paper")))
     assert len(frames) > 1 and frames[-1].image.dtype == np.uint8
 
 

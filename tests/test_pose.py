@@ -12,6 +12,7 @@ from diffad import checkpoint as checkpoints
 from diffad.inspector import Inspector
 from diffad.method.image_score import ImageScore
 from diffad.method.pose import Pose, Turn, Upright, find_pose
+from diffad.method.repair_options import RepairOptions
 from diffad.method.tiling import Tiling
 from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import DataError, read_image
@@ -263,7 +264,7 @@ def test_a_repair_of_a_turned_part_leaves_the_rest_to_the_last_bit(wedges):
     """And no part worse than it was, as one that the network never learned from may be while it is drawn."""
     inspector = Inspector.load(wedges, device="cpu")
     image = grained(wedge(0.5, spot=(60, 0)), 97)
-    steps = list(inspector.repair(image, "wedge", steps=12))
+    steps = list(inspector.repair(image, "wedge", options=RepairOptions(steps=12)))
     assert steps[-1].score <= steps[0].score
     changed = np.logical_or.reduce([(step.image != image).any(axis=2) for step in steps])
     x, y = np.array([180, 150]) + 60 * np.array([math.cos(0.5), math.sin(0.5)])

@@ -15,6 +15,7 @@ from diffad.inspector import Inspector
 from diffad.method.artificial_defects import add_small_defect
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
+from diffad.method.repair_options import RepairOptions
 from diffad.method.unet import UNet, UNetConfig
 from diffad.synthetic.parts import make_part
 from diffad.teaching.recipe import TrainConfig
@@ -83,7 +84,7 @@ def test_tiles_and_repairs_have_the_categorys_size(both):
     part = np.tile(make_part("leather", 78, size=128).image, (2, 2, 1))
     tiled = model.inspect(part, "leather", tile=128)
     assert tiled.tile == 128 and tiled._tiling.size == 96
-    steps = list(model.repair(part[:128, :128], "leather", steps=2, method="paper"))
+    steps = list(model.repair(part[:128, :128], "leather", options=RepairOptions(steps=2, method="paper")))
     assert steps[-1].done and steps[-1].image.shape == (128, 128, 3)
 
 

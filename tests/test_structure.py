@@ -12,7 +12,7 @@ import diffad
 
 PACKAGE = Path(diffad.__file__).parent
 ROOMS = (  # a room imports from those before it, and a folder counts as one room
-    "output", "pictures", "method", "synthetic", "checkpoint", "inspection", "inspector", "report",
+    "output", "pictures", "method", "synthetic", "checkpoint", "inspection", "repairing", "inspector", "report",
     "teaching", "measuring", "batch", "benchmark", "ui", "cli",
 )  # fmt: skip
 NUMERIC = {  # what is mathematics alone: torch, NumPy and OpenCV besides the standard library
@@ -139,8 +139,8 @@ def test_the_public_door_opens_on_what_it_names():
     }
     assert for_types == {name: f"diffad.{home}" for name, home in diffad._HOMES.items()}
     assert set(diffad.__all__) == {
-        "CheckpointError", "DataError", "Inspection", "Inspector", "Region", "RepairStep", "TrainConfig",
-        "__version__", "evaluate", "find_samples", "train",
+        "CheckpointError", "DataError", "Inspection", "Inspector", "Region", "RepairOptions", "RepairStep",
+        "TrainConfig", "__version__", "evaluate", "find_samples", "train",
     }  # fmt: skip
     for name in diffad.__all__:
         value = getattr(diffad, name)

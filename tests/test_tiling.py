@@ -10,6 +10,7 @@ import torch
 
 from diffad.inspector import Inspector
 from diffad.method.fusion import branch_weights
+from diffad.method.repair_options import RepairOptions
 from diffad.method.tiling import GRID, TILE_CELLS, Tiling, smallest_side
 from diffad.pictures.geometry import Geometry
 from diffad.pictures.reading import DataError
@@ -249,7 +250,7 @@ def test_odd_tiles_are_refused(inspector, leather, tile):
 
 def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector, leather, defective):
     _, image, mask = leather
-    steps = list(inspector.repair(image, "leather", steps=8, denoise_every=4, tile=256))
+    steps = list(inspector.repair(image, "leather", tile=256, options=RepairOptions(steps=8, denoise_every=4)))
     assert [step.index for step in steps] == list(range(len(steps)))
     assert steps[0].total == 8 and len(steps) - 1 <= steps[-1].total <= 4 * 8  # a round for a tile
     assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
@@ -263,7 +264,7 @@ def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector,
 
 
 def test_the_printed_algorithm_repairs_the_highest_tile(inspector, leather):
-    *_, last = inspector.repair(leather[1], "leather", steps=2, method="paper", tile=256)
+    *_, last = inspector.repair(leather[1], "leather", tile=256, options=RepairOptions(steps=2, method="paper"))
     changed = np.abs(last.image.astype(int) - leather[1]).max(axis=-1)
     assert last.index == last.total == 2
     assert (changed[leather[2]] > 0).any()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from diffad.inspector import Inspector
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.reading import DataError
 from diffad.synthetic.parts import CATEGORIES, make_part
 from diffad.ui.turns import Turns, Unwanted
@@ -137,7 +138,7 @@ def test_repairs_take_turns_by_steps(inspector: Inspector, defective: Path):
         taken += 1
         yield
 
-    steps = inspector.repair(defective, steps=3, turn=turn)
+    steps = inspector.repair(defective, turn=turn, options=RepairOptions(steps=3))
     before = taken
     assert before >= 2  # the inspection that comes first
     for number, _ in zip(range(3), steps, strict=False):

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from diffad.output import OutputError, append, write
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
+    from diffad.method.repair_options import RepairOptions
     from diffad.pictures.samples import Sample
 
 FINISHED, UNREADABLE, REFUSED, ANOMALOUS, LOOK, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -191,9 +193,8 @@ def repair(arguments: argparse.Namespace) -> int:
             started = time.perf_counter()
             try:
                 repair = inspector.repair(
-                    path, category=arguments.category, stop_at_threshold=arguments.stop_at_threshold,
-                    seed=arguments.seed, alpha=arguments.alpha, threshold=arguments.threshold,
-                    tile=arguments.tile, **_repair_options(arguments),
+                    path, arguments.category, _repair_options(arguments), seed=arguments.seed,
+                    alpha=arguments.alpha, threshold=arguments.threshold, tile=arguments.tile,
                     **({"bits": arguments.bits} if arguments.bits else {}))
             except DataError as error:
                 records.append(_unreadable(path, error))
@@ -278,8 +279,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
             with counter("repairing") as progress:
                 repaired = evaluate_repair(
                     inspector, samples, limit=arguments.limit, progress=progress, seed=arguments.seeds[0],
-                    show=shown.__setitem__ if arguments.sheet else None, **settings,
-                    **_repair_options(arguments))
+                    show=shown.__setitem__ if arguments.sheet else None,
+                    options=_repair_options(arguments), **settings)
             tables.append(repair_table(repaired))
             for name, values in repaired.items():
                 result[name]["repair"] = values
@@ -668,9 +669,12 @@ def _unreadable(path: Path, error: ValueError) -> dict[str, str]:
     return {"path": str(path), "error": str(error)}
 
 
-def _repair_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("steps", "denoise_every", "step_size", "timestep", "method")
-    return {name: getattr(arguments, name) for name in names}
+def _repair_options(arguments: argparse.Namespace) -> RepairOptions:
+    from diffad.method.repair_options import RepairOptions
+
+    names = [field.name for field in fields(RepairOptions)]
+    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    return RepairOptions(**given)
 
 
 @contextlib.contextmanager

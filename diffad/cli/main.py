@@ -30,6 +30,7 @@ from diffad.cli.commands import (
     train,
 )
 from diffad.cli.console import leave_stdout, say
+from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.output import OutputError
 
 EXIT_CODES = """\
@@ -219,13 +220,14 @@ def _parser() -> argparse.ArgumentParser:
                   "in training, else what the highest value asks for)")
     repair = (
         option("--steps", "N", whole(1, 5000), "steps of a round, of which there are five at most; of a "
-               "picture in tiles, of each of four tiles at most", 90),
-        option("--denoise-every", "N", whole(1, 5000), "gradient steps between two denoising steps", 5),
+               "picture in tiles, of each of four tiles at most", RepairOptions.steps),
+        option("--denoise-every", "N", whole(1, 5000), "gradient steps between two denoising steps",
+               RepairOptions.denoise_every),
         option("--step-size", "S", real(1e-6, 0.999), "length of a gradient step; weighed, of the first "
-               "(default: 0.03, paper 0.02)"),
+               f"(default: {METHODS['weighed'][0]}, paper {METHODS['paper'][0]})"),
         option("--timestep", "T", whole(0, 999), "noise level of the denoising steps; weighed, of the first "
-               "(default: 900, paper 32)"),
-        choice("--method", ("weighed", "paper"), "act where the map is high, or everywhere as published"),
+               f"(default: {METHODS['weighed'][1]}, paper {METHODS['paper'][1]})"),
+        choice("--method", tuple(METHODS), "act where the map is high, or everywhere as published"),
     )
 
     own = command(train, "train a model on good parts", """
@@ -321,7 +323,7 @@ unevenly, tinted, with noise, blurred, sharpened, compressed, moved, turned.""")
     add(own, *model, option("--picture", "FILE", _path, "the picture to use (default: a synthetic part)"),
         option("--category", "NAME", str, "the profile to use (default: the model's first)"), timesteps,
         option("--runs", "N", whole(1, 10**4), "inspections to time", 10),
-        option("--steps", "N", whole(1, 5000), "repair steps to time", 90),
+        option("--steps", "N", whole(1, 5000), "repair steps to time", RepairOptions.steps),
         flag("--busy", "time inspections beside 0, 1 and 2 programs that never rest, and nothing else"),
         as_json)
 

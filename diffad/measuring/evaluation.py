@@ -44,6 +44,7 @@ from diffad.method.metrics import (
     roc_curve,
     ssim,
 )
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.depth import read_in_words
 from diffad.pictures.geometry import Geometry, mask_to_square
 from diffad.pictures.labels import folders_in_words, look_over
@@ -187,14 +188,14 @@ def evaluate_repair(
     category: str | None = None,
     progress: Progress | None = None,
     show: Callable[[str, list[Repaired]], None] | None = None,
-    **options: Any,
+    options: RepairOptions = RepairOptions(),  # noqa: B008 - immutable
+    **settings: Any,
 ) -> dict[str, dict[str, Any]]:
     """Repair labelled samples and measure what that does to the defect and to all the rest, per category.
 
     limit: at most so many good and so many defective pictures a category, evenly over the kinds of defect.
     show: called per category with ten of its defective pictures, chosen likewise before anything is known
-    of them. options go to `inspector.repair` (steps, denoise_every, step_size, timestep, method, alpha,
-    seed, threshold, ...).
+    of them. settings go to `Inspector.repair` (alpha, seed, threshold, ...).
 
     The score inside a defect is the mean of the 256 highest values of the anomaly map within the mask. Keys:
     fall_median, fall_worst_tenth: its relative fall 1 − after/before, at most 1; half of the pictures and
@@ -214,7 +215,7 @@ def evaluate_repair(
               for name, group in groups.items()}
     found = check_readable(chosen)
     total = sum(len(group) for group in chosen.values())
-    shared = {key: options[key] for key in ("alpha", "seed", "threshold") if key in options}
+    shared = {key: settings[key] for key in ("alpha", "seed", "threshold") if key in settings}
     result, done = {}, 0
     for name, group in chosen.items():
         profile = _profile(inspector, name, category)
@@ -227,7 +228,7 @@ def evaluate_repair(
             image = read_image(sample.image, bits)
             before = inspector.inspect(image, category=profile, **shared)
             started = time.perf_counter()
-            (last,) = deque(inspector.repair(image, category=before.category, **options), maxlen=1)
+            (last,) = deque(inspector.repair(image, before.category, options, **settings), maxlen=1)
             if last.index:  # 0: there was nothing to repair
                 per_step.append((time.perf_counter() - started) / last.index)
                 steps.append(last.index)

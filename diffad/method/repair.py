@@ -31,7 +31,7 @@ FINEST = 20  # t of the last pull towards x̂_0
 RENEWED = 0.7  # σ of the noise that is drawn anew between two fillings
 
 
-class Repair(NamedTuple):
+class GradientStep(NamedTuple):
     """x: the picture so far [1, 3, size, size] in [−1, 1]; mahalanobis: mean squared distance per dimension
     before this step's move (if weighed, over the places that move and the score's timesteps, each as it was
     last looked at); denoised: whether this step ended with the diffusion model.
@@ -54,7 +54,7 @@ def gradient_denoising(
     denoise_every: int = 5,
     step_size: float = 0.02,
     timestep: int = 32,
-) -> Iterator[Repair]:
+) -> Iterator[GradientStep]:
     """Algorithm 1 as printed; yields `steps` repairs of x_start [1, 3, size, size] in [−1, 1].
 
     extract: x → standardised features, differentiable. step_size: s in x ← √(1 − s²) x − s g with g of unit
@@ -70,7 +70,7 @@ def gradient_denoising(
         if denoising:
             with torch.no_grad():
                 x = schedule.ddpm_step(denoise(x, t), x, t, t - 1).clamp(-1, 1)
-        yield Repair(index, x.detach(), told, denoising)
+        yield GradientStep(index, x.detach(), told, denoising)
 
 
 def weighed_repair(
@@ -87,7 +87,7 @@ def weighed_repair(
     timestep: int = 900,
     filling: bool = True,
     seed: int = 0,
-) -> Iterator[Repair]:
+) -> Iterator[GradientStep]:
     """Yields x_start [1, 3, size, size] in [−1, 1] as it is, then `steps` repairs of it where weight
     [1, 1, size, size], in [0, 1], is above 0.
 
@@ -126,7 +126,7 @@ def weighed_repair(
     with torch.no_grad():
         looks = [distance_at(index) for index in range(len(TIMESTEPS))]
         told = [_mean_distance(distance(x), there) for distance, there in looks]
-    yield Repair(0, x_start, _mean(told), False)
+    yield GradientStep(0, x_start, _mean(told), False)
 
     fillings = round(FILLING * steps) if filling and timestep > FILLED_TO else 0
     noise = fresh(0, timestep)
@@ -135,7 +135,7 @@ def weighed_repair(
         drawn, noise = fill(schedule, denoise, x, t, holes, noise)
         noise = (1 - RENEWED**2) ** 0.5 * noise + RENEWED * fresh(index, t)
         x = put(drawn)
-        yield Repair(index, x, _mean(told), True)
+        yield GradientStep(index, x, _mean(told), True)
 
     coarsest = min(timestep, FILLED_TO)
     for index in range(fillings + 1, steps + 1):
@@ -150,7 +150,7 @@ def weighed_repair(
             t = _between(coarsest, FINEST, done)
             drawn, _ = fill(schedule, denoise, x, t, torch.ones_like(holes), fresh(index, t))
             x = put(0.5 * x + 0.5 * drawn)
-        yield Repair(index, x.detach(), _mean(told), denoising)
+        yield GradientStep(index, x.detach(), _mean(told), denoising)
 
 
 @torch.no_grad()

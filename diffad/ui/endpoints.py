@@ -18,6 +18,7 @@ import gradio as gr
 
 from diffad import batch as batches
 from diffad.inspection import LOOK_RATE
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures import animation, drawing
 from diffad.pictures.reading import DataError
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
@@ -130,10 +131,11 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         reel, scores, losses = animation.Reel(), [], []
         with refusals(image):
             for step in find(model).repair(
-                required(image), category=category or None, steps=whole("steps", steps),
-                step_size=step_size or None, denoise_every=whole("denoise_every", denoise_every),
-                method=method, seed=whole("seed", seed), bits=whole("bits", bits) or None,
-                turn=turns.of_caller(), max_tiles=turns.max_tiles,
+                required(image), category or None,
+                RepairOptions(whole("steps", steps), whole("denoise_every", denoise_every),
+                              step_size or None, method=method),
+                seed=whole("seed", seed), bits=whole("bits", bits) or None, turn=turns.of_caller(),
+                max_tiles=turns.max_tiles,
             ):
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
@@ -160,6 +162,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             for name in inspector.categories
         ]  # fmt: skip
 
+    usual = RepairOptions()
     with gr.Row(visible=False):
         image = picture_upload(label="image")
         images = several_files(label="images")
@@ -170,10 +173,10 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
         draws = number("draws", 1)
         threshold = number("threshold", 0)
         look_threshold = number("look_threshold", 0)
-        steps = number("steps", 90)
-        denoise_every = number("denoise_every", 5)
+        steps = number("steps", usual.steps)
+        denoise_every = number("denoise_every", usual.denoise_every)
         step_size = number("step_size", 0)
-        method = text("method", "weighed")
+        method = text("method", usual.method)
         model = text("model", next(iter(inspectors)))
         bits = number("bits", 0)
         answer = gr.JSON(label="result")

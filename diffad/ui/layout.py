@@ -12,6 +12,7 @@ import gradio as gr
 
 from diffad.inspection import LOOK_RATE, VERDICTS
 from diffad.inspector import SCALE_TOP
+from diffad.method.repair_options import RepairOptions
 from diffad.pictures.drawing import COLORMAPS
 from diffad.ui import cards, downloads
 from diffad.ui.files import picture_upload
@@ -19,12 +20,13 @@ from diffad.ui.files import picture_upload
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
+USUAL = RepairOptions()
 AUTO = "auto"
 WAITING = "Choose a sample or drop a picture."
 CANCELLED = "Cancelled. Choose another picture, or larger tiles."
 RATES = [("1 in 20", 0.05), ("1 in 100", 0.01), ("1 in 1000", 0.001), ("own score", 0)]
 LOOK_RATES = [("1 in 5", 0.2), ("1 in 10", LOOK_RATE), ("1 in 20", 0.05), ("own score", 0)]
-TILES = [("as it suits", "auto"), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
+TILES = [("automatic", "auto"), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
 
 html = partial(gr.HTML, apply_default_css=False)
 button = partial(gr.Button, size="sm", interactive=False, min_width=60)
@@ -125,16 +127,18 @@ def _repair_settings(p: SimpleNamespace) -> None:
         html("<h3>Repair</h3>")
         with gr.Row(elem_classes="pair"):
             p.steps = number(
-                10, 500, 90, step=10, label="Steps", elem_id="steps", info="in each round"
+                10, 500, USUAL.steps, step=10, label="Steps", elem_id="steps", info="in each round"
             )
-            p.every = number(1, 20, 5, step=1, label="Denoise every", elem_id="every", info="steps")
+            p.every = number(
+                1, 20, USUAL.denoise_every, step=1, label="Denoise every", elem_id="every", info="steps"
+            )
         with gr.Row(elem_classes="pair"):
             p.step_size = number(
-                0.005, 0.1, 0.03, step=0.005, label="Step size", elem_id="step-size",
+                0.005, 0.1, USUAL.step_size, step=0.005, label="Step size", elem_id="step-size",
                 info="change in each step",
             )
             p.level = number(
-                20, 900, 900, step=10, label="From t", elem_id="level", info="noise to begin with"
+                20, 900, USUAL.timestep, step=10, label="From t", elem_id="level", info="noise to begin with"
             )
         with gr.Row(elem_classes="buttons"):
             p.repair = gr.Button(
@@ -142,7 +146,7 @@ def _repair_settings(p: SimpleNamespace) -> None:
             )
             p.stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=50)
             p.method = choice(
-                [("defects", "weighed"), ("all of it", "paper")], value="weighed", label="Where",
+                [("defects", "weighed"), ("all of it", "paper")], value=USUAL.method, label="Where",
                 elem_id="method", container=False, min_width=110,
             )
 

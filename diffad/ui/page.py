@@ -25,7 +25,8 @@ import gradio as gr
 import numpy as np
 
 from diffad.inspection import LOOK_RATE
-from diffad.inspector import METHODS, SCALE_TOP, Turn
+from diffad.inspector import SCALE_TOP, Turn
+from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.pictures.drawing import COLORMAPS
 from diffad.pictures.reading import DataError
 from diffad.ui import batch, cards, downloads, endpoints
@@ -259,8 +260,8 @@ def inspection_page(inspectors: Mapping[str, Inspector], turns: Turns, storage: 
         film = downloads.Film(inspection, inspector.timesteps, threshold, storage.keep)
         session.film = film
         for step in inspector.repair(
-            inspection.image, category=inspection.category, steps=int(steps), denoise_every=int(every),
-            step_size=step_size, timestep=int(level), method=method, alpha=inspection.alpha,
+            inspection.image, inspection.category,
+            RepairOptions(int(steps), int(every), step_size, int(level), method), alpha=inspection.alpha,
             threshold=threshold, tile=inspection.tile, turn=turns.of_caller(), max_tiles=turns.max_tiles,
         ):
             if session.film is not film or session.shown is not now:  # something else has taken the page

@@ -1,0 +1,50 @@
+"""What a repair may be asked for. Imports nothing heavy, so that the command line can show the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # repair method → its usual step size s and t
+MOST_STEPS = 5000
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What a repair may be asked for, checked when it is made.
+
+    Args:
+        steps: N, gradient steps of a round, 1 to 5000.
+        denoise_every: N_d, gradient steps between two denoising steps, at least 1.
+        step_size: s, in (0, 1); None: the method's own, 0.03 for "weighed", 0.02 for "paper".
+        timestep: t of the reverse steps, 0 to 999; None: the method's own, 900 for "weighed", 32 for "paper".
+        method: "weighed" by the anomaly map (s and t are the first ones, they fall), or "paper" as printed
+            (the authors' N is 500).
+        stop_at_threshold: end as soon as the score is at most the threshold.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    steps: int = 90
+    denoise_every: int = 5
+    step_size: float | None = None
+    timestep: int | None = None
+    method: str = "weighed"
+    stop_at_threshold: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method is one of {', '.join(METHODS)}, not {self.method!r}")
+        for name, usual in zip(("step_size", "timestep"), METHODS[self.method]):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
+        if (
+            not 1 <= self.steps <= MOST_STEPS
+            or self.denoise_every < 1
+            or not 0 < self.step_size < 1
+            or not 0 <= self.timestep < 1000
+        ):
+            raise ValueError(
+                f"steps lie in 1 … {MOST_STEPS}, denoise_every is at least 1, step_size in (0, 1), "
+                "timestep in 0 … 999"
+            )

@@ -1,0 +1,200 @@
+"""The repair of one picture: rounds of gradient denoising where its map is high, until it looks ordinary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffad.checkpoint import Profile
+from diffad.inspection import Inspection, RepairStep
+from diffad.method.diffusion import Schedule
+from diffad.method.features import FeatureExtractor
+from diffad.method.repair import GradientStep, gradient_denoising, repair_weight, weighed_repair
+from diffad.method.repair_options import RepairOptions
+from diffad.method.tiling import Tile
+from diffad.method.unet import UNet
+from diffad.pictures.geometry import resize_maps
+
+_REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
+_SCORED_EVERY = 5  # steps
+_ORDINARY = 0.1  # rounds follow until at least this share of good parts scores higher than the part
+# Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
+# part is sound.
+_REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
+
+
+class Model(Protocol):
+    """What a repair needs of an `Inspector`."""
+
+    schedule: Schedule
+    network: UNet
+    extractor: FeatureExtractor
+    profiles: Mapping[str, Profile]
+    device: torch.device
+
+    def fused_square(self, x: Tensor, first: Inspection) -> np.ndarray: ...
+
+
+class Repair:
+    """Iterates over the steps of a repair; step 0 is the untouched picture.
+
+    A weighed repair ends as soon as the score is that of the middle good part. As long as fewer than 1 good
+    part in 10 score higher than the part, another round of `steps` follows where the map is still high, five
+    in all. Each round first draws the place anew from its surroundings. If the last round did not lower the
+    score, this one uses gradient steps only; if it does not lower the score either, the repair ends. It ends
+    with the best of the pictures that were scored on the way, so no part gets worse.
+
+    Of a tiled picture the squares around the highest places of the map are repaired one after the other, in
+    one round each: all that hold something anomalous, but the four highest at most ("paper": the highest
+    alone).
+    """
+
+    def __init__(self, model: Model, first: Inspection, options: RepairOptions) -> None:
+        """first: the inspection of the untouched picture; its settings hold for the repair."""
+        self._model, self._first, self._options = model, first, options
+        self._tiling = first._tiling
+        self._weighed, self._tiled = options.method == "weighed", first.tile is not None
+        rounds = 1 if not self._weighed else _REPAIRED_TILES if self._tiled else _ROUNDS
+        self._most, self._total, self._index, self._scored_at = options.steps * rounds, options.steps, 0, 0
+        self._usual = float(np.median(first.good_scores))
+        # of a tiled picture's other tiles only what is judged anomalous
+        ordinary = math.inf if self._tiled else first.threshold_at(_ORDINARY)
+        self._enough = max(1.0, min(first.threshold, ordinary))
+        self._picture, self._fused, self._score = first.image, first._fused_map, first.score
+        self._repaired = np.zeros(self._fused.shape, dtype=bool)
+        self._redraws = True  # whether a round begins by drawing its place anew
+        self._tile, self._weight = _place_to_repair(first, self._fused, self._repaired, self._weighed)
+
+    def __iter__(self) -> Iterator[RepairStep]:
+        first = self._first
+        done = self._ends() or (self._weighed and self._weight is None)
+        walk, distance = self._walk()
+        yield RepairStep(
+            0, self._total, self._picture, self._score, distance, first.anomaly_map, done, first.notes
+        )
+        while not done:
+            for step in self._round(walk):
+                yield step
+                done = step.done
+            if not done:
+                walk, _ = self._walk()
+
+    def _ends(self) -> bool:
+        """Whether the score is low enough."""
+        stops = self._options.stop_at_threshold and self._score <= self._first.threshold
+        return stops or (self._weighed and self._score <= self._usual)
+
+    def _walk(self) -> tuple[Iterator[GradientStep], float]:
+        """The gradient steps of a round, and the Mahalanobis distance before the first of them."""
+        model, options = self._model, self._options
+        profile = model.profiles[self._first.category]
+        numbers = {
+            "steps": options.steps, "denoise_every": options.denoise_every,
+            "step_size": options.step_size, "timestep": options.timestep,
+        }  # fmt: skip
+        self._x_start = x_start = self._square(self._picture)
+        if self._weight is None:
+            with torch.no_grad():
+                distance = float(profile.gaussian.squared_mahalanobis(model.extractor(x_start)).mean())
+            return gradient_denoising(
+                model.schedule, model.network, model.extractor, profile.gaussian, x_start, **numbers
+            ), distance
+        walk = weighed_repair(
+            model.schedule, model.network, model.extractor, profile.residual, x_start,
+            self._weight.to(model.device), filling=self._redraws, seed=self._first.seed + self._index,
+            **numbers,
+        )  # fmt: skip
+        return walk, next(walk).mahalanobis
+
+    def _round(self, walk: Iterator[GradientStep]) -> Iterator[RepairStep]:
+        tile, steps = self._tile, self._options.steps
+        before, untouched = self._picture[tile.box], self._fused[tile.cells]
+        share = resize_maps(tile.weight, before.shape[:2])[..., None]
+        best = self._score, self._picture, self._fused
+        for step in walk:
+            self._index += 1
+            anomaly_map, last = None, step.index == steps
+            image = self._changed(step.x, before, share)
+            # a score costs as much as a step, and between two denoising steps there is only grain to see
+            if last or (step.denoised and self._index - self._scored_at >= _SCORED_EVERY):
+                self._rate(image, untouched)
+                if self._score < best[0]:
+                    best = self._score, image, self._fused
+                if last and self._weighed:
+                    self._score, image, self._fused = best
+                anomaly_map = resize_maps(self._fused, self._picture.shape[:2])
+            done = self._index == self._most or self._ends()
+            if last and not done:
+                done = not self._goes_on_from(image)
+            yield RepairStep(
+                self._index, self._total, image, self._score, step.mahalanobis, anomaly_map, done,
+                self._first.notes,
+            )  # fmt: skip
+            if done:
+                return
+
+    def _goes_on_from(self, image: np.ndarray) -> bool:
+        """Finds where the next round acts; False if there is none."""
+        lowered = image is not self._picture
+        if self._tiled:  # a tile has one round, a whole picture others
+            self._repaired[self._tile.cells] |= self._tile.weight > 0.5
+        self._picture = image
+        self._tile, self._weight = _place_to_repair(
+            self._first, self._fused, self._repaired, self._weighed, above=self._enough
+        )
+        goes_on = self._weight is not None and (lowered or self._redraws or self._tiled)
+        self._redraws = self._tiled or lowered
+        self._total += self._options.steps if goes_on else 0
+        return goes_on
+
+    def _changed(self, x: Tensor, before: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """The picture with the tile's change in its own pixels; before: the tile's untouched ones."""
+        change = self._tiling.to_pixels((x - self._x_start)[0].cpu(), self._tile)
+        changed = before + 127.5 * share * change.permute(1, 2, 0).numpy()
+        image = self._picture.copy()
+        image[self._tile.box] = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+        return image
+
+    def _rate(self, image: np.ndarray, untouched: np.ndarray) -> None:
+        """Map and score of the picture; untouched: the map's part that belongs to the tile, before.
+
+        Not of the walk's x: rounding to whole grey values and the way back into the square move a score, too.
+        """
+        self._scored_at = self._index
+        tile = self._tile
+        square = torch.from_numpy(self._model.fused_square(self._square(image), self._first))
+        here = self._tiling.to_cells(square, tile).numpy()
+        self._fused = self._fused.copy()
+        self._fused[tile.cells] = untouched + tile.weight * (here - untouched)
+        self._score = self._tiling.score(self._fused, self._first.scorer)
+
+    def _square(self, picture: np.ndarray) -> Tensor:
+        return self._tiling.square(picture, self._tile)[None].to(self._model.device)
+
+
+def _place_to_repair(
+    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, above: float = -math.inf
+) -> tuple[Tile, Tensor | None]:
+    """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
+    not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair,
+    or no score `above` that, or if everything shall move alike.
+    """
+    tiling = first._tiling
+    left = np.where(repaired, np.float32(0), fused)
+    row, column = np.unravel_index(left.argmax(), left.shape)
+    tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
+    high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
+    if not weighed or tiling.score(left, first.scorer) <= above:
+        return tile, None
+    square = tiling.from_cells(left[tile.cells], tile).numpy()
+    count, labels = cv2.connectedComponents((square > _REPAIRED_FROM * high).astype(np.uint8))
+    peaks = np.array([0.0, *(square[labels == label].max() for label in range(1, count))])
+    low = np.maximum(_REPAIRED_FROM * high, _REPAIRED_SHARE * peaks[labels]).astype(np.float32)
+    weight = repair_weight(torch.from_numpy(square), torch.from_numpy(low))
+    return tile, weight if weight.any() else None
