@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffad import inspection as inspection_module
 from diffad.checkpoint import CheckpointError
-from diffad.inspector import Inspector, _place_to_repair
+from diffad.inspector import Inspector
 from diffad.method.calibration import from_codes
 from diffad.method.fusion import branch_weights, fuse
 from diffad.method.image_score import ImageScore
@@ -18,6 +18,7 @@ from diffad.method.nuisances import NUISANCES
 from diffad.method.repair import weighed_repair
 from diffad.method.repair_options import RepairOptions
 from diffad.pictures.reading import DataError
+from diffad.repairing import _place_to_repair
 from diffad.synthetic.parts import CATEGORIES, make_part
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "parts.safetensors"

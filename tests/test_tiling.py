@@ -250,7 +250,8 @@ def test_odd_tiles_are_refused(inspector, leather, tile):
 
 def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector, leather, defective):
     _, image, mask = leather
-    steps = list(inspector.repair(image, "leather", tile=256, options=RepairOptions(steps=8, denoise_every=4)))
+    options = RepairOptions(steps=8, denoise_every=4)
+    steps = list(inspector.repair(image, "leather", options, tile=256))
     assert [step.index for step in steps] == list(range(len(steps)))
     assert steps[0].total == 8 and len(steps) - 1 <= steps[-1].total <= 4 * 8  # a round for a tile
     assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
@@ -264,7 +265,7 @@ def test_the_tile_with_the_defect_is_repaired_and_the_rest_left_alone(inspector,
 
 
 def test_the_printed_algorithm_repairs_the_highest_tile(inspector, leather):
-    *_, last = inspector.repair(leather[1], "leather", tile=256, options=RepairOptions(steps=2, method="paper"))
+    *_, last = inspector.repair(leather[1], "leather", RepairOptions(steps=2, method="paper"), tile=256)
     changed = np.abs(last.image.astype(int) - leather[1]).max(axis=-1)
     assert last.index == last.total == 2
     assert (changed[leather[2]] > 0).any()

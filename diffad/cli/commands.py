@@ -192,7 +192,7 @@ def repair(arguments: argparse.Namespace) -> int:
             film, picture = (arguments.out / f"{name}{ending}" for ending in endings)
             started = time.perf_counter()
             try:
-                repair = inspector.repair(
+                walk = inspector.repair(
                     path, arguments.category, _repair_options(arguments), seed=arguments.seed,
                     alpha=arguments.alpha, threshold=arguments.threshold, tile=arguments.tile,
                     **({"bits": arguments.bits} if arguments.bits else {}))
@@ -200,7 +200,7 @@ def repair(arguments: argparse.Namespace) -> int:
                 records.append(_unreadable(path, error))
                 continue
             reel, scores = Reel(), []
-            bar = tracked(repair, str(path), arguments.steps + 1)
+            bar = tracked(walk, str(path), arguments.steps + 1)
             for step in bar:
                 bar.total = step.total + 1  # grows by a round
                 reel.add(step.image)

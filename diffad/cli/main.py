@@ -24,6 +24,7 @@ from diffad.cli.commands import (
     compare,
     evaluate,
     inspect,
+    repair,
     samples,
     serve,
     stress,
@@ -218,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
                   "them whole; auto: tiles if large pictures look like good parts only in pieces", "auto")
     bits = option("--bits", "N", _bits, "bits that the camera has, of pictures in files of 16 (default: as "
                   "in training, else what the highest value asks for)")
-    repair = (
+    of_repairs = (
         option("--steps", "N", whole(1, 5000), "steps of a round, of which there are five at most; of a "
                "picture in tiles, of each of four tiles at most", RepairOptions.steps),
         option("--denoise-every", "N", whole(1, 5000), "gradient steps between two denoising steps",
@@ -268,7 +269,7 @@ categories if the model knows them.""")
         as_json)
 
     own = command(repair, "repair pictures step by step and write the animations")
-    add(own, sources, *model, category, alpha, seed, threshold, tile, bits, *repair,
+    add(own, sources, *model, category, alpha, seed, threshold, tile, bits, *of_repairs,
         flag("--stop-at-threshold", "stop as soon as the picture counts as good"),
         choice("--format", ("gif", "webp", "mp4"), "kind of animation"),
         option("--out", "DIR", _path, "write <name>_repair.gif and _repaired.png there", Path(".")), as_json)
@@ -285,7 +286,7 @@ judged as its folder's category if the model knows it, else as the recognised on
         flag("--repair", "also measure the repair, which is slow; the options below are its own"),
         option("--limit", "N", whole(1, 10**6), "with --repair: at most N good and N defective a category"),
         flag("--sheet", "with --out: draw ten repairs a category, <category>_repairs.png"),
-        *repair, as_json)
+        *of_repairs, as_json)
 
     own = command(ablate, "measure what each choice of the method is worth", """
 Tables of image AUROC, pixel AUROC and AUPRO over the balance of the branches, timesteps, noise draws,
