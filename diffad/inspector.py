@@ -282,12 +282,12 @@ class Inspector:
         """Look at the picture with the bits of each category's camera, at each one's size: the best look, its
         image and bits.
         """
-        alike: dict[tuple[int, int], list[str]] = {}
+        by_reading: dict[tuple[int, int], list[str]] = {}
         for name in names:
             used = decoded.bits(bits or self.bits(name, batch_bits))
-            alike.setdefault((used, self.size_of(name)), []).append(name)
+            by_reading.setdefault((used, self.size_of(name)), []).append(name)
         looks, refused = [], None
-        for (used, _), some in alike.items():
+        for (used, _), some in by_reading.items():
             image = decoded.image(used)
             try:
                 looks.append((self._look(image, some, tile, turn), image, used))
@@ -301,7 +301,7 @@ class Inspector:
     def _notes(
         self, decoded: Decoded, used: int, category: str, bits: int | None, batch_bits: int | None
     ) -> tuple[str, ...]:
-        """What must be said of how a picture's values were read."""
+        """Notes on how a picture's values were read."""
         expected = bits or self.bits(category, batch_bits)
         if decoded.is_plain or used == (expected or DEPTHS[-1]):
             return ()
@@ -317,14 +317,14 @@ class Inspector:
         return (f"Read as {used} bits, since {value}, beyond {whose}: it looks darker than those.",)
 
     def _quality_notes(self, look: _Look) -> tuple[str, ...]:
-        """What must be said of the picture's light, sharpness and noise beside those of the good pictures."""
+        """Notes on light, sharpness and noise that lie outside the range of the good pictures."""
         known = self.profiles[look.category].quality
-        if known is None or look.distance >= _FITS:  # of what is no such part at all, that is said
+        if known is None or look.distance >= _FITS:  # something else entirely, which has a note of its own
             return ()
         tiles = zip(to_uint8(look.squares).permute(0, 2, 3, 1).cpu().numpy(), look.tiling.sample())
         values = [quality.measured(square, look.tiling.inside(tile).numpy()) for square, tile in tiles]
-        said = quality.note(np.median(values, axis=0), known)
-        return (said,) if said else ()
+        note = quality.note(np.median(values, axis=0), known)
+        return (note,) if note else ()
 
     def _look(
         self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn

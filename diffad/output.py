@@ -1,6 +1,6 @@
-"""Files are written whole: nobody sees half a file, and one that cannot be written leaves what was there.
+"""Files are written whole or not at all; a file that cannot be written leaves the old one in place.
 
-Whatever a person keeps goes through here, so that a full disk is told in a sentence.
+Everything that a person keeps is written through this module, so that a full disk is reported in a sentence.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def _place_to_repair(
 ) -> tuple[Tile, Tensor | None]:
     """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
     not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair,
-    or no score `above` that, or if everything shall move alike.
+    if the score is not `above` that, or if the whole picture shall move.
     """
     tiling = first._tiling
     left = np.where(repaired, np.float32(0), fused)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffad import __version__, checkpoint
 from diffad.batch import json_text
-from diffad.cli import commands
+from diffad.cli import common
 from diffad.cli.main import main
 from diffad.inspection import map_limit_for, verdict_for
 from diffad.inspector import Inspector
@@ -105,7 +105,7 @@ class Toy:
 def toy(monkeypatch):
     inspector = Toy()
     monkeypatch.setattr(Inspector, "load", classmethod(lambda cls, path, device="auto": inspector))
-    monkeypatch.setattr(commands, "default_checkpoint", lambda: Path("toy.safetensors"))
+    monkeypatch.setattr(common, "default_checkpoint", lambda: Path("toy.safetensors"))
     return inspector
 
 
@@ -206,7 +206,7 @@ def test_default_checkpoint_beside_the_package_or_inside(monkeypatch, tmp_path):
     for file in (inside, beside):
         file.parent.mkdir(parents=True)
         file.touch()
-        assert commands.default_checkpoint().samefile(file)
+        assert common.default_checkpoint().samefile(file)
 
 
 def test_interruption_and_system_errors_leave_no_trace(toy, tmp_path, capsys, monkeypatch):

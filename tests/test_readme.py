@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BOTH = README + (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "METHOD.md", "RESULTS.md", "CONTRIBUTING.md")
+ALL = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 def test_the_library_example_runs():
@@ -23,7 +24,7 @@ def test_the_library_example_runs():
 
 
 def test_every_file_they_name_is_there():
-    named = re.findall(r"\[[^]]*\]\(([^):]+)\)|`((?:assets|checkpoints|tests|diffad)/[\w./]+)`", BOTH)
+    named = re.findall(r"\[[^]]*\]\(([^):]+)\)|`((?:assets|checkpoints|tests|diffad)/[\w./]+)`", ALL)
     assert named
     for path in (image or code for image, code in named):
         assert (ROOT / path).exists(), path
@@ -35,8 +36,8 @@ def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
 
     for command in ("inspect", "repair", "evaluate"):
         main([command, "--help"])
-    package = ("scoring.py", "ablation.py", "ui/cards.py", "ui/endpoints.py")
-    names = ("README.md", *(f"diffad/{name}" for name in package))
+    package = ("method/fusion.py", "measuring/ablation.py", "ui/cards.py", "ui/endpoints.py")
+    names = ("METHOD.md", *(f"diffad/{name}" for name in package))
     files = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
     files |= {"help": capsys.readouterr().out, "Inspector.inspect": Inspector.inspect.__doc__}
     said = "0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth"
@@ -50,7 +51,7 @@ def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
 def test_every_command_they_name_exists():
     from diffad.cli.main import main
 
-    for command in set(re.findall(r"^(?:\.venv/bin/)?diffad (\w+)|`diffad (\w+)", BOTH, re.MULTILINE)):
+    for command in set(re.findall(r"^(?:\.venv/bin/)?diffad (\w+)|`diffad (\w+)", ALL, re.MULTILINE)):
         try:
             main([*filter(None, command), "--help"])
         except SystemExit as end:

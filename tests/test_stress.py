@@ -185,7 +185,7 @@ def test_a_picture_that_is_off_as_a_whole_is_named_and_an_ordinary_one_is_not():
 
 
 def test_the_command_writes_table_numbers_and_plot(parts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("diffad.cli.main.commands._load_inspector", lambda arguments: LightMeter(15))
+    monkeypatch.setattr("diffad.cli.measuring.load_inspector", lambda arguments: LightMeter(15))
     command = ["stress", str(parts), "--limit", "1", "--out", str(tmp_path / "out")]
     assert main(command) == 0
     assert not (tmp_path / "out" / "stress.png").exists()

@@ -78,7 +78,7 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def tell(line: str, keep_on: Any) -> None:
-    """A line on standard output. keep_on: what is written into files goes on when nobody reads the lines."""
+    """Print a line on standard output. keep_on: ignore a closed pipe, because files are still being written."""
     try:
         _print(line, sys.stdout)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The command line `diffad`: the options and their help. What the commands do is in `commands.py`."""
+"""The command line `diffad`: the options and their help. What each does is in a file of its own beside this one."""
 
 from __future__ import annotations
 
@@ -14,23 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diffad import __version__
-from diffad.cli.commands import (
-    FINISHED,
-    INTERRUPTED,
-    REFUSED,
-    Refused,
-    ablate,
-    benchmark,
-    compare,
-    evaluate,
-    inspect,
-    repair,
-    samples,
-    serve,
-    stress,
-    train,
-)
+from diffad.cli.common import FINISHED, INTERRUPTED, REFUSED, Refused
 from diffad.cli.console import leave_stdout, say
+from diffad.cli.inspecting import inspect, repair
+from diffad.cli.measuring import ablate, benchmark, compare, evaluate, stress
+from diffad.cli.serving import serve
+from diffad.cli.teaching import samples, train
 from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.output import OutputError
 
@@ -86,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_lack_of_memory(error: Exception) -> bool:
     """Python's own, or torch's, which has no class for it on the CPU."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or ("memory" in said and "allocate" in said)
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or ("memory" in message and "allocate" in message)
 
 
 @contextlib.contextmanager
@@ -236,8 +225,8 @@ DATA: an MVTec category folder (its train/good), a folder of such categories, or
 parts, which names their category. Beside the checkpoint appear its log (JSON lines) and a plot of the loss.
 For several GPUs: torchrun --nproc-per-node N -m diffad train …""")
     add(own.add_mutually_exclusive_group(required=True),
-        option("--minutes", "M", real(0.001, 1_000_000), "train for so long"),
-        option("--steps", "N", whole(0, 10**9), "train so many steps; 0 only learns the look of good parts"))
+        option("--minutes", "M", real(0.001, 1_000_000), "training time in minutes"),
+        option("--steps", "N", whole(0, 10**9), "training steps; 0 only fits the statistics of good parts"))
     add(own, data,
         ("--out", {"metavar": "FILE", "type": _path, "required": True, "help": "write *.safetensors"}),
         flag("--skip-unreadable", "leave out pictures that cannot be read, and say which"),

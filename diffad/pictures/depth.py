@@ -28,7 +28,7 @@ def most(*found: int | None) -> int | None:
 
 
 def white(bits: int) -> int:
-    """The highest value of so many bits."""
+    """The highest value of this number of bits."""
     return (1 << bits) - 1
 
 

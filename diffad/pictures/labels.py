@@ -91,7 +91,7 @@ def folders_in_words(samples: Iterable[Sample]) -> str:
 
 
 def resembles_good(name: str) -> bool:
-    """Whether a folder that is not taken as good may be meant so, as "OK-2024" or "goood"."""
+    """Whether a folder that is not taken as good may be meant as good, such as "OK-2024" or "goood"."""
     words = set(re.findall(r"[^\W\d_]+", name.casefold()))
     if is_good_name(name) or words & _NOT:
         return False

@@ -21,7 +21,7 @@ from diffad.pictures.reading import DataError, decode, orientation, read_image, 
 from diffad.pictures.samples import Sample, all_unusable, listed, short
 
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that ring around edges
-_KINDS = 32  # at most so many kinds of defects have a number or a colour of their own in one mask
+_KINDS = 32  # kinds of defects with a number or a colour of their own in one mask, at most
 _CORNER = 0.01  # share of the border that must be black for black to be the background there
 _CLEARLY = 2  # times the edges under every mask's outline: so it was meant to be turned
 _OFTEN = 2  # standard deviations that many masks together must be from telling nothing: likewise
@@ -63,7 +63,7 @@ def mask_of(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
 
 def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray | None:
     """`mask_of` in the rectangle that the picture fills in a square of `size`, bool [h, w]; None for a defect
-    that nobody has drawn. Raises DataError.
+    without a mask. Raises DataError.
     """
     geometry = Geometry.letterbox(*shape[:2], size)
     return mask_on_grid(sample, shape, (geometry.inner_height, geometry.inner_width))
@@ -71,7 +71,7 @@ def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray
 
 def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray | None:
     """`mask_of` on a grid of `grid` over the picture, by nearest neighbour, bool; None for a defect that
-    nobody has drawn. Raises DataError.
+    without a mask. Raises DataError.
     """
     if sample.is_anomalous and sample.mask is None:
         return None
@@ -153,7 +153,7 @@ def _background(colours: np.ndarray, top: float) -> np.ndarray:
     border = np.concatenate([colours[0], colours[-1], colours[:, 0], colours[:, -1]])  # [n, C]
     if (border.max(axis=1) <= top / 8).mean() >= _CORNER:
         return np.zeros_like(border[0])
-    coarse = np.rint(border * (15 / top))  # a lossy format has no two pixels alike
+    coarse = np.rint(border * (15 / top))  # in a lossy format hardly two pixels are equal
     _, which, counts = np.unique(coarse, axis=0, return_inverse=True, return_counts=True)
     return np.median(border[which.reshape(-1) == counts.argmax()], axis=0)
 

@@ -215,7 +215,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _has_deep_colours(picture: Image.Image) -> bool:
-    """Whether Pillow would drop the low bytes of its colours. Of a picture that is not loaded yet."""
+    """Whether Pillow would drop the low bytes of its colours. The picture must not be loaded yet."""
     if picture.mode.startswith(("I", "F")) or not (tiles := getattr(picture, "tile", None)):
         return False
     arguments = tiles[0][3]
@@ -244,7 +244,7 @@ def _check_planes(picture: Image.Image, name: str) -> None:
 
 
 def _white_of(picture: Image.Image) -> int | None:
-    """The highest value of a 16-bit grey, where the file says it. Of a picture that is not loaded yet."""
+    """The highest value of a 16-bit grey, if the file states it. The picture must not be loaded yet."""
     tiles = getattr(picture, "tile", None)
     if not tiles:
         return None

@@ -171,7 +171,7 @@ def _category_samples(folder: Path, split: str | None) -> Iterator[Sample]:
 
 
 def _good_folders(train: Path) -> list[Path]:
-    """Where in a folder `train` good parts lie. Raises DataError if that is not certain."""
+    """The folders of good parts in a folder `train`. Raises DataError if they cannot be told for certain."""
     folders, beside = subfolders(train), picture_files(train)
     if not folders:
         return [train]
@@ -243,7 +243,7 @@ def pictures_and_masks(folder: Path) -> dict[Path, Path | None]:
 
 
 def masked(stem: str) -> str | None:
-    """Of which picture's stem, in small letters, this is the mask by its name; None if it is none."""
+    """The stem, in small letters, of the picture whose mask has this name; None if it names no mask."""
     match = re.fullmatch(r"(.+)[-_. ]masks?", stem.casefold())
     return match and match[1]
 

@@ -1,0 +1,91 @@
+"""`diffad serve`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffad.cli.console import say
+
+if TYPE_CHECKING:
+    pass
+from diffad.cli.common import FINISHED, Refused, default_checkpoint, load_inspector, must_exist
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    host, port = _free_address(arguments.host, arguments.port)  # before anything heavy is imported
+    from diffad.checkpoint import bundled
+
+    paths = arguments.checkpoint or bundled() or [default_checkpoint()]
+    if twice := [name for name, count in Counter(path.stem for path in paths).items() if count > 1]:
+        raise Refused(f"two models are called {twice[0]}: rename one")
+    for path in paths:
+        must_exist(path)
+    root = arguments.data_root
+    if root and not root.is_dir():
+        raise Refused(f"there is no folder {root}: --data-root names a folder")
+    from diffad.ui.server import check_mcp, logins, serve
+
+    try:
+        if arguments.mcp:
+            check_mcp()
+        if arguments.auth:
+            auth = logins(_text_of(arguments.auth), str(arguments.auth))
+            if not auth:
+                raise ValueError(f"{arguments.auth} is empty: give lines user:password")
+            if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
+                say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
+        else:
+            auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
+        inspectors = {path.stem: load_inspector(arguments, path) for path in paths}
+        if host in ("0.0.0.0", "::") and not auth:
+            say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
+        serve(inspectors, host, port, auth=auth or None, data_root=root, max_upload=arguments.max_upload,
+              max_storage=arguments.max_storage, max_tiles=arguments.max_tiles, mcp=arguments.mcp)
+    except ValueError as error:  # malformed logins, or no MCP here
+        raise Refused(str(error)) from error
+    except OSError as error:
+        if port and "port" in str(error):  # somebody took it meanwhile
+            raise Refused(f"port {port} is taken: choose another --port") from error
+        raise
+    return FINISHED
+
+
+def _free_address(host: str | None, port: int | None) -> tuple[str | None, int | None]:
+    """Host and port as given, or as Gradio's variables say. Raises Refused, before any model is loaded, if
+    this machine has no such address or the port is taken.
+    """
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or None
+    given = os.environ.get("GRADIO_SERVER_PORT")
+    if given is not None and not (given.isascii() and given.isdecimal() and 1 <= int(given) <= 65535):
+        raise Refused(f"GRADIO_SERVER_PORT is {given!r}: set it to a number from 1 to 65535, or to none")
+    port = port or (int(given) if given else None)
+    try:
+        found = socket.getaddrinfo((host or "127.0.0.1").strip("[]"), port or 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise Refused(f"there is no address {host}: choose another --host") from error
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        if os.name == "posix":  # there it only means that a port may be taken that was just given up
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except PermissionError as error:
+            raise Refused(f"port {port} needs an administrator's rights: choose another --port") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Refused(f"port {port} is taken: choose another --port") from error
+            raise Refused(f"{host} is no address of this machine: choose another --host") from error
+    return host, port
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is no text: give lines user:password in UTF-8") from error
