@@ -78,7 +78,7 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def tell(line: str, keep_on: Any) -> None:
-    """Print a line on standard output. keep_on: ignore a closed pipe, because files are still being written."""
+    """Print a line on standard output. keep_on: ignore a closed pipe, since files are still being written."""
     try:
         _print(line, sys.stdout)
         sys.stdout.flush()
