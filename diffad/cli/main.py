@@ -1,4 +1,4 @@
-"""The command line `diffad`: the options and their help. Each group of commands has a file beside this one."""
+"""The command line `diffad`: options and help; each group of commands has a file beside this one."""
 
 from __future__ import annotations
 
