@@ -24,7 +24,7 @@ import numpy as np
 
 from diffad import __version__
 from diffad.inspection import map_limit_for, regions_above, smallest_region, verdict_for
-from diffad.measuring.evaluation import Scored, measure
+from diffad.measuring.measures import Scored, measure
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
 from diffad.pictures.labels import folders_in_words, stray_masks
