@@ -38,8 +38,13 @@ def _environment(folder: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["words"] = words
+    environment.filters |= {"words": words, "number": number}
     return environment
+
+
+def number(value: float) -> str:
+    """A score for people, in three digits."""
+    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 
 def words(name: str) -> str:
