@@ -71,7 +71,8 @@ def score_chart(pictures: Sequence[dict[str, Any]], threshold: float | None) -> 
     axes.grid(False)
     wide = edges[1] - edges[0]
     for share, sign, colour in zip(shares, (1, -1), (_CALM, _ALARM)):
-        axes.bar(edges[:-1] + wide / 2, sign * share, 0.9 * wide, color=colour)
+        some = share > 0
+        axes.bar(edges[:-1][some] + wide / 2, sign * share[some], 0.9 * wide, color=colour)
     _label(axes, f"{good.size} good", (1, 1), (-4, -12), _CALM, bold=True)
     _label(axes, f"{bad.size} defective", (0, 0), (4, 6), _ALARM, bold=True)
     axes.axhline(0, color=_LINE, linewidth=1)
@@ -110,6 +111,7 @@ def _axes(title: str, x_title: str, y_title: str) -> Axes:
     figure.text(left, 1 - 16 / _HEIGHT, title, color=_INK, fontsize=13, fontweight="bold")
     figure.text((left + right) / 2, 8 / _HEIGHT, x_title, **quiet)
     figure.text(11 / _WIDTH, (bottom + top) / 2, y_title, rotation=90, va="center", **quiet)
+    axes.autoscale(False)
     axes.grid(color=_LINE, linewidth=1)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=6, labelsize=11, labelcolor=_QUIET)

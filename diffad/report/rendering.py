@@ -75,14 +75,20 @@ def inline_svg(figure: Figure, label: str, colours: Mapping[str, str] | None = N
     drawn = buffer.getvalue()
     view = re.search(r'viewBox="[^"]*"', drawn)[0]
     inner = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
-    # Styles and ids would hold for the whole page; groups, font names and decimals only cost bytes.
     inner = re.sub(r"<!--.*?-->|<defs>.*?</defs>", "", inner, flags=re.DOTALL)
-    inner = re.sub(r' (?:id|clip-path)="[^"]*"| font-family: [^;"]*;?', "", inner)
-    inner = re.sub(r"</?g/?>", "", inner)
-    inner = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), inner)
-    inner = re.sub(r"\s+", " ", inner)
+    inner = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", _shortened, inner))
     for colour, replacement in (colours or {}).items():
         inner = inner.replace(colour, replacement)
     name = escape(label)
     attributes = f'{view} role="img" aria-label="{name}" stroke-linejoin="round"'
     return Markup(f"<svg {attributes}><title>{name}</title>{inner}</svg>")
+
+
+def _shortened(tag: re.Match) -> str:
+    """A tag without ids and clipping, which would hold for the whole page, and without what only costs bytes:
+    font names, decimals, groups.
+    """
+    text = re.sub(r' (?:id|clip-path)="[^"]*"| transform="rotate\(-0 [^"]*"', "", tag[0])
+    text = re.sub(r' font-family: [^;"]*;?', "", text)
+    text = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), text)
+    return "" if re.fullmatch(r"</?g\s*/?>", text) else text
