@@ -1,10 +1,9 @@
-"""A day's pictures: files, archives and folders in, a verdict for each out, one table at the end.
+"""A day's pictures: files, archives and folders go in, a verdict for each and one table come out.
 
-`sources` finds the pictures, `run` judges them one after the other, `rejudged` answers for other limits
-without the network, `measured` says how good the verdicts are where labels are known; `csv_file`, `document`
-and `write_zip` are what a person takes away.
+`run` judges the pictures one after the other, `rejudged` applies other limits without the network, `measured`
+tells how good the verdicts are where labels are known. `csv_file`, `document` and `write_zip` are for taking
+the results away.
 """
-
 
 from __future__ import annotations
 
@@ -24,28 +23,25 @@ import numpy as np
 
 from diffad import __version__
 from diffad.inspection import map_limit_for, regions_above, smallest_region, verdict_for
-from diffad.measuring.evaluation import Scored, measure
+from diffad.measuring.measures import Scored, measure
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
+from diffad.pictures.intake import unused
 from diffad.pictures.labels import folders_in_words, stray_masks
 from diffad.pictures.masks import mask_on_grid, settled
 from diffad.pictures.reading import DataError, common_bits, may_be_deep, read_image
-from diffad.pictures.samples import (
-    Sample,
-    listed,
-    short,
-)
+from diffad.pictures.samples import Sample, listed, short
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspection, Inspector
-from diffad.pictures.intake import unused
 
 OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
 COLUMNS = (
     "path", "label", "verdict", "is_anomalous", "score", "threshold", "look_threshold", "category",
     "category_fits", "regions", "seconds", "bits", "notes", "error", "files",
 )  # fmt: skip
-# Spreadsheets compute a cell that begins so, Japanese ones also with a wide sign, some after a blank.
+# Spreadsheets take a cell for a formula if it begins with one of these, Japanese ones also with a wide sign,
+# some after a blank or a control character.
 _FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
 
 MapOf = Callable[["Row"], np.ndarray]
@@ -53,10 +49,14 @@ MapOf = Callable[["Row"], np.ndarray]
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one picture.
+    """The outcome for one picture.
 
-    name: its own among the batch. result: `Inspection.to_dict()`, empty where `error` says why there is none.
-    size: width and height of the picture, px.
+    Attributes:
+        name: unique in the batch.
+        sample: the file, and what its folders say of it.
+        result: `Inspection.to_dict()`; empty if there is none.
+        error: why there is no result, else empty.
+        size: width and height of the picture, px.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Row:
     size: tuple[int, int] = (0, 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `label` (good, or the kind of defect) only where the folders tell it."""
+        """Ready for JSON; `label` (good, or the kind of defect) only where the folders tell it."""
         label = {"label": self.sample.defect} if self.sample.defect else {}
         return {"path": self.name, **label, **({"error": self.error} if self.error else self.result)}
 
@@ -78,8 +78,13 @@ class Row:
 def shared_bits(
     inspector: Inspector, pictures: Mapping[str, Sample], category: str | None = None
 ) -> dict[str, int]:
-    """Picture → how many bits its camera has, by the highest value of its set (`data.common_bits`): an MVTec
-    category, or all pictures without one. Without those that the model's categories tell, or that have 8.
+    """How many bits the pictures' cameras have, by the highest value in each set (`reading.common_bits`).
+
+    A set is an MVTec category, or all pictures outside of one.
+
+    Returns:
+        Picture → bits, without the pictures that have 8 bits and those whose bits the model's categories
+        know.
     """
     sets: dict[str, list[str]] = {}
     for name, sample in pictures.items():
@@ -97,7 +102,7 @@ def shared_bits(
 
 
 def bits_in_words(shared: Mapping[str, int]) -> str:
-    """What a person must know of `shared_bits`; empty if there is nothing to say."""
+    """A sentence for people about `shared_bits`; empty if they need not know anything."""
     found = sorted(set(shared.values()))
     if not found or found == [16]:
         return ""
@@ -119,16 +124,25 @@ def run(
     shared: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[Row, Inspection | None]]:
-    """Inspects one picture after the other; a Row as each is done, with its inspection for whoever draws.
+    """Inspect one picture after the other.
 
-    category: of all of them; None takes an MVTec folder's own where the model knows it, else recognises each.
-    shared: `shared_bits`. settings go to `Inspector.inspect`. A picture that cannot be used is a row with the
-    reason, and no inspection. Raises ValueError for settings out of range.
+    Args:
+        category: of all pictures; None takes an MVTec folder's own where the model knows it, else each
+            picture is recognised.
+        shared: from `shared_bits`.
+        settings: passed to `Inspector.inspect`.
+
+    Yields:
+        A Row as each picture is done, with its inspection for drawing. A picture that cannot be used gets a
+        row with the reason, and no inspection.
+
+    Raises:
+        ValueError: for settings out of range.
     """
     for name, sample in pictures.items():
         known = _category_of(inspector, sample, category)
         own = {"batch_bits": shared[name]} if shared and name in shared else {}
-        if sample.image.is_dir():  # see `_tree`
+        if sample.image.is_dir():  # a folder that may not be read stands for its pictures
             yield Row(name, sample, {}, f"{name} may not be read: check its permissions"), None
             continue
         try:
@@ -145,14 +159,14 @@ def run(
 
 
 def grid_map(inspection: Inspection) -> np.ndarray:
-    """The fused map as small as it is judged, float16 [h, w] of at most 512 px: what `rejudged` wants."""
+    """The fused map at the size at which it is judged, for `rejudged`: float16 [h, w] of at most 512 px."""
     maps = inspection.grid_maps()
     pixel, feature = (np.stack([maps[t][branch] for t in inspection.timesteps]) for branch in (0, 1))
     return fuse(pixel, feature, inspection.alpha, inspection.grid_plain()).astype(np.float16)
 
 
 def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -> Row:
-    """The row under another threshold or look limit, regions found again in its grid map; no network."""
+    """The row under another threshold or look limit; regions are found again in its grid map."""
     look_threshold = min(look_threshold, threshold)
     if row.error or (threshold, look_threshold) == (row.result["threshold"], row.result["look_threshold"]):
         return row
@@ -172,10 +186,10 @@ def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -
 
 
 def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
-    """`evaluation.measure` of the labelled rows by category, with `folders` and `notes` as `evaluate` has
-    them of folders and masks; none without a good and a defective picture.
+    """`measures.measure` of the labelled rows, by category, with the `folders` and `notes` of `evaluate`.
 
-    A mask that cannot be used is left out of the pixel metrics, like a missing one.
+    Categories without a good and a defective picture are left out. A mask that cannot be used counts as
+    missing in the pixel metrics.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -199,30 +213,37 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
 
 
 def _scored(row: Row, map_of: MapOf) -> Scored:
-    on_grid, said = map_of(row).astype(np.float32), row.result
+    on_grid, result = map_of(row).astype(np.float32), row.result
     mask = _mask(row, on_grid.shape)
     return Scored(
-        row.sample.image, bool(row.sample.is_anomalous), said["score"], None if mask is None else on_grid,
-        mask, said["is_anomalous"], said["threshold"], None, row.sample.defect, said["seconds"],
-    )  # fmt: skip
+        path=row.sample.image,
+        label=bool(row.sample.is_anomalous),
+        score=result["score"],
+        anomaly_map=None if mask is None else on_grid,
+        mask=mask,
+        verdict=result["is_anomalous"],
+        threshold=result["threshold"],
+        defect=row.sample.defect,
+        seconds=result["seconds"],
+    )
 
 
 def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The row's mask where the grid map of that shape lies, as `evaluation` brings it there."""
+    """The row's mask on the grid of a map of that shape; None if there is none that can be used."""
     with suppress(DataError):
         return mask_on_grid(row.sample, row.size[::-1], shape)
     return None
 
 
 # ---------------------------------------------------------------------------------------------------------
-# To take away
+# Files for people
 
 
 def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """A line for each record (`Row.to_dict`), columns COLUMNS; regions as their number, notes and files in a
-    cell each.
+    """A CSV file for spreadsheets: a line for each record (`Row.to_dict`), with the columns `COLUMNS`.
 
-    For spreadsheets: UTF-8 with a byte-order mark, text in quotes, none of it to be taken for a formula.
+    Regions are counted; notes and files take a cell each. The file is UTF-8 with a byte-order mark, its text
+    is in quotes, and no cell can be taken for a formula.
     """
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
@@ -235,7 +256,7 @@ def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers as they are; text that a spreadsheet would compute gets an apostrophe, which makes it text."""
+    """A cell's content; an apostrophe before text that looks like a formula keeps it text."""
     if isinstance(value, (list, tuple)):
         value = "; ".join(map(str, value))
     if isinstance(value, str) and (value[:1] in _CONTROL or value.lstrip()[:1] in _FORMULA):
@@ -244,7 +265,7 @@ def _cell(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """JSON that every parser reads: NaN and infinity become null. indent: None puts it on one line."""
+    """JSON that every parser reads: NaN and infinity become null. An indent of None puts it on one line."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, Mapping):
@@ -259,7 +280,7 @@ def json_text(value: Any, indent: int | None = 2) -> str:
 
 
 def document(inspector: Inspector, records: Sequence[Mapping[str, Any]], **about: Any) -> str:
-    """All results (`Row.to_dict`) as one JSON document that also says by which model they were made."""
+    """All results (`Row.to_dict`) as one JSON document, which also names the model that made them."""
     model = {"model": inspector.name, "provenance": inspector.provenance, "diffad": __version__}
     return json_text(model | about | {"pictures": records})
 
@@ -267,8 +288,10 @@ def document(inspector: Inspector, records: Sequence[Mapping[str, Any]], **about
 def write_zip(
     file: Path | BinaryIO, inspector: Inspector, rows: Sequence[Row], map_of: MapOf, **about: Any
 ) -> None:
-    """Writes results.csv, results.json, and for each picture an overlay as PNG (at most 1024 px) and its
-    grid map as `.npy` (float16, σ), which the results name. A picture that is gone by now has no overlay.
+    """Write results.csv, results.json, and for each picture an overlay and its grid map into a zip file.
+
+    Overlays are PNG of at most 1024 px, maps `.npy` (float16, σ); the results name both. A picture whose file
+    has been removed since has no overlay.
     """
     records, names = [], {row.name for row in rows}
     with zipfile.ZipFile(file, "w") as archive:
@@ -283,13 +306,18 @@ def write_zip(
 def _write_evidence(
     archive: zipfile.ZipFile, inspector: Inspector, row: Row, on_grid: np.ndarray, taken: Container[str]
 ) -> list[str]:
-    """Puts a picture's map and overlay into the archive; returns their names there. taken: the names of all
-    pictures: no overlay may have that of another one's.
+    """Put a picture's map and overlay into the archive.
+
+    Args:
+        taken: names of all pictures, none of which another picture's overlay may get.
+
+    Returns:
+        The names of both in the archive.
     """
     png = row.name.lower().endswith(".png")
     overlay = row.name if png else unused(Path(f"{row.name}.png"), taken)
     names = f"maps/{row.name}.npy", f"overlays/{overlay}"
-    files = [name.encode("utf-8", "replace").decode() for name in names]  # of undecodable files too
+    files = [name.encode("utf-8", "replace").decode() for name in names]  # a name may not be Unicode
     archive.writestr(files[0], drawing.npy_bytes(on_grid), zipfile.ZIP_DEFLATED)
     try:
         image = read_image(row.sample.image, row.result["bits"])
@@ -303,9 +331,10 @@ def _write_evidence(
 def shown(
     image: np.ndarray, on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int
 ) -> np.ndarray:
-    """The picture with its heat and contour, uint8 [h, w, 3] with at most `longest` px."""
+    """The picture with its heat map and contour, uint8 [h, w, 3] with at most `longest` px a side."""
     small = drawing.shrunk(image, longest)
     heat = cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    top, said = inspector.scale_top(row.result["category"]), row.result
-    limit = map_limit_for(said["verdict"], said["threshold"], said["look_threshold"], heat)
-    return drawing.overlay(small, heat, top, limit, contour=said["verdict"] != "good")
+    result = row.result
+    top = inspector.scale_top(result["category"])
+    limit = map_limit_for(result["verdict"], result["threshold"], result["look_threshold"], heat)
+    return drawing.overlay(small, heat, top, limit, contour=result["verdict"] != "good")

@@ -24,8 +24,8 @@ from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.samples import Sample
 from diffad.teaching.training import training_rate
 
-_BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # no longer than its parent lives
-# what is waited for, what it is called, and how often it comes if that is known → the same, with a bar
+_BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # ends with its parent
+# (items, what the bar is called, how many there are) → the same items, with a progress bar
 Tracked = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -33,11 +33,20 @@ def benchmark(
     inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int, steps: int,
     tracked: Tracked = lambda some, name, count: some,
 ) -> dict[str, Any]:  # fmt: skip
-    """Medians of `runs` inspections of one picture, uint8 [H, W, 3], and the means of a batch of as many
-    files, of a repair of `steps` steps, and of training on that picture.
+    """Time inspections, a batch, a repair and training on one picture.
 
-    Keys in seconds: first_inspection, inspection, of which backbone, network and rest, repair_first_frame,
-    repair_step; in pictures a second: batch_rate, training_rate; and repair_method.
+    Args:
+        picture: uint8 [H, W, 3].
+        category, timesteps: as for `Inspector.inspect`.
+        runs: inspections, and files in the batch.
+        steps: of the repair.
+        tracked: shows progress.
+
+    Returns:
+        first_inspection, inspection (median), of which backbone, network and rest: s.
+        repair_first_frame, repair_step (mean): s.
+        batch_rate, training_rate: pictures a second.
+        repair_method: the one that was timed.
     """
 
     def once() -> float:
@@ -61,7 +70,7 @@ def benchmark(
         for _ in tracked(batch.run(inspector, files, category, timesteps=timesteps), "batch", runs):
             pass
         batch_rate = runs / (time.perf_counter() - begun)
-    for method in ("weighed", "paper"):  # the first does nothing where it finds nothing
+    for method in ("weighed", "paper"):  # the first takes no step on a picture without an anomaly
         begun = time.perf_counter()
         repair = inspector.repair(picture, category, RepairOptions(steps=steps, method=method))
         marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", steps + 1)]
@@ -88,8 +97,11 @@ def beside(
     inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int,
     tracked: Tracked = lambda some, name, count: some,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """How an inspection bears company: `runs` of them beside 0, 1 and 2 programs that never rest, each with
-    keys busy_loops, median_seconds, worst_seconds, and slowdown, of the median against that beside none.
+    """Time `runs` inspections on a busy machine: beside 0, 1 and 2 programs that never rest.
+
+    Returns:
+        For each number of programs: busy_loops, median_seconds, worst_seconds, and slowdown, the median
+        divided by that without them.
     """
     found: list[dict[str, float]] = []
     for loops in (0, 1, 2):
@@ -99,7 +111,7 @@ def beside(
                 begun = time.perf_counter()
                 inspector.inspect(picture, category=category, timesteps=timesteps)
                 spent.append(time.perf_counter() - begun)
-        median = statistics.median(spent[1:])  # the first one loads what later ones have
+        median = statistics.median(spent[1:])  # the first one also loads code
         alone = found[0]["median_seconds"] if found else median
         found.append({"busy_loops": loops, "median_seconds": median, "worst_seconds": max(spent[1:]),
                       "slowdown": median / alone})  # fmt: skip
@@ -108,13 +120,13 @@ def beside(
 
 @contextmanager
 def _busy_loops(count: int) -> Iterator[list[subprocess.Popen]]:
-    """So many processes that compute without rest while the context is open, or until this process ends."""
+    """Processes that compute without rest while the context is open, or until this process ends."""
     loops: list[subprocess.Popen] = []
     try:
         for _ in range(count):
             loops.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(os.getpid())]))
         if loops:
-            time.sleep(0.2)  # until they run
+            time.sleep(0.2)  # they need time to start
         yield loops
     finally:
         for loop in loops:
@@ -125,7 +137,7 @@ def _busy_loops(count: int) -> Iterator[list[subprocess.Popen]]:
 
 @contextmanager
 def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
-    """Collects the seconds of every call of the backbone and of the network while the context is open."""
+    """Collect the seconds of every call of the backbone and of the network while the context is open."""
 
     def now() -> float:
         if inspector.device.type == "cuda":

@@ -17,8 +17,9 @@ from diffad import checkpoint
 from diffad.checkpoint import Checkpoint, Profile
 from diffad.cli.main import main
 from diffad.inspector import Inspector
-from diffad.measuring import ablation
+from diffad.measuring import ablation, ablation_maps
 from diffad.measuring.ablation import METRICS, ablate, ablation_report
+from diffad.measuring.ablation_settings import other_pixel_scores
 from diffad.measuring.evaluation import evaluate
 from diffad.method.calibration import Calibration
 from diffad.method.gaussian import PlaceGaussian
@@ -104,7 +105,7 @@ def row(result, table, label, series=""):
 def layers(inspector, folder):
     """All kept maps of one letterboxed picture."""
     image = read_image(folder / "ring" / "test" / "dent" / "0.png")
-    return image, ablation._maps(inspector, image, "ring", {}, {}, None, seed=0)
+    return image, ablation_maps.kept_maps(inspector, image, "ring", {}, {}, None, seed=0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ def test_deep_pictures_are_read_by_the_brightest_of_their_category(inspector, fo
         return read_image(path, bits)
 
     monkeypatch.setattr(ablation, "read_image", spy)
+    monkeypatch.setattr(ablation_maps, "read_image", spy)
     notes = ablate(inspector, find_samples(tmp_path / "nut"), limit=1)["notes"]
     assert asked == {12} and "nut: Pictures of more than 8 bits were read as 12 bits." in notes
 
@@ -192,7 +194,7 @@ def test_its_own_values_need_no_calibration(inspector, layers):
     profile = stranger.profiles["ring"]
     other = replace(profile.calibration, moments=5 * profile.calibration.moments + 1)
     stranger.profiles["ring"] = replace(profile, calibration=other)
-    other = ablation._maps(stranger, image, "ring", {}, {}, None, seed=0)
+    other = ablation_maps.kept_maps(stranger, image, "ring", {}, {}, None, seed=0)
     assert np.array_equal(other["per image"], kept["per image"])
     assert not np.array_equal(other["pixel 20"], kept["pixel 20"])
 
@@ -202,7 +204,8 @@ def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, str
     image, _ = layers
     unit = Calibration(TIMESTEPS, torch.ones(2, 1, 1), torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(2, 2, 3),
                        TIMESTEPS, torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8))  # fmt: skip
-    kept = ablation._maps(inspector, image, "ring", {"x": unit}, {"x": (kind, stride)}, None, seed=3)["x"]
+    scores = {"x": (kind, stride)}
+    kept = ablation_maps.kept_maps(inspector, image, "ring", {"x": unit}, scores, None, seed=3)["x"]
     square, geometry = to_square(image, SIZE)
     with torch.no_grad():
         schedule, x_start = inspector.schedule, square[None]
@@ -218,13 +221,13 @@ def test_pixel_scores_are_those_of_the_same_answers(inspector, layers, kind, str
 def test_maps_know_neither_labels_nor_other_test_pictures(inspector, folder, tmp_path, monkeypatch):
     """Swapping labels and masks and adding a picture of nothing but noise leaves all maps alone."""
     seen: dict[bytes, dict[str, np.ndarray]] = {}
-    honest = ablation._maps
+    honest = ablation_maps.kept_maps
 
     def spy(inspector, image, *rest):
         seen[image.tobytes()] = honest(inspector, image, *rest)
         return seen[image.tobytes()]
 
-    monkeypatch.setattr(ablation, "_maps", spy)
+    monkeypatch.setattr(ablation_maps, "kept_maps", spy)
     samples = find_samples(folder / "nut")
     ablate(inspector, samples)
     before, seen = dict(seen), seen
@@ -247,10 +250,13 @@ def test_maps_know_neither_labels_nor_other_test_pictures(inspector, folder, tmp
 
 def test_other_pixel_scores_are_in_deviations_of_training_pictures(inspector, folder):
     samples = [sample for sample in find_samples(folder / "nut") if sample.split == "train"]
-    scores = ablation._pixel_scores(inspector)
+    scores = other_pixel_scores(inspector)
     assert list(scores) == ["rgb", "kl, stride 1", "kl, stride 4", "kl, stride 20", "uncertainty"]
-    fitted = ablation._fit(inspector, "nut", samples, scores, seed=0)
-    maps = [ablation._maps(inspector, read_image(s.image), "nut", fitted, scores, None, 0) for s in samples]
+    fitted = ablation_maps.fit(inspector, "nut", samples, scores, seed=0)
+    maps = [
+        ablation_maps.kept_maps(inspector, read_image(sample.image), "nut", fitted, scores, None, 0)
+        for sample in samples
+    ]
     for name in scores:
         assert abs(np.mean([one[name] for one in maps], dtype=np.float64)) < 0.01, name
 

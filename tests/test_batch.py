@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffad import batch
 from diffad.inspection import map_limit_for, smallest_region, verdict_for
-from diffad.measuring.evaluation import Scored, measure
+from diffad.measuring.measures import Scored, measure
 from diffad.method.regions import find_regions
 from diffad.pictures import intake
 from diffad.pictures.reading import DataError, read_image

@@ -474,7 +474,7 @@ def test_results_that_cannot_be_written_are_printed_all_the_same(
     known = {"tables": [], "categories": {}, "checkpoint": "toy", "notes": [], "seed": 0, "pictures": {}}
     monkeypatch.setattr("diffad.measuring.ablation.ablate", lambda *_: known)
     monkeypatch.setattr("diffad.measuring.ablation.ablation_report", lambda *_: "")
-    monkeypatch.setattr("diffad.measuring.peers.compare", lambda *_: known)
+    monkeypatch.setattr("diffad.measuring.comparison.compare", lambda *_: known)
     monkeypatch.setattr("os.replace", full)
     root, out = str(labelled(tmp_path / "set")), tmp_path / "out"
     name, *options = command.split()

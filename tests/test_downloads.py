@@ -20,7 +20,8 @@ from playwright.sync_api import Browser
 from diffad.inspection import Inspection, RepairStep
 from diffad.inspector import Inspector
 from diffad.method.repair_options import RepairOptions
-from diffad.report.document import number, report, share_in_words
+from diffad.report.document import report, share_in_words
+from diffad.report.rendering import number
 from diffad.ui import downloads
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"

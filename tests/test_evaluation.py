@@ -16,17 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffad.measuring.evaluation import (
-    Repaired,
-    Scored,
-    evaluate,
-    evaluate_repair,
-    evaluation_table,
-    mean_interval,
-    measure,
-    repair_table,
-)
-from diffad.measuring.report import html_report, markdown_report, repair_sheet
+from diffad.measuring import evaluation
+from diffad.measuring.charts import repair_sheet
+from diffad.measuring.evaluation import evaluate
+from diffad.measuring.measures import Scored, measure
+from diffad.measuring.repairs import Repaired, evaluate_repair
+from diffad.measuring.report import html_report, markdown_report
+from diffad.measuring.tables import evaluation_table, mean_interval, repair_table
 from diffad.method.metrics import aupro, auroc, pixel_auroc
 from diffad.method.repair_options import RepairOptions
 from diffad.pictures.geometry import Geometry
@@ -174,7 +170,7 @@ def test_evaluate(parts):
                  f"| --- |{' ---: |' * 6}",
                  "| nut | 0.0% | 0.0% | 100.0% | 100.0% | 50.0% | 0.0% |"]
     assert "\n".join(announced) in markdown_report(result)
-    assert "<td>100.0%<td>50.0%<td>0.0%" in html_report(result, ToyInspector())
+    assert "<td>100.0%</td><td>50.0%</td><td>0.0%</td>" in html_report(result, ToyInspector())
     assert result["ring"]["pixel_auroc"] > 0.99  # letterboxed, shrunk twice
     table = evaluation_table(result)
     assert table.count("\n") == 4 and "**mean**" in table and "25.0%" in table  # missed: 50 % and none
@@ -348,7 +344,7 @@ def test_masks_and_maps_meet_at_the_models_resolution(tmp_path, monkeypatch):
     class Spy(ToyInspector):
         size = 32
 
-    monkeypatch.setattr("diffad.measuring.evaluation.pro_curve",
+    monkeypatch.setattr("diffad.measuring.measures.pro_curve",
                         lambda maps, masks: seen.update(map=maps[0], mask=masks[0]))
     evaluate(Spy(), [write_part(tmp_path / "nut", "0", "scratch", shape=(96, 160))])
     assert seen["map"].shape == seen["mask"].shape == (19, 32)
@@ -514,11 +510,9 @@ def said_of(inspector, root, monkeypatch):
                                      one.anomaly_map.tobytes()) for one in scored})
         return original(scored, *arguments)
 
-    from diffad.measuring import evaluation
-
     with monkeypatch.context() as patch:
-        original = evaluation._measured
-        patch.setattr(evaluation, "_measured", spy)
+        original = evaluation.measured
+        patch.setattr(evaluation, "measured", spy)
         evaluate(inspector, find_samples(root, "test"), timesteps=(200,))
     return seen
 

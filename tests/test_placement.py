@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from diffad import checkpoint, inspector
 from diffad.checkpoint import rounded
 from diffad.inspector import Inspector
-from diffad.measuring import ablation
+from diffad.measuring import ablation_maps
 from diffad.method.calibration import Calibration
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
 from diffad.method.repair import gradient_denoising, weighed_repair
@@ -211,13 +211,13 @@ def test_a_category_is_learned_on_the_gpu_and_kept_on_the_cpu(gpu, monkeypatch):
 
 
 def test_an_ablation_asks_the_gpu(gpu, monkeypatch):
-    monkeypatch.setattr(ablation, "DRAWS", (1, 2))
+    monkeypatch.setattr(ablation_maps, "DRAWS", (1, 2))
     # which places lie inside the picture depends on values
-    monkeypatch.setattr(ablation, "_by_its_own_values", lambda answers: answers.raw(TIMESTEPS))
+    monkeypatch.setattr(ablation_maps, "_by_its_own_values", lambda answers: answers.raw(TIMESTEPS))
     category = gpu.categories[0]
     fitted = {"rgb": gpu.profiles[category].calibration}
     picture = np.zeros((200, 256, 3), np.uint8)
-    kept = ablation._maps(gpu, picture, category, fitted, {"rgb": ("rgb", 4)}, None, 0)
+    kept = ablation_maps.kept_maps(gpu, picture, category, fitted, {"rgb": ("rgb", 4)}, None, 0)
     assert {values.shape for values in kept.values()} == {(200, 256)}
 
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from diffad.measuring.evaluation import (
+    from diffad.measuring.evaluation import evaluate
+    from diffad.measuring.repairs import evaluate_repair
+    from diffad.measuring.tables import (
         announced_rows,
-        evaluate,
-        evaluate_repair,
         evaluation_table,
         folders_text,
         markdown,
@@ -115,7 +115,8 @@ def ablate(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from diffad.measuring.peers import checked, compare, comparison_report
+    from diffad.measuring.comparison import compare, comparison_report
+    from diffad.measuring.peers import checked
 
     try:
         peers = checked(arguments.peers)
@@ -136,7 +137,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def stress(arguments: argparse.Namespace) -> int:
-    from diffad.measuring.evaluation import markdown
+    from diffad.measuring.tables import markdown
     from diffad.teaching.stress import stress, stress_plot, stress_table
 
     out, samples = _labelled_folders(arguments)
@@ -236,7 +237,8 @@ def _write_tables(out: Path, result: dict[str, Any]) -> None:
 
 
 def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repairs: dict[str, Any]) -> None:
-    from diffad.measuring.report import html_report, repair_sheet
+    from diffad.measuring.charts import repair_sheet
+    from diffad.measuring.report import html_report
     from diffad.pictures.drawing import png_bytes
 
     sheets = {name: repair_sheet(shown) for name, shown in repairs.items()}

@@ -22,26 +22,32 @@ _LINES = ("#1f56d8", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # a
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], path: str | Path) -> None:
-    """Writes pictures as one PNG, up to four in a row, each under its caption."""
+    """Write pictures as one PNG, up to four in a row, each under its caption."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(2.6 * columns, 3.0 * rows), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place, picture, caption in zip_longest(places, pictures, captions):
-        place.axis("off")
+    for axes, picture, caption in zip_longest(
+        figure.subplots(rows, columns, squeeze=False).ravel(), pictures, captions
+    ):
+        axes.axis("off")
         if picture is not None:
-            place.imshow(picture)
-            place.set_title(caption, fontsize=8, parse_math=False)
+            axes.imshow(picture)
+            axes.set_title(caption, fontsize=8, parse_math=False)
     with whole(path) as partial:
         figure.savefig(partial, dpi=100)
 
 
 def loss_plot(log: list[dict], path: str | Path) -> None:
-    """Draw a training log over the step, one panel a quantity, raw and smoothed; the suffix picks the format.
+    """Draw a training log over the step: a panel for each quantity, raw and smoothed.
 
-    log: rows with "step" and numbers under any names; a row may lack some. Raises DataError without numbers.
+    Args:
+        log: rows with "step" and numbers under any names; a row may lack some.
+        path: its suffix picks the format.
+
+    Raises:
+        DataError: the log holds no numbers.
     """
     from matplotlib.figure import Figure
 
@@ -64,10 +70,8 @@ def loss_plot(log: list[dict], path: str | Path) -> None:
             axes.set_yscale("log")
         axes.set_title(f"{name}, last {raw[-1]:.4g}", loc="left", fontsize=10, color=INK)
         axes.set_xlabel("step", fontsize=9, color=MUTED)
-        axes.tick_params(colors=MUTED, labelsize=8)
         axes.grid(color=LINE, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(LINE)
+        _quiet(axes)
     with whole(path, sync=False) as partial:
         figure.savefig(partial)
 
@@ -85,12 +89,16 @@ def _series(log: list[dict], name: str) -> np.ndarray:  # [n, 2]: step, value
 
 
 def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Path) -> None:
-    """Draw one table of `ablation.ablate`: a panel per metric, its settings side by side; the suffix of the
-    path picks the format.
+    """Draw one table of `ablation.ablate`: a panel per metric, its settings side by side.
 
-    A line per series of the table (means over the categories), else one per category and a strong one for
-    their mean. Settings that are numbers are joined, others are dots; the shaded one is the default. metrics:
-    name in the rows → title.
+    A panel has a line for each series of the table (means over the categories), or, without series, one for
+    each category and a strong one for their mean. Settings that are numbers are joined, others are dots; the
+    default is shaded.
+
+    Args:
+        table: one of the result's tables.
+        metrics: name in the rows → title.
+        path: its suffix picks the format.
     """
     from matplotlib.figure import Figure
 
@@ -108,7 +116,7 @@ def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Pa
             width, dot = (2.2, 7.5) if strong else (1.1, 5.5)
             style = {"color": INK if name == "mean" else colour, "linewidth": width, "markersize": dot}
             style |= {"marker": "o", "markeredgecolor": "white", "label": name}
-            style["zorder"] = (3 if strong else 2) - index / 100  # where lines meet, the first is seen
+            style["zorder"] = (3 if strong else 2) - index / 100  # where lines meet, the first is on top
             for joined in (True, False):
                 some = [(labels.index(label), y) for label, x, y in points if (x is not None) is joined]
                 if some:
@@ -118,15 +126,13 @@ def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Pa
         axes.set_xticks(range(len(labels)), ticks)
         axes.set_xlim(-0.5, len(labels) - 0.5)
         top = min(1.0, axes.get_ylim()[1])
-        bottom = min(axes.get_ylim()[0], top - 0.1)  # small differences must look small
+        bottom = min(axes.get_ylim()[0], top - 0.1)  # so that small differences look small
         axes.set_ylim(bottom, top + 0.03 * (top - bottom))
-        axes.tick_params(colors=MUTED, labelsize=8)
         axes.grid(axis="y", color=LINE, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(LINE)
+        _quiet(axes)
     named: dict[str, Any] = {}
     for handle, name in zip(*axes.get_legend_handles_labels()):
-        named.setdefault(name, handle)  # of a line's two pieces the first
+        named.setdefault(name, handle)  # a line has two pieces where some of its settings are no numbers
     figure.legend(
         named.values(), named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9,
         labelcolor=INK,
@@ -134,6 +140,12 @@ def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Pa
     figure.suptitle(table["title"], x=0.01, ha="left", fontsize=13, color=INK)
     with whole(path, sync=False) as partial:
         figure.savefig(partial)
+
+
+def _quiet(axes: Any) -> None:
+    axes.tick_params(colors=MUTED, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
 
 
 def _ablation_lines(rows: list[dict[str, Any]], metric: str) -> dict[str, list[tuple]]:

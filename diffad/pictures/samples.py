@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from diffad.pictures.reading import IMAGE_SUFFIXES, DataError, log
@@ -90,22 +89,45 @@ def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Samp
 
 
 def labelled(samples: Iterable[Sample], limit: int | None = None) -> dict[str, list[Sample]]:
-    """Labelled pictures that are not for training by category, good ones first, each label in its order and
-    thinned evenly to at most `limit`. Raises DataError if there is none.
+    """The labelled pictures that are not for training, by category and in their order.
+
+    Args:
+        samples: any samples; those for training and those without a label are left out.
+        limit: keep at most this many good and this many defective pictures a category (`thinned`).
+
+    Raises:
+        DataError: no picture has a label.
     """
-    labels: dict[str, tuple[list[Sample], list[Sample]]] = {}
+    groups: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.split != "train" and sample.is_anomalous is not None:
-            labels.setdefault(sample.category, ([], []))[sample.is_anomalous].append(sample)
-    if not labels:
+            groups.setdefault(sample.category, []).append(sample)
+    if not groups:
         raise DataError("no picture has a label: measuring needs test/good and test/<defect> folders (MVTec)")
-    return {name: [*chain(*(_thinned(some, limit) for some in both))] for name, both in labels.items()}
+    result = {}
+    for name, group in groups.items():
+        good, bad = ([one for one in group if one.is_anomalous is label] for label in (False, True))
+        kept = {*thinned(good, limit), *thinned(bad, limit)}
+        result[name] = [one for one in group if one in kept]
+    return result
 
 
-def _thinned(some: list[Sample], limit: int | None) -> list[Sample]:
-    if limit is None or len(some) <= limit:
-        return some
-    return [some[int((i + 0.5) * len(some) / limit)] for i in range(limit)]
+def thinned(samples: list[Sample], limit: int | None) -> list[Sample]:
+    """At most `limit` of the samples, in their order; None keeps all.
+
+    Each kind of defect gets the same share, as far as it has pictures, and its share is evenly spaced.
+    """
+    if limit is None or len(samples) <= limit:
+        return samples
+    kinds: dict[str, list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.defect, []).append(sample)
+    chosen, left = [], limit
+    for number, kind in enumerate(sorted(kinds.values(), key=len)):  # rare kinds first: the others fill up
+        share = min(len(kind), left // (len(kinds) - number))
+        chosen += [kind[int((i + 0.5) * len(kind) / share)] for i in range(share)]
+        left -= share
+    return [sample for sample in samples if sample in chosen]
 
 
 def all_unusable(reasons: Iterable[str], advice: str) -> str:

@@ -14,18 +14,19 @@ from diffad.inspection import VERDICTS
 from diffad.method.fusion import fuse
 from diffad.pictures.drawing import ALARM, CALM, INK, LINE, MUTED, WARNING, finite, heatmap, overlay, resized
 
-# ---------------------------------------------------------------------------------------------------------
-# The evidence sheet
-
 
 def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> np.ndarray:
     """All evidence of one inspection in one printable picture: uint8 [h, w, 3], at most 1600 pixels wide.
 
-    Left: the picture, the overlay, the fused map. Right: a row of pixel maps, a row of feature maps and a row
-    of both together, one column per timestep; under the fused map that of the plain features, where there is
-    one; a colour scale with the threshold. `inspection` is anything with an Inspection's image, pixel_maps,
-    feature_maps, plain_map, anomaly_map, timesteps, threshold, look_threshold, map_limit, verdict, score,
-    alpha and weights_in_words.
+    On the left are the picture, the overlay, the fused map and, if there is one, the map of the plain
+    features. On the right are a row of pixel maps, a row of feature maps and a row of both together, with a
+    column for each timestep, and a colour scale with the threshold.
+
+    Args:
+        inspection: anything with an Inspection's image, pixel_maps, feature_maps, plain_map, anomaly_map,
+            timesteps, threshold, look_threshold, map_limit, verdict, score, alpha and weights_in_words.
+        vmax: the end of the colour scale, σ.
+        colormap: one of `drawing.COLORMAPS`.
     """
     height, width = inspection.image.shape[:2]
     margin, gap, names_width, bar_width, caption = 32, 10, 146, 152, 28
@@ -126,21 +127,21 @@ def _colour_bar(
     def height_of(value: float) -> float:
         return bottom - 1 - value / vmax * (bottom - 1 - top)
 
-    shown = height_of(min(max(threshold, 0), vmax))  # one beyond the scale stands at its end
+    mark = height_of(min(max(threshold, 0), vmax))  # a threshold beyond the scale is marked at its end
     for value in _ticks(vmax):
         y = height_of(value)
-        if abs(y - shown) > 20:
+        if abs(y - mark) > 20:
             text = "0 · good" if value == 0 else f"{value:g} σ"
             draw.line((left + 15, y, left + 19, y), MUTED)
             draw.text((left + 24, y), text, MUTED, _font(15), anchor="lm")
-    draw.line((left - 4, shown, left + 19, shown), "white", 3)
-    draw.line((left - 4, shown, left + 19, shown), INK, 1)
-    said = f"{threshold:.1f}" if abs(threshold) < 1000 else f"{threshold:.0e}"
-    draw.text((left + 24, shown), f"{said} threshold", INK, _font(15), anchor="lm")
+    draw.line((left - 4, mark, left + 19, mark), "white", 3)
+    draw.line((left - 4, mark, left + 19, mark), INK, 1)
+    text = f"{threshold:.1f}" if abs(threshold) < 1000 else f"{threshold:.0e}"
+    draw.text((left + 24, mark), f"{text} threshold", INK, _font(15), anchor="lm")
 
 
 def _ticks(vmax: float) -> list[float]:
-    """0 and round steps up to vmax, four to nine of them."""
+    """Round steps from 0 up to vmax, four to nine of them."""
     step = 10 ** np.floor(np.log10(vmax))
     step *= next(part for part in (1, 0.5, 0.2) if vmax / (part * step) >= 4 or part == 0.2)
     return [float(f"{n * step:.6g}") for n in range(int(vmax / step + 1e-6) + 1)]
@@ -148,7 +149,7 @@ def _ticks(vmax: float) -> list[float]:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its DejaVu Sans has σ and α, and is there wherever diffad is
+    import matplotlib  # it brings DejaVu Sans, which has σ and α
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

@@ -19,7 +19,8 @@ from diffad import __version__
 from diffad.batch import json_text
 from diffad.method.fusion import fuse
 from diffad.pictures import animation, drawing
-from diffad.report.document import number, report, share_in_words
+from diffad.report.document import report, share_in_words
+from diffad.report.rendering import number
 from diffad.report.sheet import evidence_sheet
 from diffad.ui import cards
 

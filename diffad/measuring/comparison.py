@@ -1,0 +1,328 @@
+"""diffad beside what people would pick instead, measured on the same pictures by the same code.
+
+The peers are in `peers`; RGB error is plain reconstruction error with diffad's own network, as AnoDDPM
+scores.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffad.inspector import Inspector
+from diffad.measuring.measures import Scored, measure
+from diffad.measuring.peers import (
+    CORESET_POOL,
+    CORESET_RATIO,
+    FRE_EPOCHS,
+    PEERS,
+    Fitted,
+    Judge,
+    checked,
+)
+from diffad.measuring.tables import (
+    Column,
+    Progress,
+    Results,
+    markdown,
+    mean_over_categories,
+    step_counter,
+    table_rows,
+)
+from diffad.method.image_score import threshold_for, top_mean
+from diffad.method.scoring import denoise_all, pixel_score, smooth
+from diffad.pictures.depth import most, read_in_words
+from diffad.pictures.geometry import Geometry, to_square, to_uint8
+from diffad.pictures.labels import folders_in_words, look_over
+from diffad.pictures.masks import check_readable, mask_inside
+from diffad.pictures.reading import DataError, read_image
+from diffad.pictures.samples import Sample, labelled
+from diffad.teaching.stress import VERDICTS_EACH, robustness, robustness_rows
+
+RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
+COLUMNS: tuple[Column, ...] = (
+    ("image AUROC", "image_auroc", "{:.3f}"),
+    ("pixel AUROC", "pixel_auroc", "{:.3f}"),
+    ("AUPRO", "aupro", "{:.3f}"),
+    ("AUPRO@0.05", "aupro_05", "{:.3f}"),
+    ("AUPIMO", "aupimo", "{:.3f}"),
+    ("wrong when changed", "wrong_when_changed", "{:.1%}"),
+    ("fit, s", "fit_seconds", "{:.0f}"),
+    ("s / picture", "seconds_per_image", "{:.3f}"),
+    ("model, MB", "model_megabytes", "{:.0f}"),
+)
+_CHANGED = (
+    "Wrong when changed: good test pictures that a method accepts as they are and rejects changed, in light, "
+    "noise, sharpness, compression or position. One rule for all: the threshold is the score that 1 good "
+    "part in 100 would exceed by an extreme-value law of that method's scores of other good test pictures."
+)
+
+Fit = Callable[[str, Tensor], Fitted]  # category, its normal pictures uint8 [n, 3, size, size]
+
+
+def compare(
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    peers: Sequence[str] = ("padim", "patchcore", "fre"),
+    limit: int | None = None,
+    minutes: float = 5.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stress: int | None = None,
+) -> dict[str, Any]:
+    """Measure diffad, RGB error and peers on the labelled test samples; ready for JSON.
+
+    Args:
+        inspector: the model.
+        samples: MVTec layout; the normal training pictures are always all used.
+        peers: names of `PEERS`.
+        limit: at most this many good and this many defective test pictures a category, evenly over the kinds
+            of defect.
+        minutes: after which a peer with a training loop stops.
+        seed: of the noise and of the peers.
+        progress: called with (done, total) after every verdict.
+        stress: judge at most this many good test pictures a category changed, too. The threshold is then the
+            score that 1 good part in 100 would exceed by the method's scores of the other good test pictures,
+            at least half of them.
+
+    Returns:
+        checkpoint, device, size, seed: of the comparison.
+        pictures: category → train, good, defective: counts.
+        folders: category → which folders were taken as good and as defective.
+        categories: category → method → all of `measure`, and
+            fit_seconds: for the methods with diffad's network what its checkpoint says that it was trained
+            for, None if it does not;
+            model_megabytes: what judging needs in memory besides the picture's own maps;
+            stress, wrong_when_changed: where pictures were changed, what `robustness` returns and its
+            "beyond".
+        notes: sentences.
+
+    Raises:
+        DataError: as `labelled`, and for a category that the model does not know or that has no normal
+            training pictures.
+        ValueError: as `checked`.
+    """
+    peers = checked(peers)
+    if peers:
+        with warnings.catch_warnings():  # anomalib's about its own parts
+            warnings.simplefilter("ignore")
+            import anomalib.models  # noqa: F401 - takes seconds, before any clock runs
+    groups = labelled(samples, limit)
+    inspector.check_knows(groups)
+    normal = {name: _normal(samples, name) if peers else [] for name in groups}
+    groups, doubts, depths = look_over(groups, [sample for sample in samples if sample.split == "train"])
+    training_depths = check_readable(normal)
+    depths = {name: most(depths[name], training_depths[name]) for name in groups}
+    methods = _methods(inspector, peers, minutes, seed)
+    to_change = {name: _to_change(group, stress) for name, group in groups.items()}
+    verdicts = sum(len(groups[name]) + VERDICTS_EACH * len(to_change[name]) for name in groups)
+    step = step_counter(progress, len(methods) * verdicts)
+
+    categories, pictures, notes = {}, {}, []
+    for category, group in groups.items():
+        bits = inspector.bits(category, depths[category])
+        size = inspector.size_of(category)
+        squares = _normal_squares(normal[category], size, bits) if peers else torch.empty(0)
+        images = [read_image(sample.image, bits) for sample in to_change[category]]
+        if stress and not images:
+            notes.append(f"{category}: too few good test pictures to put some aside and change others.")
+        categories[category] = {}
+        for title, fit in methods.items():
+            fitted, seconds = _fitted(inspector, fit, category, squares, seed)
+            if title in ("diffad", "RGB error"):
+                trained = inspector.provenance.get("minutes")
+                seconds = None if trained is None else 60.0 * trained
+            scored = []
+            for sample in group:
+                scored.append(_scored(sample, fitted.judge, size, bits))
+                step()
+            values = measure(scored)
+            values |= {"fit_seconds": seconds, "model_megabytes": _bytes(fitted.state) / 2**20}
+            if images:
+                others = [one.score for one, sample in zip(scored, group)
+                          if not one.label and sample not in to_change[category]]
+                values |= _when_changed(images, fitted.judge, others, seed, step)
+            categories[category][title] = values
+            if fitted.note:
+                notes.append(f"{category}: {fitted.note}")
+            del fitted, scored  # both may be large
+        if depths[category] is not None:
+            notes.append(f"{category}: {read_in_words(bits, depths[category])}")
+        defective = sum(bool(sample.is_anomalous) for sample in group)
+        counts = {"train": len(squares), "good": len(group) - defective, "defective": defective}
+        pictures[category] = counts
+    notes = [*_about(list(methods)), *([_CHANGED] if any(to_change.values()) else []), *notes]
+    return {
+        "checkpoint": inspector.name,
+        "device": str(inspector.device),
+        "size": {name: inspector.size_of(name) for name in groups},
+        "seed": seed,
+        "pictures": pictures,
+        "folders": {name: folders_in_words(group) for name, group in groups.items()},
+        "categories": categories,
+        "notes": notes + [f"{name}: {note}" for name, some in doubts.items() for note in some],
+    }
+
+
+def comparison_report(result: dict[str, Any]) -> str:
+    """The result of `compare` as Markdown: a table per category, for several one of means, and the notes."""
+    parts = [f"# What people would pick instead of {result['checkpoint']}"]
+    categories = result["categories"]
+    for category, values in categories.items():
+        counts = result["pictures"][category]
+        about = f"{counts['good']} good and {counts['defective']} defective test pictures"
+        learned = f", {counts['train']} normal ones to learn from" if counts["train"] else ""
+        parts += [f"## {category}", f"{about}{learned}.", result["folders"][category], _table(values)]
+        if changed := {title: of["stress"] for title, of in values.items() if "stress" in of}:
+            parts.append(markdown(robustness_rows(changed, head="method")))
+    if len(categories) > 1:
+        means = {
+            title: _means({name: values[title] for name, values in categories.items()})
+            for title in next(iter(categories.values()))
+        }
+        parts += [f"## Mean of {len(categories)} categories", _table(means)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in result["notes"])])
+
+
+def _table(values: Results) -> str:
+    columns = [column for column in COLUMNS if any(column[1] in of for of in values.values())]
+    return markdown(table_rows(values, columns, head="method", with_mean=False))
+
+
+def _means(of_categories: Results) -> dict[str, float | None]:
+    """Of one method, by key of `COLUMNS` as far as any category has it."""
+    keys = [key for _, key, _ in COLUMNS if any(key in values for values in of_categories.values())]
+    return {key: mean_over_categories(of_categories, key) for key in keys}
+
+
+def _about(titles: Sequence[str]) -> list[str]:
+    about = {
+        "diffad": "diffad: α and timesteps as by default; its fit, and RGB error's, is the training that the "
+        "checkpoint reports, for all its categories together, wherever that was.",
+        "RGB error": f"RGB error: squared colour error of x̂₀ at t = {RGB_TIMESTEP} with diffad's network in "
+        "one step, smoothed and scored as diffad's maps, not calibrated.",
+        "PaDiM": "PaDiM: all channels of the three stages, on the finest stage's grid.",
+        "PatchCore": f"PatchCore: stages at strides 8 and 16; {CORESET_RATIO:.0%} of at most {CORESET_POOL} "
+        "patches, drawn at random from all of the training pictures.",
+        "FRE": f"FRE: linear autoencoder of the features at stride 16, {FRE_EPOCHS} epochs if time allows.",
+        "GANomaly": "GANomaly: has no map; no pretrained features.",
+    }
+    return [about[title] for title in titles]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Methods
+
+
+def _methods(inspector: Inspector, peers: Sequence[str], minutes: float, seed: int) -> dict[str, Fit]:
+    methods: dict[str, Fit] = {
+        "diffad": lambda category, _: _diffad(inspector, category, seed),
+        "RGB error": lambda category, _: _rgb_error(inspector, category, seed),
+    }
+    for name in peers:
+        title, fit = PEERS[name]
+        methods[title] = lambda _, squares, fit=fit: fit(squares, inspector.extractor, 60 * minutes)
+    return methods
+
+
+def _fitted(
+    inspector: Inspector, fit: Fit, category: str, squares: Tensor, seed: int
+) -> tuple[Fitted, float]:
+    """A method fitted to a category, and the seconds that this took."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+        fitted = fit(category, squares)
+        if inspector.device.type == "cuda":
+            torch.cuda.synchronize(inspector.device)
+        return fitted, time.perf_counter() - started
+
+
+def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
+    def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
+        inspection = inspector.inspect(image, category, seed=seed, tile=None)
+        geometry = Geometry.letterbox(*image.shape[:2], inspector.size_of(category))
+        return inspection.score, inspection.square_map[geometry.inner]
+
+    return Fitted(judge, (inspector.network, inspector.extractor, inspector.profiles[category]))
+
+
+def _rgb_error(inspector: Inspector, category: str, seed: int) -> Fitted:
+    @torch.no_grad()
+    def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
+        tiling = inspector.whole(image, category)
+        (tile,) = tiling.tiles
+        x_start = tiling.square(image, tile)[None].to(inspector.device)
+        schedule = inspector.schedule
+        _, x_t, t, prediction = denoise_all(schedule, inspector.network, x_start, (RGB_TIMESTEP,), seed)
+        error = smooth(pixel_score(schedule, prediction, x_start, x_t, t, kind="rgb"))[0]
+        inner = tiling.to_cells(error.cpu(), tile).numpy()
+        return top_mean(inner, tiling.size), inner
+
+    return Fitted(judge, (inspector.network,))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pictures and measures
+
+
+def _normal(samples: Sequence[Sample], category: str) -> list[Sample]:
+    """All normal training pictures of a category."""
+    some = [sample for sample in samples if sample.category == category and sample.split == "train"]
+    if not some:
+        raise DataError(f"{category} has no train/good to learn from: add it, or compare with --peers none")
+    return some
+
+
+def _normal_squares(samples: Sequence[Sample], size: int, bits: int | None) -> Tensor:
+    """uint8 [n, 3, size, size]."""
+    return torch.stack([to_uint8(to_square(read_image(s.image, bits), size)[0]) for s in samples])
+
+
+def _to_change(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """Every second good picture, evenly thinned to at most `limit`, so that the others give the threshold.
+
+    None without a limit, or if there are fewer than four good pictures.
+    """
+    good = [sample for sample in samples if not sample.is_anomalous]
+    second = good[1::2] if limit and len(good) >= 4 else []
+    return second[:: -(-len(second) // limit)] if second else []
+
+
+def _when_changed(
+    images: Sequence[np.ndarray], judge: Judge, others: Sequence[float], seed: int, step: Callable[..., None]
+) -> dict[str, Any]:
+    """How a method judges changed good pictures, against a threshold from the scores of other good ones."""
+    threshold = threshold_for(np.array(others))
+    found = robustness(images, lambda image: judge(image)[0] > threshold, seed, step)
+    return {"stress": found, "wrong_when_changed": found["beyond"]}
+
+
+def _scored(sample: Sample, judge: Judge, size: int, bits: int | None) -> Scored:
+    image = read_image(sample.image, bits)
+    started = time.perf_counter()
+    score, anomaly_map = judge(image)
+    seconds = time.perf_counter() - started
+    mask = None if anomaly_map is None else mask_inside(sample, image.shape[:2], size)
+    return Scored(
+        path=sample.image, label=bool(sample.is_anomalous), score=score, mask=mask, defect=sample.defect,
+        anomaly_map=None if mask is None else np.ascontiguousarray(anomaly_map, np.float32), seconds=seconds,
+    )  # fmt: skip
+
+
+def _bytes(state: Any) -> int:
+    """The memory of all tensors in a state: modules, dataclasses, tuples and tensors."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, nn.Module):
+        return sum(map(_bytes, (*state.parameters(), *state.buffers())))
+    if isinstance(state, tuple):
+        return sum(map(_bytes, state))
+    return sum(_bytes(getattr(state, field.name)) for field in fields(state)) if is_dataclass(state) else 0

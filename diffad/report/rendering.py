@@ -1,0 +1,94 @@
+"""HTML from templates, and what stands in it: matplotlib figures as inline SVG, pictures as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DRAWING = Lock()  # matplotlib's settings are global, and the page makes reports in several threads
+
+
+def render(template: Path, **values: Any) -> str:
+    """A template, filled with values that are escaped unless they are Markup; it may include its neighbours.
+
+    Raises:
+        jinja2.UndefinedError: the template names a value that is not given.
+    """
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": words, "number": number}
+    return environment
+
+
+def number(value: float) -> str:
+    """A score for people, in three digits."""
+    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+
+
+def words(name: str) -> str:
+    """A category's or key's name for people."""
+    return name.replace("_", " ")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """An encoded picture (kind: jpeg, png, webp) as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def inline_svg(figure: Figure, label: str, colours: Mapping[str, str] | None = None) -> Markup:
+    """A figure as an SVG element that takes its width and its fonts from the page.
+
+    Args:
+        figure: one point of it is one unit of the element's coordinates. Nothing in it may need clipping or
+            markers.
+        label: the element's name, for screen readers.
+        colours: "#rrggbb" as drawn → what stands in the element instead, such as "var(--ink)".
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with _DRAWING, matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    drawn = buffer.getvalue()
+    view = re.search(r'viewBox="[^"]*"', drawn)[0]
+    inner = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
+    inner = re.sub(r"<!--.*?-->|<defs>.*?</defs>", "", inner, flags=re.DOTALL)
+    inner = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", _shortened, inner))
+    for colour, replacement in (colours or {}).items():
+        inner = inner.replace(colour, replacement)
+    name = escape(label)
+    attributes = f'{view} role="img" aria-label="{name}" stroke-linejoin="round"'
+    return Markup(f"<svg {attributes}><title>{name}</title>{inner}</svg>")
+
+
+def _shortened(tag: re.Match) -> str:
+    """A tag without ids and clipping, which would hold for the whole page, and without what only costs bytes:
+    font names, decimals, groups.
+    """
+    text = re.sub(r' (?:id|clip-path)="[^"]*"| transform="rotate\(-0 [^"]*"', "", tag[0])
+    text = re.sub(r' font-family: [^;"]*;?', "", text)
+    text = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), text)
+    return "" if re.fullmatch(r"</?g\s*/?>", text) else text
