@@ -139,7 +139,7 @@ def test_version_and_no_command(capsys):
 
 def test_help_and_refusals_answer_without_the_heavy_libraries():
     code = (
-        "import sys; from diffad.cli.main import main; main(['inspect', '-h']); main(['inspect', '--alpha', '9']);"
+        "import sys; from diffad.cli.main import main; main(['inspect', '-h']); main(['inspect', '--alpha', '9']);"  # noqa: E501
         "main(['serve', '--host', '192.0.2.1']);"
         "print([m for m in ('torch', 'numpy', 'cv2', 'gradio') if m in sys.modules], file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from diffad.checkpoint import CheckpointError
 from diffad.inspector import Inspector
 from diffad.method.calibration import from_codes
 from diffad.method.fusion import branch_weights, fuse
-from diffad.method.image_score import ImageScore
+from diffad.method.image_score import ImageScore, threshold_for
 from diffad.method.nuisances import NUISANCES
 from diffad.method.repair import weighed_repair
 from diffad.method.repair_options import RepairOptions
@@ -315,7 +315,7 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
     """Scores of every fifth step as planted."""
     levels = defective.threshold + 0.5, defective.threshold - 0.1, 0.1
     planted = iter(levels)
-    monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
+    monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
     steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15, stop_at_threshold=True)))
     assert [step.done for step in steps] == [False] * 10 + [True]
     assert steps[-1].score == pytest.approx(levels[1])
@@ -331,8 +331,9 @@ def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
 ])  # fmt: skip
 def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):
     """Scores of every fifth step as planted, in thresholds."""
-    planted = (level * defective.threshold for level in levels)
-    monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
+    unit = threshold_for(defective.good_scores)  # by the law of good pictures as they are
+    planted = (level * unit for level in levels)
+    monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
     steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15)))
     assert defective.score > 4 * defective.threshold
     assert steps[-1].index == end and next(planted, None) is None
@@ -350,13 +351,13 @@ def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, monkeypatch, lev
     """The score of each round's end as planted, in thresholds."""
     threshold, asked = inspector.threshold("gear"), []
     planted = (level * threshold for level in levels)
-    monkeypatch.setattr(Inspector, "_fused", lambda *_: spot(next(planted)))
+    monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
 
     def walk(*arguments, filling, **options):
         asked.append(filling)
         return weighed_repair(*arguments, filling=filling, **options)
 
-    monkeypatch.setattr("diffad.inspector.weighed_repair", walk)
+    monkeypatch.setattr("diffad.repairing.weighed_repair", walk)
     list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=3)))
     assert asked == drawn
 
