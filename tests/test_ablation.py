@@ -269,6 +269,9 @@ def test_limit_spreads_over_the_kinds_and_progress_counts(inspector, folder):
     many = [Sample(Path(f"{kind}{i}"), "nut", "test", kind) for kind in ("good", "a", "b") for i in range(9)]
     chosen = [sample.image.name for sample in labelled(many, 2)["nut"]]
     assert chosen == ["good2", "good6", "a4", "b4"]
+    uneven = many + [Sample(Path(f"rare{i}"), "nut", "test", "rare") for i in range(2)]
+    chosen = [sample.image.name for sample in labelled(uneven, 6)["nut"]][6:]
+    assert chosen == ["a2", "a6", "b2", "b6", "rare0", "rare1"]  # and not as many as there are of each kind
 
 
 def test_what_is_missing_is_said(inspector, folder):

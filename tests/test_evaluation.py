@@ -448,10 +448,13 @@ def test_report_is_one_file_that_asks_no_network(parts):
     assert page.sources and all(re.match(r"#|data:image/webp;base64,", source) for source in page.sources)
     assert not re.search(r"https?://|@import|url\(|<script", text)
     assert page.tags.count("svg") == 6  # ROC, PRO and scores of two categories
+    assert re.findall('<svg [^>]*aria-label="([^"]*)"', text) == ["ROC", "PRO", "Image scores"] * 2
+    assert max(map(len, re.findall("<svg.*?</svg>", text, re.DOTALL))) < 10_000
     # nut: two defective, two good (none twice), ring: one of each; two sheets of repairs
     assert page.tags.count("details") == 6 and page.tags.count("img") == 2 * 6 + 2
     said = " ".join(page.text)
     assert "<none>" in said and "nut 3" in said and "8-connected" in said and "missed" in said
+    assert "images 1.000" in said and "threshold 3.00" in said and "var(--calm)" in text  # text stays text
     anchors = {source for source in page.sources if source.startswith("#")}
     assert all(f'id="{anchor[1:]}"' in text for anchor in anchors)
     written = markdown_report(results)

@@ -1,1 +1,1 @@
-"""How good a model is, and beside whom."""
+"""Measuring a model: detection and localisation, repairs, its choices one by one, other methods beside it."""

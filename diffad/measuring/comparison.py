@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -18,15 +18,7 @@ from torch import Tensor, nn
 
 from diffad.inspector import Inspector
 from diffad.measuring.measures import Scored, measure
-from diffad.measuring.peers import (
-    CORESET_POOL,
-    CORESET_RATIO,
-    FRE_EPOCHS,
-    PEERS,
-    Fitted,
-    Judge,
-    checked,
-)
+from diffad.measuring.peers import CORESET_POOL, CORESET_RATIO, FRE_EPOCHS, PEERS, Fitted, Judge, checked
 from diffad.measuring.tables import (
     Column,
     Progress,
@@ -130,29 +122,13 @@ def compare(
         bits = inspector.bits(category, depths[category])
         size = inspector.size_of(category)
         squares = _normal_squares(normal[category], size, bits) if peers else torch.empty(0)
-        images = [read_image(sample.image, bits) for sample in to_change[category]]
-        if stress and not images:
+        changed = to_change[category]
+        if stress and not changed:
             notes.append(f"{category}: too few good test pictures to put some aside and change others.")
-        categories[category] = {}
-        for title, fit in methods.items():
-            fitted, seconds = _fitted(inspector, fit, category, squares, seed)
-            if title in ("diffad", "RGB error"):
-                trained = inspector.provenance.get("minutes")
-                seconds = None if trained is None else 60.0 * trained
-            scored = []
-            for sample in group:
-                scored.append(_scored(sample, fitted.judge, size, bits))
-                step()
-            values = measure(scored)
-            values |= {"fit_seconds": seconds, "model_megabytes": _bytes(fitted.state) / 2**20}
-            if images:
-                others = [one.score for one, sample in zip(scored, group)
-                          if not one.label and sample not in to_change[category]]
-                values |= _when_changed(images, fitted.judge, others, seed, step)
-            categories[category][title] = values
-            if fitted.note:
-                notes.append(f"{category}: {fitted.note}")
-            del fitted, scored  # both may be large
+        categories[category], remarks = _compared(
+            inspector, methods, category, squares, group, changed, bits, seed, step
+        )
+        notes += [f"{category}: {remark}" for remark in remarks]
         if depths[category] is not None:
             notes.append(f"{category}: {read_in_words(bits, depths[category])}")
         defective = sum(bool(sample.is_anomalous) for sample in group)
@@ -243,6 +219,49 @@ def _fitted(
         if inspector.device.type == "cuda":
             torch.cuda.synchronize(inspector.device)
         return fitted, time.perf_counter() - started
+
+
+def _compared(
+    inspector: Inspector,
+    methods: Mapping[str, Fit],
+    category: str,
+    squares: Tensor,
+    group: Sequence[Sample],
+    changed: Sequence[Sample],
+    bits: int | None,
+    seed: int,
+    step: Callable[..., None],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What each method makes of one category's test pictures, and remarks on their training.
+
+    Args:
+        squares: what they learn from, uint8 [n, 3, size, size].
+        group: the test pictures.
+        changed: those of them that are also judged changed.
+    """
+    size = inspector.size_of(category)
+    images = [read_image(sample.image, bits) for sample in changed]
+    result, remarks = {}, []
+    for title, fit in methods.items():
+        fitted, seconds = _fitted(inspector, fit, category, squares, seed)
+        if title in ("diffad", "RGB error"):
+            trained = inspector.provenance.get("minutes")
+            seconds = None if trained is None else 60.0 * trained
+        scored = []
+        for sample in group:
+            scored.append(_scored(sample, fitted.judge, size, bits))
+            step()
+        result[title] = measure(scored)
+        result[title] |= {"fit_seconds": seconds, "model_megabytes": _bytes(fitted.state) / 2**20}
+        if images:
+            others = [
+                one.score for one, sample in zip(scored, group) if not one.label and sample not in changed
+            ]
+            result[title] |= _when_changed(images, fitted.judge, others, seed, step)
+        if fitted.note:
+            remarks.append(fitted.note)
+        del fitted, scored  # both may be large
+    return result, remarks
 
 
 def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:

@@ -38,14 +38,7 @@ from diffad.teaching.stress import robustness_rows, stress_table
 
 CASES = 3  # evidence sheets of each kind
 _TEMPLATE = Path(__file__).with_suffix(".html")
-_HEADLINES = (
-    "image_auroc",
-    "pixel_auroc",
-    "aupro",
-    "false_alarm_rate",
-    "miss_rate",
-    "wrong_when_changed",
-)
+_HEADLINES = {"image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "wrong_when_changed"}
 _HOW = (
     "Maps and masks are compared at the model's resolution, in the rectangle that the picture fills there: "
     "masks by nearest neighbour, no crop, no padding counted. Regions of masks are 8-connected at that "
@@ -282,23 +275,14 @@ def _extremes(pictures: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[s
 def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Any) -> dict[str, Any]:
     """One picture: an overlay at a glance, and its evidence sheet."""
     profile = None if setting["profile"] == "recognised" else setting["profile"]
-    inspection = inspector.inspect(
-        picture["path"],
-        category=profile,
-        alpha=setting["alpha"],
-        timesteps=tuple(setting["timesteps"]),
-        seed=setting["seeds"][0],
-    )
+    settings = {"alpha": setting["alpha"], "timesteps": tuple(setting["timesteps"])}
+    settings["seed"] = setting["seeds"][0]
+    inspection = inspector.inspect(picture["path"], category=profile, **settings)
     top = inspector.scale_top(inspection.category)
     shown = overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold)
     file = picture["path"].replace("\\", "/").rsplit("/", 1)[-1]
     defective = picture["defect"] != "good"
-    verdicts = {
-        (True, True): "found",
-        (True, False): "missed",
-        (False, True): "false alarm",
-        (False, False): "judged good",
-    }
+    found, passed = ("found", "missed") if defective else ("false alarm", "judged good")
     return {
         "name": f"{picture['defect']}/{file}",
         "pair": _webp(np.concatenate([_small(inspection.image), _small(shown)], axis=1)),
@@ -306,7 +290,7 @@ def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Any) -> d
         "score": f"{picture['score']:.2f}",
         "threshold": f"{inspection.threshold:.2f}",
         "right": picture["anomalous"] == defective,
-        "verdict": verdicts[defective, picture["anomalous"]],
+        "verdict": found if picture["anomalous"] else passed,
     }
 
 

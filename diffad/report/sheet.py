@@ -71,12 +71,8 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
         place_map(plain, margin, grid_top + 3 * pitch_y, "Plain features")
 
     alpha, pixel_maps, feature_maps = inspection.alpha, inspection.pixel_maps, inspection.feature_maps
-    names = (("Pixels", "how it looks"), ("Features", "what it means"), ("Together", f"α = {alpha:.2f}"))
-    for row, (name, meaning) in enumerate(names):
-        middle = grid_top + row * pitch_y + cell_height / 2
-        left = margin + cell_width + gap + 10
-        draw.text((left, middle - 2), name, INK, _font(19), anchor="lb")
-        draw.text((left, middle + 5), meaning, MUTED, _font(14), anchor="lt")
+    middles = [grid_top + row * pitch_y + cell_height / 2 for row in range(3)]
+    _name_rows(draw, margin + cell_width + gap + 10, middles, alpha)
     for column, t in enumerate(inspection.timesteps):
         left = grid_left + column * pitch_x
         draw.text((left + cell_width / 2, grid_top - 10), f"t = {t}", INK, _font(17), anchor="mb")
@@ -109,6 +105,13 @@ def _headline(draw: ImageDraw.ImageDraw, inspection: Any, margin: int) -> None:
     limits = f"look limit {inspection.look_threshold:.2f} σ · threshold {inspection.threshold:.2f} σ"
     numbers = f"score {inspection.score:.2f} σ · {limits}"
     draw.text((left, margin + 17), numbers, MUTED, _font(17), anchor="ls")
+
+
+def _name_rows(draw: ImageDraw.ImageDraw, left: int, middles: list[float], alpha: float) -> None:
+    names = (("Pixels", "how it looks"), ("Features", "what it means"), ("Together", f"α = {alpha:.2f}"))
+    for middle, (name, meaning) in zip(middles, names):
+        draw.text((left, middle - 2), name, INK, _font(19), anchor="lb")
+        draw.text((left, middle + 5), meaning, MUTED, _font(14), anchor="lt")
 
 
 def _colour_bar(
