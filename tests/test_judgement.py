@@ -19,7 +19,7 @@ from diffad.pictures import drawing
 from diffad.ui import cards
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = Path(diffad.__file__).parent / "ui"
+SCRIPTS = Path(diffad.__file__).parent / "ui" / "static"
 ALL = (20, 200, 400)
 PICTURES = {  # sample, width and height that it is brought to, tile, and how far the score may lie apart
     "whole": ("carbon_fibre_broken_weave", (256, 256), None, 1e-3),

@@ -39,7 +39,7 @@ SERVED = re.compile(
     r"|(heartbeat|run|api|call)/.+|file[=/].+))?/?"
 )
 WITHOUT_LOGIN = {"/health", "/login", "/logout", "/favicon.ico", f"{API}startup-events"}
-LOGIN_PAGE = (Path(__file__).parent / "login.html").read_text(encoding="utf-8")
+LOGIN_PAGE = (Path(__file__).parent / "static" / "login.html").read_text(encoding="utf-8")
 MOST_JSON = 16  # MB in one call
 
 

@@ -32,7 +32,7 @@ from diffad.ui.turns import Turns
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
-HERE = Path(__file__).parent
+STATIC = Path(__file__).with_name("static")
 # In the order in which they need each other.
 SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "measured", "batch")
 STYLES = ("page", "batch")
@@ -89,14 +89,14 @@ def serve(
     guard(app)
     if open_browser is None:
         open_browser = has_display()
-    scripts = ((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = ((STATIC / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     app.queue(default_concurrency_limit=4, api_open=False)
     app.launch(
         server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
         prevent_thread_lock=True, run_history=False, enable_monitoring=False, ssr_mode=False,
         footer_links=["api"], state_session_capacity=64, max_file_size=f"{max_upload}mb", theme=theme(),
         max_threads=THREADS,
-        css_paths=[HERE / f"{name}.css" for name in STYLES], favicon_path=HERE / "favicon.svg",
+        css_paths=[STATIC / f"{name}.css" for name in STYLES], favicon_path=STATIC / "favicon.svg",
         head="".join(f"<script>{script}</script>" for script in scripts),
         auth=Logins(auth) if auth else None, mcp_server=mcp, show_error=True,
         app_kwargs={
