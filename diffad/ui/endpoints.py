@@ -19,7 +19,7 @@ import gradio as gr
 from diffad import batch as batches
 from diffad.inspection import LOOK_RATE
 from diffad.method.repair_options import RepairOptions
-from diffad.pictures import animation, drawing
+from diffad.pictures import animation, drawing, intake
 from diffad.pictures.reading import DataError
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
 from diffad.ui.turns import AT_ONCE, Turns
@@ -96,7 +96,7 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             inspector = find(model)
             if not images:
                 raise DataError("Send pictures.")
-            pictures = batches.sources(map(Path, images), folder, claim=storage.make_room)
+            pictures = intake.sources(map(Path, images), folder, claim=storage.make_room)
             shared = {} if bits else batches.shared_bits(inspector, pictures, category or None)
             found: list[dict[str, Any]] = []
             rows = batches.run(

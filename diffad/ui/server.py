@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).with_name("static")
 # In the order in which they need each other.
-SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "measured", "batch")
+SCRIPTS = (
+    "words", "elements", "scores", "page", "page_input", "viewer", "verdict", "evidence", "player",
+    "measured", "batch_chart", "batch_table", "batch",
+)  # fmt: skip
 STYLES = ("page", "batch")
 THREADS = 120  # most of them wait for their turn
 SWEPT_EVERY = 600.0  # s
