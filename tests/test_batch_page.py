@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 from diffad.inspector import Inspector
 from diffad.synthetic.parts import write_set
 from diffad.ui import serve
-from diffad.ui.batch import folders
+from diffad.ui.batch_tab import folders
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
 LONG = 60  # pictures in a run that is to be interrupted
@@ -256,7 +256,7 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
 
     def opened() -> None:
         strip = page.locator("#batch-strip")
-        expect(strip).to_contain_text(re.compile(r"look at it there, .* between 2\.25 and 60"))
+        expect(strip).to_contain_text(re.compile(r"batch verdict: look at it, .* between 2\.25 and 60"))
         expect(page.locator(".verdict.look .reading")).to_contain_text("look limit 2.25 · threshold 60.0")
         for control in ("#rate", "#look-rate"):
             expect(page.locator(f"{control} input")).to_have_value("own score")

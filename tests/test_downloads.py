@@ -93,7 +93,7 @@ def test_a_repair_that_found_nothing_better_says_so(inspection):
         shade = np.full((32, 32, 3), index % 2, np.uint8)
         film.add(RepairStep(index, 2, shade, score, 1.0, None, index == 2))
     film.ending = "done"
-    assert film.value()["message"] == "Nothing better was found in 2 steps: the picture is as it was."
+    assert film.value()["message"] == "Nothing better was found in 2 steps: the picture is unchanged."
 
 
 def test_a_running_repair_tells_round_and_step(inspection):

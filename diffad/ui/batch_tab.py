@@ -71,13 +71,16 @@ BOARD = f"""
   <section class="card batch-rows" hidden>
     <div class="section-head">
       <div class="chips filters" role="group" aria-label="Which pictures are listed"></div>
-      <div class="take">{"".join(
-          f'<button type="button" class="plain-button" data-take="{kind}">{label}</button>'
-          for kind, label in TAKEN_AWAY.items()
-      )}</div>
+      <div class="take">{
+    "".join(
+        f'<button type="button" class="plain-button" data-take="{kind}">{label}</button>'
+        for kind, label in TAKEN_AWAY.items()
+    )
+}</div>
     </div>
     <div class="scroller"><table role="grid" tabindex="0" aria-label="Inspected pictures"></table></div>
-    <p class="quiet keys">↑ ↓ choose a picture, Enter or a click opens it in Inspect; there ← → walk on.</p>
+    <p class="quiet keys">↑ ↓ select a picture; Enter or a click opens it in Inspect. There, ← → lead to its
+      neighbours.</p>
   </section>
 </div>"""
 
@@ -133,9 +136,7 @@ class BatchTab:
     def _connect(self, tab: gr.Tab) -> None:
         settings = self._inspect.parts.settings
         tab.select(None, settings, self.setting, js=SETTING)
-        self._files.upload(
-            self.start_files, [self._files, *settings], [self._board, self._files], **EVENT
-        )
+        self._files.upload(self.start_files, [self._files, *settings], [self._board, self._files], **EVENT)
         if self._data_root is not None:
             self._folder.focus(
                 lambda: gr.Dropdown(choices=folders(self._data_root)), None, self._folder, **EVENT

@@ -194,9 +194,7 @@ def _scoring(timesteps: Sequence[int]) -> dict[str, Any]:
             made["count"] = number(
                 1, 12, len(timesteps), step=1, label="How many", elem_id="count", info="noise levels"
             )
-            made["draws"] = number(
-                1, 8, 1, step=1, label="Draws", elem_id="draws", info="averaged per level"
-            )
+            made["draws"] = number(1, 8, 1, step=1, label="Draws", elem_id="draws", info="averaged per level")
         made["tile"] = choice(TILES, value=AUTO, label="Cut into tiles", elem_id="tile")
     return made
 
@@ -220,9 +218,7 @@ def _repair_settings() -> dict[str, Any]:
                 20, 900, DEFAULTS.timestep, step=10, label="From t", elem_id="level", info="starting noise"
             )
         with gr.Row(elem_classes="buttons"):
-            repair = gr.Button(
-                "Repair", variant="primary", elem_id="repair", interactive=False, min_width=60
-            )
+            repair = gr.Button("Repair", variant="primary", elem_id="repair", interactive=False, min_width=60)
             stop = gr.Button("Stop", elem_id="stop", interactive=False, min_width=50)
             method = choice(
                 [("defects", "weighed"), ("all of it", "paper")], value=DEFAULTS.method, label="Where",
@@ -262,7 +258,9 @@ def _evidence() -> None:
         html("<h3>Evidence: what the model cannot explain, by noise level</h3>")
         with gr.Row(elem_id="evidence-row", equal_height=False):
             html(
-                None, html_template=cards.empty_sheet(), elem_id="evidence",
+                None,
+                html_template=cards.empty_sheet(),
+                elem_id="evidence",
                 js_on_load="diffad.evidence(element)",
             )
             html(None, html_template=cards.SCALE, elem_id="scale", js_on_load="diffad.scale(element)")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffad.ui import cards, endpoints, link
+from diffad.ui import cards, link
 from diffad.ui.batch_tab import SETTING, BatchTab
+from diffad.ui.endpoints import Endpoints
 from diffad.ui.files import Storage
 from diffad.ui.inspect_tab import LIVE, InspectTab
 from diffad.ui.layout import html
@@ -47,7 +48,7 @@ def build_app(
         p = inspect.parts
         p.model.change(lambda model: cards.header(inspectors[model]), p.model, header, **LIVE)
         _open_link(app, inspectors, inspect).then(None, p.settings, batch.setting, js=SETTING)
-        endpoints.add(inspectors, turns, storage)
+        Endpoints(inspectors, turns, storage)
     return app
 
 

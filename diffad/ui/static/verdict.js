@@ -3,6 +3,7 @@
   const diffad = (window.diffad ??= {});
   const { capitalised, clamp, duration, escape, number, plural, shareInWords } = diffad;
   const [WIDTH, BASE, TALL, BINS] = [460, 66, 44, 48];
+  const NAME = 90; // room for a limit's name and its distance from the line
 
   // side: where knob and name of a limit's line are, left and right of the lines, so that both can be grasped where the
   // lines coincide. effect: what happens to parts above the limit.
@@ -122,11 +123,13 @@
         now: now[kind].toFixed(2), min: scale.low.toFixed(2), max: (kind === "look" ? now.threshold : scale.top).toFixed(2),
         text: `${number(now[kind])}, ${shareInWords(rate)} would be ${effect}`,
       })) grip.setAttribute(`aria-value${name}`, value);
-      // The name stands on the knob's side, where there is room; else that of the look limit below the other.
+      // The name is on the knob's side if there is room; else on the other, further down and past the other limit's line.
       const name = grip.querySelector("text");
-      const left = side < 0 ? x > 78 : x > WIDTH - 78;
-      name.setAttribute("x", left ? -12 : 12);
-      name.setAttribute("y", left === side < 0 ? 12 : 27);
+      const left = side < 0 ? x > NAME : x > WIDTH - NAME;
+      const onKnobSide = left === side < 0;
+      const beyond = onKnobSide || 2 * between > NAME ? 12 : 12 + 2 * between;
+      name.setAttribute("x", left ? -beyond : beyond);
+      name.setAttribute("y", onKnobSide ? 11 : 29);
       name.setAttribute("text-anchor", left ? "end" : "start");
     }
 
