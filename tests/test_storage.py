@@ -1,5 +1,5 @@
-"""How long uploads, results and batches stay, how much they may take, and what is left of killed servers. The
-clock is the test's.
+"""How long uploads, results and batches are kept, how much room they get, and what killed servers leave.
+The tests set the clock.
 """
 
 from __future__ import annotations
