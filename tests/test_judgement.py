@@ -18,7 +18,7 @@ from diffad.inspector import Inspector
 from diffad.method.calibration import RULE, Calibration
 from diffad.pictures import drawing
 from diffad.ui import cards
-from diffad.ui.layout import RATE
+from diffad.ui.layout import RATE, SHARES
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(diffad.__file__).parent / "ui" / "static"
@@ -68,7 +68,7 @@ def browsed(browser: Browser) -> Iterator[Page]:
             window.props = props;
             diffad.receiver(props, (name, take) => { window.news = take; }, () => {});
         }""",
-        {"rule": RULE, "rate": RATE, "look_rate": LOOK_RATE},
+        {"rule": RULE, "shares": SHARES},
     )
     yield page
     page.close()
@@ -125,6 +125,24 @@ def test_limits_follow_good_parts_and_their_changed_copies(
             limits = fused.threshold_at(rate), fused.threshold_at(LOOK_RATE)
             expected = fused.fused(threshold=limits[0], look_threshold=limits[1])
             same_verdict(decided(browsed, raw, alpha, timesteps, None, None, rate), expected, near)
+
+
+def test_plain_features_count_as_in_python(browsed: Page, inspect: Callable):
+    """None of the bundled categories has them, so other maps stand in."""
+    raw = inspect("whole")
+    calibration = replace(raw._calibration, good_plain=raw._calibration.good_maps[:, 1, 0])
+    raw = replace(raw, _calibration=calibration, _plain=raw._maps[ALL[0]][1])
+    show(browsed, raw)
+    for alpha, timesteps, threshold, look in CHOICES:
+        expected = raw.fused(alpha, timesteps)
+        limits = expected.threshold_at(), expected.threshold_at(LOOK_RATE)
+        expected = raw.fused(
+            alpha, timesteps, limits[0] if threshold is None else threshold,
+            limits[1] if look is None else look,
+        )  # fmt: skip
+        here = decided(browsed, raw, alpha, timesteps, threshold, look)
+        same_verdict(here, expected, 1e-3)
+        same_regions(here["regions"], expected, 1e-3)
 
 
 def test_changed_copies_raise_the_threshold(inspect: Callable):

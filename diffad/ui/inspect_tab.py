@@ -218,7 +218,7 @@ class InspectTab:
     def _connect_repair(self) -> None:
         p = self.parts
         p.repair.click(
-            self.repair, [self._session, p.choices, p.steps, p.every, p.step_size, p.level, p.method],
+            self.show_repair, [self._session, p.choices, p.steps, p.every, p.step_size, p.level, p.method],
             [p.player, p.repair, p.stop, *self._of_film],
             js="""(session, choices, ...settings) => {
                 diffad.starting(true);
@@ -236,11 +236,14 @@ class InspectTab:
         # Each method has its own usual step size and noise level, unsuitable for the other.
         p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
 
-    def repair(
+    def show_repair(
         self, session: Session, choices: dict, steps: float, every: float, step_size: float, level: float,
         method: str,
     ) -> Iterator[Updates]:  # fmt: skip
-        """Repairs the part as the browser shows it, and shows each step."""
+        """Repairs the part as the browser shows it, step by step.
+
+        An event called "repair" would take the endpoint's address of that name.
+        """
         p, shown = self.parts, session.shown_for(choices)
         inspection, inspector = shown.chosen(choices), self._inspectors[shown.model]
         threshold = self._repair_threshold(inspector, inspection, choices)

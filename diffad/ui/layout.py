@@ -28,6 +28,10 @@ CANCELLED = "Cancelled. Choose another picture or larger tiles."
 RATE = 0.01  # share of good parts above the usual threshold
 RATES = [("1 in 20", 0.05), ("1 in 100", RATE), ("1 in 1000", 0.001), ("own score", 0)]
 LOOK_RATES = [("1 in 5", 0.2), ("1 in 10", LOOK_RATE), ("1 in 20", 0.05), ("own score", 0)]
+SHARES = {  # of good parts above each limit, as the scripts get them
+    "threshold": {"usual": RATE, "offered": [rate for _, rate in RATES if rate]},
+    "look": {"usual": LOOK_RATE, "offered": [rate for _, rate in LOOK_RATES if rate]},
+}
 TILES = [("automatic", AUTO), ("none", "whole"), *((f"{px} px", str(px)) for px in (256, 512, 1024))]
 
 html = partial(gr.HTML, apply_default_css=False)
@@ -243,7 +247,7 @@ def _view(download: dict[str, gr.Button]) -> dict[str, Any]:
             )  # fmt: skip
         view = html(
             None, html_template=cards.VIEWER, elem_id="view", colormaps=cards.colormaps(),
-            verdicts=VERDICTS, rate=RATE, look_rate=LOOK_RATE, rule=RULE,
+            verdicts=VERDICTS, shares=SHARES, rule=RULE,
             js_on_load="diffad.viewer(element, props, watch, trigger)  // 'select'",
         )  # fmt: skip
         html(None, html_template=cards.REGIONS, elem_id="regions", js_on_load="diffad.regions(element)")

@@ -6,12 +6,12 @@
   const { chips, duration, element, number, plural, refresh } = diffad;
   const { thresholdFor, rateFor, judged } = diffad.scores;
   const RAREST = 1e-5; // share of good parts; smaller ones cannot be chosen
-  // Of each limit: its names in the address, and the shares of good parts that Inspect offers (layout.py).
-  const LIMITS = {
-    threshold: { rate: "batch-rate", own: "batch-limits", offered: [0.05, 0.01, 0.001] },
-    look: { rate: "batch-look-rate", own: "batch-look-limits", offered: [0.2, 0.1, 0.05] },
+  // The names of each limit in the address.
+  const NAMES = {
+    threshold: { rate: "batch-rate", own: "batch-limits" },
+    look: { rate: "batch-look-rate", own: "batch-look-limits" },
   };
-  const KINDS = Object.keys(LIMITS);
+  const KINDS = Object.keys(NAMES);
 
   const showTab = (name) => [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === name)?.click();
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -32,9 +32,9 @@
       const { rate, lookRate } = diffad.choices();
       const saved = address.get("batch") === id ? address : new URLSearchParams({ "batch-rate": rate, "batch-look-rate": lookRate });
       const chosen = (kind) => {
-        const share = Number(saved.get(LIMITS[kind].rate));
-        const own = [...new URLSearchParams(saved.get(LIMITS[kind].own) ?? "")].map(([name, limit]) => [name, Number(limit)]);
-        return { rate: isPossible(share) ? share : diffad.usual[kind], own: Object.fromEntries(own.filter(([, limit]) => limit >= 0)) };
+        const share = Number(saved.get(NAMES[kind].rate));
+        const own = [...new URLSearchParams(saved.get(NAMES[kind].own) ?? "")].map(([name, limit]) => [name, Number(limit)]);
+        return { rate: isPossible(share) ? share : diffad.shares[kind].usual, own: Object.fromEntries(own.filter(([, limit]) => limit >= 0)) };
       };
       run = { id, rows: [], by: {}, usual: {}, measured: {}, total: 0, done: 0, state: "running", finished: false };
       // open: the row shown in Inspect; wanted: one to open as soon as it arrives. Each limit has a rate, and by category the
@@ -87,8 +87,8 @@
     const updateAddress = () => diffad.address({
       batch: run?.id, "batch-row": run && !root.offsetParent ? view.open : null,
       ...Object.fromEntries(KINDS.flatMap((kind) => [
-        [LIMITS[kind].rate, run && view[kind].rate !== diffad.usual[kind] ? view[kind].rate : null],
-        [LIMITS[kind].own, (run && new URLSearchParams(view[kind].own).toString()) || null],
+        [NAMES[kind].rate, run && view[kind].rate !== diffad.shares[kind].usual ? view[kind].rate : null],
+        [NAMES[kind].own, (run && new URLSearchParams(view[kind].own).toString()) || null],
       ])),
     });
 
@@ -96,7 +96,7 @@
 
     function limitsOf(category) {
       const limitOf = (kind) => view[kind].own[category] ??
-        (view[kind].rate === diffad.usual[kind] ? run.usual[category][kind] : thresholdFor(run.by[category], view[kind].rate));
+        (view[kind].rate === diffad.shares[kind].usual ? run.usual[category][kind] : thresholdFor(run.by[category], view[kind].rate));
       const threshold = limitOf("threshold");
       return { threshold, look: Math.min(limitOf("look"), threshold) };
     }
@@ -270,7 +270,7 @@
       box.querySelector(".rate").addEventListener("input", (event) => moveRate(kind, 1 / parseFloat(event.target.value)));
       box.addEventListener("change", () => { document.activeElement.blur?.(); paint(); });
     }
-    find(".usual").addEventListener("click", () => KINDS.forEach((kind) => moveRate(kind, diffad.usual[kind])));
+    find(".usual").addEventListener("click", () => KINDS.forEach((kind) => moveRate(kind, diffad.shares[kind].usual)));
     new ResizeObserver(() => { if (run?.rows.length && root.offsetParent) paint(); }).observe(find(".chart"));
 
     // From a row into Inspect, and from there to the next row
@@ -280,7 +280,7 @@
       if (row.error) return;
       Object.assign(view, { open: index, selected: index, wanted: null });
       // Inspect offers some rates; a limit from any other rate is handed over as a score.
-      const byRate = (kind) => !(row.category in view[kind].own) && LIMITS[kind].offered.includes(view[kind].rate);
+      const byRate = (kind) => !(row.category in view[kind].own) && diffad.shares[kind].offered.includes(view[kind].rate);
       diffad.judgeBy({ ...row, model: run.model }, {
         ...(byRate("threshold") ? { rate: view.threshold.rate } : { threshold: row.limit }),
         ...(byRate("look") ? { lookRate: view.look.rate } : { look: row.look }),

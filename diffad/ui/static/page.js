@@ -281,13 +281,13 @@
     // The state, for tests.
     state: () => ({ part, result: current(), choices }),
     // The HTML component that receives the parts. Its props hold what is sent once: the scoring rule, each verdict's word
-    // and mark, and the usual shares of good parts above the two limits.
+    // and mark, and the shares of good parts above the two limits, usual and offered.
     receiver: (props, watch, trigger) => {
       learnRule(props.rule);
       diffad.verdicts = props.verdicts;
-      diffad.usual = { threshold: props.rate, look: props.look_rate };
-      choices.rate = DEFAULTS.rate = props.rate;
-      choices.lookRate = DEFAULTS["look-rate"] = props.look_rate;
+      diffad.shares = props.shares;
+      choices.rate = DEFAULTS.rate = props.shares.threshold.usual;
+      choices.lookRate = DEFAULTS["look-rate"] = props.shares.look.usual;
       updateControls = () => trigger("select");
       watch("value", () => receive(props.value));
       receive(props.value);

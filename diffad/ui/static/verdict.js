@@ -95,7 +95,7 @@
       find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${duration(part.seconds)} on ${part.device}` +
         (part.prepared ? ` · ${part.prepared}` : "");
       find(".notes").innerHTML = notes.map((note) => `<p class="note">${escape(note)}</p>`).join("");
-      const usual = diffad.scores.thresholdFor(result.by, diffad.usual.threshold, part.chances);
+      const usual = diffad.scores.thresholdFor(result.by, diffad.shares.threshold.usual, part.chances);
       scale = scaleOf(result, usual);
       find(".bars").innerHTML = bars(result.by.good, scale);
       const odd = diffad.scores.unusual(result.by.good).length;
