@@ -1,7 +1,7 @@
 """One batch: its thread on the server, its rows, and what the page asks about it.
 
-A run keeps what it has found. The page polls it by an id that stands in the address, so a reload, or a look
-into Inspect, loses nothing. The pictures and verdicts themselves are in `diffad.batch`.
+A run keeps its results. The page polls it by an id that is in the address, so reloading the page or opening
+Inspect loses nothing. The pictures and verdicts themselves are in `diffad.batch`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the server: the evidence is sent once and judged in the browser (page.js), which
 a download or a repair needs them.
 
 A person may ask for the next picture before the last one is answered, and requests may arrive in any order.
-So each request is recorded at once, bypassing the queue, and whatever runs in the queue serves the newest
+So each request is recorded at once, bypassing the queue, and the work in the queue serves the newest
 one. The page always ends at the last choice.
 """
 
@@ -30,6 +30,7 @@ from diffad.ui.session import Request, Session, Shown, arguments, misunderstood
 from diffad.ui.turns import AT_ONCE, Turns, Unwanted, caller, still_waiting
 
 if TYPE_CHECKING:
+    from diffad.inspection import Inspection
     from diffad.inspector import Inspector
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -270,7 +271,7 @@ class InspectTab:
         yield {p.player: film.value(), p.stop: DISABLED, **dict.fromkeys(self._of_film, ENABLED)}
 
     @staticmethod
-    def _repair_threshold(inspector: Inspector, inspection: Any, choices: Mapping[str, Any]) -> float:
+    def _repair_threshold(inspector: Inspector, inspection: Inspection, choices: Mapping[str, Any]) -> float:
         """The threshold at the model's usual timesteps, at which a repair is scored, for one tile."""
         if choices["own"]:
             return choices["threshold"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def controls_of(
     link: Mapping[str, Any], inspectors: Mapping[str, Inspector], p: Components
 ) -> dict[gr.components.Component, Any]:
-    """What the controls are to show for a link; whatever in it makes no sense is ignored.
+    """What the controls are to show for a link. Invalid parameters are ignored.
 
     Args:
         link: the address's parameters, by name.
