@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
+from conftest import PATIENCE
 from playwright.sync_api import Page, expect
 
 
@@ -24,7 +26,7 @@ def inspect(page: Page, sample: str) -> None:
 
 
 def now(page: Page) -> dict:
-    """What the browser has judged, without the maps."""
+    """The browser's choices and result, without the maps."""
     return page.evaluate(
         """() => {
             const { result, choices, part } = diffad.state();
@@ -36,7 +38,7 @@ def now(page: Page) -> dict:
 
 
 def settled(page: Page) -> None:
-    """Until what the browser has judged is drawn."""
+    """Waits until the browser's result is drawn."""
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -51,7 +53,7 @@ def move(page: Page, control: str, value: float) -> None:
         value,
     )
     stands_at(page, control, value)
-    page.wait_for_function(  # Gradio hands it on when it finds the time
+    page.wait_for_function(  # Gradio passes it on with a delay
         "([name, value]) => !(name in diffad.choices()) || diffad.choices()[name] === value",
         arg=[control[1:], value],
     )
@@ -59,7 +61,7 @@ def move(page: Page, control: str, value: float) -> None:
 
 
 def stands_at(page: Page, control: str, value: float) -> None:
-    """Waits until the slider of a control says so, to the step of two digits."""
+    """Waits until a control's slider shows a value, to two digits."""
     page.wait_for_function(
         "([field, value]) => Math.abs(document.querySelector(field).value - value) < 0.006",
         arg=[f"{control} input[type=number]", value],
@@ -77,8 +79,20 @@ def samples(page: Page) -> list[str]:
     return page.locator("#samples button").evaluate_all("all => all.map(b => b.dataset.sample)")
 
 
+def idle(page: Page) -> None:
+    """Waits until the page's newest request is answered and the server works on nothing."""
+    page.wait_for_function("diffad.newest(diffad.state().part)")
+    in_a_row, deadline = 0, time.monotonic() + PATIENCE / 1000
+    while in_a_row < 3:  # between an event and the next one that it starts, the queue is empty for a moment
+        queue = page.evaluate("fetch('health').then(answer => answer.json()).then(({ queue }) => queue)")
+        in_a_row = 0 if any(queue.values()) else in_a_row + 1
+        assert time.monotonic() < deadline, f"the server still works: {queue}"
+        page.wait_for_timeout(100)
+    settled(page)
+
+
 def stays_at(page: Page, sample: str) -> None:
-    """The sample is shown in the end, and nothing that comes late takes its place."""
+    """The sample is shown in the end, and no late answer takes its place."""
     shows(page, sample)
-    page.wait_for_timeout(2000)
+    idle(page)
     shows(page, sample)

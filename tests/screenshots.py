@@ -35,7 +35,8 @@ def batch(page: Page, pictures: list[Path]) -> None:
 
 def take(page: Page, path: Path) -> None:
     page.mouse.move(0, 0)
-    page.wait_for_timeout(1500)  # glides and loading pictures
+    still = "document.getAnimations().every(each => each.playState !== 'running')"
+    page.wait_for_function(f"{still} && [...document.images].every(each => each.complete)")
     with Image.open(io.BytesIO(page.screenshot(full_page=True))) as picture:
         picture.convert("RGB").save(path, quality=85, method=6)  # a third of a PNG: a repository keeps all
     print(f"{path} {path.stat().st_size // 1024} KB")

@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 from diffad.inspector import Inspector
 from diffad.synthetic.parts import write_set
 from diffad.ui import serve
-from diffad.ui.batch import folders
+from diffad.ui.batch_tab import folders
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
 LONG = 60  # pictures in a run that is to be interrupted
@@ -28,7 +28,7 @@ LONG = 60  # pictures in a run that is to be interrupted
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root: a long run, a labelled set, and a way out of it."""
+    """A data root: a folder for a long run, a labelled data set, and a link that leads outside."""
     root = tmp_path_factory.mktemp("server") / "data"
     picture = (SAMPLES / "leather_good.png").read_bytes()
     (root / "long").mkdir(parents=True)
@@ -61,7 +61,7 @@ def page(page: Page) -> Page:
 
 
 def state(page: Page) -> dict:
-    """What the page knows: rows in the order listed, as they are judged now."""
+    """The page's state: all rows as they are judged now, and those listed in their order."""
     return page.evaluate(
         """() => {
             const { run, view, listed } = diffad.batchState();
@@ -111,11 +111,11 @@ def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: 
     finish(page)
     expect(page.locator(".batch-note")).to_have_text(re.compile("are read as 12 bits"))
     expect(page.locator("td.name small.noted", has_text="Read as")).to_have_count(0)
-    there = {row["name"]: row["score"] for row in state(page)["rows"]}
+    scores = {row["name"]: row["score"] for row in state(page)["rows"]}
     page.locator("tr[data-index]", has_text="dark.png").click()  # opens it in Inspect, still as 12 bits
     page.wait_for_function("() => diffad.state().part?.name === 'dark'")
     score = float(page.locator("#verdict .verdict-slot").get_attribute("data-score"))
-    assert score == pytest.approx(there["dark.png"], rel=1e-4)
+    assert score == pytest.approx(scores["dark.png"], rel=1e-4)
     expect(page.locator("#verdict .note", has_text="Read as")).to_have_count(0)
 
 
@@ -181,7 +181,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     page.locator(".filters .chip", has_text="Anomalous").click()
     assert sorted(row["name"] for row in state(page)["listed"]) == ["gear_broken_tooth.png", "gear_good.png"]
 
-    # What is taken away is what is shown, the threshold as it was moved.
+    # Downloads agree with the page, including the changed threshold.
     page.locator(".filters .chip", has_text="All").click()
     with downloaded(page, "csv", tmp_path).open(encoding="utf-8-sig", newline="") as file:
         lines = {line["path"]: line for line in csv.DictReader(file)}
@@ -214,8 +214,8 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     expect(page.locator(".batch-summary h2")).to_have_text("1 of 5 anomalous")
     page.locator(".chart .handle[data-limit=threshold]").focus()
     page.keyboard.press("PageUp")
-    moved = state(page)["view"]["threshold"]["own"]["gear"]
-    assert moved == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
+    threshold = state(page)["view"]["threshold"]["own"]["gear"]
+    assert threshold == pytest.approx(1.1 * inspector.threshold("gear"), abs=1e-3)
     expect(page.locator(".chart .handle[data-limit=threshold]")).to_be_focused()
     page.locator(".limits .usual").click()
 
@@ -256,7 +256,7 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
 
     def opened() -> None:
         strip = page.locator("#batch-strip")
-        expect(strip).to_contain_text(re.compile(r"look at it there, .* between 2\.25 and 60"))
+        expect(strip).to_contain_text(re.compile(r"batch verdict: look at it, .* between 2\.25 and 60"))
         expect(page.locator(".verdict.look .reading")).to_contain_text("look limit 2.25 · threshold 60.0")
         for control in ("#rate", "#look-rate"):
             expect(page.locator(f"{control} input")).to_have_value("own score")
@@ -278,7 +278,7 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
     threshold_box(page, "rate").fill("20")
     page.locator("tr[data-index]", has_text="leather_good").click()
     expect(page.locator("#rate input")).to_have_value("1 in 20")
-    page.wait_for_function("diffad.state().result?.good && diffad.choices().rate === 0.05")
+    page.wait_for_function("diffad.state().result && diffad.choices().rate === 0.05")
     page.get_by_role("tab", name="Batch").click()
     setting = "model parts · category recognised · α 0.5 · t 20 to 400, 3 levels · "
     setting += "1 good part in 20 rejected · 1 in 10 looked at"
@@ -290,7 +290,7 @@ def test_a_threshold_goes_to_inspect_and_back_and_stays_in_the_address(page: Pag
 
 
 def test_what_lies_between_the_limits_is_to_be_looked_at(page: Page, inspector: Inspector, tmp_path: Path):
-    """Counted, filtered, marked and taken away as such; both lines move, by pointer and by keys."""
+    """In counts, filters, marks and downloads. Both lines move by pointer and by keys."""
     names = ("gear_good.png", "gear_broken_tooth.png", "leather_good.png")
     page.locator("#batch-files input[type=file]").set_input_files([SAMPLES / name for name in names])
     finish(page)
@@ -306,11 +306,11 @@ def test_what_lies_between_the_limits_is_to_be_looked_at(page: Page, inspector: 
     page.locator(".filters [data-key=look]").click()
     assert [each["name"] for each in state(page)["listed"]] == ["gear_good.png"]
     with zipfile.ZipFile(downloaded(page, "zip", tmp_path)) as archive:
-        told = {each["path"]: each for each in json.loads(archive.read("results.json"))["pictures"]}
-    assert [told[name]["verdict"] for name in names] == ["look", "anomalous", "good"]
-    assert told["gear_good.png"]["look_threshold"] == 1.5 and told["gear_good.png"]["regions"]
+        results = {each["path"]: each for each in json.loads(archive.read("results.json"))["pictures"]}
+    assert [results[name]["verdict"] for name in names] == ["look", "anomalous", "good"]
+    assert results["gear_good.png"]["look_threshold"] == 1.5 and results["gear_good.png"]["regions"]
     usual = inspector.threshold("leather", rate=0.1)
-    assert told["leather_good.png"]["look_threshold"] == pytest.approx(usual)
+    assert results["leather_good.png"]["look_threshold"] == pytest.approx(usual)
     page.wait_for_function("location.search.includes('batch-look-limits=gear')")
     page.reload()
     expect(summary).to_contain_text("1 to look at")
@@ -336,7 +336,7 @@ def test_what_lies_between_the_limits_is_to_be_looked_at(page: Page, inspector: 
         assert each["limit"] == pytest.approx(inspector.threshold(each["category"]), abs=1e-3)
 
 
-def test_what_is_not_read_is_called_so(page: Page, tmp_path: Path):
+def test_pictures_that_cannot_be_read_are_counted(page: Page, tmp_path: Path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     page.evaluate(
@@ -397,7 +397,7 @@ def test_a_lost_answer_is_waited_for_and_another_batch_ends_this_one(page: Page)
     finish(page, "stopped")
 
 
-def test_a_run_that_the_server_does_not_have_is_said(page: Page, url: str):
+def test_a_run_that_the_server_does_not_have_is_reported(page: Page, url: str):
     page.goto(f"{url}?batch=unknown")
     expect(page.locator(".batch-summary")).to_contain_text("This batch is gone")
     assert "batch=" not in page.url

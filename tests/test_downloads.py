@@ -1,4 +1,4 @@
-"""What a person takes away opens again, agrees with the inspection, and prints on one sheet."""
+"""Downloads open again, agree with the inspection, and the report prints on one page."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_zip_holds_everything(inspection, inspector, film):
 
 @pytest.mark.parametrize("scores, best", [((9, 30, 4, 6), 2), ((9, 30, 12), 0), ((9, 5), 1)])
 def test_a_stopped_repair_ends_with_the_best(inspection, scores, best):
-    """Not with a draft: scores as planted, measured at every step."""
+    """And not with a draft. The scores are given, measured at every step."""
     film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
     for index, score in enumerate(scores):
         shade = np.full((32, 32, 3), index, np.uint8)
@@ -94,16 +94,16 @@ def test_a_repair_that_found_nothing_better_says_so(inspection):
         shade = np.full((32, 32, 3), index % 2, np.uint8)
         film.add(RepairStep(index, 2, shade, score, 1.0, None, index == 2))
     film.ending = "done"
-    assert film.value()["message"] == "Nothing better was found in 2 steps: the picture is as it was."
+    assert film.value()["message"] == "Nothing better was found in 2 steps: the picture is unchanged."
 
 
-def test_a_running_repair_tells_round_and_step(inspection):
+def test_a_running_repair_shows_round_and_step(inspection):
     film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
-    told = []
+    messages = []
     for index, total in enumerate((3, 3, 3, 6, 6, 6)):  # it grows with the last step of a round
         film.add(RepairStep(index, total, np.zeros((32, 32, 3), np.uint8), 9.0 - index, 1.0, None, False))
-        told.append(film.value()["message"])
-    assert told[1:] == ["step 1 of 3", "step 2 of 3", "step 3 of 3", "round 2 · step 1 of 3",
+        messages.append(film.value()["message"])
+    assert messages[1:] == ["step 1 of 3", "step 2 of 3", "step 3 of 3", "round 2 · step 1 of 3",
                         "round 2 · step 2 of 3"]  # fmt: skip
     film.ending = "stopped"
     assert "score 9.00 → 4.00 · stopped after 5 steps" in film.value()["message"]
@@ -154,14 +154,14 @@ def test_mp4_plays_in_the_browser(inspection, inspector, film, browser: Browser,
 
 
 def test_a_report_gives_the_repairs_score_only_beside_a_verdict_of_its_kind(inspection, inspector, film):
-    """At another α, or of other timesteps, it would be compared with what it cannot be compared with."""
+    """Scores at another α or at other timesteps cannot be compared."""
     first = inspection.timesteps[:1]
-    for shown, told in (
+    for shown, with_score in (
         (inspection, True), (inspection.fused(alpha=0.95), False), (inspection.fused(timesteps=first), False),
         (inspection.fused(threshold=20), True),
     ):  # fmt: skip
         page = take("report", shown, inspector, film)[1].decode()
-        assert "by the model" in page and ("by the model, score" in page) is told
+        assert "by the model" in page and ("by the model, score" in page) is with_score
 
 
 def test_report_says_what_was_found(inspection, inspector):

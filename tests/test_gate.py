@@ -1,5 +1,5 @@
-"""What a server answers to malformed calls, strangers and people who try names, passwords and others' files:
-one sentence each, over a real server, with nothing of the server in it and no stack trace in its log.
+"""What a real server answers to malformed calls, to strangers, and to people who guess passwords or try other
+people's files: one sentence each, which reveals nothing of the server, and no stack trace in its log.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def good(http: httpx.Client) -> dict:
 
 @pytest.fixture(autouse=True)
 def log(capfd: pytest.CaptureFixture) -> Iterator[None]:
-    """No caller's mistake is worth a stack trace."""
+    """No caller's mistake puts a stack trace in the log."""
     yield
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err
 
 
 def is_a_sentence(answer: str) -> str:
-    """What was said, which tells nothing of the server."""
+    """Checks that an answer is not empty and reveals nothing of the server; returns it."""
     assert answer.strip()
     found = [word for word in TELLTALE if word in answer.replace(PLAIN, "")]
     assert not found, (found, answer)
@@ -85,7 +85,7 @@ def is_a_sentence(answer: str) -> str:
 
 
 def asked(http: httpx.Client, name: str, body: dict) -> str:
-    """All that comes back of a call, whether it is refused at once or in its stream."""
+    """A call's answer, whether it is refused at once or in its stream."""
     posted = http.post(f"{API}/call/{name}", content=json.dumps(body), headers=JSON)
     if posted.status_code != 200:
         assert 400 <= posted.status_code < 500
@@ -99,7 +99,7 @@ NONSENSE = ["x", -7, 1e300, float("nan"), True, ["x"], [{}], {"a": 1}, "\ud800\0
             [[[[[]]]]], file("/etc/passwd"), [file("../../etc/passwd")], file("http://127.0.0.1:9/a.png"),
             {"url": "http://127.0.0.1:9/a.png", "meta": {"_type": PLAIN}},
             {"url": "data:image/png;base64,AAAA", "meta": {"_type": PLAIN}}]  # fmt: skip
-# What is no nonsense after all: a name, a text or a whole number that may stand there.
+# Values from NONSENSE that are valid for an input.
 SENSE = {("repair", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"): [-7],
          ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7],
          ("inspect", "look_threshold"): [-7], ("batch", "look_threshold"): [-7]}  # fmt: skip
@@ -121,16 +121,16 @@ def test_nonsense_in_any_input_is_answered_with_a_sentence(http, good, name, lab
         if any(value is each for each in SENSE.get((name, label), ())):
             continue
         data = [value if each == label else usual.get(each) for each in LABELS[name]]
-        said = is_a_sentence(asked(http, name, {"data": data}))
-        if name == "batch" and "event: complete" in said:  # it says so for each picture
-            assert '"error"' in said
+        reply = is_a_sentence(asked(http, name, {"data": data}))
+        if name == "batch" and "event: complete" in reply:  # each picture has its error
+            assert '"error"' in reply
         else:
-            assert "detail" in said or "event: error" in said, (value, said)
+            assert "detail" in reply or "event: error" in reply, (value, reply)
 
 
 def test_null_is_the_default_of_every_setting(http, good):
-    said = asked(http, "inspect", {"data": [good, *[None] * 9]})
-    assert "event: complete" in said and '"category": "gear"' in said
+    reply = asked(http, "inspect", {"data": [good, *[None] * 9]})
+    assert "event: complete" in reply and '"category": "gear"' in reply
     assert "Send a picture" in asked(http, "inspect", {"data": [None] * 10})
     assert "Send pictures" in asked(http, "batch", {"data": [None] * 10})
     assert "event: complete" in asked(http, "categories", {"data": [None]})
@@ -230,12 +230,14 @@ EVENT_DATA = ["x", 7, [], {"index": "x", "run": [], "sample": 3, "kind": [], "li
 
 
 def test_nonsense_in_the_pages_events_is_answered_with_a_sentence(http, app, good):
-    """Every event, each input in turn; of those that a click starts work with, its data too."""
-    seen = set()
+    """In every input of every event, and in the data of events."""
+    called = set()
     for number, fn in app.fns.items():
-        if fn.fn is None or fn.api_visibility == "public" or fn.name in ("repair", "answer") or fn.fn in seen:
+        if fn.fn is None or fn.fn in called or fn.api_visibility == "public":
             continue
-        seen.add(fn.fn)
+        if fn.name in ("show_repair", "answer"):
+            continue
+        called.add(fn.fn)
         usual = [good if isinstance(each, gr.Image) else getattr(each, "value", None) for each in fn.inputs]
         usual = [None if isinstance(each, gr.State) else value
                  for each, value in zip(fn.inputs, usual, strict=True)]  # fmt: skip
@@ -246,13 +248,13 @@ def test_nonsense_in_the_pages_events_is_answered_with_a_sentence(http, app, goo
             body = {"data": data, "fn_index": number, "session_hash": "one", "event_data": event_data}
             route = "queue/join" if fn.queue else "run/predict"
             answer = http.post(f"{API}/{route}", content=json.dumps(body), headers=JSON)
-            said = answer.text
+            reply = answer.text
             if fn.queue and answer.status_code == 200:
-                said = http.get(f"{API}/queue/data", params={"session_hash": "one"}).text
-            if "log says why" in said:
-                pytest.fail(f"{fn.name} {data} {event_data}: {said}")
-            if answer.status_code >= 400 or '"success":false' in said:
-                is_a_sentence(said)
+                reply = http.get(f"{API}/queue/data", params={"session_hash": "one"}).text
+            if "log says why" in reply:
+                pytest.fail(f"{fn.name} {data} {event_data}: {reply}")
+            if answer.status_code >= 400 or '"success":false' in reply:
+                is_a_sentence(reply)
 
 
 def test_nonsense_asked_of_the_batch_is_answered(http, app):
@@ -310,17 +312,17 @@ def test_progress_comes_over_plain_http_and_through_the_client(http, url, good):
     data = [[good] * 2, *[None] * 9]
     body = {"data": data, "session_hash": "progress"}
     assert http.post(f"{API}/call/batch", json=body).status_code == 200
-    told = http.get(f"{API}/queue/data", params={"session_hash": "progress"}).text
-    messages = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line]
+    stream = http.get(f"{API}/queue/data", params={"session_hash": "progress"}).text
+    messages = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line]
     steps = [each["progress_data"][0] for each in messages if each["msg"] == "progress"]
     assert steps and all(step["length"] == 2 and step["unit"] == "pictures" for step in steps)
     assert messages[-2]["msg"] == "process_completed" and len(messages[-2]["output"]["data"][0]) == 2
     job = Client(url, verbose=False).submit([handle_file(GOOD)] * 2, api_name="/batch")
-    seen = []
+    progress = []
     while not job.done():
-        seen += job.status().progress_data or []
+        progress += job.status().progress_data or []
         time.sleep(0.01)
-    assert {unit.unit for unit in seen} == {"pictures"}
+    assert {unit.unit for unit in progress} == {"pictures"}
 
 
 def test_an_inspection_of_too_many_tiles_is_refused(http, app, tmp_path):
@@ -337,10 +339,10 @@ def test_an_inspection_of_too_many_tiles_is_refused(http, app, tmp_path):
         body = {"data": data, "fn_index": index, "session_hash": "tiles"}
         if app.fns[index].queue:
             assert http.post(f"{API}/queue/join", json=body).status_code == 200
-            told = http.get(f"{API}/queue/data", params={"session_hash": "tiles"}).text
+            stream = http.get(f"{API}/queue/data", params={"session_hash": "tiles"}).text
         else:
             assert http.post(f"{API}/run/predict", json=body).status_code == 200
-    assert "a picture of 1280 × 1280 px needs 49 tiles of 256 px, and no more than 4 are taken here" in told
+    assert "a picture of 1280 × 1280 px needs 49 tiles of 256 px, and no more than 4 are taken here" in stream
 
 
 # -- logins ------------------------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ def test_a_file_belongs_to_who_uploaded_or_made_it(guarded):
     assert bob.get(f"{API}/file={path}").status_code == 200
 
 
-def test_the_login_page_says_how_long_to_wait(browser, inspector: Inspector, tmp_path: Path):
+def test_the_login_page_says_how_long_to_wait(browser, inspector: Inspector, tmp_path: Path, clock):
     from playwright.sync_api import expect
 
     with served(inspector, tmp_path, auth=[("anna", "right")]) as url:
@@ -461,16 +463,16 @@ def test_the_login_page_says_how_long_to_wait(browser, inspector: Inspector, tmp
         page.set_default_timeout(PATIENCE)
         page.goto(url)
         page.get_by_label("User").fill("anna")
-        said = page.get_by_role("alert")
+        message = page.get_by_role("alert")
         for _ in range(8):
             page.get_by_label("Password").fill("wrong")
             page.get_by_role("button", name="Log in").click()
-            expect(said).not_to_be_empty()
-            if "try again" in said.inner_text():
+            expect(message).not_to_be_empty()
+            if "try again" in message.inner_text():
                 break
-            expect(said).to_have_text("Incorrect credentials.")
-        seconds = int(re.fullmatch(r"There .* wait (\d+) s, then try again\.", said.inner_text())[1])
-        page.wait_for_timeout(1000 * seconds)
+            expect(message).to_have_text("Incorrect credentials.")
+        seconds = int(re.fullmatch(r"There .* wait (\d+) s, then try again\.", message.inner_text())[1])
+        clock.ahead += seconds
         page.get_by_label("Password").fill("right")
         page.get_by_role("button", name="Log in").click()
         page.locator("#samples button").first.click()

@@ -205,8 +205,8 @@ def test_http_upload_call_result(http: httpx.Client):
 
 
 def test_http_refusals_are_sentences(http: httpx.Client):
-    event, said = call(http, "categories", model="other")
-    assert event == "error" and "No model 'other' here" in said["error"]
+    event, answer = call(http, "categories", model="other")
+    assert event == "error" and "No model 'other' here" in answer["error"]
     for name, wanted in (("inspect", "image"), ("nothing", "nothing")):
         missing = http.post(f"/gradio_api/call/v2/{name}", json={})
         assert missing.status_code == 400 and wanted in missing.json()["detail"]
@@ -224,8 +224,8 @@ def test_a_decompression_bomb_is_refused(http: httpx.Client, root: Path):
     Image.new("1", (15_000, 15_000)).save(bomb)
     assert bomb.stat().st_size < 1_000_000
     (path,) = upload(http, bomb).json()
-    event, said = call(http, "inspect", image=file(path))
-    assert event == "error" and "million pixels" in said["error"]
+    event, answer = call(http, "inspect", image=file(path))
+    assert event == "error" and "million pixels" in answer["error"]
 
 
 @pytest.mark.parametrize("path", [
@@ -239,10 +239,10 @@ def test_no_other_file_is_served(http: httpx.Client, root: Path, path: str):
 
 
 def test_health(http: httpx.Client, inspector: Inspector):
-    said = http.get("/health").json()
-    assert said["status"] == "ok" and said["device"] == "cpu"
-    assert said["models"][0]["categories"] == list(inspector.categories)
-    assert said["queue"] == {"waiting": 0, "running": 0}
+    health = http.get("/health").json()
+    assert health["status"] == "ok" and health["device"] == "cpu"
+    assert health["models"][0]["categories"] == list(inspector.categories)
+    assert health["queue"] == {"waiting": 0, "running": 0}
 
 
 def test_two_at_once_get_their_own_answers(client: Client):
@@ -336,8 +336,8 @@ def test_serve_refuses_in_one_sentence(options, sentence, tmp_path, bundled_mode
     (tmp_path / "wrong").write_text("anna")
     given = [option.format(tmp=tmp_path, model=bundled_model) for option in options]
     assert main(["serve", *given]) == 2
-    said = capfd.readouterr().err
-    assert sentence in said and "Traceback" not in said
+    message = capfd.readouterr().err
+    assert sentence in message and "Traceback" not in message
 
 
 @pytest.mark.skipif(find_spec("mcp") is None, reason="needs diffad[mcp]")

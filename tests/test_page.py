@@ -22,7 +22,7 @@ from diffad.synthetic.parts import CATEGORIES, make_part
 
 
 def drawn(page: Page, canvases: str) -> list[int]:
-    """How many colours each canvas holds: 1 is an empty one."""
+    """The number of colours on each canvas; an empty one has 1."""
     return page.locator(canvases).evaluate_all(
         """all => all.map(canvas => {
             const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -32,7 +32,7 @@ def drawn(page: Page, canvases: str) -> list[int]:
 
 
 def coloured(page: Page, canvas: str, colours: int) -> None:
-    """Waits until a canvas, whose pictures load in their own time, holds more than so many colours."""
+    """Waits until a canvas has more than this many colours."""
     page.wait_for_function(
         """([canvas, colours]) => {
             canvas = document.querySelector(canvas);
@@ -45,7 +45,7 @@ def coloured(page: Page, canvas: str, colours: int) -> None:
 
 
 def loaded(pictures: Locator, count: int) -> None:
-    """Waits until there are so many of these <img>, each with a decoded picture."""
+    """Waits until this many <img> exist, each with a decoded picture."""
     expect(pictures).to_have_count(count)
     for i in range(count):
         expect(pictures.nth(i)).not_to_have_js_property("naturalWidth", 0)
@@ -116,7 +116,7 @@ def test_everything_of_a_verdict_is_there_and_follows_the_sliders(page: Page, de
     def picture() -> str:
         return page.locator("#view canvas").evaluate("canvas => canvas.toDataURL()")
 
-    # Whatever is moved is seen at once.
+    # Sliders act at once.
     before, view = score(page), picture()
     for control, value in (("#alpha", 0.9), ("#opacity", 0.2)):
         move(page, control, value)
@@ -141,8 +141,8 @@ def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page, inspector: I
     page.evaluate("diffad.decide({ point: [0, 0] })")
     expect(page.locator("#probe")).to_contain_text("calm")
     rate = inspector.rate("gear", now(page)["score"])
-    told = "as most good parts" if rate > 0.5 else f"1 good part in {1 / rate:.0f} scores this high"
-    expect(page.locator(".reading")).to_contain_text(told)
+    words = "as most good parts" if rate > 0.5 else f"1 good part in {1 / rate:.0f} scores this high"
+    expect(page.locator(".reading")).to_contain_text(words)
     # At its strongest place, and under a threshold just above that.
     inspect(page, "chip_good")
     values = page.evaluate("diffad.valuesAt(diffad.state().choices.point)")
@@ -155,7 +155,7 @@ def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page, inspector: I
     expect(page.locator(".reading")).not_to_contain_text("good part")  # beyond the threshold that is plain
 
 
-def test_what_no_good_part_looks_like_is_told_by_case(page: Page, tmp_path: Path):
+def test_a_part_unlike_any_good_one_has_a_note(page: Page, tmp_path: Path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)).save(tmp_path / "x.png")
     upload(page, tmp_path / "x.png")
     note = page.locator(".note")
@@ -210,15 +210,15 @@ def test_the_threshold_moves_by_score_by_rate_and_by_its_line(page: Page):
     expect(page.locator("#regions")).to_contain_text("No region")
     stands_at(page, "#threshold", now(page)["threshold"])
     stands_at(page, "#look", now(page)["threshold"])  # not beyond
-    moved = now(page)["threshold"]
+    threshold = now(page)["threshold"]
     page.locator(".limit-grip.threshold").focus()
     page.keyboard.press("PageDown")
-    assert now(page)["threshold"] < moved and now(page)["own"] is True
+    assert now(page)["threshold"] < threshold and now(page)["own"] is True
     assert now(page)["look"] == now(page)["threshold"]
 
 
 def drag(page: Page, limit: str, by: float) -> None:
-    """Moves a limit's line by so many px, as far as it goes."""
+    """Drags a limit's line by some px, as far as it goes."""
     knob = page.locator(f".limit-grip.{limit} .knob").bounding_box()
     x, y = knob["x"] + knob["width"] / 2, knob["y"] + 4
     page.mouse.move(x, y)
@@ -246,9 +246,9 @@ def test_a_part_between_the_limits_is_one_to_look_at_and_has_no_tick(page: Page,
     assert here["regions"] and here["threshold"] == pytest.approx(usual["threshold"])
     assert all(region["peak"] > here["look"] == 1 for region in here["regions"])
     expect(page.locator("#regions tbody tr")).to_have_count(min(8, len(here["regions"])))
-    said = json.loads(fetch(page, "json", tmp_path).read_text())
-    assert said["verdict"] == "look" and said["look_threshold"] == 1 and not said["is_anomalous"]
-    assert len(said["regions"]) == len(here["regions"])
+    report = json.loads(fetch(page, "json", tmp_path).read_text())
+    assert report["verdict"] == "look" and report["look_threshold"] == 1 and not report["is_anomalous"]
+    assert len(report["regions"]) == len(here["regions"])
     assert ">Look at it<" in fetch(page, "report", tmp_path).read_text()
     # By the share of good parts above it.
     page.locator("#look-rate input").click()
@@ -278,7 +278,7 @@ def test_the_look_limit_moves_by_its_line_and_by_keys_and_ends_at_the_threshold(
     # Where the lines lie on each other either can still be taken.
     drag(page, "look", -15)
     assert now(page)["look"] < now(page)["threshold"] == before["threshold"]
-    # A threshold that is moved below takes the look limit along, and back.
+    # A threshold moved below the look limit pushes it down, and lets it return.
     look = now(page)["look"]
     move(page, "#threshold", 0.5)
     expect(page.locator(".verdict.anomalous")).to_be_visible()
@@ -344,7 +344,7 @@ def test_a_region_is_zoomed_to_and_a_double_click_shows_the_whole(page: Page):
 
 
 def test_a_number_out_of_range_never_leaves_its_box(page: Page):
-    """Nor does an empty one: what is computed is what the box says in the end."""
+    """Nor does an empty one: the page computes with what the box shows in the end."""
     inspect(page, "gear_good")
     alpha = page.locator("#alpha input[type=number]")
     for typed, end, stands in (("7", "Tab", 1), ("", "Tab", 1), ("0.3", "Enter", 0.3), ("-2", "Enter", 0)):
@@ -391,7 +391,7 @@ def test_a_format_that_browsers_cannot_draw_is_shown(page: Page, defective: Path
 def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: Path):
     upload(page, defective)
     expect(page.locator(".verdict.anomalous")).to_be_visible()
-    # It appears while it is computed, and stops when told to.
+    # Frames appear while they are computed, and it stops on demand.
     page.locator("#repair").click()
     player = page.locator(".player")
     expect(player).to_have_attribute("data-state", "running")
@@ -411,8 +411,8 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     # Its scores stay those of its α, and say so where the page has another.
     limit = now(page)["threshold"]
     move(page, "#alpha", 0.9)
-    told = f" · scored at α = 0.50, t = 20, 200, 400, threshold {limit:.2f}"
-    expect(page.locator(".player .message")).to_have_text(message + told)
+    scored = f" · scored at α = 0.50, t = 20, 200, 400, threshold {limit:.2f}"
+    expect(page.locator(".player .message")).to_have_text(message + scored)
     move(page, "#alpha", 0.5)
     expect(page.locator(".player .message")).to_have_text(message)
     loaded(page.locator(".player .strip img"), 5)
@@ -455,7 +455,7 @@ def test_a_reload_during_a_repair_leaves_a_usable_page(browser: Browser, url: st
 
 
 def test_a_threshold_of_ones_own_is_not_taken_to_another_category(page: Page, tmp_path: Path):
-    """Not even when a file that cannot be read came between, which leaves neither ring nor address."""
+    """Not even after a file that cannot be read, which also unmarks the sample and clears the address."""
     inspect(page, "gear_good")
     move(page, "#threshold", 10)
     page.wait_for_function("location.search.includes('gear_good')")

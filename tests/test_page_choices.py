@@ -1,4 +1,4 @@
-"""How pictures reach the Inspect tab, and that it ends at the last choice however quick one is."""
+"""How pictures reach the Inspect tab, and that it shows the last choice however quickly they follow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DESKTOP, visiting
-from page_steps import inspect, move, samples, shows, stays_at, upload
+from page_steps import idle, inspect, move, samples, settled, shows, stays_at, upload
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -21,14 +21,14 @@ def test_another_picture_ends_a_repair(page: Page):
     expect(page.locator(".player")).to_have_attribute("data-state", "running")
     inspect(page, "gear_broken_tooth")
     expect(page.locator(".player")).to_have_attribute("data-state", "empty")
-    # A repair of this one runs at once, and no late frame of the other gets in.
+    # A repair of this one can start at once, and no late frame of the other one shows.
     move(page, "#steps", 10)
     page.locator("#repair").click()
     expect(page.locator(".player")).to_have_attribute("data-state", "done")
     caption = page.locator(".player .caption")
     expect(caption).to_contain_text(re.compile(r"step \d0\b"))  # rounds of ten
     ended = caption.inner_text()
-    page.wait_for_timeout(1500)
+    idle(page)
     expect(page.locator(".player")).to_have_attribute("data-state", "done")
     expect(caption).to_have_text(ended)
     expect(page.locator("#repair")).to_be_enabled()
@@ -44,18 +44,18 @@ def test_a_repair_begun_while_another_picture_is_asked_for_does_not_stay(page: P
     )
     shows(page, "gear_good.png")
     expect(page.locator("#repair")).to_be_enabled()
-    page.wait_for_timeout(1500)
+    idle(page)
     expect(page.locator(".player")).to_have_attribute("data-state", "empty")
 
 
 def test_the_last_of_quick_choices_is_shown(page: Page, defective: Path):
-    """By keys, by clicks, by controls, by uploads, and by one after the other, without waiting."""
+    """Made by keys, clicks, controls and uploads, without waiting in between."""
     names = samples(page)
     page.evaluate("document.activeElement?.blur()")
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     stays_at(page, names[2])
-    for _ in range(2):  # from there, not from what came between
+    for _ in range(2):  # counted from the last one
         page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
     stays_at(page, names[3])
@@ -79,7 +79,7 @@ def test_the_last_of_quick_choices_is_shown(page: Page, defective: Path):
     page.locator(f"button[data-sample='{names[1]}']").click()
     upload(page, defective)
     page.wait_for_function("diffad.state().part?.name === 'defective'")
-    page.wait_for_timeout(2000)
+    idle(page)
     assert page.evaluate("diffad.state().part.name") == "defective"
     expect(page.locator("#picture img")).to_have_attribute("src", re.compile("defective"))
 
@@ -94,11 +94,11 @@ def test_keys(page: Page):
     for key, name in (("ArrowRight", names[0]), ("ArrowRight", names[1]), ("ArrowLeft", names[0])):
         page.keyboard.press(key)
         shows(page, name)
-    # In a slider the arrows are the slider's.
+    # In a slider the arrow keys move the slider.
     page.locator("#alpha input[type=range]").press("ArrowRight")
     page.wait_for_function("diffad.choices().alpha === 0.51")
     shows(page, names[0])
-    # Other keys it does not have.
+    # It does not use other keys.
     page.keyboard.press("?")
     expect(page.locator("#shortcuts")).to_be_visible()
     page.keyboard.press("Escape")
@@ -112,31 +112,31 @@ def test_tab_leaves_a_list_closed(page: Page):
         page.locator(f"{control} input").focus()
         page.keyboard.press("Tab")
         expect(page.locator(f"{control} input")).not_to_be_focused()
-    page.wait_for_timeout(300)
+        settled(page)
     expect(page.locator("ul[role=listbox]")).to_have_count(0)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of many gears, which the smallest tiles keep busy for a while."""
+    """A picture of many gears, which takes a while in the smallest tiles."""
     path = tmp_path_factory.mktemp("parts") / "large.png"
     Image.fromarray(np.tile(make_part(CATEGORIES[0], 90_003).image, (6, 6, 1))).save(path)
     return path
 
 
-def test_a_long_inspection_tells_how_far_it_is_and_can_be_cancelled(browser: Browser, url: str, large: Path):
+def test_a_long_inspection_shows_its_progress_and_can_be_cancelled(browser: Browser, url: str, large: Path):
     with visiting(browser, f"{url}?tile=256") as page:
         expect(page.locator("#tile input")).to_have_value("256 px")
         upload(page, large)
-        told = page.locator("#picture .progress-text")
-        expect(told).to_contain_text(re.compile(r"\d+/\d+ tiles"))
+        progress = page.locator("#picture .progress-text")
+        expect(progress).to_contain_text(re.compile(r"\d+/\d+ tiles"))
         page.locator("#cancel").click()
         expect(page.locator("#verdict .empty")).to_contain_text("Cancelled")
         expect(page.locator("#cancel")).to_be_hidden()
         expect(page.locator("#download-json")).to_be_disabled()
         # Other settings take the picture up again; another picture does not wait for it.
         page.locator("#draws input[type=range]").press("ArrowRight")
-        expect(told).to_contain_text(re.compile(r"\d+/\d+ tiles"))
+        expect(progress).to_contain_text(re.compile(r"\d+/\d+ tiles"))
         page.locator("button[data-sample='gear_good.png']").click()
         stays_at(page, "gear_good.png")
 
@@ -173,7 +173,7 @@ def test_a_camera_takes_a_picture(browser: Browser, url: str):
     context.close()
 
 
-def test_what_is_no_picture_is_told_in_words_and_leaves_nothing(page: Page, tmp_path: Path):
+def test_a_file_that_is_not_a_picture_empties_the_page_and_says_why(page: Page, tmp_path: Path):
     inspect(page, "gear_good")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"this is not a picture")

@@ -1,5 +1,5 @@
-"""How long uploads, results and batches stay, how much they may take, and what is left of killed servers. The
-clock is the test's.
+"""How long uploads, results and batches are kept, how much room they get, and what killed servers leave.
+The tests set the clock.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def test_what_others_have_just_sent_does_not_make_room(storage: Storage, clock):
 def test_a_batch_without_room_for_its_maps_says_so_in_its_rows(storage: Storage, inspector: Inspector):
     storage.keep(b"0" * (10 * MB - 1000), "full.png")
     run = ended(a_run(storage, inspector, [SAMPLES / "gear_good.png"]))
-    assert "is not kept: the 0.00977 GB" in run.rows[0].error and run.state == "done"
+    assert "could not be stored: the 0.00977 GB" in run.rows[0].error and run.state == "done"
 
 
 def test_a_zip_is_refused_while_it_is_unpacked(storage: Storage, inspector: Inspector, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Fair turns at the network: who waits for whom, on threads that do nothing else; then tiles and repairs."""
+"""Fair turns at the network: who waits for whom, then turns of tiles and repairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffad.ui.turns import Turns, Unwanted
 
 
 def works(turns: Turns, person: str, calls: int, log: list[str], begin: threading.Event) -> threading.Thread:
-    """A thread that takes so many turns one after the other."""
+    """A thread that takes a number of turns one after the other."""
 
     def work() -> None:
         turn = turns.of(person)
@@ -34,7 +34,7 @@ def works(turns: Turns, person: str, calls: int, log: list[str], begin: threadin
 
 
 def waiting(turns: Turns, number: int) -> None:
-    """Until so many threads wait for their turn."""
+    """Waits until a number of threads wait for their turn."""
     for _ in range(2000):
         if sum(map(len, turns._waiting.values())) == number:
             return
@@ -103,7 +103,7 @@ def surface() -> np.ndarray:
 
 def test_a_turn_encloses_each_call_and_ends_the_work_at_the_next_tile(inspector: Inspector, surface):
     inside = taken = 0
-    told: list[int] = []
+    finished: list[int] = []
 
     @contextmanager
     def turn():
@@ -113,20 +113,20 @@ def test_a_turn_encloses_each_call_and_ends_the_work_at_the_next_tile(inspector:
         yield
         inside = 0
 
-    inspector.inspect(surface, tile=256, progress=lambda done, total: told.append(done), turn=turn)
-    assert taken == len(told) + 1 >= 4  # the first is for what the picture shows
+    inspector.inspect(surface, tile=256, progress=lambda done, total: finished.append(done), turn=turn)
+    assert taken == len(finished) + 1 >= 4  # the first is for what the picture shows
 
     def ended(done: int, total: int) -> None:
-        told.append(done)
-        if len(told) == 2:
+        finished.append(done)
+        if len(finished) == 2:
             nonlocal gone
             gone = True
 
     gone = False
-    told.clear()
+    finished.clear()
     with pytest.raises(Unwanted):
         inspector.inspect(surface, tile=256, progress=ended, turn=Turns().of("ann", lambda: not gone))
-    assert len(told) == 2
+    assert len(finished) == 2
 
 
 def test_repairs_take_turns_by_steps(inspector: Inspector, defective: Path):

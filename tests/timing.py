@@ -1,7 +1,7 @@
 """Prints how quick the page is in a real browser: `make timing`, or `python tests/timing.py [SAMPLE]`.
 
 α to map: from the slider's input event to the frame in which verdict, map, contours and evidence are painted
-anew. Click to verdict: from a click on a sample to its verdict on the screen, network included.
+again. Click to verdict: from a click on a sample to its verdict on the screen, network included.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from diffad.method.fusion import PIXEL_TRUST, PLAIN_WEIGHT, weighed
 from diffad.method.image_score import (
+    _EULER,
+    _EXCESS_KURTOSIS,
+    _SKEWNESS,
     CELLS,
     CHANGED_RATE,
     EXCESS_FROM,
@@ -215,4 +218,5 @@ RULE = {
     "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM,
     "plain_weight": PLAIN_WEIGHT, "pixel_trust": PIXEL_TRUST, "steps": _STEPS, "zero": _ZERO,
     "changed_rate": CHANGED_RATE,
+    "euler": _EULER, "skewness": _SKEWNESS, "excess_kurtosis": _EXCESS_KURTOSIS,
 }  # fmt: skip

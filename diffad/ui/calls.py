@@ -1,5 +1,6 @@
-"""Calls of endpoints and the page's events, before Gradio works on them: whether they fit, and whose files
-they name. What does not fit is answered with one sentence.
+"""Checks calls before Gradio handles them: their form, and whether the caller may use the files they name.
+
+A call that fails a check is answered with one sentence.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from diffad.ui.files import Storage
 from diffad.ui.turns import Unwanted, give_up
 
 FILE_FORM = '{"path": …, "meta": {"_type": "gradio.FileData"}}'
-# An upload or a result named by its address on a server: what follows is its path here.
+# The address of an upload or a result; the path on this server follows "file=".
 OWN_ADDRESS = re.compile(r"https?://[^/]+(?:/.*)?/gradio_api/file=(?P<path>[^?]+).*")
 ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 FAILED = "The server could not do this; its log says why."
 
 
 class Refusal(Exception):
-    """A request that is answered with a status and one sentence."""
+    """A request is answered with this status and sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -34,8 +35,15 @@ class Refusal(Exception):
 
 
 def check(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
-    """Raises Refusal unless this JSON, posted to a route of Gradio's API, is a call of something that is
-    there, with all it needs.
+    """Checks that a call names something that exists and has all its inputs.
+
+    Args:
+        blocks: the page and its endpoints.
+        route: of Gradio's API, to which the call was posted.
+        sent: the call's JSON.
+
+    Raises:
+        Refusal: It does not.
     """
     if route == "component_server":
         _check_component(blocks, sent)
@@ -55,8 +63,18 @@ def check(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
 
 
 def bring_in(sent: Any, storage: Storage, person: str | None) -> bool:
-    """Raises Refusal for a file that is not the person's (None may have all), and for every address; that of
-    a file here becomes its path. Returns whether this has changed what was sent.
+    """Checks the files that a call names, and replaces addresses of files on this server by their paths.
+
+    Args:
+        sent: the call's JSON, which is changed in place.
+        storage: where files are.
+        person: who calls; None may use every file.
+
+    Returns:
+        Whether anything was replaced.
+
+    Raises:
+        Refusal: A file is not the person's, or an address leads elsewhere.
     """
     changed = False
     for file in _files_named(sent):
@@ -72,20 +90,18 @@ def bring_in(sent: Any, storage: Storage, person: str | None) -> bool:
 
 
 def guard(app: gr.Blocks) -> None:
-    """From now on an event that cannot be carried out is answered with one sentence: because what was sent
-    does not fit its inputs, or because it fails in a way that only the log should tell.
-    """
+    """Makes an app answer failed events with one sentence; details of internal errors go to the log only."""
     read, process = app.preprocess_data, app.process_api
 
     async def preprocess_data(*given: Any, **more: Any) -> list[Any]:
         try:
             return await read(*given, **more)
         except Exception as error:
-            if isinstance(error, gr.Error) and not error.print_exception:  # a sentence of our own
+            if isinstance(error, gr.Error) and not error.print_exception:  # one of our own sentences
                 raise
             print(f"diffad: a call whose inputs do not fit ({type(error).__name__})", file=sys.stderr)
-            said = "An input of this call does not fit: see “Use via API” on the page, or load the page anew."
-            raise gr.Error(said, print_exception=False) from None
+            message = "An input of this call does not fit: see “Use via API” on the page, or reload the page."
+            raise gr.Error(message, print_exception=False) from None
 
     async def process_api(*given: Any, **more: Any) -> dict[str, Any]:
         try:
@@ -104,8 +120,9 @@ def guard(app: gr.Blocks) -> None:
 
 
 def as_sentence(error: Exception) -> str:
-    said = str(error)
-    return f"{said[:1].upper()}{said[1:]}."
+    """The error's message with a capital and a full stop."""
+    message = str(error)
+    return f"{message[:1].upper()}{message[1:]}."
 
 
 def _check_call(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
@@ -120,7 +137,7 @@ def _check_call(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
     else:  # an event of the page, which may send more than is needed
         fn = blocks.fns.get(number) if type(number) is int else None
         if fn is None or fn.fn is None or len(data) < len(fn.inputs):
-            raise Refusal(400, "The page has no such event: load it anew.")
+            raise Refusal(400, "The page has no such event: reload it.")
         if route == "queue/join" and not isinstance(sent.get("session_hash"), str):
             raise Refusal(400, "session_hash is missing.")
     _check_inputs(fn.inputs, data)
@@ -138,7 +155,7 @@ def _check_component(blocks: gr.Blocks, sent: dict[str, Any]) -> None:
     block = blocks.blocks.get(number) if type(number) is int else None
     known = block is not None and isinstance(name, str) and hasattr(block, name)
     if not known or not isinstance(sent.get("session_hash"), str) or "data" not in sent:
-        raise Refusal(400, "The page has nothing that answers this: load it anew.")
+        raise Refusal(400, "The page has nothing that answers this: reload it.")
 
 
 def _check_inputs(components: Sequence[Any], values: Sequence[Any]) -> None:
@@ -165,13 +182,13 @@ def _is_file(value: Any) -> bool:
 
 
 def _files_named(sent: Any) -> Iterator[dict[str, Any]]:
-    """Every JSON object in there that Gradio might take for a file."""
-    left = [sent]
-    while left:
-        here = left.pop()
-        if isinstance(here, dict):
-            if isinstance(here.get("path"), str):
-                yield here
-            left.extend(here.values())
-        elif isinstance(here, list):
-            left.extend(here)
+    """Every object inside the JSON that Gradio might take for a file."""
+    remaining = [sent]
+    while remaining:
+        value = remaining.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                yield value
+            remaining.extend(value.values())
+        elif isinstance(value, list):
+            remaining.extend(value)

@@ -1,6 +1,6 @@
-"""What the page shows: an inspection's numbers, sent once, and the HTML that the scripts fill with them.
+"""What the page shows: an inspection as it is sent to the browser, and the HTML that the scripts fill.
 
-Knows results, not Gradio. The colours come from `page.css`, so one string serves the light and the dark page.
+Nothing in here knows Gradio. Colours come from page.css, so the same HTML serves the light and the dark page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from diffad.method.calibration import RULE
 from diffad.pictures import drawing
 
 if TYPE_CHECKING:
@@ -22,27 +21,34 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 VIEW_PIXELS = 1600  # longest side of the picture in the viewer
-LOSSLESS = 512 * 512  # a picture of up to so many pixels goes to the viewer as PNG
-STEPS = 2**16 - 1  # a map is sent in so many steps between its lowest and highest value
+LOSSLESS = 512 * 512  # px; larger pictures go to the viewer as JPEG
+STEPS = 2**16 - 1  # between the lowest and the highest value of a map as it is sent
+ENCODING = {
+    "png": (cv2.IMWRITE_PNG_COMPRESSION, 1),
+    "jpeg": (cv2.IMWRITE_JPEG_QUALITY, 92),
+    "webp": (cv2.IMWRITE_WEBP_QUALITY, 80),
+}
 
 
-def png_uri(picture: np.ndarray) -> str:
-    """A data URI of an RGB or grey picture as lossless PNG, encoded for speed rather than size."""
+def data_uri(picture: np.ndarray, kind: str) -> str:
+    """A picture as a data URI.
+
+    Args:
+        picture: uint8, RGB or grey.
+        kind: "png" (lossless, encoded for speed), "jpeg" (high quality) or "webp" (a few KB).
+    """
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
-    _, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
+    _, data = cv2.imencode(f".{kind}", bgr, ENCODING[kind])
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def picture_uri(picture: np.ndarray) -> str:
-    """A data URI for the viewer: a small picture lossless, a large one as JPEG of high quality."""
-    small = drawing.shrunk(picture, VIEW_PIXELS)
-    if small.shape[0] * small.shape[1] <= LOSSLESS:
-        return png_uri(small)
-    _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+def base64_of(values: np.ndarray) -> str:
+    """The array's bytes."""
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 
 
 def plural(count: int, word: str) -> str:
+    """Such as "1 step" and "2 steps"."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
@@ -50,62 +56,67 @@ def plural(count: int, word: str) -> str:
 
 
 def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
-    """What `page.js` judges and draws from: picture, maps and good parts' evidence, of every computed t.
+    """Everything that page.js judges and draws from: picture, maps, and the good parts' maps.
 
-    top: the end of the colour scale in σ. maps: [2 (pixel, feature) · n_t, height, width], and one more of
-    the plain features where the category has them, as uint16 steps above each map's lowest value, base64; a
-    step is 1/65535 of the map's range. good: `Inspection.good_evidence`, base64. rule: see `scoring.RULE`.
+    maps: the pixel maps of all computed timesteps, then the feature maps, then the plain features' map if the
+    category has one; uint16 [maps, height, width] in steps of 1/65535 of each map's range, above its lowest
+    value. good: see `Inspection.good_evidence`.
+
+    Args:
+        inspection: the result.
+        top: the end of the colour scale, σ.
+        device: what it was computed on, in words.
     """
     height, width = inspection.image.shape[:2]
-    timesteps = inspection.computed_timesteps
-    grid_maps = inspection.grid_maps()
-    plain = inspection.grid_plain()
-    maps = np.stack(
-        [grid_maps[t][branch] for branch in (0, 1) for t in timesteps] + ([] if plain is None else [plain])
-    )
-    lowest = maps.min(axis=(1, 2))
-    step = np.maximum((maps.max(axis=(1, 2)) - lowest) / STEPS, 1e-9)
-    steps = np.rint((maps - lowest[:, None, None]) / step[:, None, None]).astype("<u2")
+    small = drawing.shrunk(inspection.image, VIEW_PIXELS)
+    kind = "png" if small.shape[0] * small.shape[1] <= LOSSLESS else "jpeg"
     good, nearest, good_plain = inspection.good_evidence()
     return {
-        "picture": picture_uri(inspection.image), "size": [width, height], "timesteps": list(timesteps),
+        "picture": data_uri(small, kind), "size": [width, height],
+        "timesteps": list(inspection.computed_timesteps),
         "category": inspection.category, "recognised": inspection.recognised,
         "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
         "seconds": inspection.seconds, "device": device,
-        "scored_size": inspection.scored_size, "chances": inspection.chances, "rule": RULE,
+        "scored_size": inspection.scored_size, "chances": inspection.chances,
         "changed": inspection.scorer.changed, "windows": inspection.windows,
         "smallest": inspection.smallest_region,
         "good": {
             "shape": good.shape, "nearest": nearest, "data": base64_of(good),
             "plain": None if good_plain is None else base64_of(good_plain),
         },
-        "seen": seen_in_words(inspection),
-        "maps": {
-            "height": maps.shape[1], "width": maps.shape[2], "lowest": lowest.tolist(), "step": step.tolist(),
-            "data": base64_of(steps),
-        },
+        "prepared": preparation_in_words(inspection),
+        "maps": _maps(inspection),
     }  # fmt: skip
 
 
-def base64_of(values: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+def _maps(inspection: Inspection) -> dict[str, Any]:
+    grid_maps, plain = inspection.grid_maps(), inspection.grid_plain()
+    maps = [grid_maps[t][branch] for branch in (0, 1) for t in inspection.computed_timesteps]
+    maps = np.stack(maps if plain is None else [*maps, plain])
+    lowest = maps.min(axis=(1, 2))
+    step = np.maximum((maps.max(axis=(1, 2)) - lowest) / STEPS, 1e-9)
+    steps = np.rint((maps - lowest[:, None, None]) / step[:, None, None]).astype("<u2")
+    return {
+        "height": maps.shape[1], "width": maps.shape[2], "lowest": lowest.tolist(), "step": step.tolist(),
+        "data": base64_of(steps),
+    }  # fmt: skip
 
 
-def seen_in_words(inspection: Inspection) -> str:
-    """How the model saw a picture that it did not see whole, as it is."""
+def preparation_in_words(inspection: Inspection) -> str:
+    """What was done to a picture before the model got it; empty if nothing was."""
     if inspection.turned:
         return "turned upright for the model"
     return "" if inspection.tile is None else f"cut into tiles of {inspection.tile} px"
 
 
 def colormaps() -> dict[str, str]:
-    """By name 256 RGB entries, base64."""
+    """256 RGB entries of each colour map, by name, base64."""
     ramp = np.arange(256, dtype=np.float32)[None]
     return {name: base64_of(drawing.heatmap(ramp, 255, name)) for name in drawing.COLORMAPS}
 
 
-# What the scripts fill. The templates hold no value, so that Gradio never draws them anew and the divider,
-# the zoom and the player stay where the person left them.
+# Templates that the scripts fill. They contain no values, so Gradio never renders them again: divider, zoom
+# and player keep their state.
 
 VIEWER = """
 <div class="stage blank">
@@ -161,14 +172,14 @@ ENLARGED = """
 SHORTCUTS = """
 <dialog id="shortcuts" aria-label="How to read the page, and its keys">
   <form method="dialog"><h3>How to read this page</h3><button aria-label="Close">✕</button></form>
-  <p>A model that has seen only good parts says what it expects under noise of several levels <b>t</b>: low
-  for fine texture, high for large shapes. What it cannot explain, in pixels and in deep features, is measured
-  in <b>σ</b>: standard deviations of good parts' maps, about 0 on a good part. <b>α</b> is the
-  balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of
-  a σ of the features.</p>
-  <p>The <b>score</b> is the mean of the map's highest values. Above the <b>threshold</b>
-  a part is anomalous; between the <b>look limit</b> and the threshold somebody should look at it. Both were
-  set on good parts, and an anomaly is a difference from them, not yet a fault.</p>
+  <p>A model trained on good parts only removes noise of several levels <b>t</b> from the picture: low levels
+  show fine texture, high ones large shapes. What it cannot explain, in pixels and in deep features, is
+  measured in <b>σ</b>, standard deviations of good parts' maps: about 0 on a good part. <b>α</b> balances the
+  two branches: 0 features only, 1 pixels only. At 0.5 a σ of the pixels counts a twentieth of a σ of the
+  features.</p>
+  <p>The <b>score</b> summarises the map. Above the <b>threshold</b> a part is anomalous; between the
+  <b>look limit</b> and the threshold somebody should look at it. Both limits come from good parts, and an
+  anomaly is a difference from those, not necessarily a fault.</p>
   <h3>Keyboard</h3>
   <dl>
     <dt><kbd>←</kbd> <kbd>→</kbd></dt><dd>previous or next sample, or picture of the batch</dd>
@@ -181,13 +192,13 @@ SHORTCUTS = """
     <dt><kbd>Esc</kbd></dt><dd>close what is open</dd>
     <dt><kbd>?</kbd></dt><dd>this help</dd>
   </dl>
-  <p class="quiet">In a large map the arrows move through the evidence. Pinch, Ctrl and the wheel, or after a
-  click the wheel alone zooms the picture; a drag moves it, a double click shows it whole.</p>
+  <p class="quiet">In a large map the arrow keys move through the evidence. Pinch or use Ctrl and the wheel to
+  zoom the picture; after a click the wheel alone will do. Drag to move it, double-click to see all of it.</p>
 </dialog>"""
 
 
 def verdict(sentence: str) -> str:
-    """The verdict's place; the sentence stands there until there is a part."""
+    """The verdict's place, with a sentence in it until there is a part."""
     waiting = escape(sentence)
     return f"""
 <div class="empty" data-waiting="{waiting}"><p>{waiting}</p></div><div class="verdict-slot" hidden></div>
@@ -199,7 +210,7 @@ def row_head(title: str, explanation: str) -> str:
 
 
 def empty_sheet() -> str:
-    """The evidence before there is a part: what its rows will say."""
+    """The evidence before there is a part: the heads of its rows."""
     rows = (("Pixels", "how it looks"), ("Features", "what it means"), ("Together", "weighed by α"))
     cells = '<div class="no-map"></div>' * 4
     heads = "".join(f'<span class="t-head quiet">{text}</span>' for text in ("fine", "", "coarse", "mean"))
@@ -209,13 +220,13 @@ def empty_sheet() -> str:
 
 
 def thumbnails(samples: Sequence[Path]) -> str:
-    """A row of buttons, one a sample picture; files are named <category>_<defect>.png."""
+    """A button for each sample picture; files are named <category>_<defect>.png."""
     buttons = []
     for path in samples:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = png_uri(drawing.shrunk(picture[..., ::-1], 96))
+        uri = data_uri(drawing.shrunk(picture[..., ::-1], 96), "png")
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

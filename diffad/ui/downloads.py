@@ -1,4 +1,4 @@
-"""What a person takes away: pictures, maps, numbers and the film of a repair, as (file name, bytes)."""
+"""Files that people take away: pictures, maps, numbers and the film of a repair, as (file name, bytes)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffad.inspection import Inspection, RepairStep
     from diffad.inspector import Inspector
 
-# What can be taken away, each with its button's label.
+# Kinds of files, with the labels of their buttons.
 OF_INSPECTION = {
     "report": "Report", "overlay": "Overlay PNG", "map": "Map .npy", "evidence": "Evidence PNG",
     "json": "JSON",
@@ -36,36 +36,41 @@ OF_INSPECTION = {
 OF_FILM = {"gif": "GIF", "webp": "WebP"} | ({"mp4": "MP4"} if animation.has_mp4() else {})
 PLAYED_PIXELS = 384  # longest side of a frame in the page's player
 FRAMES_PLAYED = 60
-FULL_PRECISION = 2**22  # px; of larger pictures the zip holds the full-size map as float16
+FULL_PRECISION = 2**22  # px; larger maps are float16 in the zip
 
 
 class Film:
-    """One repair as it grows: small frames kept for the animation, smaller ones as files for the player.
-
-    `keep(data, name)` stores a file where the page may serve it and returns its path.
-    """
+    """One repair while it runs: small frames for the animation, smaller ones as files for the player."""
 
     def __init__(
         self, inspection: Inspection, timesteps: Sequence[int], threshold: float,
         keep: Callable[[bytes, str], str],
     ) -> None:
-        """timesteps: those at which its pictures are scored, and for which the threshold is."""
+        """Starts without frames.
+
+        Args:
+            inspection: of the part before the repair.
+            timesteps: at which the repair's pictures are scored.
+            threshold: for these timesteps.
+            keep: stores a file (data, name) where the page can fetch it; returns its path.
+        """
         self._inspection = inspection
         self._timesteps = tuple(timesteps)
         self._threshold = threshold
         self._keep = keep
         self.frames: list[np.ndarray] = []
         self.repaired: np.ndarray | None = None  # the newest picture, in its own size
-        self.ending = ""  # "stopped" on demand, "done" by itself
-        self._best: RepairStep | None = None  # the lowest that was scored
+        self.ending = ""  # "stopped" on demand, "done" by itself, empty while it runs
+        self._best: RepairStep | None = None  # of the steps that were scored, the lowest
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
         self._losses: list[float] = []
         self._total = self._round = 0
 
     def add(self, step: RepairStep) -> None:
+        """Adds a step; not every step becomes a frame."""
         if not self._scores:
-            self._round = max(1, step.total)  # each further round adds as many
+            self._round = max(1, step.total)  # further rounds have as many steps
         self._total = step.total
         self._scores.append(float(step.score))
         self._losses.append(float(step.mahalanobis))
@@ -82,17 +87,17 @@ class Film:
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
 
     def end_with_best(self) -> None:
-        """Adds the best picture again: a weighed repair that is stopped half-way must not leave a draft."""
+        """Ends with the best picture so far, because a repair that is stopped halfway is still a draft."""
         if self._best is not None and self._best.image is not self.repaired:
             self.add(replace(self._best, index=len(self._scores), total=self._total, done=True))
 
     @property
     def score(self) -> float | None:
-        """Of the newest picture; None before there is one."""
+        """The newest picture's score; None if there is no picture yet."""
         return self._scores[-1] if self._scores else None
 
     def score_beside(self, inspection: Inspection) -> float | None:
-        """The same, unless this verdict's α or timesteps are others than the repair's."""
+        """The same, but None if an inspection's α or timesteps differ from the repair's."""
         alike = (inspection.alpha, inspection.timesteps) == (self._inspection.alpha, self._timesteps)
         return self.score if alike else None
 
@@ -102,11 +107,11 @@ class Film:
             return no_film()
         first, last, done = self._scores[0], self._scores[-1], len(self._scores) - 1
         steps = cards.plural(done, "step")
-        message = self._whereabouts(done)
+        message = self._progress(done)
         if self.ending == "done" and len(self._scores) == 1:
             message = "Nothing to repair: no place of this part is anomalous."
         elif self.ending == "done" and first == last:
-            message = f"Nothing better was found in {steps}: the picture is as it was."
+            message = f"Nothing better was found in {steps}: the picture is unchanged."
         elif self.ending:
             how = "stopped after" if self.ending == "stopped" else "after"
             message = (
@@ -125,21 +130,21 @@ class Film:
             "state": self.ending or "running",
         }
 
-    def _whereabouts(self, done: int) -> str:
-        """The round, once there is more than one, and the step in it."""
+    def _progress(self, done: int) -> str:
+        """The step within its round, and the round unless it is the first."""
         before = max(0, done - 1) // self._round
         step = f"step {done - before * self._round} of {self._round}"
         return f"round {before + 1} · {step}" if before else step
 
     def _unchanged(self) -> str:
-        """How like the original the newest frame is where no region was: PSNR in decibels."""
+        """How similar the newest frame is to the first outside the anomalous regions, in words (PSNR)."""
         before, after = self.frames[0].astype(np.float32), self.frames[-1].astype(np.float32)
         heat = cv2.resize(self._inspection.anomaly_map, before.shape[1::-1], interpolation=cv2.INTER_AREA)
-        wide = max(3, max(heat.shape) // 32) | 1
-        inside = cv2.dilate((heat > self._threshold).astype(np.uint8), np.ones((wide, wide), np.uint8))
+        margin = max(3, max(heat.shape) // 32) | 1
+        inside = cv2.dilate((heat > self._threshold).astype(np.uint8), np.ones((margin, margin), np.uint8))
         outside = inside == 0
         if not outside.any():
-            return "nothing is left"
+            return "there is nothing"
         error = float(np.mean((before - after)[outside] ** 2))
         if error < 1e-3:
             return "nothing changed"
@@ -147,6 +152,7 @@ class Film:
 
 
 def no_film() -> dict[str, Any]:
+    """What the player shows before a repair."""
     return {
         "frames": [],
         "message": "Repair shows what a part would look like without its defects.",
@@ -164,12 +170,19 @@ def contents(
     colormap: str,
     name: str = "part",
 ) -> tuple[str, bytes]:
-    """File name and bytes of one download: a key of OF_INSPECTION or OF_FILM, or "all" for a zip of all.
+    """File name and bytes of one download.
 
-    Pictures and the map have the size of the uploaded picture, but for the evidence sheet, the report and
-    the animation (at most 768 px). The zip also holds the picture, the repaired one, and under maps/ each
-    branch's map per noise level and the fused one at the resolution at which the model works (more cells
-    would be interpolation): float32 `.npy`, and 16-bit PNG whose scale is in the JSON.
+    Overlay and map have the size of the uploaded picture; the animation has at most 768 px.
+
+    Args:
+        kind: a key of OF_INSPECTION or OF_FILM, or "all" for a zip of everything (see `_everything`).
+        inspection: as the browser shows it.
+        inspector: that made it.
+        film: the repair, if there was one.
+        vmax: end of the colour scale, σ.
+        opacity: of the overlay.
+        colormap: of overlay and maps.
+        name: of the picture, without suffix.
     """
     if kind == "report":
         repaired, score = (film.repaired, film.score_beside(inspection)) if _repaired(film) else (None, None)
@@ -193,12 +206,25 @@ def contents(
             path = animation.animation(film.frames, Path(folder) / f"{name}-repair.{kind}")
             return path.name, path.read_bytes()
     assert kind == "all", kind
+    kinds = ("report", "overlay", "evidence", *(OF_FILM if film is not None and film.frames else ()))
+    files = [contents(each, inspection, inspector, film, vmax, opacity, colormap, name) for each in kinds]
+    return f"{name}-diffad.zip", _everything(files, inspection, inspector, film, name)
+
+
+def _everything(
+    files: Sequence[tuple[str, bytes]], inspection: Inspection, inspector: Inspector, film: Film | None,
+    name: str,
+) -> bytes:  # fmt: skip
+    """A zip of these files, the picture before and after a repair, the map, and all maps it was made from.
+
+    The latter, below maps/, have the resolution at which the model works: float32 `.npy`, and 16-bit PNG
+    whose scale is in the JSON.
+    """
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         archive.writestr(f"{name}.png", drawing.png_bytes(inspection.image))
-        kinds = ["report", "overlay", "evidence", *(OF_FILM if film is not None and film.frames else ())]
-        for each in kinds:
-            archive.writestr(*contents(each, inspection, inspector, film, vmax, opacity, colormap, name))
+        for file in files:
+            archive.writestr(*file)
         if _repaired(film):
             archive.writestr(f"{name}-repaired.png", drawing.png_bytes(film.repaired))
         small = inspection.image.shape[0] * inspection.image.shape[1] <= FULL_PRECISION
@@ -209,18 +235,20 @@ def contents(
             archive.writestr(f"maps/{key}.npy", drawing.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
             png, scales[f"maps/{key}.png"] = _sixteen_bit(values)
             archive.writestr(f"maps/{key}.png", png)
-        about = summary(inspection, inspector, name) | {"maps": {
+        maps = {
             "unit": "standard deviations of good parts' maps",
             "png": "low + value / 65535 * (high - low)",
             "scales": scales,
-        }}  # fmt: skip
+        }
+        about = summary(inspection, inspector, name) | {"maps": maps}
         archive.writestr(f"{name}.json", json_text(about))
-    return f"{name}-diffad.zip", data.getvalue()
+    return data.getvalue()
 
 
 def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str, Any]:
-    """Everything about one verdict that is no picture: score, limits and what they mean, regions, settings,
-    the picture's size and fingerprint, the model and where it comes from."""
+    """One verdict as JSON: score, limits and what they mean, regions, settings, the picture's size and hash,
+    the model and its origin.
+    """
     height, width = inspection.image.shape[:2]
     pixels = np.ascontiguousarray(inspection.image)
     rate = inspection.rate
@@ -240,12 +268,12 @@ def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str
 
 
 def _repaired(film: Film | None) -> bool:
-    """Whether a repair has come to an end of its own or on demand, and has changed the picture."""
+    """Whether a repair has ended, by itself or on demand, and has changed the picture."""
     return film is not None and film.ending in ("done", "stopped") and len(film.frames) > 1
 
 
 def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
-    """Name → map as small as the model made it, float32 [h, w]; fused last."""
+    """Each branch's maps and the fused one, by name, in the model's resolution, float32 [h, w]."""
     maps = inspection.grid_maps()
     found = {}
     for t in inspection.timesteps:
@@ -258,7 +286,7 @@ def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
 
 
 def _sixteen_bit(values: np.ndarray) -> tuple[bytes, dict[str, float]]:
-    """A map as 16-bit grey PNG that uses the whole range, and the two values at its ends."""
+    """A map as 16-bit grey PNG that uses the whole range, and the values at the ends of the range."""
     low, high = float(values.min()), float(values.max())
     steps = np.rint((values - low) / max(high - low, 1e-12) * 65535).astype(np.uint16)
     return cv2.imencode(".png", steps)[1].tobytes(), {"low": low, "high": high}

@@ -1,8 +1,8 @@
 """Named endpoints for `gradio_client`, plain HTTP and MCP: inspect, batch, repair, categories.
 
-Their docstrings are what Gradio shows to people and to language models. A setting that is sent as null, or
-not at all, has its default. Whatever is wrong is answered with one sentence. How far a call has come is told
-on the way (`job.status().progress_data` in `gradio_client`).
+Gradio shows their docstrings to people and to language models. Settings that are null or left out have their
+defaults. Errors are answered with one sentence. Progress is reported while a call runs
+(`job.status().progress_data` in `gradio_client`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import gradio as gr
 from diffad import batch as batches
 from diffad.inspection import LOOK_RATE
 from diffad.method.repair_options import RepairOptions
-from diffad.pictures import animation, drawing
+from diffad.pictures import animation, drawing, intake
 from diffad.pictures.reading import DataError
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
 from diffad.ui.turns import AT_ONCE, Turns
@@ -28,19 +28,102 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 
-def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:
-    """Adds the endpoints to the Blocks being built. Unseen on the page: they have components of their own."""
+class Endpoints:
+    """The methods with docstrings of several paragraphs are the endpoints."""
 
-    def find(model: str) -> Inspector:
-        if model not in inspectors:
-            raise ValueError(f"No model {model!r} here; there are: {', '.join(inspectors)}.")
-        return inspectors[model]
+    def __init__(self, inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:
+        """Adds the endpoints to the current `gr.Blocks`, with components that the page does not show.
 
-    def inspect(image: str | None, category: str, timesteps: Any, alpha: float, seed: float, draws: float,
-                threshold: float, look_threshold: float, model: str, bits: float,
-                progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str]:  # noqa: B008
-        """Judges one picture of a part: score, limits, verdict (good, look, anomalous) and regions as JSON,
-        and the picture with its anomaly map.
+        Args:
+            inspectors: by the names that callers choose from; the first is the default.
+            turns: shared by everything that uses the network.
+            storage: for results.
+        """
+        self._inspectors, self._turns, self._storage = inspectors, turns, storage
+        self._connect()
+
+    def _connect(self) -> None:
+        usual = RepairOptions()
+        with gr.Row(visible=False):
+            image = picture_upload(label="image")
+            images = several_files(label="images")
+            category = text("category", "")
+            timesteps = gr.JSON([], label="timesteps")
+            alpha = number("alpha", 0.5)
+            seed = number("seed", 0)
+            draws = number("draws", 1)
+            threshold = number("threshold", 0)
+            look_threshold = number("look_threshold", 0)
+            steps = number("steps", usual.steps)
+            denoise_every = number("denoise_every", usual.denoise_every)
+            step_size = number("step_size", 0)
+            method = text("method", usual.method)
+            model = text("model", next(iter(self._inspectors)))
+            bits = number("bits", 0)
+            answer = gr.JSON(label="result")
+            picture = gr.Image(format="png", label="picture")
+            film = gr.File(label="film")
+            call = gr.Button("call")
+        settings = [category, timesteps, alpha, seed, draws, threshold, look_threshold, model, bits]
+        call.click(
+            self.inspect,
+            [image, *settings],
+            [answer, picture],
+            api_name="inspect",
+            concurrency_id="inspect",
+            concurrency_limit=AT_ONCE,  # a queue of their own, apart from the page's
+        )
+        call.click(
+            self.batch,
+            [images, *settings],
+            answer,
+            api_name="batch",
+            concurrency_id="batch",
+            concurrency_limit=AT_ONCE,
+        )
+        call.click(
+            self.repair,
+            [image, category, steps, denoise_every, step_size, method, seed, model, bits],
+            [answer, picture, film],
+            api_name="repair",
+            concurrency_id="repair",
+            concurrency_limit=AT_ONCE,
+        )
+        call.click(self.categories, model, answer, api_name="categories", queue=False)
+
+    def _find(self, model: str) -> Inspector:
+        if model not in self._inspectors:
+            raise ValueError(f"No model {model!r} here; there are: {', '.join(self._inspectors)}.")
+        return self._inspectors[model]
+
+    def _settings(
+        self, inspector: Inspector, timesteps: Any, alpha: float, seed: float, draws: float,
+        threshold: float, look_threshold: float, bits: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What `inspect` and `batch` have in common, as arguments of `Inspector.inspect`."""
+        return {
+            "timesteps": levels(timesteps, inspector), "alpha": alpha, "seed": whole("seed", seed),
+            "draws": whole("draws", draws), "threshold": threshold or None,
+            "look_threshold": look_threshold or None, "bits": whole("bits", bits) or None,
+            "turn": self._turns.of_caller(), "max_tiles": self._turns.max_tiles,
+        }  # fmt: skip
+
+    def inspect(
+        self,
+        image: str | None,
+        category: str,
+        timesteps: Any,
+        alpha: float,
+        seed: float,
+        draws: float,
+        threshold: float,
+        look_threshold: float,
+        model: str,
+        bits: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[dict[str, Any], str]:
+        """Judges one picture of a part: returns score, limits, verdict (good, look, anomalous) and regions as
+        JSON, and the picture with its anomaly map.
 
         Args:
             image: the picture.
@@ -54,28 +137,41 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             look_threshold: above this score, up to the threshold, it is one to look at; 0 for the
                 category's own.
             model: one of the served models.
-            bits: how many the camera has, of a picture in a file of 16: 8, 10, 12, 14 or 16; 0 to find out.
+            bits: of the camera, for a picture in a 16-bit file: 8, 10, 12, 14 or 16; 0 to find out.
         """
         with refusals(image):
-            inspector = find(model)
+            inspector = self._find(model)
             inspection = inspector.inspect(
-                required(image), category=category or None, timesteps=levels(timesteps, inspector),
-                alpha=alpha, seed=whole("seed", seed), draws=whole("draws", draws),
-                threshold=threshold or None, look_threshold=look_threshold or None,
-                bits=whole("bits", bits) or None, turn=turns.of_caller(), max_tiles=turns.max_tiles,
+                required(image),
+                category=category or None,
+                **self._settings(inspector, timesteps, alpha, seed, draws, threshold, look_threshold, bits),
                 progress=lambda done, total: progress((done, total), unit="tiles"),
             )
             heat = drawing.overlay(
-                inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
-                inspection.map_limit, contour=inspection.verdict != "good",
+                inspection.image,
+                inspection.anomaly_map,
+                inspector.scale_top(inspection.category),
+                inspection.map_limit,
+                contour=inspection.verdict != "good",
             )
-            return inspection.to_dict(), storage.keep(drawing.png_bytes(heat), "picture.png")
+            return inspection.to_dict(), self._storage.keep(drawing.png_bytes(heat), "picture.png")
 
-    def batch(images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
-              draws: float, threshold: float, look_threshold: float, model: str, bits: float,
-              progress: gr.Progress = gr.Progress()) -> list[dict[str, Any]]:  # noqa: B008
-        """Judges several pictures: a list of results like those of `inspect`, each with its file's
-        `name`. A picture that cannot be read is an entry with `error`, its reason.
+    def batch(
+        self,
+        images: Sequence[str] | None,
+        category: str,
+        timesteps: Any,
+        alpha: float,
+        seed: float,
+        draws: float,
+        threshold: float,
+        look_threshold: float,
+        model: str,
+        bits: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[dict[str, Any]]:
+        """Judges several pictures: returns a list of results like those of `inspect`, each with its file's
+        `name`. A picture that cannot be read has an entry with the reason as `error`.
 
         Args:
             images: picture files, or zip archives of them.
@@ -89,53 +185,75 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
             look_threshold: above this score, up to the threshold, it is one to look at; 0 for the
                 category's own.
             model: one of the served models.
-            bits: how many the camera has, of pictures in files of 16: 8, 10, 12, 14 or 16; 0 to find out by
-                the highest value of all.
+            bits: of the camera, for pictures in 16-bit files: 8, 10, 12, 14 or 16; 0 to find out from the
+                highest value of all pictures.
         """
-        with refusals(*(images or ())), batch_folder(storage) as folder, storage.using(images or ()):
-            inspector = find(model)
+        with (
+            refusals(*(images or ())),
+            batch_folder(self._storage) as folder,
+            self._storage.using(images or ()),
+        ):
+            inspector = self._find(model)
             if not images:
                 raise DataError("Send pictures.")
-            pictures = batches.sources(map(Path, images), folder, claim=storage.make_room)
+            pictures = intake.sources(map(Path, images), folder, claim=self._storage.make_room)
             shared = {} if bits else batches.shared_bits(inspector, pictures, category or None)
             found: list[dict[str, Any]] = []
             rows = batches.run(
-                inspector, pictures, category or None, shared, timesteps=levels(timesteps, inspector),
-                alpha=alpha, seed=whole("seed", seed), draws=whole("draws", draws),
-                threshold=threshold or None, look_threshold=look_threshold or None,
-                bits=whole("bits", bits) or None, turn=turns.of_caller(), max_tiles=turns.max_tiles,
+                inspector,
+                pictures,
+                category or None,
+                shared,
+                **self._settings(inspector, timesteps, alpha, seed, draws, threshold, look_threshold, bits),
             )
-            for row, _ in rows:  # "path" would be a file to fetch for gradio_client
+            for row, _ in rows:  # named "name", because gradio_client would fetch a "path" as a file
                 error = {"error": row.error} if row.error else {}
                 found.append({"name": row.name} | row.result | error)
                 progress((len(found), len(pictures)), unit="pictures")
             return found
 
-    def repair(image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
-                    method: str, seed: float, model: str, bits: float,
-                    progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str, str]:  # noqa: B008
-        """Repairs one picture of a part: score and loss per step and notes as JSON, the repaired picture, and
-        the animation as a GIF.
+    def repair(
+        self,
+        image: str | None,
+        category: str,
+        steps: float,
+        denoise_every: float,
+        step_size: float,
+        method: str,
+        seed: float,
+        model: str,
+        bits: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[dict[str, Any], str, str]:
+        """Repairs one picture of a part: returns score and loss per step and notes as JSON, the repaired
+        picture, and the animation as a GIF.
 
         Args:
             image: the picture.
             category: what the part is, one of `categories`; empty to have it recognised.
-            steps: of a round of the repair, 1 to 5000; there are five rounds at most.
+            steps: in each round of the repair, 1 to 5000; there are five rounds at most.
             denoise_every: gradient steps between two denoising steps.
             step_size: length of a gradient step; 0 for the method's usual one.
             method: "weighed" acts where the anomaly map is high, "paper" everywhere.
             seed: of the noise.
             model: one of the served models.
-            bits: how many the camera has, of a picture in a file of 16: 8, 10, 12, 14 or 16; 0 to find out.
+            bits: of the camera, for a picture in a 16-bit file: 8, 10, 12, 14 or 16; 0 to find out.
         """
         reel, scores, losses = animation.Reel(), [], []
         with refusals(image):
-            for step in find(model).repair(
-                required(image), category or None,
-                RepairOptions(whole("steps", steps), whole("denoise_every", denoise_every),
-                              step_size or None, method=method),
-                seed=whole("seed", seed), bits=whole("bits", bits) or None, turn=turns.of_caller(),
-                max_tiles=turns.max_tiles,
+            for step in self._find(model).repair(
+                required(image),
+                category or None,
+                RepairOptions(
+                    whole("steps", steps),
+                    whole("denoise_every", denoise_every),
+                    step_size or None,
+                    method=method,
+                ),
+                seed=whole("seed", seed),
+                bits=whole("bits", bits) or None,
+                turn=self._turns.of_caller(),
+                max_tiles=self._turns.max_tiles,
             ):
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
@@ -144,79 +262,47 @@ def add(inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> 
                 progress((step.index, step.total))
             with room(), tempfile.TemporaryDirectory() as folder:
                 data = animation.animation(reel.frames, Path(folder) / "repair.gif").read_bytes()
-            repaired = storage.keep(drawing.png_bytes(last), "repaired.png")
+            repaired = self._storage.keep(drawing.png_bytes(last), "repaired.png")
             numbers = {"scores": scores, "mahalanobis": losses, "notes": notes}
-            return numbers, repaired, storage.keep(data, "repair.gif")
+            return numbers, repaired, self._storage.keep(data, "repair.gif")
 
-    def categories(model: str) -> list[dict[str, Any]]:
-        """What a model knows: its categories, each with its threshold and look limit.
+    def categories(self, model: str) -> list[dict[str, Any]]:
+        """Lists a model's categories, each with its threshold and look limit.
 
         Args:
             model: one of the served models.
         """
         with refusals():
-            inspector = find(model)
+            inspector = self._find(model)
         return [
             {"category": name, "threshold": inspector.threshold(name),
              "look_threshold": inspector.threshold(name, rate=LOOK_RATE)}
             for name in inspector.categories
         ]  # fmt: skip
 
-    usual = RepairOptions()
-    with gr.Row(visible=False):
-        image = picture_upload(label="image")
-        images = several_files(label="images")
-        category = text("category", "")
-        timesteps = gr.JSON([], label="timesteps")
-        alpha = number("alpha", 0.5)
-        seed = number("seed", 0)
-        draws = number("draws", 1)
-        threshold = number("threshold", 0)
-        look_threshold = number("look_threshold", 0)
-        steps = number("steps", usual.steps)
-        denoise_every = number("denoise_every", usual.denoise_every)
-        step_size = number("step_size", 0)
-        method = text("method", usual.method)
-        model = text("model", next(iter(inspectors)))
-        bits = number("bits", 0)
-        answer = gr.JSON(label="result")
-        picture = gr.Image(format="png", label="picture")
-        film = gr.File(label="film")
-        call = gr.Button("call")
-    settings = [category, timesteps, alpha, seed, draws, threshold, look_threshold, model, bits]
-    call.click(
-        inspect, [image, *settings], [answer, picture], api_name="inspect",
-        concurrency_id="inspect", concurrency_limit=AT_ONCE,  # the page's need not wait until these are begun
-    )
-    call.click(
-        batch, [images, *settings], answer, api_name="batch", concurrency_id="batch",
-        concurrency_limit=AT_ONCE,
-    )
-    call.click(
-        repair, [image, category, steps, denoise_every, step_size, method, seed, model, bits],
-        [answer, picture, film], api_name="repair", concurrency_id="repair",
-        concurrency_limit=AT_ONCE,
-    )
-    call.click(categories, model, answer, api_name="categories", queue=False)
-
 
 @contextmanager
 def refusals(*paths: str | None) -> Iterator[None]:
-    """What a caller has got wrong (DataError, or a setting out of range) is answered as a sentence."""
+    """Turns the caller's mistakes (DataError, or a setting out of range) into a sentence.
+
+    Args:
+        paths: of the call's pictures, which the sentence names without the server's folders.
+    """
     try:
         yield
     except ValueError as error:
-        said = str(error)
+        message = str(error)
         for path in filter(None, paths):
-            said = sentence(said, path)
-        raise gr.Error(said, print_exception=False) from error
+            message = sentence(message, path)
+        raise gr.Error(message, print_exception=False) from error
     except MemoryError as error:
-        said = "This does not fit in the server's memory: scale the picture down or cut it up."
-        raise gr.Error(said, print_exception=False) from error
+        message = "This does not fit in the server's memory: scale the picture down or cut it up."
+        raise gr.Error(message, print_exception=False) from error
 
 
 @contextmanager
 def batch_folder(storage: Storage) -> Iterator[Path]:
+    """A folder for one call."""
     folder = storage.batch_folder()
     try:
         yield folder
@@ -225,13 +311,14 @@ def batch_folder(storage: Storage) -> Iterator[Path]:
 
 
 def required(image: str | None) -> str:
+    """Raises DataError if the picture is missing."""
     if image is None:
         raise DataError("Send a picture.")
     return image
 
 
 def levels(timesteps: Any, inspector: Inspector) -> tuple[int, ...]:
-    """The noise levels that were asked for; `Inspector.inspect` says whether it can use them."""
+    """The requested noise levels, or the usual ones. `Inspector.inspect` checks their range."""
     if not timesteps:
         return inspector.timesteps
     if not isinstance(timesteps, list) or not all(type(t) is int for t in timesteps):
@@ -240,25 +327,27 @@ def levels(timesteps: Any, inspector: Inspector) -> tuple[int, ...]:
 
 
 def whole(name: str, value: float) -> int:
+    """Raises ValueError unless a setting is a whole number."""
     if value != int(value):
         raise ValueError(f"{name} is a whole number, not {value}")
     return int(value)
 
 
 def text(name: str, default: str) -> gr.Textbox:
+    """A text whose null is its default."""
     component = gr.Textbox(default, label=name)
     component.preprocess = lambda payload: default if payload is None else payload
     return component
 
 
 def number(name: str, default: float) -> gr.Number:
-    """A number that says what it is when it gets something else, where `gr.Number` would fail."""
+    """A number whose null is its default. Other values get a sentence as answer; `gr.Number` would fail."""
     component = gr.Number(default, label=name)
 
     def checked(payload: Any) -> float:
         if payload is None:
             return default
-        if type(payload) not in (int, float) or not abs(payload) < 1e15:  # NaN is not, either
+        if type(payload) not in (int, float) or not abs(payload) < 1e15:  # which excludes NaN
             instead = f", not {str(payload)[:40]!r}" if isinstance(payload, str | int | float) else ""
             raise gr.Error(f"{name} is a number{instead}", print_exception=False)
         return payload

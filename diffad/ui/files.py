@@ -1,6 +1,4 @@
-"""Files in and out of the page: uploads as they were sent, what is made while it runs, and how long all that
-stays, how much it may take and whose it is.
-"""
+"""Uploads and results on the server's disk: how long they stay, how much room they get, whose they are."""
 
 from __future__ import annotations
 
@@ -26,10 +24,10 @@ PREFIX = "diffad-server-"
 HOUR = 3600.0  # s
 KEPT = 6 * HOUR  # after the last use
 RECENT = HOUR  # files used within it are not removed to make room
-DEAD = 24 * HOUR  # a server tells more often that it lives
-MEASURED_EVERY = 10.0  # s; until then what is added is counted
+DEAD = 24 * HOUR  # a running server touches its folder more often than this
+MEASURED_EVERY = 10.0  # s; between measurements, additions are only summed up
 GB = 2**30
-# In the description of the endpoints; Gradio's own is on another server.
+# Shown in the description of the endpoints; Gradio's own example is on another server.
 EXAMPLE = {"path": "part.png", "url": "part.png", "meta": {"_type": "gradio.FileData"}}
 clock = time.time
 
@@ -41,9 +39,7 @@ class File(NamedTuple):
 
 
 class Run(Protocol):
-    """What the storage asks of a run of a batch. used: when it was last asked about, s; pictures: with the
-    files that it works on.
-    """
+    """What the storage needs to know of a batch. used: time of last use, s. pictures: whose files stay."""
 
     id: str
     used: float
@@ -58,16 +54,21 @@ class Run(Protocol):
 
 
 class Storage:
-    """One server's own folder, for all that it is given and makes.
+    """One server's folder for uploads, results and batches. Thread-safe.
 
-    files: uploads and results, where Gradio keeps and serves them. batches: a folder for each run. Both go
-    KEPT seconds after their last use, and earlier where room is needed, the oldest first; never what a run
-    works on. Thread-safe.
+    Files and finished batches are deleted KEPT seconds after their last use, or earlier if room is needed,
+    the oldest first; never the pictures of a batch that is still there.
+
+    files: uploads and results, where Gradio stores and serves them. batches: a folder for each run. runs: by
+    their id.
     """
 
     def __init__(self, parent: Path, limit: int) -> None:
-        """In a new folder below the parent; limit: bytes that files and batches may take. Removes what killed
-        servers have left there.
+        """Creates a folder, and deletes what killed servers have left beside it.
+
+        Args:
+            parent: where the folder is created.
+            limit: bytes that files and batches may take together.
         """
         parent.mkdir(parents=True, exist_ok=True)
         remove_left_overs(parent)
@@ -82,14 +83,15 @@ class Storage:
         self._lock = threading.RLock()
         self._used, self._measured_at = 0, 0.0
 
-    # -- whose ---------------------------------------------------------------------------------------------
+    # Owners
 
     def own(self, path: str | Path, person: str) -> None:
+        """Notes that a person may use a file."""
         with self._lock:
             self._owners.setdefault(Path(path).resolve(), set()).add(person)
 
     def find(self, path: str, person: str | None) -> Path | None:
-        """The file of that path, if it is here and the person's; None as person may have everybody's."""
+        """The file of that path if it exists and the person may use it. None as person may use every file."""
         try:
             found = Path(path).resolve()
             if not found.is_relative_to(self.files) or not found.is_file():
@@ -99,13 +101,13 @@ class Storage:
         if person is not None and person not in self._owners.get(found, ()):
             return None
         with suppress(OSError):
-            os.utime(found)  # used again
+            os.utime(found)  # counts as a use
         return found
 
-    # -- in ------------------------------------------------------------------------------------------------
+    # Adding
 
     def keep(self, data: bytes, name: str) -> str:
-        """Stores a file that the caller of the present event may fetch; returns its path."""
+        """Stores a file for the caller of the present event; returns its path."""
         with room():
             self.make_room(len(data))
             path = save_bytes_to_cache(data, name, str(self.files))
@@ -113,22 +115,23 @@ class Storage:
         return path
 
     def take_over(self, path: Path) -> str:
-        """The same for a file in one of `batches`, which is moved."""
+        """Moves a file out of a batch's folder for the caller of the present event; returns its path."""
         with room():
             self.make_room(0)
             folder = self.files / secrets.token_hex(16)
             folder.mkdir()
-            moved = path.replace(folder / path.name)
-        self.own(moved, caller())
-        return str(moved)
+            taken = path.replace(folder / path.name)
+        self.own(taken, caller())
+        return str(taken)
 
     def batch_folder(self) -> Path:
+        """A new folder for a batch."""
         with room():
             return Path(tempfile.mkdtemp(dir=self.batches))
 
     @contextmanager
     def using(self, paths: Iterable[str]) -> Iterator[None]:
-        """Meanwhile these files stay."""
+        """Keeps these files from being deleted in the meantime."""
         work = object()
         self._in_use[work] = frozenset(map(Path, paths))
         try:
@@ -136,11 +139,13 @@ class Storage:
         finally:
             del self._in_use[work]
 
-    # -- out -----------------------------------------------------------------------------------------------
+    # Deleting
 
     def make_room(self, size: int) -> None:
-        """Removes as much of what is finished, the oldest first, as `size` bytes more need. Raises DataError
-        where that is not enough.
+        """Deletes old files and finished batches until `size` more bytes fit.
+
+        Raises:
+            DataError: There is still not enough room.
         """
         with self._lock:
             if clock() - self._measured_at > MEASURED_EVERY or self._used + size > self.limit:
@@ -150,12 +155,12 @@ class Storage:
             if self._used + size > self.limit:
                 raise DataError(
                     f"the {self.limit / GB:.3g} GB that this server has for pictures are taken: wait until "
-                    "other work is finished, or have it started with a larger --max-storage"
+                    "other work is finished, or restart the server with a larger --max-storage"
                 )
             self._used += size
 
     def sweep(self) -> None:
-        """Removes what was last used KEPT seconds ago."""
+        """Deletes what was last used KEPT seconds ago."""
         with self._lock:
             oldest = clock() - KEPT
             for run in self._finished():
@@ -166,10 +171,10 @@ class Storage:
                     self._remove(file)
             self._measure()
         with suppress(OSError):
-            os.utime(self.root)  # not a dead server's
+            os.utime(self.root)  # shows other servers that this one is alive
 
     def close(self) -> None:
-        """Removes everything."""
+        """Deletes everything."""
         for run in list(self.runs.values()):
             run.cancel()
         shutil.rmtree(self.root, ignore_errors=True)
@@ -197,7 +202,7 @@ class Storage:
         run.forget()
 
     def _idle_files(self) -> list[File]:
-        """Those that no work needs."""
+        """Files that no batch and no running work uses."""
         needed = {sample.image for run in list(self.runs.values()) for sample in run.pictures.values()}
         needed = needed.union(*list(self._in_use.values()))
         return [file for file in _files(self.files) if file.path not in needed]
@@ -206,7 +211,7 @@ class Storage:
         with suppress(OSError):
             file.path.unlink()
         with suppress(OSError):
-            file.path.parent.rmdir()  # where it was the last one
+            file.path.parent.rmdir()  # if it is empty now
         self._owners.pop(file.path, None)
 
     def _measure(self) -> None:
@@ -215,14 +220,14 @@ class Storage:
 
 def _files(folder: Path) -> Iterator[File]:
     for path in folder.rglob("*"):
-        with suppress(OSError):  # gone meanwhile
+        with suppress(OSError):  # deleted in the meantime
             status = path.lstat()
             if not path.is_dir():
                 yield File(max(status.st_mtime, status.st_ctime), status.st_size, path)
 
 
 def remove_left_overs(parent: Path) -> None:
-    """Removes the folders of servers that were killed a day ago or longer: only this person's."""
+    """Deletes the folders of this user's servers that were killed a day ago or longer."""
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             status = folder.lstat()
@@ -234,10 +239,10 @@ def remove_left_overs(parent: Path) -> None:
 def picture_upload(**settings: Any) -> gr.Image:
     """An image component whose value is the path of the uploaded file itself.
 
-    `gr.Image` opens and converts an upload before the event sees it: 16 bits become 8, and a file that is no
-    picture ends in a stack trace. Here `data.read_image` meets the file. (Overridden on the instance, because
-    Gradio writes a .pyi into the package for every subclass. An event that has the component as output must
-    give it a value: an update, `gr.skip()` too, makes another instance.)
+    `gr.Image` opens and converts an upload before an event gets it: 16 bits become 8, and a file that is not
+    a picture ends in a stack trace. Here `read_image` reads the file. The method is replaced on the instance,
+    because Gradio writes a .pyi file into the package for every subclass. So an event that has the component
+    as an output must return a value for it: an update, even `gr.skip()`, would create another instance.
     """
     picture = gr.Image(type="filepath", format="png", image_mode=None, **settings)
     usual = picture.preprocess
@@ -250,7 +255,7 @@ def picture_upload(**settings: Any) -> gr.Image:
 
 @contextmanager
 def room() -> Iterator[None]:
-    """A file that this server cannot store is said so to whoever waits for it."""
+    """Turns errors of storing a file into a sentence for whoever waits for it."""
     try:
         yield
     except DataError as error:
@@ -263,11 +268,11 @@ def room() -> Iterator[None]:
 
 
 def several_files(**settings: Any) -> gr.File:
-    """A file component of an endpoint that takes one file as well as a list of them."""
+    """A file component of an endpoint that accepts a single file as well as a list."""
     component = gr.File(file_count="multiple", **settings)
     described = component.api_info()
     component.api_info = lambda: described
-    component.data_model = None  # which would have it be a list
+    component.data_model = None  # it would insist on a list
     component.preprocess = lambda payload: payload and [
         each["path"] for each in (payload if isinstance(payload, list) else [payload])
     ]
@@ -276,5 +281,5 @@ def several_files(**settings: Any) -> gr.File:
 
 
 def sentence(message: str, path: str | Path) -> str:
-    """A message about a picture, which is called by its name and not by where the server keeps it."""
+    """A message about a picture with the server's path replaced by the file's name."""
     return message.replace(str(path), Path(path).name)

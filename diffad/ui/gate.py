@@ -1,8 +1,8 @@
-"""What stands before Gradio: who is let in, what may be asked for, and one sentence for all else.
+"""Checks every request before Gradio gets it, and answers those that fail with one sentence.
 
-Gradio answers many a malformed call with its own exceptions, serves a file to everybody who knows its path,
-fetches addresses for callers, and tells strangers what only those who log in should know. So each request is
-looked at here first; what a call holds, in `calls.py`.
+Gradio answers many malformed calls with its own exceptions, serves files to anybody who knows their paths,
+fetches addresses for callers, and tells strangers what only logged-in people should know. The contents of a
+call are checked in `calls.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 API = "/gradio_api/"
-# What the page, its scripts and programs ask for; nothing else that Gradio would answer is served.
+# What the page, its scripts and programs need. Gradio's other routes are not served.
 SERVED = re.compile(
     r"/(health|login|logout|config|theme\.css|manifest\.json|favicon\.ico|pwa_icon|robots\.txt"
     r"|(assets|static|svelte)/.+"
@@ -39,12 +39,12 @@ SERVED = re.compile(
     r"|(heartbeat|run|api|call)/.+|file[=/].+))?/?"
 )
 WITHOUT_LOGIN = {"/health", "/login", "/logout", "/favicon.ico", f"{API}startup-events"}
-LOGIN_PAGE = (Path(__file__).parent / "login.html").read_text(encoding="utf-8")
-MOST_JSON = 16  # MB in one call
+LOGIN_PAGE = (Path(__file__).parent / "static" / "login.html").read_text(encoding="utf-8")
+MOST_JSON = 16  # MB of one call
 
 
 class Gate:
-    """ASGI middleware around Gradio's app. Without logins everybody is one person, whose every file is."""
+    """ASGI middleware around Gradio's app. Without logins everybody may use every file."""
 
     def __init__(self, app: Any, blocks: gr.Blocks, storage: Storage) -> None:
         self.app, self.blocks, self.storage = app, blocks, storage
@@ -65,17 +65,18 @@ class Gate:
             await self._admit(Request(scope, receive), sending)
             return
         except Refusal as refusal:
-            status, said = refusal.status, refusal.sentence
+            status, message = refusal.status, refusal.sentence
         except ClientDisconnect:
             return
         except Exception as error:
-            if not (begun and isinstance(error.__cause__, HTTPException)):  # else a stream whose call is over
+            # Gradio ends the stream of a finished call with an HTTPException, which is no error.
+            if not (begun and isinstance(error.__cause__, HTTPException)):
                 traceback.print_exc()
-            status, said = 500, calls.FAILED
+            status, message = 500, calls.FAILED
         if begun:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            await JSONResponse({"detail": said}, status)(scope, receive, send)
+            await JSONResponse({"detail": message}, status)(scope, receive, send)
 
     async def _admit(self, request: Request, send: Send) -> None:
         scope, path = request.scope, request.scope["path"]
@@ -102,14 +103,14 @@ class Gate:
         await self.app(scope, receive, send)
 
     def _person(self, request: Request) -> str | None:
-        """The login's name; None without one."""
+        """The name of whoever is logged in; None if nobody is."""
         app = request.scope["app"]
         cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
         names = (app.tokens.get(request.cookies.get(cookie)) for cookie in cookies)
         return next(filter(None, names), None)
 
     def _check_awaited(self, route: str, request: Request) -> None:
-        """Refuses to wait for the answer to a call that nobody works on."""
+        """Raises Refusal for a request to wait for a call that is not in the queue."""
         queue = self.blocks._queue
         if route == "queue/data":
             known = request.query_params.get("session_hash", "") in queue.pending_messages_per_session
@@ -123,14 +124,14 @@ class Gate:
             raise Refusal(404, "There is no such call here, or it was answered already: call again.")
 
     async def _checked(self, request: Request, route: str, person: str | None) -> bytes:
-        """The body of a call that fits, and names only files of that person."""
+        """The body of a call, after all checks. person: whose files it may name, see `calls.bring_in`."""
         body = bytearray()
         async for chunk in request.stream():
             body.extend(chunk)
             if len(body) > MOST_JSON * 2**20:
-                said = f"A call may have {MOST_JSON} MB: upload files first and give their paths."
-                raise Refusal(413, said)
-        if route.startswith("mcp"):  # has a form of its own, and calls here again
+                message = f"A call may have {MOST_JSON} MB: upload files first and give their paths."
+                raise Refusal(413, message)
+        if route.startswith("mcp"):  # it has another form, and becomes a call that is checked here
             return bytes(body)
         try:
             sent = json.loads(body)
@@ -144,7 +145,7 @@ class Gate:
         return json.dumps(sent).encode() if calls.bring_in(sent, self.storage, person) else bytes(body)
 
     async def _upload(self, request: Request, person: str | None, send: Send) -> None:
-        """Takes an upload for which there is room; its files are the person's."""
+        """Accepts an upload if there is room for it, and notes that its files are the person's."""
         length = request.headers.get("content-length", "")
         if not re.fullmatch(r"[0-9]{1,15}", length):
             raise Refusal(411, "An upload has to say how long it is: send Content-Length.")
@@ -166,18 +167,18 @@ class Gate:
         except (ClientDisconnect, OSError):
             raise
         except Exception:
-            said = "This upload cannot be read: send multipart/form-data with the files under `files`."
-            raise Refusal(400, said) from None
+            message = "This upload cannot be read: send multipart/form-data with the files under `files`."
+            raise Refusal(400, message) from None
 
 
 async def misunderstood(request: Any, error: Exception) -> JSONResponse:
-    """The answer to a request that FastAPI finds malformed."""
-    said = "This request cannot be understood: something in it is missing or of the wrong kind."
-    return JSONResponse({"detail": said}, 400)
+    """The answer to a request that FastAPI considers malformed."""
+    message = "This request cannot be understood: something in it is missing or of the wrong kind."
+    return JSONResponse({"detail": message}, 400)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Receives a body that was read already, and then what follows it."""
+    """Delivers a body that has been read already, then whatever follows it."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receiving() -> Message:
@@ -187,7 +188,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _paths(answer: bytes) -> list[str]:
-    """What an upload is answered with, if it was taken."""
+    """The paths in the answer to an upload; none if it was refused."""
     try:
         paths = json.loads(answer)
     except ValueError:

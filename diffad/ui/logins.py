@@ -1,4 +1,4 @@
-"""Who may log in, and how long they wait who have been wrong."""
+"""Who may log in. Wrong passwords slow down further attempts."""
 
 from __future__ import annotations
 
@@ -12,32 +12,38 @@ from fastapi import HTTPException
 
 from diffad.ui import files
 
-FREE = {"user": 3, "address": 10}  # wrong logins in a row before the next has to wait
-LONGEST_WAIT = 60.0  # s; whoever is kept out by somebody else's guesses is not for long
-FORGOTTEN = 3600.0  # s after the last wrong one
+FREE = {"user": 3, "address": 10}  # wrong logins in a row without a wait
+LONGEST_WAIT = 60.0  # s; short, because guessing by somebody else locks out the real user too
+FORGOTTEN = 3600.0  # s after the last wrong login
 REMEMBERED = 4096  # users and addresses
 
-address: ContextVar[str] = ContextVar("address", default="")  # whose request is being answered
+address: ContextVar[str] = ContextVar("address", default="")  # of the request being answered
 
 
 class Logins:
-    """Answers Gradio whether a user and password are right. Wrong ones slow down the next login of that user
-    and from that address: a second, then twice as long each time.
+    """Tells Gradio whether a user and password are right.
+
+    After a few wrong logins of one user or from one address the next one has to wait a second, then twice as
+    long each time.
     """
 
     def __init__(self, accounts: Sequence[tuple[str, str]]) -> None:
         self._passwords = dict(accounts)
-        # How many in a row, and when the last was; what was added to longest ago comes first.
+        # Wrong logins in a row and the time of the last one, by ("user" or "address", name); oldest first.
         self._wrong: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
     def __call__(self, user: str, password: str) -> bool:
-        """Raises HTTPException 429 with a sentence, whatever the password, while they have to wait."""
+        """Whether the login is right.
+
+        Raises:
+            HTTPException: 429 with a sentence if it has to wait, even if the password is right.
+        """
         who = [("user", user[:200]), ("address", address.get())]
         wait = max(map(self._wait, who))
         if wait > 0:
             seconds = math.ceil(wait)
-            said = f"There were too many wrong logins: wait {seconds} s, then try again."
-            raise HTTPException(429, said, {"Retry-After": str(seconds)})
+            message = f"There were too many wrong logins: wait {seconds} s, then try again."
+            raise HTTPException(429, message, {"Retry-After": str(seconds)})
         expected = self._passwords.get(user, "")
         if hmac.compare_digest(password.encode(), expected.encode()) and expected:
             self._wrong.pop(who[0], None)
@@ -50,7 +56,7 @@ class Logins:
         return False
 
     def _wait(self, who: tuple[str, str]) -> float:
-        """Seconds that are left, 0 or less if none."""
+        """Remaining seconds; 0 or less if there is no wait."""
         count, last = self._wrong.get(who, (0, 0.0))
         passed = files.clock() - last
         if passed > FORGOTTEN:

@@ -32,16 +32,19 @@ from diffad.ui.turns import Turns
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
-HERE = Path(__file__).parent
-# In the order in which they need each other.
-SCRIPTS = ("scores", "page", "viewer", "verdict", "evidence", "player", "measured", "batch")
+STATIC = Path(__file__).with_name("static")
+# In the order in which they use each other.
+SCRIPTS = (
+    "words", "elements", "scores", "page", "page_input", "viewer", "verdict", "evidence", "player",
+    "measured", "batch_chart", "batch_table", "batch",
+)  # fmt: skip
 STYLES = ("page", "batch")
-THREADS = 120  # most of them wait for their turn
+THREADS = 120  # most of them only wait for their turn
 SWEPT_EVERY = 600.0  # s
 
 
 def theme() -> gr.themes.Base:
-    """System fonts and greys; `page.css` does the rest."""
+    """System fonts and greys; page.css does the rest."""
     fonts = ["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
     mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
     return gr.themes.Base(
@@ -70,13 +73,25 @@ def serve(
 ) -> gr.Blocks:
     """Serves the page and its endpoints for these models until interrupted.
 
-    host: None for GRADIO_SERVER_NAME, or else 127.0.0.1. port: None for GRADIO_SERVER_PORT, or else the first
-    free one from 7860. open_browser: None to open one where there is a display. With block=False it returns
-    at once; the app has `local_url` and `close()`. auth: who may log in, as (user, password); None for the
-    lines user:password of DIFFAD_AUTH, and no login without them. data_root: see `build_app`. max_upload: MB
-    a file. max_storage: GB of uploads, results and batches together. max_tiles: of one inspection. mcp: the
-    endpoints are tools for language models too. Sets GRADIO_TEMP_DIR to a new folder in it. Raises OSError
-    when a given port is taken, ValueError for malformed logins, and for `mcp` where it is not installed.
+    Sets GRADIO_TEMP_DIR to a new folder inside the one that it names.
+
+    Args:
+        inspectors: by the names that people choose from; the first is the default.
+        host: None for GRADIO_SERVER_NAME, else 127.0.0.1.
+        port: None for GRADIO_SERVER_PORT, else the first free one from 7860.
+        open_browser: None to open one if there is a display.
+        block: False to return at once; the app has `local_url` and `close()`.
+        auth: who may log in, as (user, password); None for the lines user:password of DIFFAD_AUTH, and no
+            login if there are none.
+        data_root: see `page.build_app`.
+        max_upload: MB of one file.
+        max_storage: GB of uploads, results and batches together.
+        max_tiles: of one inspection.
+        mcp: whether the endpoints are also tools for language models.
+
+    Raises:
+        OSError: The given port is taken.
+        ValueError: Logins are malformed, or MCP is not installed.
     """
     if mcp:
         check_mcp()
@@ -89,14 +104,14 @@ def serve(
     guard(app)
     if open_browser is None:
         open_browser = has_display()
-    scripts = ((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = ((STATIC / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     app.queue(default_concurrency_limit=4, api_open=False)
     app.launch(
         server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
         prevent_thread_lock=True, run_history=False, enable_monitoring=False, ssr_mode=False,
         footer_links=["api"], state_session_capacity=64, max_file_size=f"{max_upload}mb", theme=theme(),
         max_threads=THREADS,
-        css_paths=[HERE / f"{name}.css" for name in STYLES], favicon_path=HERE / "favicon.svg",
+        css_paths=[STATIC / f"{name}.css" for name in STYLES], favicon_path=STATIC / "favicon.svg",
         head="".join(f"<script>{script}</script>" for script in scripts),
         auth=Logins(auth) if auth else None, mcp_server=mcp, show_error=True,
         app_kwargs={
@@ -106,36 +121,41 @@ def serve(
             "lifespan": tidying(app, storage),
             "openapi_url": None,  # FastAPI's; the endpoints are described in Gradio's
         },
-        _frontend=False,  # Gradio would give up when a busy machine does not answer it within 3 s
+        _frontend=False,  # Gradio would give up if a busy machine did not answer within 3 s
     )
     if app.mcp_error:
         app.close()
         raise ValueError(f"MCP cannot be served: {app.mcp_error}")
     print(f"diffad: {app.local_url} (Ctrl+C ends it)", file=sys.stderr, flush=True)
     if block:
-        with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        app.block_thread()
-        app.close(verbose=False)
-        storage.close()  # at once, though a page that is still open may keep the server from ending
+        _wait(app, storage)
     return app
 
 
+def _wait(app: gr.Blocks, storage: Storage) -> None:
+    """Returns once the server is interrupted, and leaves no files behind."""
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app.block_thread()
+    app.close(verbose=False)
+    storage.close()  # at once, because a page that is still open may delay the end of the server
+
+
 def uploads_parent() -> Path:
-    """Where a server's folder belongs: in GRADIO_TEMP_DIR (not in another server's), else the system's."""
+    """Where a server's folder is created: GRADIO_TEMP_DIR (never inside another server's) or the system's."""
     given = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).absolute()
     above = [each.parent for each in (given, *given.parents) if each.name.startswith(PREFIX)]
     return above[-1] if above else given
 
 
 def tidying(app: gr.Blocks, storage: Storage) -> Any:
-    """The server's lifespan: now and then what is old is removed, and everything at its end."""
+    """The server's lifespan: deletes old files now and then, and all files at the end."""
 
     async def sweep() -> None:
         while True:
             await asyncio.sleep(SWEPT_EVERY)
             await anyio.to_thread.run_sync(storage.sweep)
-            for paths in app.temp_file_sets:  # Gradio would remember every file for ever
+            for paths in app.temp_file_sets:  # where Gradio would collect every file's name
                 paths.clear()
 
     @asynccontextmanager
@@ -151,13 +171,13 @@ def tidying(app: gr.Blocks, storage: Storage) -> Any:
 
 
 def check_mcp() -> None:
-    """Raises ValueError where it is not installed."""
+    """Raises ValueError if MCP is not installed."""
     if importlib.util.find_spec("mcp") is None:
         raise ValueError('MCP is not installed: pip install "diffad[mcp]"')
 
 
 def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
-    """`GET /health`, for whoever watches over the server; asks for no login."""
+    """`GET /health`, for monitoring; needs no login."""
     models = [
         {"model": name, "categories": list(inspector.categories), "parameters": inspector.parameters}
         for name, inspector in inspectors.items()
@@ -176,7 +196,15 @@ def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
 
 
 def logins(lines: str, source: str) -> list[tuple[str, str]]:
-    """User and password of every line user:password. Raises ValueError, naming the source, not the line."""
+    """User and password of every line user:password.
+
+    Args:
+        lines: the logins.
+        source: where they come from, for the error's message.
+
+    Raises:
+        ValueError: A line has another form. The message does not show it, for it may hold a password.
+    """
     found = []
     for line in filter(None, map(str.strip, lines.splitlines())):
         user, colon, password = line.partition(":")
@@ -187,7 +215,7 @@ def logins(lines: str, source: str) -> list[tuple[str, str]]:
 
 
 def has_display() -> bool:
-    """Whether a browser opened here would be seen."""
+    """Whether somebody would see a browser opened here."""
     if sys.platform in ("darwin", "win32"):
         return not os.environ.get("SSH_CONNECTION")
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,7 +1,7 @@
-"""Whose turn it is: everybody at the page and the endpoints shares the network, one call of it after another.
+"""Fair sharing of the network among everybody at the page and the endpoints: one call of it at a time.
 
-A turn lasts for a handful of tiles, a small picture or a step of a repair. So the largest picture of somebody
-else costs a small one no more than one such call.
+A turn lasts for a few tiles, a small picture or a step of a repair. So however large somebody else's picture
+is, a small one waits for one such call only.
 """
 
 from __future__ import annotations
@@ -18,31 +18,29 @@ from gradio.context import LocalContext
 
 from diffad.inspector import Turn
 
-AT_ONCE = 16  # calls of an endpoint, or of the page, in hand; further ones wait until one of these is done
+AT_ONCE = 16  # calls of one kind (an endpoint, or the page) in progress; further ones wait in the queue
 
 
 class Unwanted(Exception):
-    """Ends work that nobody waits for any more."""
+    """Nobody waits for this work any more; it ends."""
 
 
 class Turns:
-    """A fair turn: people come one after the other, however much each of them wants, and each one's requests
-    in the order in which they ask.
-    """
+    """People take turns, however much each of them asks for. One person's requests keep their order."""
 
     def __init__(self, max_tiles: int | None = None) -> None:
-        """max_tiles: of one inspection, see `Inspector.inspect`."""
+        """max_tiles: the most tiles of one inspection, see `Inspector.inspect`."""
         self.max_tiles = max_tiles
         self._changed = threading.Condition()
         self._held = False
-        self._waiting: dict[str, deque[object]] = {}  # by person, who comes first is next
+        self._waiting: dict[str, deque[object]] = {}  # by person; the first person is next
 
     def of(self, person: str, wanted: Callable[[], bool] = lambda: True) -> Turn:
-        """The turn of one piece of a person's work; raises Unwanted instead if it is wanted no more."""
+        """The turn for one piece of a person's work. Entering it raises Unwanted unless `wanted()`."""
         return partial(self._turn, person, wanted)
 
     def of_caller(self) -> Turn:
-        """The turn of the event that is being answered: unwanted once its caller has cancelled or gone."""
+        """The turn for the event being answered. It is unwanted once its caller has cancelled or left."""
         return self.of(caller(), still_waiting())
 
     @contextmanager
@@ -56,7 +54,7 @@ class Turns:
             self._held = True
             others = self._waiting.pop(person)
             others.popleft()
-            if others:  # behind everybody else
+            if others:  # the person queues again behind everybody else
                 self._waiting[person] = others
         try:
             if not wanted():  # it may have been a long wait
@@ -72,23 +70,23 @@ class Turns:
 
 
 def caller() -> str:
-    """Who sent the event that is being answered: the login's name, else the address."""
+    """Who sent the event being answered: the login's name, else the address."""
     request = LocalContext.request.get(None)
     client = getattr(request, "client", None)
     return getattr(request, "username", None) or getattr(client, "host", None) or ""
 
 
 def give_up(blocks: gr.Blocks, number: str, session: Any) -> None:
-    """From now on nobody waits for the event of that number, if it is that session's."""
+    """Notes that nobody waits for an event any more, provided it belongs to that session."""
     event = blocks._queue.event_ids_to_events.get(number)
     if event is not None and event.session_hash == session:
         event.alive = False
 
 
 def still_waiting() -> Callable[[], bool]:
-    """Whether the caller of the event that is being answered still waits; may be asked in any thread."""
+    """A function, usable in any thread, that tells whether the present event's caller still waits."""
     blocks, number = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    if blocks is None or number is None:  # not through the queue, which alone can tell
+    if blocks is None or number is None:  # only the queue can tell
         return lambda: True
     known = blocks._queue.event_ids_to_events
 

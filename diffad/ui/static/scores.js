@@ -1,8 +1,9 @@
-// What `scoring.py` does after the network, in the browser: the same evidence weighed otherwise while a slider moves.
-// Pure functions of numbers and typed arrays; the names and the formulas are scoring.py's, a test compares the two.
+// What Python computes from the network's maps, computed again in the browser while a slider moves: fusion.py,
+// image_score.py and regions.py in diffad/method. Functions of numbers and typed arrays; tests/test_judgement.py compares
+// the two.
 (() => {
-  const EULER = 0.5772156649015329;
-  const [SKEWNESS, EXCESS_KURTOSIS] = [1.1395470994046486, 2.4]; // of Gumbel's law
+  let rule = null; // the constants, RULE in calibration.py, which Python sends with the page
+  const learnRule = (sent) => { rule = sent; };
 
   // Mean of the given maps or rows, element by element.
   function mean(rows) {
@@ -12,28 +13,31 @@
     return sum;
   }
 
-  // The pixel branch's weight (branch_weights); `trust` is what a σ of the pixels counts for at α = 0.5.
-  const pixelWeight = (alpha, trust) => (alpha * trust) / (alpha * trust + 1 - alpha);
+  const plainWeight = () => rule.plain_weight;
 
-  // (11): both branches by their weights; the plain features, where there are such, have a share of their own.
-  function fuse(pixel, feature, weight, plain = null, share = 0) {
+  // The pixel branch's weight (branch_weights).
+  const pixelWeight = (alpha) => (alpha * rule.pixel_trust) / (alpha * rule.pixel_trust + 1 - alpha);
+
+  // (11): both branches by their weights, and the plain features if the category has them (fuse).
+  function fuse(pixel, feature, weight, plain = null) {
     const fused = new Float32Array(pixel.length);
     for (let i = 0; i < fused.length; i++) fused[i] = weight * pixel[i] + (1 - weight) * feature[i];
+    const share = rule.plain_weight;
     if (plain) for (let i = 0; i < fused.length; i++) fused[i] = (1 - share) * fused[i] + share * plain[i];
     return fused;
   }
 
-  // Values of maps that were sent as whole numbers (from_codes).
-  function fromCodes(codes, { steps, zero }) {
-    const values = Float32Array.from({ length: 256 }, (_, code) => Math.sinh((code - zero) / steps));
+  // Maps from the whole numbers in which they were sent (from_codes).
+  function fromCodes(codes) {
+    const values = Float32Array.from({ length: 256 }, (_, code) => Math.sinh((code - rule.zero) / rule.steps));
     return Float32Array.from(codes, (code) => values[code]);
   }
 
-  // Means over the cells of a window [top, left, bottom, right] of a map `width` wide, highest first (cells_of).
-  function rankedCells(map, width, [top, left, bottom, right], size, cells) {
+  // Means over the cells of a window [top, left, bottom, right] of a map `width` px wide, highest first (cells_of).
+  function rankedCells(map, width, [top, left, bottom, right], size) {
     const spans = (from, to) => {
       const length = to - from;
-      const count = Math.max(1, Math.min(length, evenly((cells * length) / size)));
+      const count = Math.max(1, Math.min(length, roundedToEven((rule.cells * length) / size)));
       return Array.from({ length: count }, (_, i) => [from + Math.floor((i * length) / count), from + Math.ceil(((i + 1) * length) / count)]);
     };
     const [rows, columns] = [spans(top, bottom), spans(left, right)];
@@ -47,48 +51,47 @@
   }
 
   // Python's round: halves to the even number.
-  const evenly = (value) => (value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value));
+  const roundedToEven = (value) => (value % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value));
 
   // How maps are scored, from the good parts' fused maps over cells, each highest first (ImageScore.of).
-  function scorer(good, rule, changed) {
+  function scorer(good, changed) {
     const above = good.reduce((sum, cells) => sum + cells[rule.excess_from - 1] - cells[rule.level - 1], 0) / good.length;
-    const partial = { above, rule };
-    const peaks = good.map((cells) => peakOf(cells, rule));
-    const excesses = good.map((cells) => excessOf(cells, partial));
+    const peaks = good.map(peakOf);
+    const excesses = good.map((cells) => excessOf(cells, above));
     const [[peak, peakScale], [middle, excessScale]] = [gumbel(peaks), gumbel(excesses)];
     const scale = peakScale / Math.max(excessScale, (peakScale * rule.peak) / rule.cells ** 2);
     const shift = peak - scale * middle;
-    return { ...partial, shift, scale, changed, good: peaks.map((value, i) => Math.max(value, shift + scale * excesses[i])) };
+    return { above, shift, scale, changed, good: peaks.map((value, i) => Math.max(value, shift + scale * excesses[i])) };
   }
 
-  const peakOf = (cells, { peak }) => {
-    const top = cells.subarray(0, peak);
+  const peakOf = (cells) => {
+    const top = cells.subarray(0, rule.peak);
     return top.reduce((sum, value) => sum + value, 0) / top.length;
   };
 
-  function excessOf(cells, { above, rule }) {
+  function excessOf(cells, above) {
     const from = cells[Math.min(rule.level, cells.length) - 1] + above;
     let sum = 0;
     for (let i = 0; i < cells.length && cells[i] > from; i++) sum += cells[i] - from;
     return sum / rule.cells ** 2;
   }
 
-  // Of a map `width` wide: the highest of its windows' scores (ImageScore, Tiling.score).
+  // The score of a map `width` px wide: the highest of its windows' scores (ImageScore, Tiling.score).
   function imageScore(map, width, windows, size, by) {
     return Math.max(...windows.map((window) => {
-      const cells = rankedCells(map, width, window, size, by.rule.cells);
-      return Math.max(peakOf(cells, by.rule), by.shift + by.scale * excessOf(cells, by));
+      const cells = rankedCells(map, width, window, size);
+      return Math.max(peakOf(cells), by.shift + by.scale * excessOf(cells, by.above));
     }));
   }
 
-  // Of sorted values, between neighbours by interpolation.
+  // A quantile of sorted values, interpolated linearly.
   function quantile(sorted, share) {
     const at = share * (sorted.length - 1);
     const low = sorted[Math.floor(at)];
     return low + (at % 1) * (sorted[Math.ceil(at)] - low);
   }
 
-  // The score that hardly a good part exceeds by the law of the others' quartiles.
+  // The score that hardly a good part exceeds by the law of their quartiles (_usual_end).
   function usualEnd(goodScores, rate = 3e-4) {
     const sorted = Float64Array.from(goodScores).sort();
     const scale = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / (Math.log(Math.log(4)) - Math.log(Math.log(4 / 3)));
@@ -96,13 +99,13 @@
     return mode - scale * Math.log(-Math.log1p(-rate));
   }
 
-  // The good scores beyond that.
+  // The good scores beyond that (unusual).
   function unusual(goodScores) {
     const end = usualEnd(goodScores);
     return goodScores.filter((score) => score > end);
   }
 
-  // Mean and scale of the extreme-value law of the good parts' scores; how far out the unusual ones lie does not count.
+  // Mean and scale of the extreme-value law of good parts' scores; unusual ones count as if they lay at that end (_gumbel).
   function gumbel(scores) {
     const end = usualEnd(scores);
     const goodScores = scores.map((score) => Math.min(score, end));
@@ -113,62 +116,62 @@
     return [level, (Math.max(spread, 0.05 * Math.abs(level), 1e-6) * Math.sqrt(6)) / Math.PI];
   }
 
-  // How the scores of the good pictures as they are lie, and those of changed ones (law_of_changed), which may be null.
+  // The laws of good pictures' scores and of changed copies' scores (law_of_changed); the latter is null if unknown.
   const laws = ({ good, changed }) => {
     const law = gumbel(good);
     return [law, changed && [law[0] + changed[0] * law[1], changed[1] * law[1]]];
   };
-  const exceeded = ([level, scale], rate) => level + scale * (-Math.log(-Math.log1p(-rate)) - EULER);
+  const exceeded = ([level, scale], rate) => level + scale * (-Math.log(-Math.log1p(-rate)) - rule.euler);
   function exceeding([level, scale], score) {
-    const exponent = -(score - level) / scale - EULER;
+    const exponent = -(score - level) / scale - rule.euler;
     return exponent > 50 ? 1 : -Math.expm1(-Math.exp(exponent));
   }
 
-  // Score that a share `rate` of good pictures would exceed, of `chances` tiles' worth of picture each (threshold_for).
+  // The score that a share `rate` of good pictures would exceed, each with `chances` tiles (threshold_for).
   function thresholdFor(by, rate, chances = 1) {
     const [law, changed] = laws(by);
     const ofOne = -Math.expm1(Math.log1p(-rate) / chances);
     const limit = exceeded(law, ofOne);
-    return changed && by.rule.changed_rate * ofOne < 1 ? Math.max(limit, exceeded(changed, by.rule.changed_rate * ofOne)) : limit;
+    return changed && rule.changed_rate * ofOne < 1 ? Math.max(limit, exceeded(changed, rule.changed_rate * ofOne)) : limit;
   }
 
-  // Share of good pictures expected above `score`: the inverse of thresholdFor.
+  // The share of good pictures expected above a score, the inverse of thresholdFor (rate_for).
   function rateFor(by, score, chances = 1) {
     const [law, changed] = laws(by);
-    const ofOne = Math.max(exceeding(law, score), changed ? exceeding(changed, score) / by.rule.changed_rate : 0);
+    const ofOne = Math.max(exceeding(law, score), changed ? exceeding(changed, score) / rule.changed_rate : 0);
     return ofOne >= 1 ? 1 : -Math.expm1(chances * Math.log1p(-ofOne));
   }
 
-  // Between which shares of good pictures the true one above `score` lies in 19 of 20 cases (rate_bounds).
+  // The 95 % confidence interval of that share, as far as the number of good pictures goes (rate_bounds).
   function rateBounds(by, score, chances = 1) {
     const [level, scale] = gumbel(by.good);
     const spread = (scale * Math.PI) / Math.sqrt(6);
     const k = (score - level) / spread;
-    const error = spread * Math.sqrt((1 + SKEWNESS * k + ((EXCESS_KURTOSIS + 2) * k ** 2) / 4) / by.good.length);
+    const error = spread * Math.sqrt((1 + rule.skewness * k + ((rule.excess_kurtosis + 2) * k ** 2) / 4) / by.good.length);
     return [1, -1].map((side) => rateFor(by, score + side * 1.96 * error, chances));
   }
 
-  // The verdict by a score and the two limits, and the one of them that its map is held against
-  // (inspection.verdict_for).
+  // The verdict, and the limit that the map is compared with (verdict_for in inspection.py).
   function judged(score, threshold, look) {
     const verdict = score > threshold ? "anomalous" : score > look ? "look" : "good";
     return { verdict, mapLimit: verdict === "look" ? look : threshold };
   }
 
-  // Above which values a map shows where the part differs (inspection.map_limit_for).
+  // The value above which a map shows where the part differs (map_limit_for in inspection.py).
   function outlinedFrom(map, limit, verdict) {
     const highest = map.reduce((most, value) => Math.max(most, value), -Infinity);
     return verdict === "good" || highest > limit ? limit : highest / 2;
   }
 
-  // 8-connected components of map > threshold with at least `smallest` px, highest peak first; boxes in map px.
+  // 8-connected components of map > threshold with at least `smallest` px, highest peak first; boxes in map px
+  // (find_regions).
   function regions(map, width, height, threshold, smallest) {
     const found = [];
-    const seen = new Uint8Array(map.length);
+    const visited = new Uint8Array(map.length);
     for (let start = 0; start < map.length; start++) {
-      if (seen[start] || map[start] <= threshold) continue;
+      if (visited[start] || map[start] <= threshold) continue;
       const stack = [start];
-      seen[start] = 1;
+      visited[start] = 1;
       let [left, top, right, bottom, area, sum, peak] = [width, height, 0, 0, 0, 0, -Infinity];
       while (stack.length) {
         const i = stack.pop();
@@ -181,8 +184,8 @@
         for (let v = Math.max(0, y - 1); v <= Math.min(height - 1, y + 1); v++)
           for (let u = Math.max(0, x - 1); u <= Math.min(width - 1, x + 1); u++) {
             const j = v * width + u;
-            if (!seen[j] && map[j] > threshold) {
-              seen[j] = 1;
+            if (!visited[j] && map[j] > threshold) {
+              visited[j] = 1;
               stack.push(j);
             }
           }
@@ -193,7 +196,7 @@
     return found.sort((a, b) => b.peak - a.peak);
   }
 
-  // Where the map crosses the threshold, between pixels' centres by linear interpolation: a Path2D in map px.
+  // The line where the map crosses the threshold, interpolated linearly between pixel centres: a Path2D in map px.
   function contour(map, width, height, threshold) {
     const path = new Path2D();
     for (let y = 0; y + 1 < height; y++)
@@ -208,7 +211,7 @@
         if (b > threshold !== c > threshold) points.push([x + 1, y + share(b, c)]);
         if (c > threshold !== d > threshold) points.push([x + 1 - share(c, d), y + 1]);
         if (d > threshold !== a > threshold) points.push([x, y + 1 - share(d, a)]);
-        // A saddle has four crossings: joined so that the side of the cell's middle stays connected.
+        // A saddle has four crossings, joined so that the side on which the cell's middle lies stays connected.
         if (points.length === 4 && (a + b + c + d) / 4 > threshold !== a > threshold) points.push(points.shift());
         for (let p = 0; p < points.length; p += 2) {
           path.moveTo(points[p][0] + 0.5, points[p][1] + 0.5);
@@ -233,13 +236,13 @@
     return { values: sum.map((value, i) => value / count[i]), width: w, height: h };
   }
 
-  // A map in fewer px: as data.resize_maps, by a triangle as wide as the px that become one.
+  // A map resampled to fewer px with a triangle filter as wide as the px that become one (resize_maps in geometry.py).
   function shrunk(map, width, height, newWidth, newHeight) {
     const rows = shrunkAlong(map, height, newHeight, width, 1, width);
     return shrunkAlong(rows, width, newWidth, 1, width, newHeight);
   }
 
-  // Along one axis of a map: `step` from value to value along it, `across` from one of its `lines` to the next.
+  // Resamples one axis of a map. step: from value to value along the axis; across: from one of its `lines` to the next.
   function shrunkAlong(map, count, newCount, step, across, lines) {
     const scale = count / newCount;
     const out = new Float32Array(newCount * lines);
@@ -259,6 +262,6 @@
   }
 
   (window.diffad ??= {}).scores = {
-    mean, pixelWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, unusual, judged, outlinedFrom, regions, contour, gridMap, shrunk,
+    learnRule, mean, pixelWeight, plainWeight, fuse, fromCodes, scorer, imageScore, thresholdFor, rateFor, rateBounds, unusual, judged, outlinedFrom, regions, contour, gridMap, shrunk,
   };
 })();

@@ -1,25 +1,25 @@
-// The evidence: a map per branch and noise level on the one colour scale, their means, both together weighed by α, the
-// values at a point, and every map large with the picture beside it.
+// The evidence: a map of each branch and noise level, their means, both branches weighed by α, the values at a point, and
+// each map enlarged beside the picture.
 (() => {
   const diffad = (window.diffad ??= {});
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-  const RAISED = 0.6; // of the threshold: from here on a place is not called calm
+  const { clamp, number } = diffad;
+  const RAISED = 0.6; // of the threshold; above it a place is not called calm
   const ROWS = [
-    { kind: "pixel", title: "Pixels", says: () => "how it looks" },
-    { kind: "feature", title: "Features", says: () => "what it means" },
-    { kind: "plain", title: "Plain", says: () => "without the network" },
-    { kind: "both", title: "Together", says: (alpha, weight, plain) => `α = ${alpha.toFixed(2)}: ${weightsInWords(weight, plain)}` },
+    { kind: "pixel", title: "Pixels", text: () => "how it looks" },
+    { kind: "feature", title: "Features", text: () => "what it means" },
+    { kind: "plain", title: "Plain", text: () => "without the network" },
+    { kind: "both", title: "Together", text: (alpha, weight, plain) => `α = ${alpha.toFixed(2)}: ${weightsInWords(weight, plain)}` },
   ];
-  // Only a category that the network never learned from is judged by the plain features, too.
+  // Only categories that the network was not trained on are judged by the plain features as well.
   const rowsOf = (part) => ROWS.filter(({ kind }) => kind !== "plain" || part.plain);
 
-  // As scoring.weights_in_words.
+  // As weights_in_words in fusion.py. plain: the plain features' share.
   function weightsInWords(weight, plain) {
     const [pixel, feature, rest] = [weight * (1 - plain), (1 - weight) * (1 - plain), plain].map((share) => Number((100 * share).toFixed(1)));
     return `pixels ${pixel}\u00a0%, features ${feature}\u00a0%${plain ? `, plain features ${rest}\u00a0%` : ""}`;
   }
 
-  // One cell's values at full or at the sheet's resolution; column n is the mean over the chosen t.
+  // One cell's values, at full resolution or at the sheet's; column n is the mean over the chosen timesteps.
   function mapOf({ part, result, choices }, kind, column, small = false) {
     const from = small ? part.small : part;
     const pick = (branch) => {
@@ -28,7 +28,7 @@
       return diffad.scores.mean(choices.chosen.map((k) => from[branch][k]));
     };
     if (kind === "plain") return from.plain;
-    return kind === "both" ? diffad.scores.fuse(pick("pixel"), pick("feature"), result.weight, from.plain, part.rule.plain_weight) : pick(kind);
+    return kind === "both" ? diffad.scores.fuse(pick("pixel"), pick("feature"), result.weight, from.plain) : pick(kind);
   }
 
   const nameOf = (part, row, column) => {
@@ -49,7 +49,7 @@
         `<button class="t-head" data-k="${k}" data-t="${t}" title="Take t = ${t} in, or leave it out">${part.n < 7 ? "t = " : ""}${t}</button>`);
       const row = ({ kind, title }, i) => `<div class="row-head"><b>${title}</b><span></span></div>` +
         Array.from({ length: part.n + 1 }, (_, k) => {
-          if (kind === "plain" && k < part.n) return "<span></span>"; // it has no noise levels
+          if (kind === "plain" && k < part.n) return "<span></span>"; // it does not depend on the noise level
           const place = k === part.n ? (kind === "both" ? "fused" : "mean") : "";
           return `<button class="cell ${kind} ${place}" data-row="${i}" data-k="${k}" aria-label="${nameOf(part, rowsOf(part)[i], k)}, enlarge"><canvas></canvas></button>`;
         }).join("");
@@ -67,7 +67,8 @@
       }
       if (fresh || !before?.result) build();
       slot.querySelectorAll("button.t-head").forEach((head) => head.setAttribute("aria-pressed", choices.chosen.includes(Number(head.dataset.k))));
-      slot.querySelectorAll(".row-head span").forEach((says, i) => (says.innerHTML = rowsOf(part)[i].says(choices.alpha, result.weight, part.plain ? part.rule.plain_weight : 0)));
+      slot.querySelectorAll(".row-head span").forEach((text, i) =>
+        (text.innerHTML = rowsOf(part)[i].text(choices.alpha, result.weight, part.plain ? diffad.scores.plainWeight() : 0)));
       const look = { part, colormap: choices.colormap, chosen: choices.chosen.join() };
       slot.querySelectorAll(".cell").forEach((cell) => {
         const [row, k] = [rowsOf(part)[cell.dataset.row], Number(cell.dataset.k)];
@@ -81,7 +82,7 @@
       mark(choices.point);
     });
 
-    // The point, in every cell.
+    // Marks the point in every cell.
     function mark(point) {
       const style = element.closest("#evidence-card").style;
       style.setProperty("--x", point[0]);
@@ -104,13 +105,13 @@
     diffad.onResult((next) => dialog().open && show(next));
   }
 
-  // Fractions of a map's width and height under the pointer.
+  // The pointer's place as fractions of an element's width and height.
   function under(event, element) {
     const box = element.getBoundingClientRect();
     return [clamp((event.clientX - box.left) / box.width, 0, 0.9999), clamp((event.clientY - box.top) / box.height, 0, 0.9999)];
   }
 
-  // One map large, the picture beside it; arrows move through the sheet.
+  // One map enlarged beside the picture; the arrow keys move through the sheet.
   const dialog = () => document.querySelector("#enlarged");
   let at = { row: 0, column: 0, point: null };
 
@@ -160,7 +161,7 @@
     const [x, y] = at.point || choices.point;
     const value = values[Math.floor(y * part.height) * part.width + Math.floor(x * part.width)];
     find("h3").textContent = nameOf(part, row, column);
-    find(".value").innerHTML = `at ${Math.floor(x * part.size[0])}, ${Math.floor(y * part.size[1])}: <b>${diffad.number(value)} σ</b>`;
+    find(".value").innerHTML = `at ${Math.floor(x * part.size[0])}, ${Math.floor(y * part.size[1])}: <b>${number(value)} σ</b>`;
     diffad.paint(find("canvas"), values, part.width, part.height, part.top, choices.colormap);
     const picture = find(".large-picture img");
     if (picture.getAttribute("src") !== part.picture) picture.src = part.picture;
@@ -170,7 +171,7 @@
     find(".large-profile").innerHTML = explained(now, [x, y]);
   }
 
-  // The values at a point: a sentence and both branches against t. It follows the pointer and returns to the chosen point.
+  // The values at a point, as a sentence and as curves against t: at the pointer, else at the chosen point.
   function probe(element) {
     const slot = element.querySelector(".probe-slot");
     let now = null;
@@ -191,19 +192,18 @@
     const calm = Math.max(pixel, feature) < limit - (1 - RAISED) * Math.abs(limit);
     const reading = {
       truetrue: "Pixels and features both see it.",
-      truefalse: "Pixels see it, features hardly do: a matter of surface or colour.",
-      falsetrue: "Features see it, pixels hardly do: the model can paint it, but not here.",
+      truefalse: "Pixels see it, features hardly do: surface or colour differs.",
+      falsetrue: "Features see it, pixels hardly do: something usual in an unusual place.",
       falsefalse: calm ? "Both are calm, as on a good part." : "Raised, but below the threshold.",
     }[`${pixel > limit}${feature > limit}`];
     const [x, y] = [Math.floor(point[0] * part.size[0]), Math.floor(point[1] * part.size[1])];
     return `<div class="probe"><p>At (${x}, ${y}): ${say("features", part.timesteps, values.feature)}, ` +
-      `${say("pixels", part.timesteps, values.pixel)}${values.plain === null ? "" : `, plain features ${diffad.number(values.plain)} σ`}. ${reading}</p>${profile(part, values, result.threshold)}</div>`;
+      `${say("pixels", part.timesteps, values.pixel)}${values.plain === null ? "" : `, plain features ${number(values.plain)} σ`}. ${reading}</p>${profile(part, values, result.threshold)}</div>`;
   }
 
-  // Words for one branch's values: flat, or its highest with its t.
+  // One branch's values in words: the mean where they are alike, else the highest and its t.
   function say(name, timesteps, values) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
-    const { number } = diffad;
     if (values.length === 1) return `${name} ${number(values[0])} σ`;
     if (high - low < Math.max(0.5, 0.25 * Math.abs(high)))
       return `${name} ${number(values.reduce((sum, v) => sum + v, 0) / values.length)} σ at every noise level`;
@@ -222,11 +222,11 @@
         `${points.map(([px, py]) => `<circle cx="${px}" cy="${py}" r="2.2"/>`).join("")}</g>`;
     };
     let [pixelY, featureY] = [y(pixel[pixel.length - 1]), y(feature[feature.length - 1])];
-    if (Math.abs(pixelY - featureY) < 12) { // keep the two names from lying on each other
+    if (Math.abs(pixelY - featureY) < 12) { // keeps the two names apart
       const [middle, sign] = [(pixelY + featureY) / 2, pixelY >= featureY ? 1 : -1];
       [pixelY, featureY] = [middle + 6 * sign, middle - 6 * sign];
     }
-    const lowest = height - 18; // and from the axis
+    const lowest = height - 18; // and above the axis
     if (Math.max(pixelY, featureY) > lowest) {
       const by = Math.max(pixelY, featureY) - lowest;
       [pixelY, featureY] = [pixelY - by, featureY - by];
@@ -248,7 +248,7 @@
     return Array.from({ length: Math.floor(top / step) + 1 }, (_, i) => i * step);
   }
 
-  // The one scale of every map on the page, with the limits on it.
+  // The colour scale of all maps on the page, with the limits on it.
   function scale(element) {
     const slot = element.querySelector(".scale-slot");
     diffad.onResult(({ part, result, choices }) => {
@@ -261,7 +261,7 @@
       diffad.paint(canvas, ramp, 1, 256, top, choices.colormap);
       for (const [mark, name, limit] of [["i", "threshold", result.threshold], ["i.look", "look limit", result.look]]) {
         slot.querySelector(mark).style.bottom = `${100 * clamp(limit / top, 0, 1)}%`;
-        slot.querySelector(mark).title = `${name} ${diffad.number(limit)}`;
+        slot.querySelector(mark).title = `${name} ${number(limit)}`;
       }
       const ticks = round(top);
       slot.querySelector("p").innerHTML = ticks.map((tick, i) =>

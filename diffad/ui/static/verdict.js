@@ -1,39 +1,33 @@
 // The verdict, and the good parts' scores with the two limits as lines that can be dragged.
 (() => {
   const diffad = (window.diffad ??= {});
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const { capitalised, clamp, duration, escape, number, plural, shareInWords } = diffad;
   const [WIDTH, BASE, TALL, BINS] = [460, 66, 44, 48];
-  const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+  const NAME = 90; // room for a limit's name and its distance from the line
 
-  // A limit's line: where its knob and its label stand, so that both can be held when they lie on each other.
+  // side: where knob and name of a limit's line are, left and right of the lines, so that both can be grasped where the
+  // lines coincide. effect: what happens to parts above the limit.
   const LIMITS = {
-    look: { title: "look limit", side: -1, told: "looked at or rejected" },
-    threshold: { title: "threshold", side: 1, told: "rejected" },
+    look: { title: "look limit", side: -1, effect: "looked at or rejected" },
+    threshold: { title: "threshold", side: 1, effect: "rejected" },
   };
 
-  // A share of good parts in words; `part` is left empty where it was just said.
-  function rateInWords(rate, part = " good part") {
-    if (rate <= 0.0005) return `fewer than 1${part} in 2000`;
-    if (rate >= 0.995) return `every${part || " one"}`;
-    if (rate > 0.4) return `${Math.round(100 * rate)} %${part && ` of the${part}s`}`;
-    return `about 1${part} in ${Math.round(1 / rate)}`;
-  }
-
-  // How unusual a good part is whose score so many others exceed.
+  // How unusual a good part is whose score this share of good parts exceeds.
   function unusualInWords(rate) {
     if (rate > 0.5) return "as most good parts";
     if (rate <= 0.0005) return "hardly a good part scores this high";
     return `1 good part in ${Math.round(1 / rate)} scores this high`;
   }
 
-  // Why a part may lie outside what the verdict is about.
+  // Why the verdict may not apply to a part.
   function strangeness({ recognised, category, several }) {
     if (!recognised) return `Unlike a good ${category}: is the category right?`;
     return "Unlike any good part of this model: another kind of part, or badly damaged. " +
-      (several ? "Another model may know it." : "“diffad train” teaches it yours.");
+      (several ? "Another model may know it." : "“diffad train” makes a model for yours.");
   }
 
-  // The scale in scores: wide enough for the good parts, for this part if it is near, and at rest under the threshold's drag.
+  // The range of scores shown: wide enough for the good parts and, if it is near, for this part. It does not depend on the
+  // threshold, so it stays the same while that is dragged.
   function scaleOf({ by: { good }, score }, usual) {
     const highest = Math.max(...good, 1e-6);
     const top = Math.max(clamp(1.1 * score, 2.2 * highest, 12 * highest), 1.4 * usual);
@@ -57,17 +51,17 @@
         <p class="reading"></p><p class="meaning"></p><p class="quiet origin"></p><div class="notes"></div></div>
       <svg class="histogram" viewBox="0 -20 ${WIDTH} 114" role="group" aria-label="Scores of good parts">
         <g class="bars"></g><line class="axis" x1="0" x2="${WIDTH}" y1="${BASE}" y2="${BASE}"/>
-        <text class="quiet" x="2" y="-7"><tspan class="held"></tspan><title>The good parts that the threshold was calibrated on. How far out the unusual ones lie does not move it; “diffad train” names them.</title></text>
+        <text class="quiet" x="2" y="-7"><tspan class="held"></tspan><title>The good parts from which the threshold was calculated. How far out the unusual ones lie does not affect it; “diffad train” lists them.</title></text>
         <circle class="part" cy="${BASE}" r="5.5"/><text class="part" y="90"></text>
         ${Object.entries(LIMITS).map(([kind, { title, side }]) => `
-          <g class="limit-grip ${kind}" data-limit="${kind}" tabindex="0" role="slider" aria-label="${title[0].toUpperCase()}${title.slice(1)}">
+          <g class="limit-grip ${kind}" data-limit="${kind}" tabindex="0" role="slider" aria-label="${capitalised(title)}">
             <rect y="2" height="${BASE + 8}" fill="transparent"/><line class="limit" y1="2" y2="${BASE + 4}"/>
             <path class="knob" d="M0 2h${9 * side}v6l${-9 * side} 5z"/><text class="quiet">${title}</text></g>`).join("")}
       </svg>`;
     const find = (name) => slot.querySelector(name);
     const svg = find("svg");
     const sentence = element.querySelector(".empty");
-    const spoken = element.querySelector("[role=status]"); // once a part, not with every move of a slider
+    const spoken = element.querySelector("[role=status]"); // for screen readers: once a part, not at every move of a slider
     let now = null;
     let scale = null;
 
@@ -80,7 +74,6 @@
         return;
       }
       now = result;
-      const { number } = diffad;
       const [word, mark] = diffad.verdicts[result.verdict];
       slot.className = `verdict-slot verdict ${result.verdict}`;
       slot.dataset.score = result.score;
@@ -89,22 +82,20 @@
       find(".word").textContent = word;
       const notes = [...(part.fits ? [] : [strangeness(part)]), ...part.notes];
       if (fresh) spoken.textContent = [`${word}, score ${number(result.score)}, look limit ${number(result.look)}, threshold ${number(result.threshold)}`, ...notes].join(". ");
-      const count = result.regions.length;
       const limit = (kind) => `${LIMITS[kind].title} <b>${number(result[kind])}</b>`;
       find(".reading").innerHTML = [
         `score <b>${number(result.score)}</b>`,
         { good: limit("look"), look: `${limit("look")} · ${limit("threshold")}`, anomalous: limit("threshold") }[result.verdict],
-        result.verdict === "good" ? null : `${count} region${count === 1 ? "" : "s"}`,
+        result.verdict === "good" ? null : plural(result.regions.length, "region"),
         result.verdict !== "good" ? null : unusualInWords(diffad.scores.rateFor(result.by, result.score, part.chances)),
       ].filter(Boolean).join(" · ");
-      const [low, high] = result.bounds.map((rate) => rateInWords(rate, "").replace("about ", ""));
-      find(".meaning").textContent = `at these limits ${rateInWords(result.rate)} (${high} to ${low}) would be ${LIMITS.threshold.told}` +
-        (result.look < result.threshold ? `, ${rateInWords(result.lookRate, "")} ${LIMITS.look.told}` : "");
-      const took = part.seconds < 1 ? `${Math.round(1000 * part.seconds)} ms` : `${part.seconds.toFixed(1)} s`;
-      find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${took} on ${part.device}` +
-        (part.seen ? ` · ${part.seen}` : "");
+      const [low, high] = result.bounds.map((rate) => shareInWords(rate, "").replace("about ", ""));
+      find(".meaning").textContent = `at these limits ${shareInWords(result.rate)} (${high} to ${low}) would be ${LIMITS.threshold.effect}` +
+        (result.look < result.threshold ? `, ${shareInWords(result.lookRate, "")} ${LIMITS.look.effect}` : "");
+      find(".origin").innerHTML = `${escape(part.category)} (${part.recognised ? "recognised" : "chosen"}) · ${duration(part.seconds)} on ${part.device}` +
+        (part.prepared ? ` · ${part.prepared}` : "");
       find(".notes").innerHTML = notes.map((note) => `<p class="note">${escape(note)}</p>`).join("");
-      const usual = diffad.scores.thresholdFor(result.by, 0.01, part.chances);
+      const usual = diffad.scores.thresholdFor(result.by, diffad.shares.threshold.usual, part.chances);
       scale = scaleOf(result, usual);
       find(".bars").innerHTML = bars(result.by.good, scale);
       const odd = diffad.scores.unusual(result.by.good).length;
@@ -121,7 +112,7 @@
     });
 
     function place(kind, rate) {
-      const [x, { side, told }] = [scale.at(now[kind]), LIMITS[kind]];
+      const [x, { side, effect }] = [scale.at(now[kind]), LIMITS[kind]];
       const between = (scale.at(now.threshold) - scale.at(now.look)) / 2; // to the middle between the lines
       const grip = find(`.limit-grip.${kind}`);
       grip.setAttribute("transform", `translate(${x.toFixed(1)} 0)`);
@@ -130,13 +121,15 @@
       grip.querySelector("rect").setAttribute("width", outside + inside);
       for (const [name, value] of Object.entries({
         now: now[kind].toFixed(2), min: scale.low.toFixed(2), max: (kind === "look" ? now.threshold : scale.top).toFixed(2),
-        text: `${diffad.number(now[kind])}, ${rateInWords(rate)} would be ${told}`,
+        text: `${number(now[kind])}, ${shareInWords(rate)} would be ${effect}`,
       })) grip.setAttribute(`aria-value${name}`, value);
-      // The name stands on the knob's side, where there is room; else that of the look limit below the other.
+      // The name is on the knob's side if there is room; else on the other, further down and past the other limit's line.
       const name = grip.querySelector("text");
-      const left = side < 0 ? x > 78 : x > WIDTH - 78;
-      name.setAttribute("x", left ? -12 : 12);
-      name.setAttribute("y", left === side < 0 ? 12 : 27);
+      const left = side < 0 ? x > NAME : x > WIDTH - NAME;
+      const onKnobSide = left === side < 0;
+      const beyond = onKnobSide || 2 * between > NAME ? 12 : 12 + 2 * between;
+      name.setAttribute("x", left ? -beyond : beyond);
+      name.setAttribute("y", onKnobSide ? 11 : 29);
       name.setAttribute("text-anchor", left ? "end" : "start");
     }
 
@@ -145,7 +138,7 @@
       const x = ((event.clientX - box.left) / box.width) * WIDTH;
       return clamp(scale.low + ((x - 8) / (WIDTH - 16)) * (scale.top - scale.low), scale.low, scale.top);
     };
-    // The look limit ends at the threshold; the threshold takes it along.
+    // The look limit stops at the threshold; the threshold pushes it down.
     const decide = (kind, value) => diffad.decide({ [kind]: clamp(value, scale.low, kind === "look" ? now.threshold : scale.top) });
     for (const grip of slot.querySelectorAll(".limit-grip")) {
       const kind = grip.dataset.limit;
@@ -164,5 +157,5 @@
     }
   }
 
-  Object.assign(diffad, { verdict, escape });
+  diffad.verdict = verdict;
 })();

@@ -1,8 +1,8 @@
-// The picture under its anomaly map, cut at a divider: wheel, pinch and drag zoom and pan, a double click resets. And
-// the table of regions, whose rows lead there. `diffad.paint` colours every map of the page on the one scale.
+// The picture under its anomaly map, with a divider between them: zoomed and moved by wheel, pinch and drag, reset by a
+// double click. And the table of regions. `diffad.paint` colours every map of the page on one scale.
 (() => {
   const diffad = (window.diffad ??= {});
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const { clamp, number, plural } = diffad;
   const REGIONS_SHOWN = 8;
   const DEEPEST = 24; // times the whole picture
 
@@ -16,7 +16,7 @@
     }
   }
 
-  // A map on a canvas of its own size, 0 … top on the colour map. `fade`: the value's opacity, opaque if left out.
+  // Paints a map on a canvas of its own size; the colours span 0 … top. fade: the opacity of a value, opaque if left out.
   function paint(canvas, values, width, height, top, colormap, fade = null) {
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     const context = canvas.getContext("2d");
@@ -33,8 +33,8 @@
     context.putImageData(picture, 0, 0);
   }
 
-  // As render.overlay: nothing at half the threshold (half as far again below a negative one), full at the threshold, so
-  // that good places stay the photograph.
+  // As overlay in drawing.py: from transparent at half the threshold (half as far again below a negative one) to full
+  // opacity at the threshold, so that good places stay the photograph.
   function fading(threshold, opacity) {
     const start = threshold - Math.abs(threshold) / 2;
     return (value) => {
@@ -46,18 +46,18 @@
   function viewer(element, props, watch, trigger) {
     learnColours(props.colormaps);
     const find = (name) => element.querySelector(name);
-    const [stage, canvas, handle, readout, seenAs] = [".stage", "canvas", ".divider", ".readout", ".seen-as"].map(find);
+    const [stage, canvas, handle, readout, preparation] = [".stage", "canvas", ".divider", ".readout", ".seen-as"].map(find);
     const context = canvas.getContext("2d");
     const heat = document.createElement("canvas");
     let now = null; // what is drawn: { part, result, choices }
     let picture = null;
     let outline = null;
     let cut = 0.34;
-    let placed = false; // once the person has placed the divider, it stays
+    let dividerMoved = false; // by the person; then it stays where it is
     let view = { scale: 1, x: 0.5, y: 0.5 }; // zoom, and the picture's point in the stage's middle
-    let pointed = null; // the region whose row is pointed at
+    let pointed = null; // the region whose row the pointer is on
 
-    // Stage pixels of the picture at the present zoom: left, top, width, height.
+    // Where the picture is on the stage at the present zoom, px.
     function place() {
       const [w, h] = [stage.clientWidth, stage.clientHeight];
       const fit = Math.min(w / now.part.size[0], h / now.part.size[1]);
@@ -76,10 +76,10 @@
       context.clearRect(0, 0, w, h);
       const at = place();
       context.imageSmoothingQuality = "high";
-      // Deep inside, a picture's own pixels are shown, not invented ones between them.
+      // Zoomed in far, the picture's own pixels are shown without smoothing.
       context.imageSmoothingEnabled = !picture || at.width < 6 * picture.width;
       if (picture) context.drawImage(picture, at.left, at.top, at.width, at.height);
-      // The divider runs over the picture, not over the empty sides of the stage.
+      // The divider moves across the picture, not across the empty sides of the stage.
       const [from, to] = [Math.max(0, at.left), Math.min(w, at.left + at.width)];
       const x = from + cut * (to - from);
       handle.style.left = `${x}px`;
@@ -128,7 +128,7 @@
       });
     }
 
-    // The point that the evidence explains.
+    // The point that the evidence is about.
     function spot(at) {
       const point = now.choices.point;
       if (!point) return;
@@ -141,7 +141,7 @@
       }
     }
 
-    // Fractions of the picture under the pointer; null beside it.
+    // The pointer's place as fractions of the picture; null beside it.
     function pointAt(event) {
       const [box, at] = [stage.getBoundingClientRect(), place()];
       const x = (event.clientX - box.left - at.left) / at.width;
@@ -150,7 +150,7 @@
     }
 
     function setCut(value) {
-      [cut, placed] = [clamp(value, 0, 1), true];
+      [cut, dividerMoved] = [clamp(value, 0, 1), true];
       redraw();
     }
 
@@ -160,7 +160,7 @@
       setCut((event.clientX - box.left - from) / (to - from));
     }
 
-    // Zooms by a factor, the picture's point under (clientX, clientY) staying there.
+    // Zooms by a factor around the point under (clientX, clientY).
     function zoom(factor, clientX, clientY) {
       const scale = clamp(view.scale * factor, 1, DEEPEST);
       const [box, before] = [stage.getBoundingClientRect(), place()];
@@ -172,7 +172,7 @@
       settle();
     }
 
-    // Keeps the middle where place() put it, so that a drag from the border answers at once.
+    // Takes over the limits that place() sets, so that a drag back from the border shows at once.
     function settle() {
       const at = place();
       if (at.width > stage.clientWidth) view.x = (stage.clientWidth / 2 - at.left) / at.width;
@@ -192,7 +192,7 @@
         const fit = Math.min(stage.clientWidth / w, stage.clientHeight / h);
         const scale = Math.min(stage.clientWidth / (bw * fit), stage.clientHeight / (bh * fit)) / 2.2;
         view = { scale: clamp(scale, 1.5, DEEPEST), x: (x + bw / 2) / w, y: (y + bh / 2) / h };
-        // the divider steps aside
+        // Moves the divider out of the way.
         const at = place();
         if (at.left + ((x / w) * at.width) < cut * stage.clientWidth) cut = 0.04;
         diffad.decide({ point: [(x + bw / 2) / w, (y + bh / 2) / h] });
@@ -201,13 +201,13 @@
     }
 
     const pointers = new Map();
-    let [moved, dividing] = [false, false];
-    let entered = false; // pressed since the pointer came: the wheel is the picture's
+    let [dragged, dividing] = [false, false];
+    let entered = false; // pressed since the pointer entered: the wheel zooms the picture
     stage.addEventListener("pointerdown", (event) => {
       if (!now?.part.maps || event.button) return;
       dividing = !!event.target.closest(".divider") || (view.scale <= 1.001 && pointers.size === 0 && event.pointerType !== "touch");
       pointers.set(event.pointerId, event);
-      [moved, entered] = [false, true];
+      [dragged, entered] = [false, true];
       stage.setPointerCapture(event.pointerId);
       if (event.target.closest(".divider")) handle.focus({ preventScroll: true });
     });
@@ -220,8 +220,8 @@
       const before = pointers.get(event.pointerId);
       if (!before) return;
       const [dx, dy] = [event.clientX - before.clientX, event.clientY - before.clientY];
-      if (!moved && Math.hypot(dx, dy) < 3) return;
-      moved = true;
+      if (!dragged && Math.hypot(dx, dy) < 3) return;
+      dragged = true;
       if (pointers.size === 2) {
         const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
         const span = (e) => Math.hypot(e.clientX - other.clientX, e.clientY - other.clientY);
@@ -235,7 +235,7 @@
       pointers.set(event.pointerId, event);
     }
     const release = (event) => {
-      if (!pointers.delete(event.pointerId) || moved || event.type === "pointercancel") return;
+      if (!pointers.delete(event.pointerId) || dragged || event.type === "pointercancel") return;
       const point = pointAt(event);
       if (point && !event.target.closest(".divider")) diffad.decide({ point });
     };
@@ -262,7 +262,7 @@
       if (!point) return;
       const { part, result } = now;
       const value = result.fused[Math.floor(point[1] * part.height) * part.width + Math.floor(point[0] * part.width)];
-      readout.textContent = `${Math.floor(point[0] * part.size[0])}, ${Math.floor(point[1] * part.size[1])}: ${diffad.number(value)} σ`;
+      readout.textContent = `${Math.floor(point[0] * part.size[0])}, ${Math.floor(point[1] * part.size[1])}: ${number(value)} σ`;
       diffad.look?.(point);
     }
 
@@ -278,15 +278,15 @@
         stage.style.setProperty("--aspect", part.size[0] / part.size[1]);
         if (diffad.newest(part)) diffad.mark(part.link.sample);
         const first = Math.min(1, ...result.regions.slice(0, REGIONS_SHOWN).map((r) => r.box[0] / part.size[0]));
-        if (!placed) cut = clamp(first - 0.06, 0.04, 0.34);
+        if (!dividerMoved) cut = clamp(first - 0.06, 0.04, 0.34);
         const image = new Image();
         image.onload = () => {
           picture = image;
           redraw();
         };
         image.src = part.picture;
-        seenAs.textContent = part.seen;
-        seenAs.hidden = !part.seen;
+        preparation.textContent = part.prepared;
+        preparation.hidden = !part.prepared;
       }
       outline = null;
       paint(heat, result.fused, part.width, part.height, part.top, choices.colormap, fading(result.mapLimit, choices.opacity));
@@ -301,23 +301,22 @@
     diffad.receiver(props, watch, trigger);
   }
 
-  // The table: box, area, peak and mean of every region; a row zooms there.
+  // The table of regions: box, area, mean and peak; a click on a row zooms to its region.
   function regions(element) {
     const body = element.querySelector(".regions-slot");
     let shown = "";
     diffad.onResult(({ result }) => {
       const html = result ? listed(result) : "";
-      if (html !== shown) body.innerHTML = shown = html; // an unchanged row keeps its focus
+      if (html !== shown) body.innerHTML = shown = html; // unchanged rows keep the focus
     });
     function listed({ regions: found, verdict }) {
-      const { number } = diffad;
       if (!found.length) return `<p class="quiet empty-regions">No region above the ${verdict === "anomalous" ? "threshold" : "look limit"}.</p>`;
       const rows = found.slice(0, REGIONS_SHOWN).map((r, i) =>
         `<tr data-region="${i}"><th scope="row"><button title="Zoom to region ${i + 1}" aria-label="Zoom to region ${i + 1}">${i + 1}</button></th>` +
         `<td>${r.box[2]} × ${r.box[3]}</td><td>${r.box[0]}, ${r.box[1]}</td><td>${r.area}</td>` +
         `<td>${number(r.mean)}</td><td><b>${number(r.peak)}</b></td></tr>`);
       const more = found.length - REGIONS_SHOWN;
-      const rest = more > 0 ? `<p class="quiet">and ${more} smaller region${more > 1 ? "s" : ""}</p>` : "";
+      const rest = more > 0 ? `<p class="quiet">and ${plural(more, "smaller region")}</p>` : "";
       return `<table class="regions"><thead><tr><td></td><th scope="col">size px</th><th scope="col">at</th><th scope="col">area px²</th>` +
         `<th scope="col">mean σ</th><th scope="col">peak σ</th></tr></thead><tbody>${rows.join("")}</tbody></table>${rest}`;
     }

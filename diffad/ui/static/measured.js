@@ -1,4 +1,4 @@
-// A labelled batch measured against its labels: a table of one category's numbers, and its curves.
+// How well the verdicts of a labelled batch agree with the labels: one category's numbers and curves.
 (() => {
   const diffad = (window.diffad ??= {});
   const LINES = [["image AUROC", "image_auroc"], ["pixel AUROC", "pixel_auroc"], ["AUPRO to 0.3", "aupro"]];

@@ -1,8 +1,8 @@
-// Repair: frames as they come, then a film with a slider, a divider between before and after, the difference, and the
-// curves with the present frame marked.
+// The repair's player: frames as they arrive, then a film with a slider, before against after, the difference, and curves
+// of score and distance.
 (() => {
   const diffad = (window.diffad ??= {});
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const { clamp, number } = diffad;
   const DIFFERENCE_TOP = 64; // grey levels at the end of the colours
 
   function player(element, props, watch) {
@@ -10,7 +10,7 @@
     const [root, screen, slider, play, now, first, changed, divider] =
       [".player", ".screen", ".transport input", ".play", "img.now", "img.first", "canvas.changed", ".screen input"].map(find);
     let timer = null;
-    let following = true; // the newest frame is shown until the person takes the slider
+    let following = true; // shows the newest frame until the person moves the slider
     const value = () => props.value || { frames: [] };
     const position = () => Number(slider.value);
     const stop = () => {
@@ -19,27 +19,27 @@
       play.textContent = "▶ Play";
     };
 
-    // The scores are of the repair's own α and timesteps: only where the page has the same does its threshold hold.
+    // A repair is scored at its own α and timesteps. The page's threshold applies to it only if the page uses the same.
     function judged() {
       const { alpha, timesteps, threshold } = value();
       const now = diffad.choices();
       const alike = now.alpha === alpha && now.timesteps.join() === timesteps.join();
-      const moved = !alike || Math.abs(now.threshold - threshold) > 0.005;
-      return { alike, threshold: alike ? now.threshold : threshold, moved };
+      const differs = !alike || Math.abs(now.threshold - threshold) > 0.005;
+      return { alike, threshold: alike ? now.threshold : threshold, differs };
     }
 
     function curves(at) {
       const { scores, losses, total } = value();
       const { threshold } = judged();
       const [w, h] = [260, 112];
-      // The first drafts score far beyond any defect: they run out of the picture, for what matters lies below.
+      // The first drafts score far higher than any defect and may leave the plot; what matters is below.
       const top = Math.max(scores[0], scores[scores.length - 1], threshold) * 1.4;
       const lossTop = Math.max(...losses) * 1.08;
       const x = (i) => 4 + (w - 8) * (total ? i / total : 0);
       const y = (share) => h - 16 - (h - 34) * clamp(share, 0, 1);
       const line = (values, peak) => values.map((v, i) => `${x(i).toFixed(1)},${y(v / peak).toFixed(1)}`).join(" ");
       return `<svg class="curve" viewBox="0 0 ${w} ${h}" role="img" aria-label="Anomaly score and Mahalanobis distance per step">
-        <text class="score" x="2" y="10">score ${diffad.number(scores[at])}</text>
+        <text class="score" x="2" y="10">score ${number(scores[at])}</text>
         <text class="loss" x="${w - 2}" y="10" text-anchor="end">distance ${losses[at].toFixed(2)}</text>
         <line class="axis" x1="0" x2="${w}" y1="${h - 16}" y2="${h - 16}"/><line class="now" x1="${x(at)}" x2="${x(at)}" y1="18" y2="${h - 16}"/>
         <line class="limit" x1="0" x2="${w}" y1="${y(threshold / top)}" y2="${y(threshold / top)}"/>
@@ -48,7 +48,7 @@
         <text class="quiet" x="0" y="${h - 3}">0</text><text class="quiet" x="${w}" y="${h - 3}" text-anchor="end">step ${total}</text></svg>`;
     }
 
-    // A frame takes the screen once it is loaded, so that quick ones leave no gap.
+    // Shows a frame once it is loaded, so that the screen is never empty in between.
     function put(picture, url) {
       if (picture.dataset.wanted === url) return;
       picture.dataset.wanted = url;
@@ -61,7 +61,7 @@
       next.src = url;
     }
 
-    // How far each pixel is from where it was.
+    // How much each pixel has changed.
     function difference() {
       if (!now.naturalWidth || !first.naturalWidth) return;
       const [width, height] = [now.naturalWidth, now.naturalHeight];
@@ -84,7 +84,7 @@
       const { alike, threshold } = judged();
       put(now, frame.file.url);
       put(first, frames[0].file.url);
-      const below = frame.score > threshold ? "" : ` · below ${alike ? "the threshold" : diffad.number(threshold)}`;
+      const below = frame.score > threshold ? "" : ` · below ${alike ? "the threshold" : number(threshold)}`;
       find(".caption").textContent = `step ${frame.step} · score ${frame.score.toFixed(2)}${below}`;
       find(".plot").innerHTML = curves(frame.step);
       element.querySelectorAll(".strip button").forEach((b) => b.classList.toggle("on", Number(b.dataset.position) === at));
@@ -108,8 +108,8 @@
 
     function say() {
       const { frames, message, alpha, timesteps, threshold } = value();
-      const of = frames.length && judged().moved
-        ? ` · scored at α = ${alpha.toFixed(2)}, t = ${timesteps.join(", ")}, threshold ${diffad.number(threshold)}` : "";
+      const of = frames.length && judged().differs
+        ? ` · scored at α = ${alpha.toFixed(2)}, t = ${timesteps.join(", ")}, threshold ${number(threshold)}` : "";
       find(".message").textContent = `${message || ""}${of}`;
     }
 
@@ -185,5 +185,5 @@
     update();
   }
 
-  Object.assign(diffad, { player });
+  diffad.player = player;
 })();

@@ -1,0 +1,361 @@
+"""The Inspect tab: what happens when something on it is used. Its components are in `layout.py`.
+
+There are two kinds of events. Those that need the network (another picture, other timesteps or draws) go
+through the queue. The others (α, limits, opacity, colours, which of the computed timesteps count) never reach
+the server: the evidence is sent once and judged in the browser (page.js), which sends its choices along when
+a download or a repair needs them.
+
+A person may ask for the next picture before the last one is answered, and requests may arrive in any order.
+So each request is recorded at once, bypassing the queue, and the work in the queue serves the newest
+one. The page always ends at the last choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from diffad.inspector import SCALE_TOP
+from diffad.method.repair_options import METHODS, RepairOptions
+from diffad.pictures.reading import DataError
+from diffad.ui import cards, downloads, link
+from diffad.ui.files import Storage, room, sentence
+from diffad.ui.layout import AUTO, CANCELLED, WAITING, categories, lay_out
+from diffad.ui.session import Request, Session, Shown, arguments, misunderstood
+from diffad.ui.turns import AT_ONCE, Turns, Unwanted, caller, still_waiting
+
+if TYPE_CHECKING:
+    from diffad.inspection import Inspection
+    from diffad.inspector import Inspector
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Bypass the queue. Of LIVE events only the last one counts, of REQUESTs each one.
+LIVE: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
+REQUEST: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **QUIET}
+NETWORK: dict[str, Any] = {
+    "concurrency_id": "network", "concurrency_limit": AT_ONCE, "trigger_mode": "multiple",
+    "api_visibility": "private", "show_progress": "full",
+}  # fmt: skip
+
+DISABLED = gr.Button(interactive=False)
+ENABLED = gr.Button(interactive=True)
+Updates = dict[gr.components.Component, Any]  # what an event changes, by component
+
+
+class InspectTab:
+    """Creates the tab inside the current `gr.Blocks` and connects its components to the methods below.
+
+    Event handlers return the components that they change (`Updates`).
+    """
+
+    def __init__(self, inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:
+        """See `page.build_app`."""
+        self._inspectors, self._turns, self._storage = inspectors, turns, storage
+        self._samples = sample_pictures()
+        self.parts = lay_out(inspectors, self._samples)
+        self._session = gr.State(Session())
+        buttons = self.parts.download
+        self._of_film = [buttons[kind] for kind in downloads.OF_FILM]
+        self._of_inspection = [buttons[kind] for kind in ("all", *downloads.OF_INSPECTION)]
+        self._connect_requests()
+        self._connect_repair()
+        self._connect_choices()
+        self._connect_downloads()
+
+    def inspect_on(
+        self, listen: Callable[..., Any], find: Callable[[gr.EventData], tuple[str, int | None] | None]
+    ) -> None:
+        """Inspects a picture whenever an event happens.
+
+        Args:
+            listen: the component's event, such as `button.click`.
+            find: returns the picture's path and the bits of the batch that it belongs to, or None to inspect
+                nothing.
+        """
+
+        def ask_for(event: gr.EventData, session: Session, turn: float, *settings: Any) -> Any:
+            if (picture := find(event)) is not None:
+                path, batch_bits = picture
+                session.ask(turn, path, settings, batch_bits)
+            return session, session.picture
+
+        p = self.parts
+        js = "(session, turn, ...settings) => [session, diffad.nextTurn(true), ...settings]"
+        inputs = [self._session, p.turn, *p.settings]
+        self._answer_after(listen(ask_for, inputs, [self._session, p.picture], js=js, **REQUEST))
+
+    # Requests
+
+    def _connect_requests(self) -> None:
+        p = self.parts
+        inputs = [self._session, p.turn, *p.settings]
+        self.inspect_on(p.samples.select, self.sample)
+        self._answer_after(
+            p.picture.input(
+                self.ask_uploaded, [self._session, p.turn, p.picture, *p.settings], self._session, **REQUEST,
+                js="(session, turn, path, ...settings) => [session, ...diffad.uploaded(path), ...settings]",
+            )
+        )  # fmt: skip
+        model_changed = p.model.input(
+            lambda model: gr.Dropdown(choices=categories(self._inspectors[model]), value=AUTO),
+            p.model, p.category, **LIVE,
+        )  # fmt: skip
+        released = [slider.release for slider in (p.lowest, p.highest, p.count, p.draws)]
+        js = "(session, turn, ...settings) => [session, diffad.nextTurn(), ...settings]"
+        for listen in (*released, p.category.input, p.tile.input, model_changed.then):
+            self._answer_after(listen(self.ask_again, inputs, self._session, js=js, **REQUEST))
+        p.cancel.click(Session.cancel, self._session, None, **LIVE)
+
+    def _answer_after(self, event: gr.events.Dependency) -> None:
+        p = self.parts
+        outputs = [
+            p.picture, p.view, p.threshold, p.look, p.player, p.repair, p.stop, *self._of_film,
+            *self._of_inspection,
+        ]  # fmt: skip
+        event.then(self.answer, self._session, outputs, **NETWORK, show_progress_on=[p.verdict, p.picture])
+
+    def sample(self, event: gr.EventData) -> tuple[str, None]:
+        """The sample that was clicked, as `inspect_on` wants it."""
+        name = event._data.get("sample") if isinstance(event._data, dict) else None
+        path = next((path for path in self._samples if path.name == name), None)
+        if path is None:
+            raise misunderstood("there is no such sample")
+        return self._storage.keep(path.read_bytes(), path.name), None
+
+    def ask_uploaded(self, session: Session, turn: float, path: str | None, *settings: Any) -> Session:
+        """Requests a picture that was uploaded; None if the picture was removed."""
+        session.ask(turn, path, settings)
+        return session
+
+    def ask_again(self, session: Session, turn: float, *settings: Any) -> Session:
+        """Requests the same picture with another model, category, timesteps, draws or tiles."""
+        if session.asked is not None:
+            session.ask(turn, session.asked.path, settings, session.asked.batch_bits)
+        return session
+
+    def answer(self, session: Session, progress: gr.Progress = gr.Progress()) -> Updates:  # noqa: B008
+        """Answers the newest request. It runs after every request, so nothing that it skips is lost."""
+        p = self.parts
+        with session.answering:
+            request, shown = session.asked, None
+            if request is None or not session.wants(request):
+                return {p.picture: session.picture}
+            try:
+                if request.path is None:
+                    updates = self._emptied(WAITING)
+                else:
+                    shown = self._inspect(session, request, progress)
+                    updates = self._updates(shown)
+            except DataError as error:
+                updates = self._emptied(sentence(str(error), request.path))
+            except Unwanted:
+                updates = self._emptied(CANCELLED)
+            if request is not session.asked:
+                updates = {}
+            else:
+                session.answered, session.shown, session.film = request, shown, None
+            return updates | {p.picture: session.picture}
+
+    def _inspect(self, session: Session, request: Request, progress: gr.Progress) -> Shown:
+        caller_waits = still_waiting()
+
+        def show_progress(done: int, total: int) -> None:
+            if total > 1:
+                progress((done, total), unit="tiles")
+
+        model, *controls = request.settings
+        inspector, before = self._inspectors[model], session.shown
+        # A plain picture is read alike for every category, so it need not be read again.
+        read = before is not None and before.request.path == request.path
+        read = read and before.raw.bits == 8 and not before.raw.notes
+        raw = inspector.inspect(
+            before.raw.image if read else request.path,
+            **arguments(inspector, *controls),
+            progress=show_progress,
+            batch_bits=request.batch_bits,
+            turn=self._turns.of(caller(), lambda: session.wants(request) and caller_waits()),
+            max_tiles=self._turns.max_tiles,
+        )
+        return Shown(raw, model, request)
+
+    def _updates(self, shown: Shown) -> Updates:
+        p, raw, request = self.parts, shown.raw, shown.request
+        inspector = self._inspectors[shown.model]
+        part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
+        part |= {
+            "name": shown.name, "model": shown.model, "turn": request.turn,
+            "several": len(self._inspectors) > 1,
+            "link": link.of_result(raw, request.settings, request.path, self._inspectors, self._samples),
+        }  # fmt: skip
+        highest = round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))
+        return self._without_film(ENABLED) | {
+            p.view: part,
+            **dict.fromkeys((p.threshold, p.look), gr.Slider(maximum=highest)),
+            **dict.fromkeys(self._of_inspection, ENABLED),
+        }
+
+    def _without_film(self, repair: gr.Button) -> Updates:
+        p = self.parts
+        return {
+            p.player: downloads.no_film(),
+            p.repair: repair,
+            **dict.fromkeys([p.stop, *self._of_film], DISABLED),
+        }
+
+    def _emptied(self, message: str) -> Updates:
+        """No results, with a message in the verdict's place."""
+        return self._without_film(DISABLED) | {
+            self.parts.view: {"sentence": message},
+            **dict.fromkeys(self._of_inspection, DISABLED),
+        }
+
+    # Repair
+
+    def _connect_repair(self) -> None:
+        p = self.parts
+        p.repair.click(
+            self.show_repair, [self._session, p.choices, p.steps, p.every, p.step_size, p.level, p.method],
+            [p.player, p.repair, p.stop, *self._of_film],
+            js="""(session, choices, ...settings) => {
+                diffad.starting(true);
+                return [session, diffad.choices(), ...settings];
+            }""",
+            concurrency_id="repair", concurrency_limit=AT_ONCE, trigger_mode="multiple", **QUIET,
+        ).then(
+            self.repairable, self._session, p.repair, **LIVE,
+            js="""(session) => {
+                diffad.starting(false);
+                return [session];
+            }""",
+        )  # fmt: skip
+        p.stop.click(Session.stop_repair, self._session, None, **LIVE)
+        # Each method has its own usual step size and noise level, unsuitable for the other.
+        p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
+
+    def show_repair(
+        self, session: Session, choices: dict, steps: float, every: float, step_size: float, level: float,
+        method: str,
+    ) -> Iterator[Updates]:  # fmt: skip
+        """Repairs the part as the browser shows it, step by step.
+
+        An event called "repair" would take the endpoint's address of that name.
+        """
+        p, shown = self.parts, session.shown_for(choices)
+        inspection, inspector = shown.chosen(choices), self._inspectors[shown.model]
+        threshold = self._repair_threshold(inspector, inspection, choices)
+        film = downloads.Film(inspection, inspector.timesteps, threshold, self._storage.keep)
+        session.film = film
+        options = RepairOptions(int(steps), int(every), step_size, int(level), method)
+        for step in inspector.repair(
+            inspection.image, inspection.category, options, alpha=inspection.alpha, threshold=threshold,
+            tile=inspection.tile, turn=self._turns.of_caller(), max_tiles=self._turns.max_tiles,
+        ):  # fmt: skip
+            if session.film is not film or session.shown is not shown:  # the page shows something else by now
+                yield {p.player: downloads.no_film()}
+                return
+            if film.ending:
+                if method == "weighed":
+                    film.end_with_best()
+                break
+            film.add(step)
+            updates = {p.player: film.value()}
+            if step.index == 0:
+                updates |= {p.stop: ENABLED, **dict.fromkeys([p.repair, *self._of_film], DISABLED)}
+            yield updates
+        film.ending = film.ending or "done"
+        yield {p.player: film.value(), p.stop: DISABLED, **dict.fromkeys(self._of_film, ENABLED)}
+
+    @staticmethod
+    def _repair_threshold(inspector: Inspector, inspection: Inspection, choices: Mapping[str, Any]) -> float:
+        """The threshold at the model's usual timesteps, at which a repair is scored, for one tile."""
+        if choices["own"]:
+            return choices["threshold"]
+        rate = -math.expm1(math.log1p(-choices["rate"]) / inspection.chances)
+        return inspector.threshold(inspection.category, inspection.alpha, rate=rate)
+
+    def repairable(self, session: Session) -> Any:
+        """The repair button, once a repair has ended."""
+        return ENABLED if session.shown and (not session.film or session.film.ending) else DISABLED
+
+    # Choices that the browser acts on; the limits' sliders and their rates follow each other.
+
+    def _connect_choices(self) -> None:
+        p = self.parts
+        p.alpha.input(
+            None, [p.alpha, p.threshold, p.look], [p.threshold, p.look],
+            js="""(alpha, threshold, look) => {
+                const [newThreshold, , newLook] = diffad.choose({ alpha });
+                return [newThreshold ?? threshold, newLook ?? look];
+            }""",
+        )  # fmt: skip
+        p.threshold.input(
+            None, [p.threshold, p.look], [p.rate, p.look],
+            js="""(threshold, look) => {
+                const [, rate, newLook] = diffad.choose({ threshold });
+                return [rate, newLook ?? look];
+            }""",
+        )  # fmt: skip
+        p.rate.input(
+            None, [p.rate, p.threshold, p.look], [p.threshold, p.look],
+            js="""(rate, threshold, look) => {
+                const [newThreshold, , newLook] =
+                    diffad.choose(rate ? { rate, threshold: null } : { threshold });
+                return [newThreshold ?? threshold, newLook ?? look];
+            }""",
+        )  # fmt: skip
+        p.look.input(
+            None, p.look, [p.look, p.look_rate],
+            js="""(look) => {
+                const [, , highest, rate] = diffad.choose({ look });
+                return [Math.min(look, highest), rate];
+            }""",
+        )  # fmt: skip
+        p.look_rate.input(
+            None, [p.look_rate, p.look], p.look,
+            js="""(lookRate, look) =>
+                diffad.choose(lookRate ? { lookRate, look: null } : { look })[2] ?? look""",
+        )  # fmt: skip
+        p.opacity.input(None, p.opacity, None, js="(opacity) => { diffad.choose({ opacity }); }")
+        p.colormap.input(None, p.colormap, None, js="(colormap) => { diffad.choose({ colormap }); }")
+        js = "(...values) => diffad.controls().map((value, i) => value ?? values[i])"
+        p.view.select(None, p.limits, p.limits, js=js)
+
+    # Downloads
+
+    def _connect_downloads(self) -> None:
+        p = self.parts
+        for kind, button in p.download.items():
+            pressed = button.click(
+                partial(self.download, kind), [self._session, p.choices], p.file, **QUIET,
+                js=f"""(session) => {{
+                    diffad.busy("{button.elem_id}", true);
+                    return [session, diffad.choices()];
+                }}""",
+            )  # fmt: skip
+            pressed.success(None, p.file, None, js="(file) => diffad.save(file)")
+            pressed.then(None, None, None, js=f"() => diffad.busy('{button.elem_id}', false)")
+
+    def download(self, kind: str, session: Session, choices: dict) -> str:
+        """The path of a file that a person takes away: of a kind in `downloads`, or "all"."""
+        shown, film = session.shown_for(choices), session.film
+        inspector = self._inspectors[shown.model]
+        with room():
+            name, data = downloads.contents(
+                kind, shown.chosen(choices), inspector, film, inspector.scale_top(shown.raw.category),
+                choices["opacity"], choices["colormap"], name=shown.name,
+            )  # fmt: skip
+        return self._storage.keep(data, name)
+
+
+def sample_pictures() -> list[Path]:
+    """The bundled sample parts: beside the package in a clone, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "assets" / "samples", package / "assets" / "samples"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.png"))
+    return []

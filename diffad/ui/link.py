@@ -1,0 +1,101 @@
+"""The page's address, which holds the choices: what a link asks for, and what the browser writes into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from diffad.inspection import LOOK_RATE
+from diffad.inspector import SCALE_TOP
+from diffad.pictures.drawing import COLORMAPS
+from diffad.ui.layout import AUTO, LOOK_RATES, RATE, RATES, TILES, Components, categories
+
+if TYPE_CHECKING:
+    from diffad.inspection import Inspection
+    from diffad.inspector import Inspector
+
+
+def controls_of(
+    link: Mapping[str, Any], inspectors: Mapping[str, Inspector], p: Components
+) -> dict[gr.components.Component, Any]:
+    """What the controls are to show for a link. Invalid parameters are ignored.
+
+    Args:
+        link: the address's parameters, by name.
+    """
+    link = {key: value for key, value in link.items() if isinstance(value, str)}
+    model = link.get("model") if link.get("model") in inspectors else next(iter(inspectors))
+    inspector = inspectors[model]
+
+    def within(name: str, low: float, high: float, usual: float) -> float:
+        try:
+            value = float(link[name])
+        except (KeyError, ValueError):
+            return usual
+        return min(max(value, low), high) if math.isfinite(value) else usual
+
+    def among(name: str, known: Sequence[Any], usual: Any) -> Any:
+        return next((value for value in known if str(value) == link.get(name)), usual)
+
+    def slider(name: str, usual: float) -> gr.Slider:
+        limit = within(name, -1000, 1000, usual)
+        low, high = min(0, math.floor(2 * limit)), max(SCALE_TOP, round(2 * limit))
+        return gr.Slider(value=limit, minimum=low, maximum=high)
+
+    def share(limit: str, name: str, rates: list[tuple[str, float]], usual: float) -> float:
+        return 0 if limit in link else among(name, [rate for _, rate in rates], usual)
+
+    category = among("category", inspector.categories, AUTO)
+    return {
+        p.model: model,
+        p.category: gr.Dropdown(choices=categories(inspector), value=category),
+        p.alpha: within("alpha", 0, 1, 0.5),
+        p.rate: share("threshold", "rate", RATES, RATE),
+        p.threshold: slider("threshold", 3),
+        p.look_rate: share("look", "look-rate", LOOK_RATES, LOOK_RATE),
+        p.look: slider("look", 2.5),
+        p.opacity: within("opacity", 0, 1, 0.7),
+        p.colormap: among("colormap", COLORMAPS, COLORMAPS[0]),
+        p.lowest: int(within("low", 0, 999, inspector.timesteps[0])),
+        p.highest: int(within("high", 0, 999, inspector.timesteps[-1])),
+        p.count: int(within("count", 1, 12, len(inspector.timesteps))),
+        p.draws: int(within("draws", 1, 8, 1)),
+        p.tile: among("tile", [tile for _, tile in TILES], AUTO),
+    }
+
+
+def of_result(
+    raw: Inspection, settings: Sequence[Any], path: str, inspectors: Mapping[str, Inspector],
+    samples: Sequence[Path],
+) -> dict[str, Any]:  # fmt: skip
+    """The parameters of a link to a result; page.js adds the choices made in the browser.
+
+    Args:
+        raw: the result.
+        settings: values of `Components.settings` that it was computed with.
+        path: of the inspected picture.
+        inspectors: as the page has them; the first is not named in a link.
+        samples: the bundled pictures, which alone can be named in a link.
+    """
+    model, category, _, lowest, highest, count, draws, tile = settings
+    usual = raw.timesteps == inspectors[model].timesteps
+    return {
+        "model": model if model != next(iter(inspectors)) else None,
+        "category": category,
+        "low": None if usual else int(lowest),
+        "high": None if usual else int(highest),
+        "count": None if usual else int(count),
+        "draws": int(draws),
+        "tile": tile,
+        "sample": _sample(path, samples),
+    }
+
+
+def _sample(path: str, samples: Sequence[Path]) -> str | None:
+    """The name of the sample that a picture is a copy of."""
+    sample = next((sample for sample in samples if sample.name == Path(path).name), None)
+    return sample.name if sample and sample.read_bytes() == Path(path).read_bytes() else None

@@ -1,0 +1,160 @@
+"""What one open page has asked for and what it shows; what the values of its controls mean."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import numpy as np
+
+from diffad.pictures.drawing import COLORMAPS
+from diffad.ui.layout import AUTO
+
+if TYPE_CHECKING:
+    from diffad.inspection import Inspection
+    from diffad.inspector import Inspector
+    from diffad.ui.downloads import Film
+
+
+@dataclass(frozen=True)
+class Request:
+    """A picture to inspect, and how."""
+
+    turn: int  # the browser numbers its requests
+    path: str | None  # None: the picture was removed
+    settings: tuple[Any, ...]  # values of `Components.settings`
+    batch_bits: int | None = None  # of the batch that the picture was opened from
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The result that the page shows. Choices made since then live in the browser."""
+
+    raw: Inspection
+    model: str
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """The picture's file name without its suffix."""
+        return Path(self.request.path).stem
+
+    def chosen(self, choices: Mapping[str, Any]) -> Inspection:
+        """The inspection as the browser shows it, without running the network.
+
+        Args:
+            choices: what `diffad.choices()` in page.js returned.
+        """
+        return self.raw.fused(
+            choices["alpha"],
+            choices["timesteps"],
+            threshold=choices["threshold"],
+            look_threshold=choices["look"],
+        )
+
+
+@dataclass
+class Session:
+    """The state of one open page, shared by its event handlers."""
+
+    asked: Request | None = None  # the newest request
+    answered: Request | None = None  # the newest request that needs no more work: answered or cancelled
+    shown: Shown | None = None
+    film: Film | None = None  # the newest repair; replacing it ends that repair
+
+    def __post_init__(self) -> None:
+        self.answering = threading.Lock()  # requests are answered one at a time
+
+    def __deepcopy__(self, memo: Any) -> Session:
+        """Gradio copies the initial state for every page, and a lock cannot be copied."""
+        return Session()
+
+    @property
+    def picture(self) -> str | None:
+        """The path of the picture that was requested last."""
+        return self.asked and self.asked.path
+
+    def ask(
+        self, turn: Any, path: str | None, settings: tuple[Any, ...], batch_bits: int | None = None
+    ) -> None:
+        """Records a request unless a newer one arrived first. A running repair ends by itself."""
+        if type(turn) not in (int, float) or not 0 <= turn < 1e15:
+            raise misunderstood("turn is a number")
+        if self.asked is None or turn > self.asked.turn:
+            self.asked, self.film = Request(int(turn), path, settings, batch_bits), None
+
+    def wants(self, request: Request) -> bool:
+        """Whether this request is the newest one and still has to be answered."""
+        return request is self.asked and request is not self.answered
+
+    def cancel(self) -> None:
+        """Gives the newest request up."""
+        self.answered = self.asked
+
+    def stop_repair(self) -> None:
+        """Ends a running repair after its current step. The repair itself reports that it has ended."""
+        if self.film is not None:
+            self.film.ending = self.film.ending or "stopped"
+
+    def shown_for(self, choices: Any) -> Shown:
+        """The result that these choices of the browser are about.
+
+        Raises:
+            gr.Error: The browser has not drawn the newest result yet.
+        """
+        check_choices(choices)
+        if self.shown is None or self.shown.request.turn != choices["turn"]:
+            raise gr.Error("The picture has just changed: please press again.", print_exception=False)
+        return self.shown
+
+
+def misunderstood(why: str) -> gr.Error:
+    """The error to raise for an event that this page never sends."""
+    return gr.Error(f"This request cannot be understood ({why}): reload the page.", print_exception=False)
+
+
+def check_choices(choices: Any) -> None:
+    """Raises `misunderstood` unless these have the form that `diffad.choices()` in page.js sends."""
+
+    def number(name: str, low: float, high: float) -> bool:
+        value = choices.get(name)
+        return type(value) in (int, float) and low <= value <= high
+
+    timesteps = choices.get("timesteps") if isinstance(choices, dict) else None
+    if not (
+        isinstance(timesteps, list)
+        and all(type(t) is int for t in timesteps)
+        and all(number(name, 0, 1) for name in ("alpha", "opacity", "rate"))
+        and all(choices.get(limit) is None or number(limit, -1e9, 1e9) for limit in ("threshold", "look"))
+        and choices.get("colormap") in COLORMAPS
+        and "own" in choices
+        and "turn" in choices
+    ):
+        raise misunderstood("choices")
+
+
+def arguments(
+    inspector: Inspector, category: str, alpha: float, lowest: float, highest: float, count: float,
+    draws: float, tile: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The controls' values as arguments of `Inspector.inspect`."""
+    return {
+        # AUTO and categories of a model chosen before are not known to the inspector.
+        "category": category if category in inspector.categories else None,
+        "alpha": alpha,
+        "draws": int(draws),
+        "timesteps": spread(lowest, highest, count, inspector.timesteps),
+        **({} if tile == AUTO else {"tile": None if tile == "whole" else int(tile)}),
+    }
+
+
+def spread(low: float, high: float, count: float, usual: tuple[int, ...]) -> tuple[int, ...]:
+    """`count` timesteps spread evenly over a range; the model's usual ones if range and count are theirs."""
+    low, high = sorted((int(low), int(high)))
+    if (low, high, count) == (usual[0], usual[-1], len(usual)):
+        return usual
+    return tuple(sorted({round(float(t)) for t in np.linspace(low, high, int(count))}))
