@@ -94,21 +94,21 @@ def _free_cores() -> int:
     """Of the cores that this process may use, those that no other program wants now; may be below 1. In a
     container the system tells of the whole machine, so free cores are counted on all of it.
     """
-    allowed, free = _cores(), -math.inf
+    allowed, free = cores(), -math.inf
     for look in range(_LOOKS):
         if look:
             time.sleep(_APART)
         try:
-            cores, wanted = _load()
+            existing, wanted = _load()
         except (OSError, ValueError, TypeError):  # macOS and Windows do not say
             return allowed
-        free = max(free, cores - wanted)
+        free = max(free, existing - wanted)
         if free >= allowed:
             return allowed
     return free
 
 
-def _cores() -> int:
+def cores() -> int:
     """That this process may use, by its affinity and by the time that its container is allowed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

@@ -69,7 +69,7 @@ def gradient_denoising(
         denoising = index % denoise_every == 0
         if denoising:
             with torch.no_grad():
-                x = schedule.ddpm_step(denoise(x, t), x, t, t - 1).clamp(-1, 1)
+                x = schedule.p_mean_variance(denoise(x, t), x, t, t - 1).mean.clamp(-1, 1)
         yield Repair(index, x.detach(), told, denoising)
 
 

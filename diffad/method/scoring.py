@@ -37,15 +37,35 @@ _SHIFTED_FROM, _SHIFTED_BACK_FROM = 100, 300  # t
 
 @dataclass(frozen=True)
 class RawMaps:
-    """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0 (but for
-    the swing of its enlargement); plain: [b, size, size], likewise, of the features alone, which no timestep
-    and no network has a part in, None where a category does without; smoothed, float32.
+    """Smoothed maps of a batch of pictures, float32, before they are brought to the units of good pictures.
+
+    pixel, feature: [b, n_t, size, size], about 1 where normal. A KL may be slightly below 0, and so may a
+    feature map where its enlargement swings. plain: of the features alone, without timestep and network,
+    [b, size, size]; None in a category without them. timesteps: the n_t timesteps.
     """
 
     pixel: Tensor
     feature: Tensor
     timesteps: tuple[int, ...]
     plain: Tensor | None = None
+
+    def first(self, count: int) -> RawMaps:
+        """Of the first `count` pictures."""
+        plain = None if self.plain is None else self.plain[:count]
+        return RawMaps(self.pixel[:count], self.feature[:count], self.timesteps, plain)
+
+    def scaled(self, factors: Tensor) -> RawMaps:
+        """Pixel and feature maps times a picture's factors [b or more, 2]."""
+        pixel, feature = factors[: len(self.pixel), :, None, None, None].unbind(dim=1)
+        return RawMaps(self.pixel * pixel, self.feature * feature, self.timesteps, self.plain)
+
+    def joined(self, other: RawMaps) -> RawMaps:
+        """With the maps of the same pictures at other timesteps, all by rising t."""
+        timesteps = self.timesteps + other.timesteps
+        order = sorted(range(len(timesteps)), key=timesteps.__getitem__)
+        pixel = torch.cat([self.pixel, other.pixel], dim=1)[:, order]
+        feature = torch.cat([self.feature, other.feature], dim=1)[:, order]
+        return RawMaps(pixel, feature, tuple(sorted(timesteps)), self.plain)
 
 
 def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffad.method.diffusion import Schedule
 from diffad.method.features import DEFAULT_BACKBONE
 from diffad.method.scoring import PIXEL_SCORES
 from diffad.method.unet import UNetConfig
@@ -39,7 +38,6 @@ class TrainConfig:
     minutes: float | None = None
     unet: UNetConfig = field(default_factory=UNetConfig)
     backbone: str = DEFAULT_BACKBONE
-    schedule: str = "linear"
     batch: int = 16
     learning_rate: float = 8e-4
     warm_up: int = 50
@@ -70,7 +68,6 @@ class TrainConfig:
                 raise ValueError(f"{name} is {kind} from {low} to {high}, not {value}")
         if self.shift >= self.unet.size:
             raise ValueError(f"shift is less than the {self.unet.size} px of a picture, not {self.shift}")
-        Schedule.named(self.schedule)
         if self.pixel_score not in PIXEL_SCORES:  # else found out hours later, by the profile
             raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {self.pixel_score!r}")
         if self.unet.feature_grid % 4:  # blocks of a profile's covariances

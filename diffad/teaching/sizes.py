@@ -30,7 +30,7 @@ from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet, UNetConfig
 from diffad.pictures.geometry import to_float, to_square, to_uint8
 from diffad.pictures.reading import read_image
-from diffad.teaching.statistics import FEATURE_BLOCK, block, changed_copies
+from diffad.teaching.residuals import FEATURE_BLOCK, block, changed_copies
 
 _TIMES = 1, 1.5, 2  # the network's own size
 _LARGEST = 512  # px, of what is tried beside it
@@ -216,7 +216,7 @@ def _maps(
         return torch.cat(rows)
 
     good, changed, spoiled = map(
-        residuals, (pictures.good, changed_copies(pictures.good, seed), pictures.spoiled)
+        residuals, (pictures.good, changed_copies(pictures.good), pictures.spoiled)
     )
     total = Scatter(block(good.shape[-1], FEATURE_BLOCK)).add(good).add(changed)
     _, left_out = ResidualGaussian.fit([total], stages=extractor.stage_channels)
