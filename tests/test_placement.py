@@ -68,7 +68,7 @@ def fake() -> FakeTensorMode:
 
 
 @pytest.fixture(scope="module")
-def unshifted(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
+def placed(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
     """The bundled model as `Inspector` puts it on a GPU."""
     loaded = checkpoint.load(bundled_model)
     with pytest.MonkeyPatch.context() as patch, fake:

@@ -35,15 +35,14 @@ from diffad.method.metrics import (
     pixel_auroc,
     pixels,
     pro_curve,
-    psnr,
     rate_interval,
     resampled_aupimo,
     resampled_image_metrics,
     resampled_pixel_metrics,
     resamples,
     roc_curve,
-    ssim,
 )
+from diffad.method.similarity import psnr, ssim
 from diffad.pictures.depth import read_in_words
 from diffad.pictures.geometry import Geometry, mask_to_square
 from diffad.pictures.labels import folders_in_words, look_over
