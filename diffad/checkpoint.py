@@ -72,9 +72,6 @@ class Checkpoint:
     provenance: Mapping[str, object] = field(default_factory=dict)
 
 
-# -- writing
-
-
 def save(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint atomically, so that nobody ever sees half a file. Makes missing folders."""
     tensors = {}
@@ -152,9 +149,6 @@ def _category(name: str, profile: Profile) -> dict[str, Any]:
         "quality": profile.quality,
         "size": profile.size,
     }
-
-
-# -- reading
 
 
 def bundled() -> list[Path]:
@@ -236,7 +230,8 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
 
     projection = part("gaussian.projection")
     whitening = unpack(part("gaussian.whitening"), len(projection))
-    remembered, good = tuple(category["remembered"]), category["good"]
+    remembered, good, bits = tuple(category["remembered"]), category["good"], category["bits"]
+    _require(bits in (None, *DEPTHS), f"{bits} bits")
     _require(type(good) is int and 0 < good < 2**20, "its good parts have no number")
     shape = good, 2, len(remembered), CELLS, CELLS
     maps = sums(decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
@@ -255,7 +250,7 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         calibration,
         category["forecast"],
         None if category["upright"] is None else Upright(**category["upright"]),
-        _depth(category["bits"]),
+        bits,
         _quality(category["quality"]),
         category["size"],
         plain,
@@ -276,10 +271,13 @@ def _network(config: UNetConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
-    scale, diagonal = (
-        _from_steps(tensors.pop(prefix + part), tensors.pop(f"{prefix}{part}.ends"))
-        for part in ("scale", "diagonal")
-    )
+    def part(name: str) -> Tensor:
+        steps, ends = tensors.pop(prefix + name), tensors.pop(f"{prefix}{name}.ends")
+        holds = steps.dtype == torch.uint8 and ends.shape == (2,) and bool(0 < ends[0] <= ends[1] < math.inf)
+        _require(holds, f"there are no steps between {ends.tolist()}")
+        return from_steps(steps, ends)
+
+    scale, diagonal = part("scale"), part("diagonal")
     kept = scale.shape[-1]
     shape = *scale.shape[:-1], kept * (kept - 1) // 2
     triangle = decoded(tensors.pop(prefix + "codes"), shape).view(torch.int8)
@@ -287,24 +285,12 @@ def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
     return ResidualGaussian(common, unpack(triangle, kept, -1), scale, diagonal)
 
 
-def _from_steps(steps: Tensor, ends: Tensor) -> Tensor:
-    if steps.dtype != torch.uint8 or ends.shape != (2,) or not 0 < ends[0] <= ends[1] < math.inf:
-        raise ValueError(f"there are no steps between {ends.tolist()}")
-    return from_steps(steps, ends)
-
-
-def _depth(bits: int | None) -> int | None:
-    if bits not in (None, *DEPTHS):
-        raise ValueError(f"{bits} bits")
-    return bits
-
-
 def _changed(law: Any) -> tuple[float, float] | None:
     if law is None:
         return None
     shift, stretch = law
-    if not (math.isfinite(shift) and 0 < stretch < math.inf):
-        raise ValueError("how its changed good parts lie makes no sense")
+    sensible = math.isfinite(shift) and 0 < stretch < math.inf
+    _require(sensible, "how its changed good parts lie makes no sense")
     return float(shift), float(stretch)
 
 
@@ -312,8 +298,8 @@ def _quality(known: Any) -> tuple[tuple[float, float, float], ...] | None:
     if known is None:
         return None
     values = np.array(known, np.float64)
-    if values.shape != (len(MEASURES), 3) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
-        raise ValueError("its pictures' quality makes no sense")
+    sensible = values.shape == (len(MEASURES), 3) and bool((np.diff(values) >= 0).all())
+    _require(sensible and bool(np.isfinite(values).all()), "its pictures' quality makes no sense")
     return tuple(tuple(each) for each in values.tolist())
 
 
@@ -352,7 +338,7 @@ def _check(checkpoint: Checkpoint) -> None:
 
 
 def _grid(profile: Profile, config: UNetConfig) -> int:
-    """Places a side of what a category is looked at on."""
+    """Places a side of the grid on which a category is looked at."""
     return config.feature_grid if profile.size is None else config.checked_size(profile.size) // config.cell
 
 
