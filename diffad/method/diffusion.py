@@ -21,6 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+_VLB_WEIGHT, _UNCERTAINTY_WEIGHT = 0.01, 0.05  # of terms of the loss
+
+
 class Prediction(NamedTuple):
     """What one network call at (x_t, t) returns.
 
@@ -191,8 +194,6 @@ def hybrid_loss(
     stride: int = 4,
     shown: Tensor | None = None,
     holes: Tensor | None = None,
-    vlb_weight: float = 0.01,
-    uncertainty_weight: float = 0.05,
 ) -> dict[str, Tensor]:
     """ε-MSE + VLB (variance only) + NLL of x̂_0 (uncertainty only) + feature MSE.
 
@@ -235,11 +236,6 @@ def hybrid_loss(
     log_variance = prediction.x_start_log_variance.float()
     standard = (x_start - x_hat) ** 2 * torch.exp(-log_variance)
     uncertainty = 0.5 * (sound * (standard + log_variance)).mean()
-    loss = noise_loss + feature_loss + vlb_weight * vlb + uncertainty_weight * uncertainty
-    return {
-        "loss": loss,
-        "noise": noise_loss,
-        "features": feature_loss,
-        "vlb": vlb,
-        "uncertainty": uncertainty,
-    }
+    loss = noise_loss + feature_loss + _VLB_WEIGHT * vlb + _UNCERTAINTY_WEIGHT * uncertainty
+    terms = {"noise": noise_loss, "features": feature_loss, "vlb": vlb, "uncertainty": uncertainty}
+    return {"loss": loss, **terms}

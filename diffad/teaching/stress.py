@@ -30,7 +30,8 @@ _NAMED = 3  # changes in a sentence, at most
 
 Progress = Callable[[int, int], None]
 Rejects = Callable[[np.ndarray], bool]  # the verdict on a picture uint8 [H, W, 3]
-OnVerdict = Callable[[int, "Nuisance | None", float, bool], None]  # picture's number, change, strength, rejected
+# number of the picture, change, strength, whether it is rejected
+OnVerdict = Callable[[int, "Nuisance | None", float, bool], None]
 
 
 def robustness(
@@ -153,20 +154,27 @@ def stress(
         good, bad = ([one for one in group if bool(one.is_anomalous) is kind] for kind in (False, True))
         of_good, of_bad = ([read_image(one.image, bits) for one in some] for some in (good, bad))
         values = robustness(of_good, rejects, seed, partial(on_verdict, good))
+        judge_good = partial(_judged, of_good, rejects, seed=seed, on_verdict=partial(on_verdict, good))
         judge_bad = partial(_judged, of_bad, rejects, seed=seed, on_verdict=partial(on_verdict, bad))
         values |= {"defective": len(bad), "found": _part(sum(judge_bad()), len(bad))}
         for change, of in zip(NUISANCES, values["changes"], strict=True):
             of["found"] = _part(sum(judge_bad(change, change.strength)), len(bad))
             if curves and good:
-                judge = partial(_judged, of_good, rejects, change, seed=seed, on_verdict=partial(on_verdict, good))
-                of["curve"] = [
-                    [strength := factor * change.strength,
-                     of["wrong"] if factor == 1 else _part(sum(judge(strength)), len(good))]
-                    for factor in FACTORS
-                ]  # fmt: skip
+                of["curve"] = _curve(change, of["wrong"], judge_good)
                 of["bears"] = _bears(of["curve"], values["wrong"])
         result[name] = values
     return result
+
+
+def _curve(
+    change: Nuisance, usual: float, judge: Callable[[Nuisance, float], list[bool]]
+) -> list[list[float]]:
+    """[strength, share of pictures rejected] at `FACTORS`; usual: the share at the usual strength."""
+    points = []
+    for factor in FACTORS:
+        strength = factor * change.strength
+        points.append([strength, usual if factor == 1 else float(np.mean(judge(change, strength)))])
+    return points
 
 
 def forecast_changes(
