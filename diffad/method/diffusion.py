@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _VLB_WEIGHT, _UNCERTAINTY_WEIGHT = 0.01, 0.05  # of terms of the loss
 
 
