@@ -141,6 +141,7 @@ def test_statistics_leave_an_unfinished_run_and_the_licence(trained, parts, tmp_
     assert provenance["data"] == base["data"] | {tmp_path.name: 8}
     added = checkpoints.load(out).profiles
     assert added[tmp_path.name].plain is not None  # the network never learned from it
+    assert learned_before(checkpoints.load(out), tmp_path.name) is None
     assert all(added[name].plain is None for name in base["data"])
     train(config(steps=0, licence="free"), [tmp_path], tmp_path / "n.safetensors", start_from=out)
     assert checkpoints.load(tmp_path / "n.safetensors").profiles[tmp_path.name].plain is not None

@@ -121,9 +121,7 @@ class Schedule:
         x_start = (x_t - (1 - alpha_bar).sqrt().to(x_t.dtype) * noise) * alpha_bar.rsqrt().to(x_t.dtype)
         return x_start.clamp(-1, 1)
 
-    def p_mean_variance(
-        self, prediction: Prediction, x_t: Tensor, t: Tensor, previous: Tensor
-    ) -> Gaussian:
+    def p_mean_variance(self, prediction: Prediction, x_t: Tensor, t: Tensor, previous: Tensor) -> Gaussian:
         """p_θ(x_previous | x_t), with log σ² = v log β + (1 − v) log β̃ (Nichol & Dhariwal, eq. 15)."""
         x_start = self.predict_x_start(prediction.noise, x_t, t)
         from_start, from_t = self._posterior_coefficients(x_t, t, previous)
@@ -133,9 +131,7 @@ class Schedule:
 
     # -- divergences and loss --------------------------------------------------------------------------------
 
-    def kl(
-        self, prediction: Prediction, x_start: Tensor, x_t: Tensor, t: Tensor, previous: Tensor
-    ) -> Tensor:
+    def kl(self, prediction: Prediction, x_start: Tensor, x_t: Tensor, t: Tensor, previous: Tensor) -> Tensor:
         """One term of the variational bound per value, nats, float32 [b, c, h, w].
 
         KL( q(x_previous | x_t, x_0) ‖ p_θ(x_previous | x_t) ), or for previous = −1 the decoder's negative

@@ -164,9 +164,7 @@ def checked_rate(rate: float) -> float:
     return rate
 
 
-def rate_for(
-    good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None
-) -> float:
+def rate_for(good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None) -> float:
     """Share of good parts expected above `score`, in [0, 1]: the inverse of `threshold_for`."""
     law = _gumbel(good_scores)
     of_changed = 0.0 if changed is None else _exceeding(_changed(law, changed), score) / CHANGED_RATE

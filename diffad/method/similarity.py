@@ -39,6 +39,9 @@ def ssim(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) 
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-                  / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)))
+    similarity = (
+        (2 * mean_x * mean_y + c1)
+        * (2 * covariance + c2)
+        / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    )
     return float(similarity[inside].mean())

@@ -106,6 +106,7 @@ class GoodPictures:
         return GoodPictures.read(self.paths, size, self.bits).turned_upright()
 
     def some(self, numbers: Sequence[int], paths: list[Path]) -> GoodPictures:
+        """Those with these numbers, whose files are `paths`."""
         return replace(self, paths=paths, pictures=self.pictures[numbers], inside=self.inside[numbers])
 
     def turned_upright(self) -> GoodPictures:
@@ -143,7 +144,9 @@ def load_normal(
 
 
 def repetitions(
-    different: Mapping[str, Different], sources: Sequence[str | Path], size: int,
+    different: Mapping[str, Different],
+    sources: Sequence[str | Path],
+    size: int,
     bits: Mapping[str, int | None],
 ) -> dict[str, list[str]]:
     """Sentences by category about pictures that repeat each other, and about test pictures beside them that

@@ -179,9 +179,7 @@ def _pictures(
                 spoiled[size].append(_square(defective, size, upright)[1])
     if not masks:
         return {}, [], []
-    shown = {
-        size: _Shown(*(torch.stack(some[size]) for some in (good, spoiled, inside))) for size in sizes
-    }
+    shown = {size: _Shown(*(torch.stack(some[size]) for some in (good, spoiled, inside))) for size in sizes}
     return shown, masks, origins
 
 
@@ -226,9 +224,7 @@ def _maps(
             rows.append((extractor(x_start) - prediction.features).half().cpu())
         return torch.cat(rows)
 
-    good, changed, spoiled = map(
-        residuals, (pictures.good, changed_copies(pictures.good), pictures.spoiled)
-    )
+    good, changed, spoiled = map(residuals, (pictures.good, changed_copies(pictures.good), pictures.spoiled))
     total = Scatter(block(good.shape[-1], FEATURE_BLOCK)).add(good).add(changed)
     _, left_out = ResidualGaussian.fit([total], stages=extractor.stage_channels)
     own = torch.stack([good, changed], dim=1)
