@@ -1,9 +1,8 @@
-"""The only reader and writer of weights: one safetensors file that explains itself.
+"""Reads and writes weights: one safetensors file that explains itself.
 
-Tensors are the EMA weights (int8 with a scale for each output channel), the feature standardisation and one
-profile a category; the file's metadata holds, as JSON under the key "diffad", the format number, the
-configuration and the provenance.
-Loading never executes code.
+Its tensors are the averaged weights (int8 with a scale for each output channel), the standardisation of the
+features and one profile for each category. Its metadata holds, as JSON under the key "diffad", the format
+number, the configuration and the provenance. Loading never executes code.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,12 @@ from torch import Tensor
 
 from diffad.method.calibration import Calibration
 from diffad.method.diffusion import Schedule
+from diffad.method.encoding import coded, decoded, differences, pack, restored, stored, sums, unpack
 from diffad.method.gaussian import PlaceGaussian, PlainGaussian, ResidualGaussian, from_steps, to_steps
 from diffad.method.image_score import CELLS
 from diffad.method.pose import Upright
-from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, plain_map, residual_maps
+from diffad.method.profile import Profile
+from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS
 from diffad.method.unet import UNet, UNetConfig
 from diffad.output import write
 from diffad.pictures.depth import DEPTHS
@@ -44,61 +45,19 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What one category adds to the shared network.
-
-    gaussian: PaDiM's Gaussian of its normal features. residual: the feature residual's. perceptual: that of
-    what is seen of the picture and of x̂_0. calibration: score statistics of normal pictures. forecast: how
-    well artificial defects on some of those were found, and the choices made by that.
-    upright: how its parts are turned before they are looked at, None: they are seen as they lie. bits: how
-    many the values of its pictures had that were no 8-bit files, None if there were none. quality: the range
-    of each of `quality.MEASURES` over its pictures, None if it is not known. size: side of the model's square
-    in which it is looked at, px, None: that of the network's own training. plain: of the features
-    themselves, for a category that the network never learned from, None: its residuals say all.
-    """
-
-    gaussian: PlaceGaussian
-    residual: ResidualGaussian
-    perceptual: ResidualGaussian
-    calibration: Calibration
-    forecast: Mapping[str, Any] = field(default_factory=dict)
-    upright: Upright | None = None
-    bits: int | None = None
-    quality: tuple[tuple[float, float, float], ...] | None = None
-    size: int | None = None
-    plain: PlainGaussian | None = None
-
-    def raw_maps(
-        self, pixel: Tensor, residual: Tensor, features: Tensor, size: int, timesteps: Sequence[int]
-    ) -> RawMaps:
-        """Of `scoring.evidence`'s findings and the features [b, c, g, g], by the distances of this
-        category.
-        """
-        if pixel.dim() > 4:  # residuals, not yet maps
-            pixel = residual_maps(pixel, self.perceptual.squared_mahalanobis, size, timesteps)
-        feature = residual_maps(residual, self.residual.squared_mahalanobis, size, timesteps)
-        plain = None if self.plain is None else plain_map(self.plain.squared_mahalanobis(features), size)
-        return RawMaps(pixel, feature, tuple(timesteps), plain)
-
-    def to(self, device: torch.device) -> Profile:
-        """The distances on a device; the calibration is small and stays where it is."""
-        return replace(
-            self,
-            gaussian=self.gaussian.to(device),
-            residual=self.residual.to(device),
-            perceptual=self.perceptual.to(device),
-            plain=None if self.plain is None else self.plain.to(device),
-        )
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """Everything an inspection needs.
 
-    network: the U-Net's state dict (float32 once loaded). schedule: "linear" or "cosine", 1000 steps.
-    backbone, feature_mean, feature_std: the frozen features and their standardisation, [c] each.
-    pixel_score: the scoring kind the calibration belongs to, and `stride` its step on the respaced chain.
-    provenance: free JSON: data, licence, steps, seed, version, metrics.
+    Attributes:
+        config: size of the network.
+        network: the U-Net's state dict, float32 once loaded.
+        backbone: name of the frozen network that gives the features.
+        feature_mean, feature_std: standardisation of the features, [c] each.
+        profiles: by category.
+        schedule: of the noise: "linear", 1000 steps.
+        pixel_score: the kind of score that the calibration belongs to.
+        stride: step on the respaced chain, of the pixel score "kl".
+        provenance: free JSON: data, licence, steps, seed, version, metrics.
     """
 
     config: UNetConfig
@@ -114,30 +73,15 @@ class Checkpoint:
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> Path:
-    """Write atomically (nobody ever sees half a file), making missing folders; returns the path."""
+    """Write a checkpoint atomically, so that nobody ever sees half a file. Makes missing folders."""
     tensors = {}
     for name, value in checkpoint.network.items():
-        tensors[f"network.{name}"], scale = _stored(value)
+        tensors[f"network.{name}"], scale = stored(value)
         if scale is not None:
             tensors[f"scale.{name}"] = scale
     tensors["features.mean"], tensors["features.std"] = checkpoint.feature_mean, checkpoint.feature_std
     for index, profile in enumerate(checkpoint.profiles.values()):
-        gaussian, calibration = profile.gaussian, profile.calibration
-        tensors |= {
-            f"profile.{index}.gaussian.projection": gaussian.projection.half(),
-            f"profile.{index}.gaussian.mean": gaussian.mean.half(),
-            f"profile.{index}.gaussian.whitening": _pack(gaussian.whitening).half(),
-            f"profile.{index}.calibration.level": calibration.level,
-            f"profile.{index}.calibration.moments": calibration.moments,
-            f"profile.{index}.calibration.good_maps": _coded(_differences(calibration.good_maps)),
-        }
-        for name in _COVARIANCES:
-            tensors |= _covariance_tensors(getattr(profile, name), f"profile.{index}.{name}.")
-        if profile.plain is not None:
-            tensors[f"profile.{index}.plain.mean"] = profile.plain.mean.half()
-            tensors |= _covariance_tensors(profile.plain.covariance, f"profile.{index}.plain.")
-            tensors[f"profile.{index}.plain.moments"] = calibration.plain_moments
-            tensors[f"profile.{index}.plain.good_maps"] = _coded(_differences(calibration.good_plain))
+        tensors |= _profile_tensors(profile, f"profile.{index}.")
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.config),
@@ -145,25 +89,86 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
         "backbone": checkpoint.backbone,
         "pixel_score": checkpoint.pixel_score,
         "stride": checkpoint.stride,
-        "categories": [
-            {
-                "name": name,
-                "timesteps": profile.calibration.timesteps,
-                "remembered": profile.calibration.remembered,
-                "good": len(profile.calibration.good_maps),
-                "changed": profile.calibration.changed,
-                "plain": profile.plain is not None,
-                "forecast": dict(profile.forecast),
-                "upright": None if profile.upright is None else asdict(profile.upright),
-                "bits": profile.bits,
-                "quality": profile.quality,
-                "size": profile.size,
-            }
-            for name, profile in checkpoint.profiles.items()
-        ],
+        "categories": [_category(name, profile) for name, profile in checkpoint.profiles.items()],
         "provenance": dict(checkpoint.provenance),
     }
     return save_tensors(path, tensors, {"diffad": json.dumps(header)})
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write tensors and string metadata into one safetensors file, atomically. Raises OutputError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write(path, to_bytes(copies, dict(metadata)))
+    return path
+
+
+def _profile_tensors(profile: Profile, prefix: str) -> dict[str, Tensor]:
+    gaussian, calibration = profile.gaussian, profile.calibration
+    tensors = {
+        f"{prefix}gaussian.projection": gaussian.projection.half(),
+        f"{prefix}gaussian.mean": gaussian.mean.half(),
+        f"{prefix}gaussian.whitening": pack(gaussian.whitening).half(),
+        f"{prefix}calibration.level": calibration.level,
+        f"{prefix}calibration.moments": calibration.moments,
+        f"{prefix}calibration.good_maps": coded(differences(calibration.good_maps)),
+    }
+    for name in _COVARIANCES:
+        tensors |= _covariance_tensors(getattr(profile, name), f"{prefix}{name}.")
+    if profile.plain is not None:
+        tensors[f"{prefix}plain.mean"] = profile.plain.mean.half()
+        tensors |= _covariance_tensors(profile.plain.covariance, f"{prefix}plain.")
+        tensors[f"{prefix}plain.moments"] = calibration.plain_moments
+        tensors[f"{prefix}plain.good_maps"] = coded(differences(calibration.good_plain))
+    return tensors
+
+
+def _covariance_tensors(covariance: ResidualGaussian, prefix: str) -> dict[str, Tensor]:
+    tensors = {
+        prefix + "common": covariance.common.half(),
+        prefix + "codes": coded(pack(covariance.codes, -1)),
+    }
+    for part in ("scale", "diagonal"):
+        tensors[prefix + part], tensors[f"{prefix}{part}.ends"] = to_steps(getattr(covariance, part))
+    return tensors
+
+
+def _category(name: str, profile: Profile) -> dict[str, Any]:
+    """What the header says of a category."""
+    return {
+        "name": name,
+        "timesteps": profile.calibration.timesteps,
+        "remembered": profile.calibration.remembered,
+        "good": len(profile.calibration.good_maps),
+        "changed": profile.calibration.changed,
+        "plain": profile.plain is not None,
+        "forecast": dict(profile.forecast),
+        "upright": None if profile.upright is None else asdict(profile.upright),
+        "bits": profile.bits,
+        "quality": profile.quality,
+        "size": profile.size,
+    }
+
+
+def bundled() -> list[Path]:
+    """The checkpoints that come with diffad, "parts" first; in a wheel they lie inside the package."""
+    for folder in (Path(__file__).parents[1] / "checkpoints", Path(__file__).parent / "checkpoints"):
+        if found := sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != "parts", path.stem)):
+            return found
+    return []
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, on the CPU. Raises CheckpointError if it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -224,11 +229,12 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         return tensors.pop(prefix + name).float()
 
     projection = part("gaussian.projection")
-    whitening = _unpack(part("gaussian.whitening"), len(projection))
-    remembered, good = tuple(category["remembered"]), category["good"]
+    whitening = unpack(part("gaussian.whitening"), len(projection))
+    remembered, good, bits = tuple(category["remembered"]), category["good"], category["bits"]
+    _require(bits in (None, *DEPTHS), f"{bits} bits")
     _require(type(good) is int and 0 < good < 2**20, "its good parts have no number")
     shape = good, 2, len(remembered), CELLS, CELLS
-    maps = _sums(_decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
+    maps = sums(decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
     calibration = Calibration(
         tuple(category["timesteps"]), part("calibration.level"), part("calibration.moments"),
         remembered, maps, changed=_changed(category["changed"]),
@@ -236,7 +242,7 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
     plain = None
     if category["plain"]:
         plain = PlainGaussian(part("plain.mean"), _covariance(tensors, prefix + "plain."))
-        maps = _sums(_decoded(tensors.pop(prefix + "plain.good_maps"), (good, CELLS, CELLS)))
+        maps = sums(decoded(tensors.pop(prefix + "plain.good_maps"), (good, CELLS, CELLS)))
         calibration = replace(calibration, plain_moments=part("plain.moments"), good_plain=maps)
     return Profile(
         PlaceGaussian(projection, part("gaussian.mean"), whitening),
@@ -244,7 +250,7 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         calibration,
         category["forecast"],
         None if category["upright"] is None else Upright(**category["upright"]),
-        _depth(category["bits"]),
+        bits,
         _quality(category["quality"]),
         category["size"],
         plain,
@@ -256,15 +262,48 @@ def _network(config: UNetConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor
         shapes = {name: value.shape for name, value in UNet(config).state_dict().items()}
     network = {}
     for name, shape in shapes.items():
-        stored = tensors.pop(f"network.{name}")
+        weight = tensors.pop(f"network.{name}")
         scale = tensors.pop(f"scale.{name}") if len(shape) > 1 else None
-        if stored.shape != shape or (scale is not None and scale.shape != shape[:1]):
+        if weight.shape != shape or (scale is not None and scale.shape != shape[:1]):
             raise ValueError(f"the network's {name} has not the shape {tuple(shape)} of its configuration")
-        network[name] = _restored(stored, scale)
+        network[name] = restored(weight, scale)
     return network
 
 
-# What an inspection relies on
+def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
+    def part(name: str) -> Tensor:
+        steps, ends = tensors.pop(prefix + name), tensors.pop(f"{prefix}{name}.ends")
+        holds = steps.dtype == torch.uint8 and ends.shape == (2,) and bool(0 < ends[0] <= ends[1] < math.inf)
+        _require(holds, f"there are no steps between {ends.tolist()}")
+        return from_steps(steps, ends)
+
+    scale, diagonal = part("scale"), part("diagonal")
+    kept = scale.shape[-1]
+    shape = *scale.shape[:-1], kept * (kept - 1) // 2
+    triangle = decoded(tensors.pop(prefix + "codes"), shape).view(torch.int8)
+    common = tensors.pop(prefix + "common").float()
+    return ResidualGaussian(common, unpack(triangle, kept, -1), scale, diagonal)
+
+
+def _changed(law: Any) -> tuple[float, float] | None:
+    if law is None:
+        return None
+    shift, stretch = law
+    sensible = math.isfinite(shift) and 0 < stretch < math.inf
+    _require(sensible, "how its changed good parts lie makes no sense")
+    return float(shift), float(stretch)
+
+
+def _quality(known: Any) -> tuple[tuple[float, float, float], ...] | None:
+    if known is None:
+        return None
+    values = np.array(known, np.float64)
+    sensible = values.shape == (len(MEASURES), 3) and bool((np.diff(values) >= 0).all())
+    _require(sensible and bool(np.isfinite(values).all()), "its pictures' quality makes no sense")
+    return tuple(tuple(each) for each in values.tolist())
+
+
+# -- checks: what an inspection relies on
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -299,7 +338,7 @@ def _check(checkpoint: Checkpoint) -> None:
 
 
 def _grid(profile: Profile, config: UNetConfig) -> int:
-    """Places a side of what a category is looked at on."""
+    """Places a side of the grid on which a category is looked at."""
     return config.feature_grid if profile.size is None else config.checked_size(profile.size) // config.cell
 
 
@@ -355,152 +394,3 @@ def _check_shapes(parts: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
 
 def _is_timestep(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1000
-
-
-def bundled() -> list[Path]:
-    """The checkpoints that come with diffad, beside the package in a clone or inside it in a wheel; "parts"
-    first.
-    """
-    for folder in (Path(__file__).parents[1] / "checkpoints", Path(__file__).parent / "checkpoints"):
-        if found := sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != "parts", path.stem)):
-            return found
-    return []
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Tensors and string metadata into one safetensors file, atomically. Raises OutputError."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write(path, to_bytes(stored, dict(metadata)))
-    return path
-
-
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, on the CPU. Raises CheckpointError if it cannot be read."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error})") from None
-
-
-def _covariance_tensors(covariance: ResidualGaussian, prefix: str) -> dict[str, Tensor]:
-    tensors = {prefix + "common": covariance.common.half(),
-               prefix + "codes": _coded(_pack(covariance.codes, -1))}
-    for part in ("scale", "diagonal"):
-        tensors[prefix + part], tensors[f"{prefix}{part}.ends"] = to_steps(getattr(covariance, part))
-    return tensors
-
-
-def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
-    scale, diagonal = (
-        _from_steps(tensors.pop(prefix + part), tensors.pop(f"{prefix}{part}.ends"))
-        for part in ("scale", "diagonal")
-    )
-    kept = scale.shape[-1]
-    shape = *scale.shape[:-1], kept * (kept - 1) // 2
-    triangle = _decoded(tensors.pop(prefix + "codes"), shape).view(torch.int8)
-    common = tensors.pop(prefix + "common").float()
-    return ResidualGaussian(common, _unpack(triangle, kept, -1), scale, diagonal)
-
-
-def _from_steps(steps: Tensor, ends: Tensor) -> Tensor:
-    if steps.dtype != torch.uint8 or ends.shape != (2,) or not 0 < ends[0] <= ends[1] < math.inf:
-        raise ValueError(f"there are no steps between {ends.tolist()}")
-    return from_steps(steps, ends)
-
-
-def _depth(bits: int | None) -> int | None:
-    if bits not in (None, *DEPTHS):
-        raise ValueError(f"{bits} bits")
-    return bits
-
-
-def _changed(law: Any) -> tuple[float, float] | None:
-    if law is None:
-        return None
-    shift, stretch = law
-    if not (math.isfinite(shift) and 0 < stretch < math.inf):
-        raise ValueError("how its changed good parts lie makes no sense")
-    return float(shift), float(stretch)
-
-
-def _quality(known: Any) -> tuple[tuple[float, float, float], ...] | None:
-    if known is None:
-        return None
-    values = np.array(known, np.float64)
-    if values.shape != (len(MEASURES), 3) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
-        raise ValueError("its pictures' quality makes no sense")
-    return tuple(tuple(each) for each in values.tolist())
-
-
-def _pack(triangular: Tensor, offset: int = 0) -> Tensor:
-    """Lower triangles [..., d, d] → [..., d(d+1)/2]; offset −1 leaves the diagonal out."""
-    rows, columns = torch.tril_indices(*triangular.shape[-2:], offset)
-    return triangular[..., rows, columns].contiguous()
-
-
-def _unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
-    """`_pack` undone. Raises ValueError for another number of entries."""
-    entries = size * (size + 1) // 2 + offset * size
-    if packed.shape[-1] != entries:
-        raise ValueError(f"a triangle has {packed.shape[-1]} entries instead of {entries}")
-    full = packed.new_zeros(*packed.shape[:-1], size, size)
-    rows, columns = torch.tril_indices(size, size, offset)
-    full[..., rows, columns] = packed
-    return full
-
-
-def _differences(codes: Tensor) -> Tensor:
-    """Of neighbours along the last dimension, modulo 256: maps are smooth, and these take fewer bits."""
-    return torch.cat([codes[..., :1], codes[..., 1:] - codes[..., :-1]], dim=-1)
-
-
-def _sums(differences: Tensor) -> Tensor:
-    """`_differences` undone."""
-    return differences.cumsum(dim=-1, dtype=torch.uint8)
-
-
-def _coded(codes: Tensor) -> Tensor:
-    """Small whole numbers in the bits that they need: int8 or uint8 of any shape → uint8 [bytes], a zlib
-    stream of Huffman codes. A covariance's take some 2.3 an entry, differences of maps some 4.
-    """
-    coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
-    stream = coder.compress(codes.numpy().tobytes()) + coder.flush()
-    return torch.from_numpy(np.frombuffer(stream, dtype=np.uint8).copy())
-
-
-def _decoded(stream: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`_coded` undone, uint8. Raises ValueError for a stream of another length, zlib.error for none."""
-    length = math.prod(shape)
-    if length > 8 * stream.numel():  # a code has at least a bit: no more memory than that
-        raise ValueError(f"{stream.numel()} bytes cannot hold {length} codes")
-    plain = zlib.decompressobj().decompress(stream.numpy().tobytes(), length + 1)
-    if len(plain) != length:
-        raise ValueError(f"{len(plain)} codes instead of {length}")
-    return torch.from_numpy(np.frombuffer(plain, dtype=np.uint8).reshape(shape).copy())
-
-
-def rounded(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as a file gives them back, float32; rounding again changes nothing."""
-    return {name: _restored(*_stored(value)) for name, value in network.items()}
-
-
-def _stored(weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """int8 and a scale for each output channel (fp16), 127 steps to its largest weight; vectors in fp16."""
-    if weight.dim() < 2:
-        return weight.half(), None
-    rows = weight.float().flatten(1)
-    scale = (rows.abs().amax(dim=1) / 127).clamp(min=6e-8).half()
-    codes = (rows / scale[:, None].float()).round().clamp(-127, 127)
-    return codes.to(torch.int8).view_as(weight), scale
-
-
-def _restored(stored: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is None:
-        return stored.float()
-    return stored.float() * scale.float().view(-1, *(1,) * (stored.dim() - 1))

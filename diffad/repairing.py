@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffad.checkpoint import Profile
 from diffad.inspection import Inspection, RepairStep
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
+from diffad.method.profile import Profile
 from diffad.method.repair import GradientStep, gradient_denoising, repair_weight, weighed_repair
 from diffad.method.repair_options import RepairOptions
 from diffad.method.tiling import Tile

@@ -135,13 +135,15 @@ def _kernel(channels: int) -> Tensor:
 
 
 def residual_gaussian(
-    grids: Sequence[Iterable[Tensor]], block: int | None = 2, **settings: Any
+    grids: Sequence[Iterable[Tensor]], block: int = 2, stages: Sequence[int] | None = None, **settings: Any
 ) -> ResidualGaussian:
-    """Of each grid's batches of residuals."""
-    return ResidualGaussian.fit(summed(grids, block), **settings)[0]
+    """Of each grid's batches of residuals. stages: None for a single one with all channels."""
+    sums = summed(grids, block)
+    stages = stages or (sums[0].mean().shape[-1],)
+    return ResidualGaussian.fit(sums, stages=stages, **settings)[0]
 
 
-def summed(grids: Sequence[Iterable[Tensor]], block: int | None = 2) -> list[Scatter]:
+def summed(grids: Sequence[Iterable[Tensor]], block: int = 2) -> list[Scatter]:
     sums = []
     for batches in grids:
         sums.append(Scatter(block))

@@ -14,7 +14,7 @@ from gaussian_world import residual_gaussian
 from PIL import Image
 
 from diffad import checkpoint
-from diffad.checkpoint import Checkpoint, Profile
+from diffad.checkpoint import Checkpoint
 from diffad.cli.main import main
 from diffad.inspector import Inspector
 from diffad.measuring import ablation, ablation_maps
@@ -23,6 +23,7 @@ from diffad.measuring.ablation_settings import other_pixel_scores
 from diffad.measuring.evaluation import evaluate
 from diffad.method.calibration import Calibration
 from diffad.method.gaussian import PlaceGaussian
+from diffad.method.profile import Profile
 from diffad.method.scoring import (
     TIMESTEPS,
     RawMaps,
@@ -49,9 +50,9 @@ def tiny(size: int = SIZE, seed: int = 0, categories: tuple[str, ...] = tuple(SH
     maps = torch.rand(6, 3, size, size) * torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
     features = torch.randn(8, 192, config.feature_grid, config.feature_grid)
     profile = Profile(
-        PlaceGaussian.fit([features], dims=6),
-        residual_gaussian([[features]] * 3, block=None, shrinkage=1.0),
-        residual_gaussian([[2 * features]] * 3, block=None),
+        PlaceGaussian.fit([features]),
+        residual_gaussian([[features]] * 3, config.feature_grid),
+        residual_gaussian([[2 * features]] * 3, config.feature_grid),
         Calibration.fit(RawMaps(maps, 3 * maps, (20, 200, 600))),
     )
     zero, one = torch.zeros(192), torch.ones(192)

@@ -12,13 +12,15 @@ from gaussian_world import residual_gaussian
 from safetensors.torch import save_file
 
 from diffad import checkpoint as checkpoints
-from diffad.checkpoint import Checkpoint, CheckpointError, Profile
+from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.inspector import Inspector
+from diffad.method import encoding
 from diffad.method.calibration import Calibration
 from diffad.method.gaussian import PlaceGaussian, PlainGaussian
+from diffad.method.profile import Profile
 from diffad.method.scoring import RawMaps
 from diffad.method.unet import UNet, UNetConfig
-from diffad.teaching.statistics import block
+from diffad.teaching.residuals import block
 
 CONFIG = UNetConfig(size=64, channels=(64, 96), feature_channels=12)
 
@@ -29,8 +31,11 @@ def model():
     torch.manual_seed(0)
     features = torch.randn(20, 12, 8, 8, generator=generator)
     maps = torch.rand(5, 2, 64, 64, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffad.method.gaussian.DIMS", 6)
+        gaussian = PlaceGaussian.fit([features])
     profile = Profile(
-        PlaceGaussian.fit([features], dims=6),
+        gaussian,
         residual_gaussian([[features]] * 3),
         residual_gaussian([[2 * features]] * 3, block=4),
         Calibration.fit(RawMaps(maps, maps + 1, (20, 200))),
@@ -47,7 +52,7 @@ def model():
         torch.arange(12.0),
         torch.ones(12),
         {"bolt": profile, "nut / left": added},
-        "cosine",
+        "linear",
         "kl",
         20,
         {"licence": "none", "steps": 3},
@@ -68,7 +73,7 @@ def test_what_is_saved_comes_back(model, file):
         # eight bits: half a step of 1/127 of the channel's largest weight, and fp16's rounding of that
         largest = value.flatten(1).abs().amax(1).view(-1, *[1] * (value.dim() - 1)) if value.dim() > 1 else 1
         assert bool(((loaded.network[name] - value).abs() <= (0.5 / 127 + 1e-3) * largest).all()), name
-        assert torch.equal(loaded.network[name], checkpoints.rounded(model.network)[name])
+        assert torch.equal(loaded.network[name], encoding.rounded(model.network)[name])
     assert torch.equal(loaded.feature_mean, model.feature_mean)
     before, after = model.profiles["bolt"], loaded.profiles["bolt"]
     for one, other in (
@@ -102,39 +107,39 @@ def test_plain_features_come_back(model, file):
 
 def test_the_loaded_network_computes_the_same(model, file):
     first, second = UNet(CONFIG), UNet(CONFIG)
-    first.load_state_dict(checkpoints.rounded(model.network))
+    first.load_state_dict(encoding.rounded(model.network))
     second.load_state_dict(checkpoints.load(file).network)
     x, t = torch.randn(1, 3, 64, 64), torch.tensor([20])
     assert torch.equal(first(x, t).noise, second(x, t).noise)
 
 
 def test_rounding_twice_is_rounding_once_and_zeros_stay_zero(model):
-    once = checkpoints.rounded(model.network) | {"zero": torch.zeros(3, 2)}
-    for name, value in checkpoints.rounded(once).items():
+    once = encoding.rounded(model.network) | {"zero": torch.zeros(3, 2)}
+    for name, value in encoding.rounded(once).items():
         assert torch.equal(value, once[name]), name
 
 
 def test_codes_come_back_and_take_the_bits_that_they_need():
     normal = torch.randn(3, 4, 5000, generator=torch.Generator().manual_seed(0))
     codes = normal.round().clamp(-3, 3).to(torch.int8)
-    stream = checkpoints._coded(codes)
+    stream = encoding.coded(codes)
     assert stream.dtype == torch.uint8 and torch.equal(
-        checkpoints._decoded(stream, codes.shape).view(torch.int8), codes
+        encoding.decoded(stream, codes.shape).view(torch.int8), codes
     )
     share = torch.bincount(codes.flatten().long() + 3) / codes.numel()
     entropy = float(-(share * share.log2()).sum())
     assert 8 * len(stream) / codes.numel() < 1.05 * entropy + 0.05
     for shape in ((3, 4, 4999), (3, 4, 5001)):
         with pytest.raises(ValueError, match="codes instead of"):
-            checkpoints._decoded(stream, shape)
+            encoding.decoded(stream, shape)
 
 
 def test_maps_come_back_and_take_fewer_bits_by_their_differences():
     steps = torch.randn(6, 32, 32, generator=torch.Generator().manual_seed(0)).cumsum(dim=-1).round()
     codes = (steps + 100).clamp(0, 255).to(torch.uint8)
-    differences = checkpoints._differences(codes)
-    assert torch.equal(checkpoints._sums(differences), codes)
-    assert len(checkpoints._coded(differences)) < 0.6 * len(checkpoints._coded(codes))
+    differences = encoding.differences(codes)
+    assert torch.equal(encoding.sums(differences), codes)
+    assert len(encoding.coded(differences)) < 0.6 * len(encoding.coded(codes))
 
 
 @pytest.mark.parametrize("spoil", [lambda codes: codes[: len(codes) // 2], lambda codes: codes * 0])
@@ -337,7 +342,7 @@ def test_codes_are_never_unpacked_into_more_than_the_file_can_mean(file):
     """A zlib stream of 1 MB may hold 1 GB; codes take at least a bit."""
     bomb = torch.frombuffer(bytearray(zlib.compress(bytes(10**7))), dtype=torch.uint8)
     with pytest.raises(ValueError, match="cannot hold"):
-        checkpoints._decoded(bomb, (10**7,))
+        encoding.decoded(bomb, (10**7,))
 
 
 def refused_at_once(file, reason: str) -> None:

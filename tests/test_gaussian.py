@@ -1,11 +1,14 @@
 """The Gaussian per place against numpy, an explicit inverse and torch.distributions."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
 from gaussian_world import residual_gaussian, summed
 from torch.distributions import MultivariateNormal
 
+from diffad.method import gaussian as gaussians
 from diffad.method.gaussian import (
     PlaceGaussian,
     PlainGaussian,
@@ -46,14 +49,23 @@ def place_by_place(x: torch.Tensor, gaussian: PlaceGaussian, ridge: float = RIDG
     return mean, covariance
 
 
+def place_gaussian(
+    batches: Iterable[torch.Tensor], dims: int = 4, block: int = BLOCK, ridge: float = RIDGE
+) -> PlaceGaussian:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gaussians, "DIMS", dims)
+        patch.setattr(gaussians, "RIDGE", ridge)
+        return PlaceGaussian.fit(batches, block=block)
+
+
 @pytest.fixture(scope="module")
 def fitted() -> PlaceGaussian:
-    return PlaceGaussian.fit([features()], dims=4, block=BLOCK, ridge=RIDGE)
+    return place_gaussian([features()])
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
 def test_fit_is_numpys_covariance_averaged_over_the_block_plus_the_ridge(block):
-    gaussian = PlaceGaussian.fit([features()], dims=4, block=block, ridge=RIDGE)
+    gaussian = place_gaussian([features()], block=block)
     mean, covariance = place_by_place(features(), gaussian, block=block)
     np.testing.assert_allclose(gaussian.mean, mean, atol=1e-5)
     factor = gaussian.whitening.double()
@@ -64,15 +76,15 @@ def test_fit_is_numpys_covariance_averaged_over_the_block_plus_the_ridge(block):
 
 
 def test_a_stream_of_batches_fits_like_one(fitted):
-    streamed = PlaceGaussian.fit(iter(features().split([7, 1, 20, 12])), dims=4, block=BLOCK, ridge=RIDGE)
+    streamed = place_gaussian(iter(features().split([7, 1, 20, 12])))
     for name in ("projection", "mean", "whitening"):
         torch.testing.assert_close(getattr(streamed, name), getattr(fitted, name), rtol=1e-5, atol=1e-5)
 
 
 def test_a_large_offset_does_not_cancel():
     """The streaming sums are float64: features far from zero lose nothing."""
-    shifted = PlaceGaussian.fit([features() + 300], dims=4, block=BLOCK, ridge=RIDGE)
-    plain = PlaceGaussian.fit([features()], dims=4, block=BLOCK, ridge=RIDGE)
+    shifted = place_gaussian([features() + 300])
+    plain = place_gaussian([features()])
     torch.testing.assert_close(shifted.whitening, plain.whitening, rtol=1e-3, atol=1e-3)
 
 
@@ -86,9 +98,9 @@ def test_squared_mahalanobis_is_the_explicit_formula(fitted):
 
 def test_squared_mahalanobis_is_about_one_on_its_own_data():
     x = features(500)
-    distance = PlaceGaussian.fit([x], dims=CHANNELS, block=1, ridge=1e-6).squared_mahalanobis(x)
+    distance = place_gaussian([x], dims=CHANNELS, block=1, ridge=1e-6).squared_mahalanobis(x)
     torch.testing.assert_close(distance.mean(0), torch.full((GRID, GRID), 499 / 500), rtol=1e-3, atol=0)
-    shared = PlaceGaussian.fit([x], dims=CHANNELS, block=4, ridge=1e-6).squared_mahalanobis(x)
+    shared = place_gaussian([x], dims=CHANNELS, block=4, ridge=1e-6).squared_mahalanobis(x)
     assert float(shared.mean()) == pytest.approx(499 / 500, rel=1e-3)
 
 
@@ -117,31 +129,22 @@ def test_log_likelihood_is_torchs_up_to_the_constant(fitted):
     torch.testing.assert_close(fitted.log_likelihood(x).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_projection_is_orthonormal_and_seeded():
-    projection = orthogonal_projection(CHANNELS, 4, seed=3)
+def test_the_projection_is_orthonormal_and_always_the_same(fitted):
+    torch.manual_seed(123)
+    projection = orthogonal_projection(CHANNELS, 4)
     assert projection.shape == (4, CHANNELS) and projection.dtype == torch.float32
     torch.testing.assert_close(projection @ projection.T, torch.eye(4), atol=1e-6, rtol=0)
-    assert torch.equal(projection, orthogonal_projection(CHANNELS, 4, seed=3))
-    assert not torch.allclose(projection, orthogonal_projection(CHANNELS, 4, seed=4), atol=0.1)
-
-
-def test_projection_of_a_fit_follows_its_seed_and_not_the_global_one(fitted):
-    torch.manual_seed(123)
-    again = PlaceGaussian.fit([features()], dims=4, block=BLOCK, ridge=RIDGE, seed=0)
-    other = PlaceGaussian.fit([features()], dims=4, block=BLOCK, ridge=RIDGE, seed=1)
-    assert torch.equal(again.projection, fitted.projection)
-    assert torch.equal(other.projection, orthogonal_projection(CHANNELS, 4, 1))
-    assert not torch.equal(other.projection, fitted.projection)
+    assert torch.equal(projection, fitted.projection)
 
 
 def test_no_more_dimensions_than_channels():
-    gaussian = PlaceGaussian.fit([features()], dims=100)
+    gaussian = PlaceGaussian.fit([features()])
     assert gaussian.projection.shape == (CHANNELS, CHANNELS)
     assert gaussian.squared_mahalanobis(features(2)).shape == (2, GRID, GRID)
 
 
 def test_one_picture_gives_the_ridge_alone():
-    gaussian = PlaceGaussian.fit([features(1)], dims=4, block=1, ridge=0.25)
+    gaussian = place_gaussian([features(1)], block=1, ridge=0.25)
     torch.testing.assert_close(
         gaussian.whitening, 2 * torch.eye(4).expand(GRID, GRID, 4, 4), atol=1e-5, rtol=0
     )
@@ -195,23 +198,35 @@ def test_the_identity_gives_the_papers_mean_square():
     torch.testing.assert_close(plain.squared_mahalanobis(residual), residual.square().mean(1))
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
-def test_one_covariance_is_the_squared_mahalanobis_distance_per_channel(rows, shrinkage):
-    full = scatter(rows)
-    covariance = (1 - shrinkage) * full + shrinkage * torch.diag(full.diagonal())
+def test_one_covariance_is_the_squared_mahalanobis_distance_per_channel(rows, monkeypatch):
+    monkeypatch.setattr(gaussians, "_CODES", 127)  # without the rounding to three bits
     field = on_a_grid(rows)
-    expected = torch.einsum("bcyx,cd,bdyx->byx", field, torch.linalg.inv(covariance), field) / 6
-    gaussian = residual_gaussian([field.split(5)], block=None, shrinkage=shrinkage)
-    torch.testing.assert_close(gaussian.squared_mahalanobis(field).double(), expected, rtol=1e-3, atol=1e-4)
-    if shrinkage != 0.3:  # both ends leave every channel, or every direction, with variance 1
-        assert float(gaussian.squared_mahalanobis(field).mean()) == pytest.approx(1, abs=1e-4)
+    expected = torch.einsum("bcyx,cd,bdyx->byx", field, torch.linalg.inv(scatter(rows)), field) / 6
+    found = residual_gaussian([field.split(5)], block=4).squared_mahalanobis(field)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+    assert float(found.mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_correlations_of_different_stages_are_shrunk_in_the_common_covariance(rows, monkeypatch):
+    monkeypatch.setattr(gaussians, "_CODES", 127)
+    field, full = on_a_grid(rows), scatter(rows)
+    directions = torch.block_diag(*(torch.linalg.eigh(full[i : i + 3, i : i + 3])[1].T for i in (0, 3)))
+    full = directions @ full @ directions.T
+    common = (1 - gaussians.SHRINKAGE) * full + gaussians.SHRINKAGE * torch.diag(full.diagonal())
+    prior = 12 / (12 + len(rows))  # two observations a channel
+    factor = inverse_cholesky((1 - prior) * full + prior * common) @ directions
+    weight = torch.tensor([2 / 3, 2 / 3, 2 / 3, 4 / 3, 4 / 3, 4 / 3]).double()  # half for the finest stage
+    white = torch.einsum("dc,bcyx->bdyx", factor, field)
+    expected = torch.einsum("d,bdyx->byx", weight, white.square()) / 6
+    found = residual_gaussian([[field]], block=4, stages=(3, 3)).squared_mahalanobis(field)
+    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.02)
 
 
 def test_a_block_has_its_own_covariance_mixed_with_the_common_one(rows, monkeypatch):
     monkeypatch.setattr("diffad.method.gaussian._CODES", 127)  # without the rounding to three bits
     field = on_a_grid(rows).clone()
     field[:, :, 2:, :2] *= 3  # louder at the lower left
-    gaussian = residual_gaussian([[field]], block=2, shrinkage=0.0)
+    gaussian = residual_gaussian([[field]], block=2)
     common, count = scatter(places(field)), 4 * len(field)
     prior = 12 / (12 + count)  # two observations a channel
     blocks = field.unfold(2, 2, 2).unfold(3, 2, 2).permute(2, 3, 0, 4, 5, 1).reshape(4, -1, 6)
@@ -266,7 +281,7 @@ def test_three_bits_change_a_good_pictures_distances_little():
 def test_few_pictures_fall_back_on_what_all_places_have_in_common(rows):
     field = on_a_grid(rows)
     alone = residual_gaussian([[field[:1]]], block=2)
-    common = residual_gaussian([[field[:1]]], block=None)
+    common = residual_gaussian([[field[:1]]], block=4)
     far = alone.squared_mahalanobis(field) / common.squared_mahalanobis(field)
     assert 0.3 < float(far.median()) < 2
 
@@ -275,7 +290,7 @@ def test_a_channel_that_never_moves_breaks_nothing(rows):
     still = on_a_grid(rows).clone()
     still[:, 2] = 0
     for field in (still, torch.zeros(1, 6, 4, 4)):
-        for block in (None, 2):
+        for block in (4, 2):
             gaussian = residual_gaussian([[field]], block=block)
             assert bool(torch.isfinite(gaussian.squared_mahalanobis(field)).all())
 
@@ -294,13 +309,12 @@ def test_every_grid_has_covariances_of_its_own():
         assert float(gaussian.squared_mahalanobis(field, grid).mean()) == pytest.approx(1, abs=0.05)
 
 
-def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_half(monkeypatch):
+def test_of_a_stage_the_directions_count_that_vary_most_and_the_finest_counts_half():
     """Two stages of 2 and 3 independent channels; the last hardly varies and is not among the 2 kept."""
-    monkeypatch.setattr("diffad.method.gaussian.KEPT", 2)
     deviations = torch.tensor([1.0, 2.0, 3.0, 2.0, 0.5])
     noise = torch.randn(4000, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     field = deviations.view(1, 5, 1, 1) * noise
-    gaussian = residual_gaussian([[field]], block=None, stages=(2, 3))
+    gaussian = residual_gaussian([[field]], block=4, stages=(2, 3), kept=2)
     assert gaussian.common.shape == (4, 5)
     ones = torch.eye(5).view(5, 5, 1, 1).expand(5, 5, 4, 4)
     distances = gaussian.squared_mahalanobis(ones).mean(dim=(1, 2)).tolist()
@@ -328,10 +342,9 @@ def test_a_picture_is_measured_as_if_it_had_been_left_out(rows, monkeypatch):
                 found = left_out.squared_mahalanobis(residual, own[:, None], number)
                 torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05)
         flattered = gaussian.squared_mahalanobis(field[index : index + 1]).mean()
-        honest = left_out.squared_mahalanobis(field[index : index + 1]).mean()
+        honest = left_out.squared_mahalanobis(field[index : index + 1], field[index : index + 1, None]).mean()
         assert float(honest) > (1.5 if index == 4 else 1.02) * float(flattered)
     both = left_out.squared_mahalanobis(field[[0, 4]], field[[0, 4], None])
-    torch.testing.assert_close(left_out.squared_mahalanobis(field[[0, 4]]), both)  # its own is itself
     torch.testing.assert_close(both[1:], left_out.squared_mahalanobis(field[4:5], field[4:5, None]))
 
 
@@ -347,7 +360,7 @@ def test_a_picture_is_left_out_together_with_its_changed_copy(rows, monkeypatch)
     own = torch.stack([field[4:5], copies[4:5]], dim=1)
     found = left_out.squared_mahalanobis(field[4:5], own)
     assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=0.1)
-    alone = left_out.squared_mahalanobis(field[4:5])
+    alone = left_out.squared_mahalanobis(field[4:5], field[4:5, None])
     assert float(alone.mean()) < 0.7 * float(expected.mean())
 
 

@@ -27,15 +27,14 @@ from diffad.method.metrics import (
     pixel_auroc,
     pixels,
     pro_curve,
-    psnr,
     rate_interval,
     resampled_aupimo,
     resampled_image_metrics,
     resampled_pixel_metrics,
     resamples,
     roc_curve,
-    ssim,
 )
+from diffad.method.similarity import psnr, ssim
 
 # ---------------------------------------------------------------------------------------------------------
 # Slow and obvious

@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from diffad import checkpoint, inspector
-from diffad.checkpoint import rounded
 from diffad.inspector import Inspector
 from diffad.measuring import ablation_maps
 from diffad.method.calibration import Calibration
+from diffad.method.encoding import rounded
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
 from diffad.method.repair import gradient_denoising, weighed_repair
 from diffad.method.repair_options import RepairOptions
@@ -69,7 +69,7 @@ def fake() -> FakeTensorMode:
 
 
 @pytest.fixture(scope="module")
-def unshifted(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
+def placed(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
     """The bundled model as `Inspector` puts it on a GPU."""
     loaded = checkpoint.load(bundled_model)
     with pytest.MonkeyPatch.context() as patch, fake:
@@ -181,7 +181,7 @@ def test_gaussians_are_fitted_on_the_gpu(gpu):
     batches = [torch.zeros(3, 24, 8, 8, device=CUDA) for _ in range(2)]
     place = PlaceGaussian.fit(batches)
     assert on_gpu(place.projection, place.mean, place.whitening, place.squared_mahalanobis(batches[0]))
-    for block, stages in ((2, (8, 16)), (None, None)):
+    for block, stages in ((2, (8, 16)), (8, (24,))):
         sums = [Scatter(block).add(batches[0]).add(batches[1]) for _ in range(3)]
         fitted, left_out = ResidualGaussian.fit(sums, stages=stages)
         assert on_gpu(fitted.common, fitted.codes, fitted.scale, fitted.diagonal, left_out.factors)
@@ -224,6 +224,7 @@ def test_an_ablation_asks_the_gpu(gpu, monkeypatch):
 def test_training_steps_run_on_the_gpu(gpu, monkeypatch):
     config = training.TrainConfig(steps=2, unet=gpu.network.config, batch=2, spoiled=1.0, holes=1.0)
     monkeypatch.setattr(training, "FeatureExtractor", lambda *_: gpu.extractor)
+    monkeypatch.setattr(training, "workers_for", lambda run: 0)
     run = training._prepare(config, None, [pictures(8)], 1, 0, CUDA)
 
     def backward(loss: Tensor) -> None:
@@ -232,7 +233,7 @@ def test_training_steps_run_on_the_gpu(gpu, monkeypatch):
             parameter.grad = torch.zeros_like(parameter)
 
     monkeypatch.setattr(Tensor, "backward", backward)
-    rows = list(training._loop(run, training._Pool(run, [pictures(8)])))
+    rows = list(training._loop(run, training.Draws.of(run, [pictures(8)])))
     moments = [state["exp_avg"] for state in run.optimizer.state.values()]
     assert len(rows) == 2 and moments and on_gpu(*moments, *run.network.parameters(), *run.average.values())
     assert on_gpu(*rounded(run.average).values())

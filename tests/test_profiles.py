@@ -10,8 +10,9 @@ from diffad.method.image_score import CELLS, ImageScore, threshold_for
 from diffad.method.metrics import aupro, auroc
 from diffad.method.scoring import TIMESTEPS, RawMaps
 from diffad.synthetic.parts import make_part
+from diffad.teaching import residuals
 from diffad.teaching import statistics as profiles
-from diffad.teaching.statistics import artificial_defects, in_words, judged_artificial_defects
+from diffad.teaching.forecast import artificial_defects, in_words, judged_artificial_defects
 from diffad.teaching.stress import robustness
 
 
@@ -54,7 +55,7 @@ def test_every_held_out_picture_carries_two_defects_of_changing_kinds(parts):
     pictures = torch.stack([torch.from_numpy(part).permute(2, 0, 1) for part in parts])
     inside = torch.ones(3, *pictures.shape[-2:], dtype=torch.bool)
     inside[:, :, 112:] = False
-    spoiled, masks, kinds, origins = artificial_defects(pictures[:3], inside, pictures[3:], seed=0)
+    spoiled, masks, kinds, origins = artificial_defects(pictures[:3], inside, pictures[3:])
     assert len(spoiled) == len(masks) == len(kinds) == len(origins) <= 6
     for one, mask, origin in zip(spoiled, masks, origins):
         assert mask.any() and (one != pictures[origin]).any()
@@ -154,13 +155,13 @@ def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspe
 
 
 def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
-    looks, honest = [], profiles.evidence
+    looks, honest = [], residuals.evidence
 
     def spy(schedule, network, x_start, seen, timesteps, **settings):
         looks.append((len(x_start), timesteps, sorted(seen), settings["kind"]))
         return honest(schedule, network, x_start, seen, timesteps, **settings)
 
-    monkeypatch.setattr(profiles, "evidence", spy)
+    monkeypatch.setattr(residuals, "evidence", spy)
     pictures = torch.stack(
         [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
     )
@@ -198,7 +199,7 @@ def test_a_profile_knows_how_changed_copies_of_its_pictures_score(monkeypatch, i
 
     def changed(copy):
         monkeypatch.setattr(profiles, "copies_of", lambda count: 1)
-        monkeypatch.setattr(profiles, "random_copy", copy)
+        monkeypatch.setattr(residuals, "random_copy", copy)
         return profiles.fit_profile(*parts).calibration
 
     shift, stretch = changed(lambda image, rng: image).changed

@@ -30,7 +30,7 @@ NORMAL = WORLD.mean.float()[None]
 
 @pytest.fixture(scope="module")
 def gaussian() -> PlaceGaussian:
-    return PlaceGaussian.fit([WORLD.features(WORLD.sample(400)).float()], dims=12, block=2, ridge=1e-4)
+    return PlaceGaussian.fit([WORLD.features(WORLD.sample(400)).float()], block=2)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def covariance() -> ResidualGaussian:
     for t in TIMESTEPS:
         shown, _, _, prediction = denoise_all(LINEAR, WORLD, x, (t,), cell=CELL)
         grids.append([WORLD.features(shown) - prediction.features])
-    return residual_gaussian(grids, block=None)
+    return residual_gaussian(grids, block=SIZE // CELL)
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ def test_maps_of_normal_pictures_have_mean_one_and_a_patch_stands_out(branch):
     world = GaussianWorld.independent(smooth_mean(SIZE), 0.05)
     x = world.sample(24).float()
     residual = evidence(LINEAR, world, x, of_world(world, x), perceive=world.perceptual)[branch]
-    covariance = residual_gaussian([[residual[:, i, 0]] for i in range(3)], SIZE // 2, shrinkage=0.0)
+    covariance = residual_gaussian([[residual[:, i, 0]] for i in range(3)], SIZE // 2)
     good = residual_maps(residual, covariance.squared_mahalanobis, SIZE, TIMESTEPS)
     assert good.shape == (24, 3, SIZE, SIZE) and float(good.mean()) == pytest.approx(1, abs=0.06)
     broken = x[:1].clone()

@@ -19,8 +19,8 @@ from diffad.method.repair_options import RepairOptions
 from diffad.method.unet import UNet, UNetConfig
 from diffad.synthetic.parts import make_part
 from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.residuals import block, limits
 from diffad.teaching.sizes import find_size, in_words, sizes_for, smallest_that_finds
-from diffad.teaching.statistics import block, limits
 from diffad.teaching.training import train
 
 SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)

@@ -17,8 +17,8 @@ ROOMS = (  # a room imports from those before it, and a folder counts as one roo
 )  # fmt: skip
 NUMERIC = {  # what is mathematics alone: torch, NumPy and OpenCV besides the standard library
     f"method.{name}"
-    for name in ("devices", "diffusion", "gaussian", "metrics", "nuisances", "scoring", "calibration",
-                 "fusion", "image_score", "regions")
+    for name in ("devices", "diffusion", "encoding", "gaussian", "metrics", "nuisances", "scoring",
+                 "similarity", "calibration", "fusion", "image_score", "regions")
 }  # fmt: skip
 NETWORKS = {"method.unet", "method.features"}
 GROUND = {"torch", "numpy", "cv2"}

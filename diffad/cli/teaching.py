@@ -22,7 +22,7 @@ def train(arguments: argparse.Namespace) -> int:
     from diffad.method.unet import UNetConfig
     from diffad.pictures.samples import listed, short
     from diffad.teaching import training
-    from diffad.teaching.statistics import in_words
+    from diffad.teaching.forecast import in_words
 
     sizes = {"channels": tuple(arguments.channels)} if arguments.channels else {}
     if arguments.start and (sizes or arguments.backbone):

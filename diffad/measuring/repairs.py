@@ -17,8 +17,8 @@ import numpy as np
 from diffad.measuring.evaluation import bits_to_read, inner_map, profile_for
 from diffad.measuring.tables import Progress, mean, quantile, step_counter
 from diffad.method.image_score import top_mean
-from diffad.method.metrics import psnr, ssim
 from diffad.method.repair_options import RepairOptions
+from diffad.method.similarity import psnr, ssim
 from diffad.pictures.geometry import Geometry, mask_to_square
 from diffad.pictures.masks import check_readable, mask_of, settled
 from diffad.pictures.reading import read_image

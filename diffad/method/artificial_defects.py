@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# On a texture the last three put good texture in the place of good texture: nothing to be found, so that they
-# serve to teach but not to judged_artificial_defects.
+# On a texture the last three kinds put good texture in the place of good texture, where there is nothing to
+# find: they serve to teach but not to measure.
 MEASURED_KINDS = ("patch", "stain", "scratch", "speck", "worn")
 KINDS = (*MEASURED_KINDS, "displaced", "missing", "bent")
-_LEAST_CHANGE = 12  # grey values of 255 that a defect must change its pixels by to be seen, or the grain's σ
+_LEAST_CHANGE = 12  # grey values of 255 by which a visible defect changes its pixels; more on a coarse grain
 _TRIES = 12
 _GRID = 32  # cells a side in which the place of a defect is drawn
 
@@ -26,11 +26,15 @@ _GRID = 32  # cells a side in which the place of a defect is drawn
 def add_defect(
     picture: np.ndarray, others: Sequence[np.ndarray], kind: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(picture with one defect, bool mask [s, s] of what changed visibly); picture uint8 [s, s, 3], is
-    not changed.
+    """Put one defect on a copy of a picture.
 
-    others: normal pictures of the same size, from which patches and colours are taken. Raises ValueError for
-    an unknown kind.
+    Args:
+        picture: uint8 [s, s, 3], is not changed.
+        others: good pictures of the same size, from which patches and colours are taken.
+        kind: of KINDS, otherwise ValueError is raised.
+
+    Returns:
+        The defective picture, and the mask of what changed visibly, bool [s, s].
     """
     if kind not in KINDS:
         raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
@@ -57,8 +61,9 @@ def add_defect(
 def add_small_defect(
     picture: np.ndarray, kind: str, side: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`add_defect` in a square of `side` px somewhere on the part, uint8 [h, w, 3] and mask bool [h, w]: as
-    small as a defect of a picture of that size.
+    """`add_defect` in a square of `side` px somewhere on the part: as small as in a picture of that size.
+
+    picture: uint8 [h, w, 3]. Returns the defective copy and the mask, bool [h, w].
     """
     spoiled, mask = picture.copy(), np.zeros(picture.shape[:2], bool)
     side = min(side, *mask.shape)
@@ -75,15 +80,16 @@ def add_small_defect(
 
 
 def random_hole(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to three outlines, bool [s, s], of what a repair may have to draw anew in the picture [s, s, 3]."""
+    """One to three shapes, bool [s, s], such as a repair may have to draw anew in a picture [s, s, 3]."""
     centres = _likely_centres(picture)
     shapes = [_shape("hole", len(picture), centres, rng) for _ in range(rng.integers(1, 4))]
     return np.logical_or.reduce(shapes)
 
 
 def _likely_centres(picture: np.ndarray) -> np.ndarray:
-    """Probability of each cell of a grid to carry a defect, float64 [32, 32]: nine times of ten on the part,
-    which is what differs from the colour of the picture's rim, since nothing is wrong with backgrounds.
+    """Probability of each cell of a grid to carry a defect, float64 [32, 32].
+
+    Nine defects of ten lie on the part, which is what differs from the colour of the picture's rim.
     """
     rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     apart = np.abs(picture.astype(np.float32) - np.median(rim, axis=0)).max(axis=2)

@@ -1,4 +1,4 @@
-"""What good pictures look like to the scores: their levels and moments, and the maps over cells."""
+"""How maps of good pictures are distributed, by which raw maps are brought to σ and to image scores."""
 
 from __future__ import annotations
 
@@ -27,26 +27,33 @@ from diffad.method.scoring import TIMESTEPS, RawMaps, grid_of, smooth
 # closer where the scores change fast, and none between two grids (`grid_of`)
 CALIBRATION_TIMESTEPS = (0, 20, 50, 99, 100, 200, 299, 300, 400, 600, 800, 999)
 _ZERO = 48  # the code of 0 σ
-_STEPS = 16  # whole numbers to a unit of asinh σ, in which good pictures' maps are remembered
-_COARSE = 64  # cells a side, at which good pictures are kept while statistics are fitted
+_STEPS = 16  # codes to a unit of asinh σ
+_COARSE = 64  # cells a side of good pictures' maps while statistics are fitted
 _TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
 _LEVEL_GRID = 32  # cells a side of the level of good maps by place
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What good pictures look like to the scores. All float32.
+    """How the maps of good pictures are distributed.
 
-    timesteps: the n calibrated t, rising; other t are interpolated between them. level: [2 (pixel, feature),
-    g, g], how high good maps lie at each place, relative to their mean; raw maps are divided by it (see
-    `place_level`). moments: [2, 2 (mean, σ), n] of the raw smoothed maps so divided; σ is measured at the
-    tail, so that one place in a thousand of good pictures lies above 3.09 σ, as a normal law has it: the
-    branch whose good maps have the heavier tail must not drown the other. good_maps: the standardised maps of
-    good pictures over CELLS × CELLS cells, uint8 [pictures, 2, m, CELLS, CELLS] (see `to_codes`): enough to
-    know their image scores at any α and any timesteps without the network. remembered: the m timesteps of
-    those; another has, in its own units, the values of the nearest on its grid. plain_moments [2 (mean, σ)]
-    and good_plain uint8 [pictures, CELLS, CELLS]: the same of the plain features, None without. changed: how
-    the scores of changed copies of good pictures lie (see `law_of_changed`), None if that is unknown.
+    Standardised maps are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
+    timestep and branch. All float32 unless said otherwise.
+
+    Attributes:
+        timesteps: the n calibrated t, rising; other t are interpolated between them.
+        level: how high good maps lie at each place, relative to their mean, [2 (pixel, feature), g, g]; raw
+            maps are divided by it (`place_level`).
+        moments: of the raw maps divided so, [2, 2 (mean, σ), n]. σ is measured at the tail, so that one place
+            in a thousand of good pictures lies above 3.09 σ, as in a normal law: otherwise the branch with
+            the heavier tail would drown the other.
+        remembered: the m timesteps of good_maps; at another t the nearest on its grid stands for it.
+        good_maps: standardised maps of good pictures, uint8 [pictures, 2, m, CELLS, CELLS] (`to_codes`):
+            enough for their image scores at any α and timesteps without the network.
+        plain_moments: as moments, of the plain features, [2]; None without.
+        good_plain: as good_maps, of the plain features, uint8 [pictures, CELLS, CELLS]; None without.
+        changed: how the scores of changed copies of good pictures are distributed (`law_of_changed`); None
+            if that is unknown.
     """
 
     timesteps: tuple[int, ...]
@@ -62,9 +69,9 @@ class Calibration:
     def fit(maps: RawMaps, by_place: bool = False, coarse: RawMaps | None = None) -> Calibration:
         """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere. coarse: the `coarse_maps` of
-        these pictures, and of more after them, at some of the timesteps: level and remembered places come
-        from those. None: of these at all timesteps.
+        by_place: divide by `place_level`; otherwise the level is 1 everywhere. coarse: `coarse_maps` of these
+        pictures and of more after them, at some of the timesteps, from which level and remembered maps come;
+        None: of these pictures at all timesteps.
         """
         coarse = coarse_maps(maps) if coarse is None else coarse
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
@@ -104,8 +111,9 @@ class Calibration:
         return weights
 
     def standardise(self, maps: RawMaps, levels: Tensor | None = None) -> RawMaps:
-        """(s / level − mean) / std per t and branch: the same shapes in σ of good pictures. levels: one for
-        each picture instead of `level`, [b, 2, g, g].
+        """(s / level − mean) / std per t and branch: the same shapes, in σ of good pictures.
+
+        levels: one for each picture instead of `level`, [b, 2, g, g].
         """
         weights = self._interpolation(maps.timesteps)
         mean, std = (self.moments @ weights.T).unbind(dim=1)  # [2, n_t] each
@@ -131,9 +139,10 @@ class Calibration:
         return self.scorer(alpha, timesteps).good
 
     def nearest(self, timesteps: Sequence[int]) -> list[int]:
-        """Which of the `remembered` timesteps stands for each of these in `good_maps`. The mean over several
-        t of a grid is then that of one: a little high for good pictures, since such maps are alike but not
-        the same.
+        """Which of the `remembered` timesteps stands for each of these in `good_maps`.
+
+        The mean over several t of a grid then is that of one: a little high for good pictures, since such
+        maps are alike but not the same.
         """
         return [
             min(
@@ -151,9 +160,7 @@ def _tail_deviation(values: Tensor, mean: Tensor) -> Tensor:
 
 
 def to_codes(maps: Tensor) -> Tensor:
-    """Maps in σ in whole numbers, uint8 of the same shape: 16 to a unit of asinh σ, so that a step is 0.06 σ
-    where maps are calm and 6 % where they are high.
-    """
+    """Maps in σ as uint8 of the same shape: a step is 0.06 σ where maps are calm, 6 % where they are high."""
     return (maps.float().asinh() * _STEPS + _ZERO).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
@@ -177,15 +184,19 @@ def coarse_maps(maps: RawMaps) -> RawMaps:
 
 
 def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
-    """How high the maps of good pictures lie at each place, relative to their mean: [2, g, g], and for each
-    picture the same from the other pictures [b, 2, g, g], so that calibration does not flatter the pictures
-    it is made of.
+    """How high the maps of good pictures lie at each place, relative to their mean.
 
     Edges and lettering of a part that lies still are hard in every good picture, and a defect elsewhere
     drowns in them; a part that turns has no such places. So the relative mean is raised to the power √ICC,
     where ICC, the intraclass correlation of log maps, is the share of their variance that the place explains:
-    1 if all good pictures light up at the same places, 0 (no correction) if each does elsewhere. both: raw
-    maps [b, 2, n, size, size].
+    1 if all good pictures light up at the same places, 0 (no correction) if each does elsewhere.
+
+    Args:
+        both: raw maps of both branches, [b, 2, n, size, size].
+
+    Returns:
+        The level [2, g, g], and for each picture the level from the other pictures, [b, 2, g, g], so that
+        calibration does not flatter the pictures it is made of.
     """
     overall = both.mean(dim=(0, 3, 4), keepdim=True).clamp(min=1e-12)
     relative = (both / overall).mean(dim=2)  # [b, 2, size, size]

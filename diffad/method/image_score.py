@@ -9,19 +9,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-TOP = 256  # pixels whose mean is the image score, four places of the features' grid
-CELLS = 32  # a side of the model's square, by which a score is found; as many as places of the features' grid
+TOP = 256  # pixels whose mean is the image score without calibration: four places of the features' grid
+CELLS = 32  # cells a side of the model's square; as many as places of the features' grid at 256 px
 PEAK = 4  # cells whose mean is a map's peak, TOP pixels
 LEVEL = CELLS**2 // 4  # the level of a map is its LEVEL-th highest cell: a quarter of them lie above
 EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual good map is excess
-# Of good parts changed in light, noise, sharpness, compression or position, 10 times as
-# many may be rejected.
-CHANGED_RATE = 10
+CHANGED_RATE = 10  # how many times as many changed good parts may be rejected (`threshold_for`)
 
 
 def top_mean(anomaly_map: np.ndarray, size: float = 256) -> float:
-    """Mean of the highest values of a map: 256 pixels at a model size of 256, the same area at others. The
-    image score of what has no calibration.
+    """Mean of the highest values of a map: of 256 pixels at a model size of 256, of the same area at others.
+
+    It is the image score of what has no calibration.
     """
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
     top = min(max(1, round(TOP * (size / 256) ** 2)), flat.size)
@@ -30,18 +29,19 @@ def top_mean(anomaly_map: np.ndarray, size: float = 256) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ImageScore:
-    """How an anomaly map becomes a score, in σ: the higher of its peak and its excess, each being surprising
-    in its own way.
+    """How an anomaly map becomes a score, in σ: the higher of its peak and its excess.
 
-    peak: the mean of the PEAK highest cells, for what is small and strong. excess: by how much cells lie
-    above what they do on good parts, summed up over the picture, for what is wide and weak. Before that the
-    map's own level is taken off: noise, light and compression raise a map everywhere. Excess is brought to
+    The peak is the mean of the PEAK highest cells, for what is small and strong. The excess is how far cells
+    lie above those of good parts, summed over the picture, for what is wide and weak; before that the map's
+    own level is subtracted, since noise, light and compression raise a map everywhere. Excess is brought to
     the units of peaks by the extreme-value laws of both on good pictures: an excess that 1 good picture in
     900 has counts as the peak that 1 in 900 has.
 
-    above: σ over the level from where on there is excess. shift, scale: score = shift + scale · excess.
-    good, levels: the scores and the levels of the good pictures, float32 [pictures] each. changed: how scores
-    of changed good pictures lie (see `law_of_changed`).
+    Attributes:
+        above: σ over the level above which there is excess.
+        shift, scale: score = shift + scale · excess.
+        good, levels: the scores and the levels of the good pictures, float32 [pictures] each.
+        changed: how scores of changed good pictures are distributed (`law_of_changed`).
     """
 
     above: float
@@ -80,21 +80,23 @@ class ImageScore:
         return rate_bounds(self.good, score, self.changed)
 
     def __call__(self, anomaly_map: np.ndarray, size: float) -> float:
-        """The score of a fused map [h, w]. size: how many of its pixels make the side of the model's square,
-        whose padding the map does not show.
+        """The score of a fused map [h, w], which does not show the padding of the model's square.
+
+        size: how many of its pixels make a side of that square.
         """
         ranked = -np.sort(-cells_of(anomaly_map, size))
         return max(float(ranked[:PEAK].mean()), self.shift + self.scale * self._excess(ranked))
 
     def _excess(self, ranked: np.ndarray) -> float:
-        """Of cells, highest first: the mean over a square's cells of what lies above."""
+        """The sum of what lies above, over cells sorted from the highest, divided by a square's cells."""
         level = float(ranked[min(LEVEL, len(ranked)) - 1])
         return float((ranked - (level + self.above)).clip(min=0).sum()) / CELLS**2
 
 
 def cells_of(anomaly_map: np.ndarray, size: float) -> np.ndarray:
-    """Means of a map [h, w] over cells, of which `size` pixels hold CELLS, float32 [cells]; at least one
-    along a side, and no more than pixels.
+    """Means of a map [h, w] over cells, of which `size` pixels hold CELLS, float32 [cells].
+
+    There is at least one cell along a side, and no more than pixels.
     """
     cells = [max(1, min(side, round(CELLS * side / size))) for side in anomaly_map.shape]
     flat = torch.from_numpy(np.ascontiguousarray(anomaly_map, np.float32))[None, None]
@@ -108,14 +110,18 @@ _SKEWNESS, _EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of Gumbel's law
 def threshold_for(
     good_scores: np.ndarray, rate: float = 0.01, changed: tuple[float, float] | None = None
 ) -> float:
-    """Score that a share `rate` of good parts would exceed, and of good parts changed in light, noise,
-    sharpness, compression or position at most CHANGED_RATE times that share.
+    """Score that a share `rate` of good parts would exceed.
 
-    An image score is nearly a maximum over the picture, so good scores follow an extreme-value law; Gumbel's
-    is fitted by mean and standard deviation, which reaches beyond the few dozen good pictures at hand. The
-    `unusual` among them count as if they lay where those begin: how bright one speck of dust is must not
-    decide which defects pass. changed: where changed good parts lie (see `law_of_changed`); None leaves them
-    out of account. Raises ValueError unless 0 < rate < 1.
+    Of good parts changed in light, noise, sharpness, compression or position at most CHANGED_RATE times that
+    share exceeds it. An image score is nearly a maximum over the picture, so good scores follow an
+    extreme-value law; Gumbel's is fitted by mean and standard deviation, which reaches beyond the few dozen
+    good pictures at hand. `unusual` scores are cut at the value where unusual ones begin: how bright one
+    speck of dust is must not decide which defects pass.
+
+    Args:
+        good_scores: image scores of good pictures, [pictures].
+        rate: in (0, 1), otherwise ValueError is raised.
+        changed: how changed good parts score (`law_of_changed`); None: they do not count.
     """
     checked_rate(rate)
     law = _gumbel(good_scores)
@@ -126,9 +132,10 @@ def threshold_for(
 
 
 def law_of_changed(good_scores: np.ndarray, changed_scores: np.ndarray) -> tuple[float, float]:
-    """How the scores of changed good pictures lie beside those of good pictures as they are: by how many
-    scales of the extreme-value law of the latter the mean is higher, and how many times as wide the law is.
-    So it holds, about, at any α and timesteps.
+    """How the scores of changed good pictures differ from those of good pictures as they are.
+
+    Returns by how many scales of the latter's extreme-value law the mean is higher, and how many times as
+    wide the law is. In these units it holds, approximately, at any α and timesteps.
     """
     (mean, scale), (changed_mean, changed_scale) = _gumbel(good_scores), _gumbel(changed_scores)
     return (changed_mean - mean) / scale, changed_scale / scale
@@ -157,9 +164,7 @@ def checked_rate(rate: float) -> float:
     return rate
 
 
-def rate_for(
-    good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None
-) -> float:
+def rate_for(good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None) -> float:
     """Share of good parts expected above `score`, in [0, 1]: the inverse of `threshold_for`."""
     law = _gumbel(good_scores)
     of_changed = 0.0 if changed is None else _exceeding(_changed(law, changed), score) / CHANGED_RATE
@@ -169,8 +174,7 @@ def rate_for(
 def rate_bounds(
     good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """Between which shares of good parts expected above `score` the true one lies in 19 of 20 cases, as far
-    as the number of good pictures goes: few leave the law's tail a guess.
+    """A 95 % interval of `rate_for`, as far as the number of good pictures goes.
 
     A threshold k standard deviations s above the mean of n scores after Gumbel's law has the variance
     s² (1 + γ₁ k + (γ₂ + 2) k² / 4) / n by the delta method, with the law's skewness γ₁ = 1.14 and excess
@@ -197,16 +201,19 @@ def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
 
 
 def unusual(good_scores: np.ndarray, rate: float = 3e-4) -> np.ndarray:
-    """Which good scores lie where hardly a share `rate` should by the law of the others, bool [pictures]: at
-    3 in 10,000 worth a look. Of 8 to 48 scores that follow the law, some is called so in 3 of 100 cases.
+    """Which good scores lie above what a share `rate` would exceed by the law of the others, bool [pictures].
+
+    At 3 in 10,000 they are worth a look. Of 8 to 48 scores that follow the law, one or more is called unusual
+    in 3 of 100 cases.
     """
     scores = np.asarray(good_scores, dtype=np.float64)
     return scores > _usual_end(scores, rate)
 
 
 def _usual_end(scores: np.ndarray, rate: float = 3e-4) -> float:
-    """What a share `rate` of good scores would exceed by Gumbel's law through the quartiles, which a few odd
-    pictures cannot move.
+    """What a share `rate` of good scores would exceed by Gumbel's law through their quartiles.
+
+    A few odd pictures cannot move the quartiles.
     """
     low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75))
     scale = (high - low) / (math.log(math.log(4)) - math.log(math.log(4 / 3)))

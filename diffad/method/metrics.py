@@ -1,12 +1,11 @@
-"""Metrics of detection, localisation and repair, the curves behind them, and how sure they are.
+"""Metrics of detection and localisation, the curves behind them, and how sure they are.
 
 The metrics and curves are exact: every distinct score is a threshold, ties are handled as ties, nothing is
 binned and no score is transformed. They are None where they are undefined (nothing normal or nothing
 anomalous). Regions of masks are 8-connected, at whatever resolution maps and masks come.
 
-Intervals come from resampling pictures, good among good and defective among defective: `resamples` says how
-often each picture is drawn, `resampled_image_metrics`, `resampled_pixel_metrics` and `resampled_aupimo` give
-every metric of every draw at once, `interval` its middle 95 %.
+Intervals come from resampling pictures (`resamples`), good among good and defective among defective: the
+functions `resampled_…` give every metric of every draw at once, `interval` its middle 95 %.
 """
 
 from __future__ import annotations
@@ -21,10 +20,6 @@ PIMO_RATES = (1e-5, 1e-4)  # between which AUPIMO is taken
 FEWEST_PIMO_PIXELS = 30  # of good pictures between those rates: the curve's steps
 _CURVE_POINTS = 120
 _THRESHOLDS = 2000  # of the resampled pixel metrics
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Scores
 
 
 def auroc(scores: Any, labels: Any) -> float | None:
@@ -60,7 +55,7 @@ def f1_max(scores: Any, labels: Any) -> float | None:
 
 
 def roc_curve(scores: Any, labels: Any) -> np.ndarray | None:
-    """Points of the ROC curve for drawing, float64 [k, 2]: false and true positive rate, (0, 0) to (1, 1).
+    """Points of the ROC curve, float64 [k, 2]: false and true positive rate, (0, 0) to (1, 1).
 
     Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `auroc`.
     """
@@ -73,8 +68,7 @@ def roc_curve(scores: Any, labels: Any) -> np.ndarray | None:
     return _thinned(np.vstack([[0.0, 0.0], np.stack(rates, axis=1)]))
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Maps
+# -- maps
 
 
 def pixel_auroc(maps: Sequence[Any], masks: Sequence[Any]) -> float | None:
@@ -155,55 +149,14 @@ def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[np.ndarray
     return maps, masks
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Pictures
-
-
-def psnr(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3] over the pixels `where` (bool [H, W]).
-
-    Equal pictures count as 100 dB, which keeps medians and JSON finite. None if `where` is empty.
-    """
-    difference = image.astype(np.float32) - other.astype(np.float32)
-    if where is not None:
-        difference = difference[where]
-    if not difference.size:
-        return None
-    error = float(np.mean(np.square(difference), dtype=np.float64))
-    return 100.0 if error == 0 else min(100.0, 10.0 * float(np.log10(255.0**2 / error)))
-
-
-def ssim(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
-    """Structural similarity (Wang et al. 2004) of two uint8 pictures [H, W, 3], in [−1, 1], 1 for equal ones.
-
-    Gaussian windows of 11×11 with σ = 1.5, the mean over channels; only windows wholly inside the picture and
-    inside `where` (bool [H, W]) count. None if there is no such window.
-    """
-
-    def blur(values: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT_101)
-
-    inside = np.ones(image.shape[:2], np.uint8) if where is None else where.astype(np.uint8)
-    inside = cv2.erode(inside, np.ones((11, 11), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    if not inside.any():
-        return None
-    x, y = image.astype(np.float64), other.astype(np.float64)
-    mean_x, mean_y = blur(x), blur(y)
-    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-                  / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)))
-    return float(similarity[inside].mean())
-
-
-# ---------------------------------------------------------------------------------------------------------
-# How sure
+# -- how sure
 
 
 def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each of n pictures is drawn, int64 [draws, n]: with replacement, as many good ones and as
-    many defective ones (labels [n], true = defective) as there are. Same arguments, same draws.
+    """How often each of n pictures is drawn, int64 [draws, n].
+
+    Pictures are drawn with replacement, as many good ones and as many defective ones (labels [n], true =
+    defective) as there are. The same arguments give the same draws.
     """
     labels = np.asarray(labels, bool)
     rng = np.random.default_rng(seed)
@@ -242,11 +195,9 @@ def resampled_image_metrics(scores: Any, labels: Any, weights: np.ndarray) -> di
     labels = np.asarray(labels, bool)
     order = np.argsort(np.asarray(scores), kind="stable")
     _, starts = np.unique(np.asarray(scores)[order], return_index=True)
-    sorted_weights, labels = np.asarray(weights, np.float64)[:, order], labels[order]
-    good, bad = (
-        np.add.reduceat(sorted_weights * of, starts, axis=1) for of in (~labels, labels)
-    )  # [draws, distinct scores] each
-    return _counted(good, bad)
+    weights, labels = np.asarray(weights, np.float64)[:, order], labels[order]
+    counts = (np.add.reduceat(weights * kind, starts, axis=1) for kind in (~labels, labels))
+    return _counted(*counts)  # [draws, distinct scores] each
 
 
 def resampled_pixel_metrics(
@@ -263,7 +214,7 @@ def resampled_pixel_metrics(
     scores, labels = pixels(maps, masks)
     edges = _thresholds(*_split(scores, labels), _THRESHOLDS)
     del scores, labels
-    normal, anomalous, overlap, regions = (np.zeros((len(maps), edges.size)) for _ in range(4))
+    normal, anomalous, overlap, regions = np.zeros((4, len(maps), edges.size))
     for i, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
         mask = np.asarray(mask, bool)
         bins = np.searchsorted(edges, np.asarray(anomaly_map), "right") - 1  # [h, w], no value below edge 0
@@ -282,10 +233,11 @@ def resampled_pixel_metrics(
 
 
 def resampled_aupimo(
-    maps: Sequence[Any], masks: Sequence[Any], weights: np.ndarray,
-    rates: tuple[float, float] = PIMO_RATES,
+    maps: Sequence[Any], masks: Sequence[Any], weights: np.ndarray, rates: tuple[float, float] = PIMO_RATES
 ) -> np.ndarray | None:
-    """The mean of `aupimo` of every draw, float64 [draws], NaN if one has no defect; None where that is.
+    """The mean of `aupimo` of every draw, float64 [draws], NaN for draws without a defect.
+
+    None where `aupimo` is None.
 
     weights: [draws, n], how often each picture counts. Up to 4000 pixels of good pictures this is exact.
     Beyond, 2000 of them serve as thresholds, at even steps of the logarithm of their rate, which moves a
@@ -308,7 +260,7 @@ def resampled_aupimo(
 def _pimo_kinds(
     maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
 ) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    """The sorted values of each good picture, and of each other one's defect; None where `aupimo` is."""
+    """The sorted values of each good picture and of each defect; None where `aupimo` is None."""
     low, high = rates
     if not 0 < low < high <= 1:
         raise ValueError(f"rates rise from above 0 to at most 1, unlike {low}, {high}")
@@ -323,8 +275,9 @@ def _pimo_kinds(
 def _pimo_steps(
     good: Sequence[np.ndarray], bad: Sequence[np.ndarray], edges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """At values of good pictures from the highest on: the share of each defect above [len(bad), k], and of
-    each good picture at or above [len(good), k]. edges: ascending.
+    """Shares of each defect above, and of each good picture at or above, the thresholds `edges` (ascending).
+
+    Returns [len(bad), k] and [len(good), k], the highest threshold first.
     """
     edges = edges[::-1]
     overlaps = [1 - np.searchsorted(values, edges, "right") / values.size for values in bad]
@@ -333,7 +286,7 @@ def _pimo_steps(
 
 
 def _log_widths(rate: np.ndarray, rates: tuple[float, float]) -> np.ndarray:
-    """Of each step to a rising rate [..., k], the part of `rates`' logarithms that it covers, with sum 1."""
+    """The part of `rates`, on a logarithmic scale, that each step to a rising rate [..., k] covers; sum 1."""
     before = np.concatenate([np.zeros_like(rate[..., :1]), rate[..., :-1]], axis=-1)
     inside = (np.log(np.clip(each, *rates)) for each in (rate, before))
     return np.subtract(*inside) / np.log(rates[1] / rates[0])
@@ -354,9 +307,6 @@ def _counted(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray]
         }
 
 
-# ---------------------------------------------------------------------------------------------------------
-
-
 def _split(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """Sorted anomalous and sorted normal scores; all that threshold metrics need."""
     scores, labels = np.asarray(scores), np.asarray(labels, bool)
@@ -375,9 +325,8 @@ def _precision_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray,
     positive, negative = _split(scores, labels)
     if not positive.size or not negative.size:
         return None
-    values, new = np.unique(positive, return_counts=True)
-    new = new[::-1]
-    false_alarms = negative.size - np.searchsorted(negative, values[::-1], "left")
+    values, new = (each[::-1] for each in np.unique(positive, return_counts=True))
+    false_alarms = negative.size - np.searchsorted(negative, values, "left")
     return new, np.cumsum(new), false_alarms, positive.size
 
 

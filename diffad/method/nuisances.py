@@ -1,8 +1,9 @@
 """Changes that leave a good part good: light, colour, noise, sharpness, compression and position.
 
-A factory changes its pictures so every day. Statistics are fitted on good pictures and on `random_copy` of
-each, so that a verdict does not depend on these changes; `NUISANCES` are the single changes by which that is
-measured. Pictures are uint8 [H, W, 3] RGB; lengths are in pixels of a picture whose longest side has 256.
+Pictures from a factory change like this every day. Statistics are fitted on good pictures and on a
+`random_copy` of each, so that a verdict does not depend on these changes; `NUISANCES` are the single changes
+by which that is measured. Pictures are uint8 [H, W, 3] RGB; lengths are in pixels of a picture whose longest
+side has 256.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Nuisance:
-    """One kind of change. strength: the usual one, which a good part must bear, in `unit`; 0 changes nothing,
-    or hardly anything. apply(picture, strength, rng) returns a changed copy, uint8 [H, W, 3].
+    """One kind of change.
+
+    strength: the usual one, in `unit`, which must not make a good part anomalous; 0 changes (nearly) nothing.
+    apply: (picture, strength, rng) → a changed copy, uint8 [H, W, 3].
     """
 
     name: str
@@ -128,8 +131,9 @@ NUISANCES = (
 
 
 def random_copy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture as another day's camera might have taken it: moved, lit, tinted, blurred or sharpened, with
-    noise, compressed, each by a random amount.
+    """The picture as it might have been taken on another day.
+
+    Moved, lit, tinted, blurred or sharpened, with noise, and compressed, each by a random amount.
     """
     x, y = rng.uniform(-4, 4, 2)
     changed = _moved(picture, x, y, rng.uniform(-2, 2)).astype(np.float32)

@@ -1,6 +1,6 @@
 """Parts that lie at any angle, shown to the model in one pose.
 
-Statistics by place tell most where a place is always the same one of the part. So if the silhouettes of a
+Statistics by place tell most if a place always shows the same part of the part. So if the silhouettes of a
 category's good parts have a long axis that points anywhere, its pictures are turned until that axis is level,
 the heavier end to the left, and what the model then finds is turned back. Coordinates are those of torch's
 `affine_grid`: −1 … 1 from edge to edge of the model's square, x to the right, y down.
@@ -33,8 +33,10 @@ _REACH = 0.95  # how far from the middle of the square a part may reach
 
 @dataclass(frozen=True)
 class Pose:
-    """How a part lies. angle: of its long axis in radians, from the heavier end to the lighter one. x, y: its
-    silhouette's centroid. left, right, top, bottom: how far it reaches from there along the axis and across.
+    """How a part lies.
+
+    angle: of its long axis in radians, from the heavier end to the lighter one. x, y: centroid of its
+    silhouette. left, right, top, bottom: how far it reaches from the centroid, along the axis and across.
     """
 
     angle: float
@@ -47,9 +49,10 @@ class Pose:
 
 
 def find_pose(square: Tensor) -> Pose | None:
-    """Of the part in a picture float32 [3, s, s] in [−1, 1]: its silhouette is the largest region that sharp
-    edges enclose, so that shadows are not of it. None where there is none, or it is cut off, or has no long
-    axis.
+    """The pose of the part in a picture, float32 [3, s, s] in [−1, 1].
+
+    Its silhouette is the largest region that sharp edges enclose, so that shadows do not belong to it. None
+    if there is no silhouette, if it is cut off, or if it has no long axis.
     """
     pixels = to_uint8(square).permute(1, 2, 0).numpy()
     size = len(pixels)
@@ -91,8 +94,10 @@ class Upright:
 
     @staticmethod
     def fit(pictures: Tensor) -> Upright | None:
-        """From good pictures, uint8 [n, 3, s, s]: None if some show no pose, if all parts lie one way, or if
-        turned they are not far more alike than as they lie.
+        """From good pictures, uint8 [n, 3, s, s].
+
+        None if more than a few show no pose, if all parts lie the same way already, or if turning them does
+        not make them far more alike.
         """
         few = pictures[:: math.ceil(len(pictures) / _LOOKED_AT)].float() / 127.5 - 1
         found = [(square, pose) for square, pose in zip(few, map(find_pose, few)) if pose is not None]
@@ -133,17 +138,21 @@ class Turn:
         return cls(pose.angle, pose.x, pose.y, upright)
 
     def square(self, image: np.ndarray, size: int) -> Tensor:
-        """As `data.to_square`, turned: float32 [3, size, size]. Where there is no picture it is mirrored: a
-        repeated edge would leave streaks, which are found. It is the square that is turned, not the picture:
-        a part then looks the same whatever the size of its picture.
+        """As `geometry.to_square`, turned: float32 [3, size, size].
+
+        Where there is no picture it is mirrored: a repeated edge would leave streaks, which the model would
+        find. The square is turned and not the picture, so that a part looks the same whatever the size of its
+        picture.
         """
         square, _ = to_square(image, size)
         whole = to_uint8(self.forth(square, "reflection", "bicubic"))
         return to_float(whole, whole.device)
 
     def forth(self, maps: Tensor, outside: str = "zeros", mode: str = "bilinear") -> Tensor:
-        """Maps [..., s, s] over the letterbox → over the turned square, float32. outside: what lies where
-        they do not reach, "zeros" or their "reflection". mode: of interpolation, "bilinear" or "bicubic".
+        """Maps [..., s, s] over the letterbox → over the turned square, float32.
+
+        outside: what lies where they do not reach, "zeros" or their "reflection". mode: of interpolation,
+        "bilinear" or "bicubic".
         """
         cos, sin = math.cos(self.angle) / self.upright.scale, math.sin(self.angle) / self.upright.scale
         x, y = self.upright.x, self.upright.y

@@ -10,8 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the map above the threshold. box: x, y, width, height in px; area in px; peak, mean
-    in σ.
+    """A connected part of the map above the threshold.
+
+    box: x, y, width, height in px. area: in px. peak, mean: in σ.
     """
 
     box: tuple[int, int, int, int]

@@ -1,13 +1,13 @@
 """Gradient denoising (12), (13), Algorithm 1: walk a picture down the Mahalanobis distance of its deep
-features, and let the diffusion model remove what the gradient leaves behind. Generators that yield every
-step: one loop serves the result, the animation and the live page.
+features, and let the diffusion model remove what the gradient leaves behind.
 
+Both repairs are generators that yield every step: one loop serves result, animation and live page.
 `gradient_denoising` is the algorithm as printed: the whole picture moves towards the Gaussian of good parts'
-features at each place, and every N_d steps becomes μ_θ(x, t) at a small fixed t. `weighed_repair` moves only
-what is anomalous, the rest is the original to the last bit; and it moves towards the features that the
-network expects of this very picture, by the distances that its anomaly score is made of, so that a part may
-lie at any angle. Every N_d steps x moves half-way to x̂_0. Since a gradient does not lead out of a large
-defect, the model can first draw the place anew from its surroundings, at a t that falls from coarse to fine.
+features at each place, and every N_d steps it becomes μ_θ(x, t) at a small fixed t. `weighed_repair` moves
+only what is anomalous; the rest stays the original to the last bit. It moves towards the features that the
+network expects of this very picture, by the distances of the anomaly score, so that a part may lie at any
+angle. Every N_d steps x moves half-way to x̂_0. Since a gradient does not lead out of a large defect, the
+model can first draw the place anew from its surroundings, at a t that falls from coarse to fine.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ RENEWED = 0.7  # σ of the noise that is drawn anew between two fillings
 
 
 class GradientStep(NamedTuple):
-    """x: the picture so far [1, 3, size, size] in [−1, 1]; mahalanobis: mean squared distance per dimension
-    before this step's move (if weighed, over the places that move and the score's timesteps, each as it was
-    last looked at); denoised: whether this step ended with the diffusion model.
+    """One step of a repair.
+
+    x: the picture so far, [1, 3, size, size] in [−1, 1]. mahalanobis: mean squared distance per dimension
+    before this step's move; if weighed, over the places that move and the score's timesteps, each as last
+    measured. denoised: whether this step ended with the diffusion model.
     """
 
     index: int
@@ -55,22 +57,26 @@ def gradient_denoising(
     step_size: float = 0.02,
     timestep: int = 32,
 ) -> Iterator[GradientStep]:
-    """Algorithm 1 as printed; yields `steps` repairs of x_start [1, 3, size, size] in [−1, 1].
+    """Algorithm 1 as printed; yields `steps` repairs.
 
-    extract: x → standardised features, differentiable. step_size: s in x ← √(1 − s²) x − s g with g of unit
-    standard deviation. timestep: t of the reverse steps, index in the full chain.
+    Args:
+        extract: x → standardised features, differentiable.
+        x_start: [1, 3, size, size] in [−1, 1].
+        denoise_every: N_d, steps between two reverse steps.
+        step_size: s in x ← √(1 − s²) x − s g with g of unit standard deviation.
+        timestep: t of the reverse steps, index in the full chain.
     """
     x, t = x_start, torch.tensor([timestep])
     everywhere = torch.ones_like(x[:, :1])
     for index in range(1, steps + 1):
-        gradient, told = _gradient(lambda y: gaussian.squared_mahalanobis(extract(y)), everywhere, x)
+        gradient, distance = _gradient(lambda y: gaussian.squared_mahalanobis(extract(y)), everywhere, x)
         g = gradient / gradient.std().clamp(min=1e-12)
         x = ((1 - step_size**2) ** 0.5 * x - step_size * g).clamp(-1, 1)
         denoising = index % denoise_every == 0
         if denoising:
             with torch.no_grad():
-                x = schedule.ddpm_step(denoise(x, t), x, t, t - 1).clamp(-1, 1)
-        yield GradientStep(index, x.detach(), told, denoising)
+                x = schedule.p_mean_variance(denoise(x, t), x, t, t - 1).mean.clamp(-1, 1)
+        yield GradientStep(index, x.detach(), distance, denoising)
 
 
 def weighed_repair(
@@ -88,14 +94,17 @@ def weighed_repair(
     filling: bool = True,
     seed: int = 0,
 ) -> Iterator[GradientStep]:
-    """Yields x_start [1, 3, size, size] in [−1, 1] as it is, then `steps` repairs of it where weight
-    [1, 1, size, size], in [0, 1], is above 0.
+    """Yields the picture as it is, then `steps` repairs of it where `weight` is above 0.
 
-    extract: x → standardised features [1, c, g, g], differentiable. covariance: of the residual between those
-    and the predicted ones, on good pictures. step_size: s in x ← x − s g with g of unit mean square where it
-    acts; falls linearly to a tenth. timestep: t of the first filling, falls geometrically to 100; pulls go on
-    from there to 20. filling: whether the first third of the steps draws the place anew; without, what is
-    there is only led back.
+    Args:
+        extract: x → standardised features [1, c, g, g], differentiable.
+        covariance: of the residual between these and the predicted ones, on good pictures.
+        x_start: [1, 3, size, size] in [−1, 1].
+        weight: [1, 1, size, size] in [0, 1].
+        denoise_every: N_d, steps between two pulls towards x̂_0.
+        step_size: s in x ← x − s g with g of unit mean square where it acts; falls linearly to a tenth.
+        timestep: t of the first filling, falls geometrically to 100; pulls go on from there to 20.
+        filling: whether the first third of the steps draws the place anew.
     """
     x, holes = x_start, weight > 0
     with torch.no_grad():
@@ -108,8 +117,9 @@ def weighed_repair(
         return torch.where(holes, (1 - weight) * x_start + weight * drawn, x_start)
 
     def distance_at(index: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """x → squared distances [1, g, g] to what the network expects now, on the grid of one of the score's
-        timesteps, and the weight on that grid. The three take turns.
+        """x → squared distances [1, g, g] to what the network expects now, and the weight on their grid.
+
+        The score's three timesteps take turns.
         """
         t = TIMESTEPS[index % len(TIMESTEPS)]
         times = torch.full((1,), t)
@@ -125,8 +135,8 @@ def weighed_repair(
 
     with torch.no_grad():
         looks = [distance_at(index) for index in range(len(TIMESTEPS))]
-        told = [_mean_distance(distance(x), there) for distance, there in looks]
-    yield GradientStep(0, x_start, _mean(told), False)
+        distances = [_mean_distance(distance(x), on_grid) for distance, on_grid in looks]
+    yield GradientStep(0, x_start, _mean(distances), False)
 
     fillings = round(FILLING * steps) if filling and timestep > FILLED_TO else 0
     noise = fresh(0, timestep)
@@ -135,12 +145,12 @@ def weighed_repair(
         drawn, noise = fill(schedule, denoise, x, t, holes, noise)
         noise = (1 - RENEWED**2) ** 0.5 * noise + RENEWED * fresh(index, t)
         x = put(drawn)
-        yield GradientStep(index, x, _mean(told), True)
+        yield GradientStep(index, x, _mean(distances), True)
 
     coarsest = min(timestep, FILLED_TO)
     for index in range(fillings + 1, steps + 1):
         done = (index - fillings - 1) / (steps - fillings)
-        gradient, told[index % len(told)] = _gradient(*distance_at(index), x)  # [1, 3, size, size]
+        gradient, distances[index % len(distances)] = _gradient(*distance_at(index), x)
         # unit deviation where it acts: the size of the defect must not change the size of the step
         power = (gradient**2 * weight).sum() / (3 * weight.sum()).clamp(min=1e-6)
         s = step_size * (1 - 0.9 * done)
@@ -150,15 +160,17 @@ def weighed_repair(
             t = _between(coarsest, FINEST, done)
             drawn, _ = fill(schedule, denoise, x, t, torch.ones_like(holes), fresh(index, t))
             x = put(0.5 * x + 0.5 * drawn)
-        yield GradientStep(index, x.detach(), _mean(told), denoising)
+        yield GradientStep(index, x.detach(), _mean(distances), denoising)
 
 
 @torch.no_grad()
 def fill(
     schedule: Schedule, denoise: Denoiser, x: Tensor, t: int, holes: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(x̂_0, ε that belongs to it) of x [1, 3, s, s] noised to t in its holes [1, 1, s, s], undisturbed
-    elsewhere: what the model expects to see there. Fed with that ε at the next lower t it is a DDIM step.
+    """(x̂_0, ε) of x [1, 3, s, s] noised to t in its holes [1, 1, s, s] and undisturbed elsewhere.
+
+    x̂_0 is what the model expects in the holes, ε the noise that leads from it to x_t. Called again with this
+    ε at the next lower t it makes a DDIM step.
     """
     steps = torch.full((len(x),), t)
     x_t = schedule.q_sample(x, steps, noise * holes)
@@ -173,10 +185,10 @@ def _between(first: int, last: int, share: float) -> int:
 
 
 def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
-    """Where to repair: 0 where the map [..., s, s] in σ is below `low` (of the same shape, or one number), 1
-    from a fifth above and in what such places enclose, a little wider, with a soft rim; [1, 1, s, s].
+    """Where to repair, [1, 1, s, s] in [0, 1]; exactly 0 away from anomalies, so that good places stay.
 
-    Exactly 0 away from anomalies, so that good places stay as they are.
+    The weight is 0 where the map [..., s, s] in σ is below `low` (of the same shape, or one number) and 1
+    from a fifth above it, also in what such places enclose; a little wider, with a soft rim.
     """
     size = anomaly_map.shape[-1]
     ramp = ((anomaly_map - low) / (0.2 * low)).clamp(0, 1).reshape(1, 1, size, size)
@@ -188,8 +200,10 @@ def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
 
 
 def _enclosed(above: np.ndarray) -> np.ndarray:
-    """What regions enclose, bool [s, s]: of a wide even stain the map shows the rim. Only holes smaller than
-    the region around them: what a thin ring around the part's own middle encloses is sound.
+    """What regions enclose, bool [s, s]: the map of a wide even stain shows only its rim.
+
+    Only holes smaller than the region around them count: inside a thin ring around a part's own middle all is
+    sound.
     """
     regions = above.astype(np.uint8)
     outlines, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -205,9 +219,9 @@ def _gradient(distance: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -
     """∇_x of the weighed sum of squared Mahalanobis distances (12), x → [1, g, g], and their mean."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        there = distance(x)
-        gradient = torch.autograd.grad((there * _places(weight, there)).sum(), x)[0].float()
-    return gradient, _mean_distance(there.detach(), weight)
+        distances = distance(x)
+        gradient = torch.autograd.grad((distances * _places(weight, distances)).sum(), x)[0].float()
+    return gradient, _mean_distance(distances.detach(), weight)
 
 
 def _mean(values: list[float]) -> float:

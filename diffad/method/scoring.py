@@ -1,16 +1,13 @@
-"""Per-timestep pixel and feature scores, their calibration, fusion (11), image score, threshold and regions.
+"""Pixel and feature scores by timestep.
 
-One inspection: all (t, draw) pairs are one batch and one network call (`evidence`). What it returns is kept,
-so that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
+One inspection: all (t, draw) pairs are one batch and one network call (`evidence`). Its result is kept, so
+that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
 `fuse`) without a network.
 
-Units. Raw pixel scores are squared Mahalanobis distances per component between what a backbone sees of the
-picture and of x̂_0 (or what other kind a checkpoint names), raw feature scores those between the picture's
-features and the predicted ones: about 1 where normal. Both are smoothed at the model's resolution.
-Standardised scores are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
-timestep and branch.
+Units: raw feature scores are squared Mahalanobis distances per component between the picture's features and
+the predicted ones, raw pixel scores those between what a backbone sees of the picture and of x̂_0 (or another
+kind that a checkpoint names): about 1 where normal. Both are smoothed at the model's resolution.
 """
-
 
 from __future__ import annotations
 
@@ -29,17 +26,19 @@ from diffad.method.diffusion import Denoiser, Prediction, Schedule
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
 SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
 PIXEL_SCORES = ("perceptual", "uncertainty", "kl", "rgb")
-# σ of x̂_0 that nobody would see, 8 grey values of 255: where the network is surer than that, as on an even
-# background, errors too small to be seen would outshine defects.
+# Lower bound on σ of x̂_0 (8 grey values of 255), so that invisible errors do not dominate where the network
+# is very sure, as on an even background.
 UNSEEN = 8 / 127.5
 _SHIFTED_FROM, _SHIFTED_BACK_FROM = 100, 300  # t
 
 
 @dataclass(frozen=True)
 class RawMaps:
-    """pixel: [b, n_t, size, size] ≥ 0 (KL may be slightly below); feature: [b, n_t, size, size] ≥ 0 (but for
-    the swing of its enlargement); plain: [b, size, size], likewise, of the features alone, which no timestep
-    and no network has a part in, None where a category does without; smoothed, float32.
+    """Smoothed maps of a batch of pictures, float32, before they are brought to the units of good pictures.
+
+    pixel, feature: [b, n_t, size, size], about 1 where normal. A KL may be slightly below 0, and so may a
+    feature map where its enlargement swings. plain: of the features alone, without timestep and network,
+    [b, size, size]; None in a category without them. timesteps: the n_t timesteps.
     """
 
     pixel: Tensor
@@ -47,32 +46,49 @@ class RawMaps:
     timesteps: tuple[int, ...]
     plain: Tensor | None = None
 
+    def first(self, count: int) -> RawMaps:
+        """Of the first `count` pictures."""
+        plain = None if self.plain is None else self.plain[:count]
+        return RawMaps(self.pixel[:count], self.feature[:count], self.timesteps, plain)
+
+    def scaled(self, factors: Tensor) -> RawMaps:
+        """Pixel and feature maps times a picture's factors [b or more, 2]."""
+        pixel, feature = factors[: len(self.pixel), :, None, None, None].unbind(dim=1)
+        return RawMaps(self.pixel * pixel, self.feature * feature, self.timesteps, self.plain)
+
+    def joined(self, other: RawMaps) -> RawMaps:
+        """With the maps of the same pictures at other timesteps, all by rising t."""
+        timesteps = self.timesteps + other.timesteps
+        order = sorted(range(len(timesteps)), key=timesteps.__getitem__)
+        pixel = torch.cat([self.pixel, other.pixel], dim=1)[:, order]
+        feature = torch.cat([self.feature, other.feature], dim=1)[:, order]
+        return RawMaps(pixel, feature, tuple(sorted(timesteps)), self.plain)
+
 
 def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of one (seed, t, draw), from its own CPU generator: the same on every device, in
-    every batch.
-    """
+    """Standard normal noise of one (seed, t, draw), the same on every device and in every batch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + t * 1_009 + draw) % (1 << 63))
     return torch.randn(tuple(shape), generator=generator)
 
 
 def grid_of(t: int) -> int:
-    """Which of the three grids the picture is looked at on at a timestep: 0 below 100, 1 below 300, 2."""
+    """On which of the three grids the picture is looked at: 0 for t below 100, 1 below 300, else 2."""
     return 0 if t < _SHIFTED_FROM else 1 if t < _SHIFTED_BACK_FROM else 2
 
 
 def offset_of(t: int, cell: int) -> int:
-    """By how many px the picture is shifted (up and left) under the features' grid at a timestep; cell:
-    px of a place of that grid.
+    """By how many px the picture is shifted up and left under the features' grid at a timestep.
 
-    Not at all on the first grid, by half a place on the second, half a place back on the third: what a defect
-    shows depends on how places cut it, and the mean over low, middle and high t has seen three cuts.
+    Not at all on the first grid, by half a place on the second, half a place back on the third: how well a
+    defect shows depends on how the places cut it, and the mean over low, middle and high t covers three cuts.
+
+    cell: px of a place of the grid.
     """
     return (0, 1, -1)[grid_of(t)] * (cell // 2)
 
 
 def shifted(x: Tensor, by: int) -> Tensor:
-    """[b, c, h, w] shifted up and left by so many px (down and right if negative), edges repeated."""
+    """[b, c, h, w] shifted up and left by `by` px (down and right if negative), edges repeated."""
     if not by:
         return x
     height, width = x.shape[-2:]
@@ -81,8 +97,9 @@ def shifted(x: Tensor, by: int) -> Tensor:
 
 
 class Embedding(NamedTuple):
-    """A picture through the backbone, standardised, [b, c, g, g] each. features: what the network predicts.
-    perceptual: by which the picture is compared with x̂_0.
+    """A picture through the backbone, standardised, [b, c, g, g] each.
+
+    features: what the network predicts. perceptual: what the picture is compared with x̂_0 by.
     """
 
     features: Tensor
@@ -108,10 +125,15 @@ def denoise_all(
     draws: int = 1,
     cell: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Prediction]:
-    """One network call for every (picture, t, draw): the pictures as they were shown, each shifted by
-    `offset_of(t, cell)`, and their x_t, both [b·n_t·draws, 3, h, w], t [b·n_t·draws] and the prediction.
+    """One network call for every (picture, t, draw), ordered by picture, then t, then draw.
 
-    x_start [b, 3, h, w] in [−1, 1]; the order is picture, then t, then draw. cell: 1 moves nothing.
+    Args:
+        x_start: [b, 3, h, w] in [−1, 1].
+        cell: px of a place of the features' grid; with 1 no picture is shifted.
+
+    Returns:
+        The pictures as they were shown, each shifted by `offset_of(t, cell)`, and their x_t, both
+        [b·n_t·draws, 3, h, w]; t [b·n_t·draws]; the prediction.
     """
     noise = torch.stack(
         [noise_for(seed, t, draw, x_start.shape[1:]) for t in timesteps for draw in range(draws)]
@@ -134,11 +156,15 @@ def pixel_score(
 ) -> Tensor:
     """s_t per pixel, a mean over the colour channels, float32 [b, h, w]; for "perceptual" see `evidence`.
 
-    "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so long that
-    what the network cannot know is all of its variance; the standardised error is averaged over some 3 px
-    before it is squared, since a defect shifts neighbours together and noise does not. "kl": the paper's KL
-    (nats) of a step of `stride` with the learned-range variance. "rgb": (x_0 − x̂_0)² alone, as
-    reconstruction methods score. Raises ValueError for another kind.
+    Args:
+        kind: "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so
+            long that all of the variance is what the network cannot know. The standardised error is averaged
+            over some 3 px before it is squared, since a defect shifts neighbours together and noise does not.
+            "kl": the paper's KL (nats) of a step of `stride`.
+            "rgb": (x_0 − x̂_0)² alone, as reconstruction methods score.
+
+    Raises:
+        ValueError: for another kind.
     """
     if kind == "kl":
         return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
@@ -164,14 +190,21 @@ def evidence(
     kind: str = "perceptual",
     stride: int = 4,
 ) -> tuple[Tensor, Tensor]:
-    """What the network cannot explain of a batch of pictures, by one network call: (pixels, features).
+    """What the network cannot explain of a batch of pictures, by one network call.
 
-    x_start [b, 3, size, size] in [−1, 1]; embeddings: `shifted_embeddings` for these timesteps; perceive:
-    a picture → its `Embedding.perceptual`. features are the residuals f(x_0) − f_θ
-    [b, n_t, draws, c, g, g], of the picture as it was shifted for each t. So are the pixels by the kind
-    "perceptual": φ(x_0) − φ(x̂_0), what a backbone sees of the picture and of what the network draws
-    instead (φ after Zhang et al. 2018: a change of edges and grain, not of grey values). By the other
-    kinds (`pixel_score`) they are raw smoothed maps [b, n_t, size, size], averaged over the draws.
+    Args:
+        x_start: [b, 3, size, size] in [−1, 1].
+        embeddings: `shifted_embeddings` for these timesteps.
+        perceive: a picture → its `Embedding.perceptual`.
+        kind: of PIXEL_SCORES.
+        stride: of the kind "kl".
+
+    Returns:
+        (pixels, features). features: the residuals f(x_0) − f_θ, [b, n_t, draws, c, g, g], of the picture as
+        it was shifted for each t. pixels: for the kind "perceptual" residuals of the same shape, φ(x_0) −
+        φ(x̂_0), where φ is what a backbone sees (after Zhang et al. 2018: a change of edges and grain, not of
+        grey values); for other kinds (`pixel_score`) raw smoothed maps [b, n_t, size, size], the mean over
+        the draws.
     """
     cell = x_start.shape[-1] // embeddings[0].features.shape[-1]
     shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
@@ -179,20 +212,21 @@ def evidence(
     def rows(flat: Tensor) -> Tensor:
         return flat.unflatten(0, (len(x_start), len(timesteps), draws))
 
-    here = [embeddings[offset_of(t, cell)] for t in timesteps]
-    features = torch.stack([each.features for each in here], dim=1)[:, :, None] - rows(prediction.features)
+    by_t = [embeddings[offset_of(t, cell)] for t in timesteps]
+    features = torch.stack([each.features for each in by_t], dim=1)[:, :, None] - rows(prediction.features)
     if kind != "perceptual":
         pixel = rows(pixel_score(schedule, prediction, shown, x_t, t, kind, stride)).mean(dim=2)
         return unshifted(pixel, timesteps, cell), features
     drawn = perceive(schedule.predict_x_start(prediction.noise.float(), x_t.float(), t))
-    return torch.stack([each.perceptual for each in here], dim=1)[:, :, None] - rows(drawn), features
+    return torch.stack([each.perceptual for each in by_t], dim=1)[:, :, None] - rows(drawn), features
 
 
 def residual_maps(
     residual: Tensor, distance: Callable[[Tensor, int], Tensor], size: int, timesteps: Sequence[int]
 ) -> Tensor:
-    """Raw smoothed maps [b, n_t, size, size] of `evidence`'s residuals. distance: of residuals [b, c, g, g]
-    on one of the grids, [b, g, g], as a category's `ResidualGaussian.squared_mahalanobis`.
+    """Raw smoothed maps [b, n_t, size, size] of `evidence`'s residuals.
+
+    distance: (residuals [b, c, g, g], grid) → [b, g, g], such as `ResidualGaussian.squared_mahalanobis`.
     """
     by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
     score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
@@ -216,18 +250,14 @@ def unshifted(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
-    """Gaussian filter of the last two dimensions; sigma in px of a 256 px picture; borders mirrored. [..., h,
-    w].
-    """
+    """Gaussian filter of maps [..., h, w], borders mirrored; sigma in px of a 256 px picture."""
     height, width = (_filter(side, sigma * side / 256).to(maps) for side in maps.shape[-2:])
     return height @ maps @ width.T
 
 
 @lru_cache(maxsize=32)
 def _filter(side: int, sigma: float) -> Tensor:
-    """The filter along one side as a matrix [side, side]: a product is several times faster than a thin
-    convolution.
-    """
+    """The filter along one side as a matrix [side, side]: faster than a thin convolution."""
     radius = min(math.ceil(3 * sigma), side - 1)
     if radius < 1:
         return torch.eye(side)

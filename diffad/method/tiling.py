@@ -1,11 +1,9 @@
-"""How a picture is cut up for the model: whole, in a letterbox, or in overlapping squares whose maps are
-blended.
+"""How a picture is cut up for the model: whole, in a letterbox, or in overlapping squares with blended maps.
 
-Maps live on a grid over the picture alone. Of a picture inspected whole it is the rectangle that the picture
-fills in the model's square. Of a tiled one it has at most `GRID` cells a side, so that memory stays bounded
-whatever the picture, and at least `TILE_CELLS` cells (or one a pixel) for the side of a tile: maps are
-smoothed over σ = 1/64 of a tile, and a coarser grid would flatten their peaks. Both together bound how small
-tiles may be.
+Maps lie on a grid over the picture alone. For a picture inspected whole it is the rectangle that the picture
+fills in the model's square. For a tiled one it has at most `GRID` cells a side, so that memory stays bounded,
+and at least `TILE_CELLS` cells (or one for each pixel) along a tile: maps are smoothed over σ = 1/64 of a
+tile, and a coarser grid would flatten their peaks. Both together limit how small tiles may be.
 """
 
 from __future__ import annotations
@@ -31,8 +29,10 @@ TILE_CELLS = 64  # the fewest cells along a tile, unless it has fewer pixels
 
 @dataclass(frozen=True)
 class Tile:
-    """One piece. box: its rows and columns in the picture; cells: the same in the grid. weight: float32 over
-    its cells; the weights of all tiles of a picture sum to one in every cell.
+    """One piece of a picture.
+
+    box: its rows and columns in the picture; cells: the same in the grid. weight: float32 over its cells; the
+    weights of all tiles of a picture sum to one in every cell.
     """
 
     box: tuple[slice, slice]
@@ -42,9 +42,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of a picture of height × width. side: of the squares in px, None if there is only the whole
-    picture. size: of the model's square, to which each tile is brought. cells: those along a side. shape: the
-    grid. turn: what a whole picture is turned by for the model; the grid is that of the picture as it is.
+    """The tiles of a picture.
+
+    Attributes:
+        height, width: of the picture, px.
+        size: px a side of the model's square, to which each tile is brought.
+        side: of the tiles in px; None if the whole picture is one tile.
+        cells: of the grid, along a tile.
+        shape: of the grid.
+        turn: what a whole picture is turned by for the model; the grid is that of the picture as it is.
     """
 
     height: int
@@ -63,8 +69,9 @@ class Tiling:
 
     @classmethod
     def squares(cls, height: int, width: int, size: int, side: int) -> Tiling:
-        """Squares of `side` px that overlap by a quarter or more, cut where the picture is narrower; the
-        whole picture if one covers it. Raises DataError for tiles too small to be told apart on the grid.
+        """Squares of `side` px that overlap by a quarter or more, cut where the picture is narrower.
+
+        The whole picture if one square covers it. Raises DataError for tiles too small for the grid.
         """
         longest = max(height, width)
         if side >= longest:
@@ -89,22 +96,21 @@ class Tiling:
 
     @property
     def chances(self) -> float:
-        """How many tiles' worth of picture there is, overlap not counted: a tiled picture has so many times
-        the chances for a false alarm.
-        """
+        """Area of the picture in tiles, overlap not counted: so many chances it has for a false alarm."""
         if self.side is None:
             return 1.0
         return max(1.0, self.height / self.side) * max(1.0, self.width / self.side)
 
     @property
     def scored_size(self) -> float:
-        """Cells along the model's square, by which a score tells how much of it a map covers: more than it
-        has if the picture was scaled down there to be turned.
+        """Cells along the model's square, from which a score derives how much of it a map covers.
+
+        More than `cells` if the picture was scaled down in the square to be turned.
         """
         return self.cells if self.turn is None else self.cells / self.turn.upright.scale
 
     def score(self, fused: np.ndarray, score: ImageScore) -> float:
-        """The image score of the worst tile of a map over the grid: what `chances` speaks of."""
+        """The image score of the worst tile of a map over the grid."""
         return max(score(fused[tile.cells], self.scored_size) for tile in self.tiles)
 
     def sample(self, most: int = 5) -> list[Tile]:
@@ -113,8 +119,9 @@ class Tiling:
         return [self.tiles[i] for i in dict.fromkeys(np.linspace(0, last, most).round().astype(int).tolist())]
 
     def around(self, row: int, column: int) -> Tile:
-        """The tile with this cell in its middle, or as near to it as the picture allows; its weight, over
-        the cells, is one but for a cosine ramp along the quarter next to borders inside the picture.
+        """The tile with this cell in its middle, or as near to it as the picture allows.
+
+        Its weight is one, except for a cosine ramp along the quarter next to borders inside the picture.
         """
         spans = [
             self._place(centre - self.cells // 2, length, grid)
@@ -131,8 +138,9 @@ class Tiling:
         return to_square(image[tile.box], self.size)[0]
 
     def to_cells(self, maps: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """Maps of a tile's square [..., size, size] in σ → [..., its rows of cells, its columns of cells]; 0
-        where a turned square does not show the picture (`inside`).
+        """Maps of a tile's square [..., size, size] in σ → [..., its rows of cells, its columns of cells].
+
+        0 where a turned square does not show the picture (`inside`).
         """
         if self.turn is not None:
             maps = self.turn.back(torch.where(self.inside(tile).to(maps.device), maps, 0.0))
@@ -149,15 +157,17 @@ class Tiling:
         return square if self.turn is None else self.turn.forth(square)
 
     def inside(self, tile: Tile) -> torch.Tensor:
-        """Where the tile's square shows the picture, bool [size, size]. Of a turned one not within a place of
-        the features' grid of the picture's rim: there the backbone sees the mirror image beyond it.
+        """Where the tile's square shows the picture, bool [size, size].
+
+        In a turned square the picture's rim does not count, up to a place of the features' grid: there the
+        backbone sees the mirror image beyond it.
         """
-        there = torch.zeros(self.size, self.size)
-        there[self._geometry(tile).inner] = 1
+        shown = torch.zeros(self.size, self.size)
+        shown[self._geometry(tile).inner] = 1
         if self.turn is not None:
-            missing = 1 - self.turn.forth(there)[None]
-            there = 1 - F.max_pool2d(missing, 2 * _RIM + 1, stride=1, padding=_RIM)[0]
-        return there > 0.5
+            missing = 1 - self.turn.forth(shown)[None]
+            shown = 1 - F.max_pool2d(missing, 2 * _RIM + 1, stride=1, padding=_RIM)[0]
+        return shown > 0.5
 
     def _geometry(self, tile: Tile) -> Geometry:
         height, width = (span.stop - span.start for span in tile.box)
@@ -197,7 +207,7 @@ def letterboxed(cells: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def smallest_side(height: int, width: int) -> int:
-    """Of tiles, in px, for a picture of height × width."""
+    """The smallest side of tiles, in px, for a picture of height × width."""
     return max(MIN_SIDE, math.ceil(max(height, width) * TILE_CELLS / GRID))
 
 

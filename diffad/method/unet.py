@@ -20,19 +20,22 @@ _LIMITS = {
     "size": (1, 4096), "patch": (1, 64), "blocks": (1, 16), "heads": (1, 256),
     "feature_channels": (1, 65_536), "feature_level": (0, 15),
 }  # fmt: skip
-LARGEST = 1024  # px a side, of what a category is looked at
+LARGEST = 1024  # px a side of the square in which a category is looked at
 _MAX_LEVELS, _MAX_WIDTH = 8, 4096
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size of the network. The default has 8.4 M parameters and 8.4 GFLOP a 256 × 256 picture (`diffad
-    benchmark`).
+    """Size of the network. The default has 8.4 M parameters and takes 8.4 GFLOP for a 256 × 256 picture.
 
-    size: side of the square pictures that it is trained on, px; it takes others too (`checked_size`). patch:
-    side of a patch, px. channels: one entry a level, each level halves the grid. blocks: residual blocks a
-    level, down and up alike. feature_channels: width of the feature head. feature_level: the decoder level
-    whose grid the features have (0 is size/patch, 1 is half of it).
+    Attributes:
+        size: px a side of the square pictures that it is trained on; it takes others too (`checked_size`).
+        patch: px a side of a patch.
+        channels: width of each level; each level halves the grid.
+        blocks: residual blocks of a level, both down and up.
+        feature_channels: width of the feature head.
+        feature_level: the decoder level whose grid the features have (0 is size/patch, 1 is half of it).
+        heads: of the attention.
     """
 
     size: int = 256
@@ -89,7 +92,7 @@ class UNetConfig:
 
     @property
     def step(self) -> int:
-        """Px of which a category's size is a multiple: on the coarsest grids nothing may be left over."""
+        """A category's size is a multiple of this many px, so that the coarsest grids divide it."""
         return max(32, self.patch << (len(self.channels) - 1))  # 32 for the backbone
 
 
@@ -144,8 +147,7 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
-        # how much of x_t itself is noise, by timestep: the network need not carry the identity through its
-        # layers
+        # how much of x_t itself is noise, by timestep: saves the layers from carrying the identity
         self.gain = zeroed(nn.Linear(embedding, 1))
         self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
 
@@ -213,16 +215,14 @@ class UNet(nn.Module):
         return Prediction(
             noise=noise + gain.float()[:, :, None, None] * x_t,
             variance=torch.sigmoid(variance),
-            # x_0 lies in [−1, 1] on a grid of 1/127.5: no honest uncertainty is beyond these bounds
+            # x_0 lies in [−1, 1] on a grid of 1/127.5, which bounds its uncertainty
             x_start_log_variance=(log_variance - 3).clamp(-11, 1),
             features=features.float(),
         )
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the processor computes it natively (some five times faster in convolutions), otherwise
-    float32.
-    """
+    """bf16 where the processor has it natively (some five times faster in convolutions), else float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:

@@ -1,9 +1,10 @@
-"""The good pictures of each category: found, read, turned upright, each different one once."""
+"""The good pictures of each category: found, read, each different one once, turned upright."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,17 +17,15 @@ from diffad.pictures.geometry import to_float, to_uint8
 from diffad.pictures.masks import survey
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import Sample, all_unusable, find_all
-from diffad.teaching.statistics import ENOUGH
+from diffad.teaching.forecast import ENOUGH
 
 FEWEST = 8  # different good pictures of a category
 
 
-# -- data ----------------------------------------------------------------------------------------------------
-
-
 def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Normal training pictures by category, categories in their alphabet's order, each file once. Raises
-    DataError if there are none or a category has fewer than FEWEST.
+    """Normal training pictures by category, sorted by name, each file once.
+
+    Raises DataError if there are none or a category has fewer than FEWEST.
     """
     found: dict[str, list[Path]] = {}
     for sample in find_all(sources, "train"):
@@ -36,16 +35,17 @@ def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def _check_enough(count: int, said: str) -> None:
+def _check_enough(count: int, counted: str) -> None:
     if count < FEWEST:
-        raise DataError(f"{said}; at least {FEWEST} are needed, {ENOUGH} or more are better")
+        raise DataError(f"{counted}; at least {FEWEST} are needed, {ENOUGH} or more are better")
 
 
 def readable(
     paths: Mapping[str, Sequence[Path]], skip: bool, tell: Callable[[str], None]
 ) -> tuple[dict[str, list[Path]], dict[str, int | None]]:
-    """Those that can be read, and `survey`'s bits. Raises DataError that names the others, unless they are to
-    be skipped and enough are left.
+    """The pictures that can be read, and their bits (`survey`), by category.
+
+    Raises DataError that names the others, unless they are to be skipped and enough are left.
     """
     bits, unusable = survey({name: [Sample(path, name) for path in some] for name, some in paths.items()})
     if unusable and not skip:
@@ -62,66 +62,91 @@ def readable(
 
 
 def told_apart(paths: Sequence[Path]) -> list[str]:
-    """Their names, each after as many of its folders as tell it from the others."""
-    names, deep = [path.name for path in paths], 1
-    while (twice := Counter(names) - Counter(set(names))) and deep < max(len(path.parts) for path in paths):
-        deep += 1
+    """Names of files, each with as many of its folders as distinguish it from the others."""
+    names, depth = [path.name for path in paths], 1
+    while (twice := Counter(names) - Counter(set(names))) and depth < max(len(path.parts) for path in paths):
+        depth += 1
         names = [
-            Path(*path.parts[-deep:]).as_posix() if name in twice else name
+            Path(*path.parts[-depth:]).as_posix() if name in twice else name
             for name, path in zip(names, paths)
         ]
     return names
 
 
+@dataclass(frozen=True)
+class GoodPictures:
+    """The good pictures of one category, in the model's square.
+
+    paths, bits: the files, and the bits of their values as `read_image` takes them. pictures: uint8
+    [n, 3, s, s]. inside: where each lies in the square and not its padding, bool [n, s, s]. upright: how they
+    are turned, if their parts lie at any angle.
+    """
+
+    paths: list[Path]
+    bits: int | None
+    pictures: Tensor
+    inside: Tensor
+    upright: Upright | None = None
+
+    @staticmethod
+    def read(paths: Sequence[Path], size: int, bits: int | None) -> GoodPictures:
+        """All of them as they lie. Raises DataError for one that cannot be read."""
+        pictures = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+        inside = torch.empty(len(paths), size, size, dtype=torch.bool)
+        for picture, where, path in zip(pictures, inside, paths):
+            _read_into(picture, where, path, bits)
+        return GoodPictures(list(paths), bits, pictures, inside)
+
+    @property
+    def size(self) -> int:
+        return self.pictures.shape[-1]
+
+    def at(self, size: int) -> GoodPictures:
+        """Read again at another size, turned upright."""
+        return GoodPictures.read(self.paths, size, self.bits).turned_upright()
+
+    def some(self, numbers: Sequence[int], paths: list[Path]) -> GoodPictures:
+        """Those with these numbers, whose files are `paths`."""
+        return replace(self, paths=paths, pictures=self.pictures[numbers], inside=self.inside[numbers])
+
+    def turned_upright(self) -> GoodPictures:
+        """Turned in place, if the parts lie at any angle."""
+        upright = Upright.fit(self.pictures)
+        if upright is not None:
+            for picture, where, path in zip(self.pictures, self.inside, self.paths):
+                turn = upright.turn(to_float(picture, picture.device))
+                _read_into(picture, where, path, self.bits, turn)
+        return replace(self, upright=upright)
+
+
 def load_normal(
     paths: Mapping[str, Sequence[Path]], size: int, bits: Mapping[str, int | None] | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Upright | None], dict[str, Different]]:
-    """`normal_paths`' pictures that differ, uint8 [n, 3, size, size], where each lies in the model's square,
-    not its padding, bool [n, size, size], how they are turned upright if their parts lie at any angle, and
-    which ones they are. bits: by category, as `data.read_image` takes them. Raises DataError for one that
-    cannot be read, or if fewer than FEWEST differ.
+) -> tuple[dict[str, GoodPictures], dict[str, Different]]:
+    """Read `normal_paths`' pictures and take each different one once, by category.
+
+    Args:
+        size: px a side of the model's square.
+        bits: by category, as `read_image` takes them.
+
+    Raises:
+        DataError: if a picture cannot be read, or fewer than FEWEST of a category differ.
     """
-    pictures, inside, uprights, different = {}, {}, {}, {}
+    read, different = {}, {}
     for category, some in paths.items():
-        depth = (bits or {}).get(category)
-        pictures[category] = torch.empty(len(some), 3, size, size, dtype=torch.uint8)
-        inside[category] = torch.empty(len(some), size, size, dtype=torch.bool)
-        for picture, there, path in zip(pictures[category], inside[category], some):
-            _read_into(picture, there, path, depth)
-        different[category] = each = Different.among(some, thumbnails(pictures[category]))
+        pictures = GoodPictures.read(some, size, (bits or {}).get(category))
+        different[category] = each = Different.among(some, thumbnails(pictures.pictures))
         if each.copies:
-            said = f"{category} has {len(some)} normal pictures, but only {len(each.paths)} different ones"
-            _check_enough(len(each.paths), f"{said} ({pairs_in_words(each.copies)})")
-            some, pictures[category], inside[category] = (
-                each.paths, pictures[category][each.numbers], inside[category][each.numbers]
-            )  # fmt: skip
-        uprights[category] = _turn_upright(pictures[category], inside[category], some, depth)
-    return pictures, inside, uprights, different
-
-
-def read_at(paths: Sequence[Path], size: int, bits: int | None) -> tuple[Tensor, Tensor, Upright | None]:
-    """One category's pictures, where they lie and how they are turned, as `load_normal` gives them."""
-    pictures = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    inside = torch.empty(len(paths), size, size, dtype=torch.bool)
-    for picture, there, path in zip(pictures, inside, paths):
-        _read_into(picture, there, path, bits)
-    return pictures, inside, _turn_upright(pictures, inside, paths, bits)
-
-
-def _turn_upright(
-    pictures: Tensor, inside: Tensor, paths: Sequence[Path], bits: int | None
-) -> Upright | None:
-    """How these are turned upright; in place, if they are."""
-    upright = Upright.fit(pictures)
-    if upright is not None:
-        for picture, there, path in zip(pictures, inside, paths):
-            turn = upright.turn(to_float(picture, picture.device))
-            _read_into(picture, there, path, bits, turn)
-    return upright
+            counted = f"{category} has {len(some)} normal pictures, but only {len(each.paths)} different ones"
+            _check_enough(len(each.paths), f"{counted} ({pairs_in_words(each.copies)})")
+            pictures = pictures.some(each.numbers, each.paths)
+        read[category] = pictures.turned_upright()
+    return read, different
 
 
 def repetitions(
-    different: Mapping[str, Different], sources: Sequence[str | Path], size: int,
+    different: Mapping[str, Different],
+    sources: Sequence[str | Path],
+    size: int,
     bits: Mapping[str, int | None],
 ) -> dict[str, list[str]]:
     """Sentences by category about pictures that repeat each other, and about test pictures beside them that
@@ -131,19 +156,18 @@ def repetitions(
         test = [sample for sample in find_all(sources, "test") if sample.split == "test"]
     except DataError:  # there are none, or nothing certain: this is training
         test = []
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {name: [] for name in different}
     for name, each in different.items():
         if count := len(each.copies):
-            given = len(each.paths) + count
-            found.setdefault(name, []).append(
-                f"{count} of {given} training pictures show what another one shows, and were left out: "
-                f"{pairs_in_words(each.copies)}."
+            found[name].append(
+                f"{count} of {len(each.paths) + count} training pictures show what another one shows, and "
+                f"were left out: {pairs_in_words(each.copies)}."
             )
         beside = [sample.image for sample in test if sample.category == name]
         paths, looks = thumbnails_of(beside, size, bits[name])
         first = first_alike(looks, each.looks)
         if both := [(path, each.paths[number]) for path, number in zip(paths, first) if number >= 0]:
-            found.setdefault(name, []).append(
+            found[name].append(
                 f"{len(both)} of {len(paths)} test pictures are also among the training pictures, so that "
                 f"measuring on them flatters: {pairs_in_words(both)}."
             )
@@ -161,8 +185,10 @@ def _read_into(
 
 
 def split_held_out(pictures: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """(for training, held out) of the first dimension; 4 to 48 pictures are held out, the same ones in every
-    run: with one's own seed, a run that goes on from a checkpoint would train on what that one held out.
+    """Split along the first dimension: (for training, held out); 4 to 48 pictures are held out.
+
+    They are the same ones in every run, whatever its seed: otherwise a run that starts from a checkpoint
+    would train on what that one held out.
     """
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     held = min(48, max(4, round(share * len(pictures))))

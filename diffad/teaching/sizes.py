@@ -1,9 +1,9 @@
-"""At which size a category is looked at: as large as it takes to find small defects, and no larger.
+"""At which size a category is looked at: as large as necessary to find small defects, and no larger.
 
-The network is convolutional and takes any size; statistics tell what is normal at one of them. A fine texture
-shows its small defects only at more pixels, while a part that lies anyhow, with few good pictures, is mapped
-worse there, at several times the cost. No real defect may decide it, so artificial ones do: as small as can
-just be seen, put on good pictures at their own resolution, then scaled down with them.
+The network is convolutional and takes any size; statistics hold for one of them. A fine texture shows its
+small defects only at more pixels, while a part that lies at any angle, with few good pictures, has worse maps
+there, at several times the cost. No real defect may decide it, so artificial ones do: as small as can just be
+seen, put on good pictures at their own resolution and scaled down with them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet, UNetConfig
 from diffad.pictures.geometry import to_float, to_square, to_uint8
 from diffad.pictures.reading import read_image
-from diffad.teaching.statistics import FEATURE_BLOCK, block, changed_copies
+from diffad.teaching.residuals import FEATURE_BLOCK, block, changed_copies
 
-_TIMES = 1, 1.5, 2  # the network's own size
-_LARGEST = 512  # px, of what is tried beside it
+_TIMES = 1, 1.5, 2  # sizes that are tried, relative to the network's own
+_LARGEST = 512  # px, the largest size that is tried
 _PICTURES = 24  # good ones, and as many artificial defects
 _MEASURED = 5  # pictures whose resolution is looked at
-# px of a square that a defect is drawn for, as small as in a picture of 256 px, and half a large picture's
-# side: specks have a radius of 1.5 to 5 px of 512
+# A defect is drawn for a square of 256 px, or of half a large picture's side: specks have a radius of 1.5 to
+# 5 px in a picture of 512.
 _WINDOW, _WINDOWS = 256, 2
-_TRIES = 4  # for a defect that shows
+_TRIES = 4  # to draw a visible defect
 _CLEARLY = 0.05  # by how much a larger size's worth must be above that of a smaller one
-_MIDDLE = TIMESTEPS[1]  # t, the only one that is tried
-_SHOWN = -0.8  # of a mask scaled down, −1 … 1: a tenth of a pixel is defective
+_MIDDLE = TIMESTEPS[1]  # the only t that is tried
+_SHOWN = -0.8  # of a mask scaled down, −1 … 1: at least a tenth of a pixel is defective
 
 
 class _Shown(NamedTuple):
@@ -60,16 +60,24 @@ def find_size(
     paths: Sequence[Path],
     upright: Upright | None = None,
     bits: int | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """The size for a category of normal pictures, and what was found at those tried; empty if the pictures
-    have too few pixels for more than the network's own size.
+    """Find the size at which a category's pictures are looked at.
 
-    Keys: size (px), and tried: by size, as text, found (share of the artificial defects above the score of 1
-    good picture in 100), image_auroc, aupro, worth (the mean of these three, which decides: see
-    `smallest_that_finds`) and seconds (of an inspection, about). good, defects: counts. It looks at 24
-    pictures at one timestep, by the features alone, which are nearly all of a score. bits: as
-    `data.read_image` takes them. Raises DataError.
+    It looks at 24 pictures at one timestep, by the features alone, which make nearly all of a score.
+
+    Args:
+        paths: good pictures.
+        upright: how they are turned.
+        bits: as `read_image` takes them.
+
+    Returns:
+        size (px); good, defects (counts); and tried, by size as text: found (share of the artificial defects
+        above the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these three, which
+        decides: `smallest_that_finds`) and seconds (of an inspection, about). Empty if the pictures have too
+        few pixels for more than the network's own size.
+
+    Raises:
+        DataError: for a picture that cannot be read.
     """
     network.eval()
     some = [paths[i] for i in np.linspace(0, len(paths) - 1, min(_PICTURES, len(paths))).round().astype(int)]
@@ -77,14 +85,14 @@ def find_size(
     sizes = sizes_for(network.config, int(longest))
     if len(sizes) == 1:
         return {}
-    shown, masks, origins = _pictures(some, sizes, upright, bits, seed)
-    if not masks:  # nothing shows: all but black
+    shown, masks, origins = _pictures(some, sizes, upright, bits)
+    if not masks:  # pictures that are all but black show no defect
         return {}
     inside = shown[sizes[0]].inside.numpy()[[*range(len(some)), *origins]]
 
     def judge(size: int) -> dict[str, float]:
-        maps = _maps(network, extractor, schedule, shown[size], origins, sizes[0], seed)
-        maps = [np.where(there, values, values[there].min()) for values, there in zip(maps, inside)]
+        maps = _maps(network, extractor, schedule, shown[size], origins, sizes[0])
+        maps = [np.where(where, values, values[where].min()) for values, where in zip(maps, inside)]
         one = to_float(shown[size].good[:1], extractor.mean.device)
         return _judged(maps, masks) | {"seconds": _seconds(network, extractor, schedule, one)}
 
@@ -96,8 +104,9 @@ def find_size(
 
 
 def sizes_for(config: UNetConfig, longest: int) -> list[int]:
-    """Those worth a try for pictures of so many px, rising: the network's own, and up to twice as much, if
-    the pictures have it.
+    """The sizes worth trying, rising: the network's own, and up to twice as much if the pictures have it.
+
+    longest: px of the pictures' longest side.
     """
     larger = [round(config.size * times) for times in _TIMES[1:]]
     suits = [size for size in larger if size <= min(longest, _LARGEST) and not size % config.step]
@@ -107,9 +116,10 @@ def sizes_for(config: UNetConfig, longest: int) -> list[int]:
 def smallest_that_finds(
     sizes: Sequence[int], judge: Callable[[int], dict[str, float]]
 ) -> tuple[int, dict[int, dict[str, float]]]:
-    """The smallest size that no larger one is clearly better than, and what `judge` says of those tried,
-    rising: until none can be, since each costs about twice as much. Better is of more worth and shows no
-    worse where defects are.
+    """The smallest size to which no larger one is clearly superior, and what `judge` says of those tried.
+
+    A size is superior if it has more worth and no lower AUPRO. Sizes are tried rising, until no larger one
+    can be superior, since each costs about twice as much.
     """
     tried: dict[int, dict[str, float]] = {}
     for size in sizes:
@@ -128,7 +138,7 @@ def smallest_that_finds(
 
 
 def in_words(category: str, found: Mapping[str, Any]) -> str:
-    """At which size a category is looked at and why, in a sentence."""
+    """At which size a category is looked at, and why, in a sentence."""
     tried = dict(found["tried"])
     own = tried.pop(str(found["size"]))
     others = ", ".join(
@@ -142,20 +152,20 @@ def in_words(category: str, found: Mapping[str, Any]) -> str:
 
 
 def _pictures(
-    paths: Sequence[Path], sizes: Sequence[int], upright: Upright | None, bits: int | None, seed: int
+    paths: Sequence[Path], sizes: Sequence[int], upright: Upright | None, bits: int | None
 ) -> tuple[dict[int, _Shown], list[np.ndarray], list[int]]:
     """Good pictures and ones with a small defect at each size, the defects' masks at the smallest, and the
     numbers of the pictures that carry them.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     good, spoiled, inside = ({size: [] for size in sizes} for _ in range(3))
     masks, origins = [], []
     for number, path in enumerate(paths):
         image = read_image(path, bits)
         for size in sizes:
-            there, square = _square(image, size, upright)
+            where, square = _square(image, size, upright)
             good[size].append(square)
-            inside[size].append(there)
+            inside[size].append(where)
         for nth in range(number, _PICTURES, len(paths)):  # several on each of few
             defective, mask = _with_defect(image, MEASURED_KINDS[nth % len(MEASURED_KINDS)], rng)
             white = np.repeat(255 * mask[..., None].astype(np.uint8), 3, axis=2)
@@ -169,14 +179,12 @@ def _pictures(
                 spoiled[size].append(_square(defective, size, upright)[1])
     if not masks:
         return {}, [], []
-    shown = {
-        size: _Shown(*(torch.stack(some[size]) for some in (good, spoiled, inside))) for size in sizes
-    }
+    shown = {size: _Shown(*(torch.stack(some[size]) for some in (good, spoiled, inside))) for size in sizes}
     return shown, masks, origins
 
 
 def _with_defect(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A small one, of one of some tries that shows."""
+    """A copy with a small defect, and its mask: of the first of some tries that is visible."""
     side = max(_WINDOW, max(image.shape[:2]) // _WINDOWS)
     for _ in range(_TRIES):
         defective, mask = add_small_defect(image, kind, side, rng)
@@ -200,24 +208,23 @@ def _square(image: np.ndarray, size: int, upright: Upright | None) -> tuple[Tens
 @torch.no_grad()
 def _maps(
     network: UNet, extractor: FeatureExtractor, schedule: Schedule, pictures: _Shown,
-    origins: Sequence[int], cells: int, seed: int,
+    origins: Sequence[int], cells: int,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Of the good pictures, then of those with defects, [cells, cells]: each as if neither it nor its changed
-    copy were part of the statistics.
+    """Maps [cells, cells] of the good pictures, then of those with defects.
+
+    Each is measured as if neither the good picture nor its changed copy were part of the statistics.
     """
     device = extractor.mean.device
 
-    def residuals(of: Tensor) -> Tensor:
+    def residuals(some: Tensor) -> Tensor:
         rows = []
-        for picture in of.split(1):
+        for picture in some.split(1):
             x_start = to_float(picture, device)
-            *_, prediction = denoise_all(schedule, network, x_start, (_MIDDLE,), seed)
+            *_, prediction = denoise_all(schedule, network, x_start, (_MIDDLE,))
             rows.append((extractor(x_start) - prediction.features).half().cpu())
         return torch.cat(rows)
 
-    good, changed, spoiled = map(
-        residuals, (pictures.good, changed_copies(pictures.good, seed), pictures.spoiled)
-    )
+    good, changed, spoiled = map(residuals, (pictures.good, changed_copies(pictures.good), pictures.spoiled))
     total = Scatter(block(good.shape[-1], FEATURE_BLOCK)).add(good).add(changed)
     _, left_out = ResidualGaussian.fit([total], stages=extractor.stage_channels)
     own = torch.stack([good, changed], dim=1)
@@ -231,7 +238,7 @@ def _maps(
 
 
 def _judged(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float]:
-    """How the last maps, of defects with these masks, are told from the first, of good pictures."""
+    """How well the last maps, of defects with these masks, are told from the first, of good pictures."""
     good, size = len(maps) - len(masks), len(masks[0])
     scores = np.array([top_mean(values, size) for values in maps])
     image = auroc(scores, np.arange(len(maps)) >= good)
@@ -242,7 +249,7 @@ def _judged(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str
 
 @torch.no_grad()
 def _seconds(network: UNet, extractor: FeatureExtractor, schedule: Schedule, x_start: Tensor) -> float:
-    """What the networks take for an inspection, the better of two."""
+    """Seconds that the networks take for an inspection, the better of two."""
 
     def look() -> None:
         embeddings = shifted_embeddings(extractor.embed, x_start, extractor.embed(x_start), TIMESTEPS)

@@ -20,7 +20,7 @@ from diffad.teaching.recipe import TrainConfig
 
 @dataclass
 class Run:
-    """What changes while training, and what it needs to go on. step, seconds: done so far."""
+    """A training: what it needs and what changes. average: of the weights. step, seconds: done so far."""
 
     config: TrainConfig
     schedule: Schedule
@@ -35,15 +35,13 @@ class Run:
     seconds: float = 0.0
 
 
-# -- state of an unfinished run ----------------------------------------------------------------------------
-
-
 def state_file(out: Path) -> Path:
-    """What an unfinished run of `out` goes on from."""
+    """The file from which an unfinished run that writes `out` goes on."""
     return out.with_suffix(".resume.safetensors")
 
 
 def write_state(run: Run, file: Path, fingerprint: str) -> None:
+    """Write what `read_state` needs, atomically; fingerprint: of the recipe and the pictures."""
     tensors = {f"network.{name}": value for name, value in run.network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in run.average.items()}
     for name, parameter in run.network.named_parameters():
@@ -55,7 +53,7 @@ def write_state(run: Run, file: Path, fingerprint: str) -> None:
 
 
 def cut_log(file: Path, step: int) -> None:
-    """Takes out of a log what comes after this step, which is done again, and a line that a kill cut off."""
+    """Remove from a log what comes after this step, which is done again, and an incomplete line."""
     if not file.exists():
         return
     end = 0
@@ -71,6 +69,7 @@ def cut_log(file: Path, step: int) -> None:
 
 
 def read_state(run: Run, file: Path, fingerprint: str) -> None:
+    """Put a run where `write_state` left it. Raises CheckpointError for a state of another run."""
     tensors, metadata = checkpoints.load_tensors(file)
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""Does a verdict hold? Good pictures changed as a factory changes them, and defective ones changed alike.
+"""Does a verdict hold when light, noise, sharpness, compression or position of a picture change?
 
-`robustness` judges the good pictures of one category by any verdict; `stress` does so for an inspector, with
-defective ones beside, `forecast_changes` for a checkpoint that is just trained.
+`robustness` judges the good pictures of one category by any verdict; `stress` does so for an inspector and
+for defective pictures too, `forecast_changes` for a checkpoint that was just trained.
 """
 
 from __future__ import annotations
@@ -23,32 +23,41 @@ if TYPE_CHECKING:
     from diffad.checkpoint import Checkpoint
     from diffad.inspector import Inspector
 
-VERDICTS_EACH = 1 + len(NUISANCES)  # of `robustness`, a picture
+VERDICTS_EACH = 1 + len(NUISANCES)  # of `robustness` on a picture
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # of a nuisance's usual strength, at which curves of good pictures are judged
-_REJECTED = 0.05  # share of good pictures whose rejection ends what a category bears
+_REJECTED = 0.05  # share of additionally rejected good pictures up to which a category withstands a change
 _NAMED = 3  # changes in a sentence, at most
 
 Progress = Callable[[int, int], None]
 Rejects = Callable[[np.ndarray], bool]  # the verdict on a picture uint8 [H, W, 3]
-Told = Callable[[int, "Nuisance | None", float, bool], None]  # picture's number, change, strength, rejected
+# number of the picture, change, strength, whether it is rejected
+OnVerdict = Callable[[int, "Nuisance | None", float, bool], None]
 
 
 def robustness(
-    pictures: Sequence[np.ndarray], rejects: Rejects, seed: int = 0, told: Told | None = None
+    pictures: Sequence[np.ndarray], rejects: Rejects, seed: int = 0, on_verdict: OnVerdict | None = None
 ) -> dict[str, Any]:
-    """Judge good pictures uint8 [H, W, 3] of one category as they are and changed by each of `NUISANCES` at
-    its usual strength. Ready for JSON.
+    """Judge good pictures of one category as they are and changed by each of `NUISANCES`.
 
-    seed: of the changes' noise and directions. told is called after every verdict, with no change and
-    strength 0 for a picture as it is.
+    Args:
+        pictures: uint8 [H, W, 3] each.
+        rejects: the verdict.
+        seed: of the changes' noise and directions.
+        on_verdict: called after every verdict; without change and with strength 0 for a picture as it is.
 
-    Keys: good: pictures; rejected: of them, as they are; verdicts: on changed pictures; changed_rejected: of
-    them; newly_rejected: of those, on pictures that are accepted as they are. wrong, beyond: the shares that
-    are rejected as they are, and newly among all verdicts on changed pictures (the mean over the changes);
-    None without a picture. worst: the change that rejects most pictures newly, None if none does. changes: a
-    dict a nuisance with name, strength, unit, rejected, newly_rejected: counts, wrong, beyond: their shares.
+    Returns, ready for JSON:
+        good: number of pictures.
+        rejected: how many of them are rejected as they are.
+        verdicts: number of verdicts on changed pictures.
+        changed_rejected: how many of these reject.
+        newly_rejected: how many of those are on pictures that are accepted as they are.
+        wrong: share of the pictures rejected as they are; None without a picture.
+        beyond: newly rejected share of all verdicts on changed pictures; None without a picture.
+        worst: the change that newly rejects most pictures; None if none does.
+        changes: for each nuisance name, strength, unit, rejected, newly_rejected (counts), wrong and beyond
+            (their shares).
     """
-    judge = partial(_judged, pictures, rejects, seed=seed, told=told)
+    judge = partial(_judged, pictures, rejects, seed=seed, on_verdict=on_verdict)
     as_they_are = judge()
     count, changes = len(pictures), []
     for change in NUISANCES:
@@ -71,14 +80,14 @@ def robustness(
 
 def _judged(
     pictures: Sequence[np.ndarray], rejects: Rejects, change: Nuisance | None = None, strength: float = 0.0,
-    *, seed: int, told: Told | None = None,
+    *, seed: int, on_verdict: OnVerdict | None = None,
 ) -> list[bool]:  # fmt: skip
     verdicts = []
     for number, image in enumerate(pictures):
         rng = np.random.default_rng((seed, number))
         verdicts.append(bool(rejects(image if change is None else change.apply(image, strength, rng))))
-        if told is not None:
-            told(number, change, strength, verdicts[-1])
+        if on_verdict is not None:
+            on_verdict(number, change, strength, verdicts[-1])
     return verdicts
 
 
@@ -95,17 +104,25 @@ def stress(
 ) -> dict[str, dict[str, Any]]:
     """Judge labelled pictures changed by each of `NUISANCES`, by category, against the usual threshold.
 
-    limit: at most so many good and so many defective pictures a category. seed: of the changes' noise and
-    directions. category: the profile to judge all by; None: each one's own. settings go to
-    `Inspector.inspect`. curves: also judge the good pictures at the other strengths of `FACTORS`.
-    progress(done, total) is called after every verdict, keep with its category, path, label (defective),
-    change (None: as it is), strength and verdict (rejected).
+    Args:
+        limit: of good and of defective pictures of a category, each; None: all.
+        seed: of the changes' noise and directions.
+        progress: called with (done, total) after every verdict.
+        keep: called with every verdict: category, path, label (defective), change (None: as it is), strength
+            and rejected.
+        curves: also judge the good pictures at the other strengths of `FACTORS`.
+        category: the profile to judge all pictures by; None: each one's own.
+        settings: of `Inspector.inspect`.
 
-    By category the keys of `robustness`, and: defective: count; found: the share of the defective pictures
-    that is rejected as they are, None without one; in each of changes found: changed; and with curves curve:
-    [strength, share of good pictures rejected] at `FACTORS`, bears: the strength at which 1 good picture in
-    20 more is rejected than unchanged, None if not even four times the usual one does that.
-    Raises DataError if no picture is labelled, cannot be read, or the model does not know its category.
+    Returns:
+        By category the keys of `robustness`, and defective (count) and found (share of the defective pictures
+        that is rejected as they are, None without one). Each of changes also has found (of the defective
+        pictures when changed), and with curves curve ([strength, share of good pictures rejected] at
+        `FACTORS`) and bears (the strength at which 1 good picture in 20 more is rejected than unchanged; None
+        if not even four times the usual one does that).
+
+    Raises:
+        DataError: if no picture is labelled, one cannot be read, or the model does not know its category.
     """
     groups = labelled(samples, limit)
     inspector.check_knows(groups if category is None else [category])
@@ -115,13 +132,15 @@ def stress(
     total = sum(VERDICTS_EACH + more * (not sample.is_anomalous) for sample in every)
     done, result = 0, {}
 
-    def told(some: Sequence[Sample], number: int, change: Nuisance | None, strength: float, no: bool) -> None:
+    def on_verdict(
+        some: Sequence[Sample], number: int, change: Nuisance | None, strength: float, rejected: bool
+    ) -> None:
         nonlocal done
         done += 1
         sample = some[number]
         if keep is not None:
             keep({"category": sample.category, "path": str(sample.image), "label": bool(sample.is_anomalous),
-                  "change": change and change.name, "strength": strength, "rejected": no})
+                  "change": change and change.name, "strength": strength, "rejected": rejected})
         if progress is not None:
             progress(done, total)
 
@@ -134,28 +153,36 @@ def stress(
 
         good, bad = ([one for one in group if bool(one.is_anomalous) is kind] for kind in (False, True))
         of_good, of_bad = ([read_image(one.image, bits) for one in some] for some in (good, bad))
-        values = robustness(of_good, rejects, seed, partial(told, good))
-        judge_bad = partial(_judged, of_bad, rejects, seed=seed, told=partial(told, bad))
+        values = robustness(of_good, rejects, seed, partial(on_verdict, good))
+        judge_good = partial(_judged, of_good, rejects, seed=seed, on_verdict=partial(on_verdict, good))
+        judge_bad = partial(_judged, of_bad, rejects, seed=seed, on_verdict=partial(on_verdict, bad))
         values |= {"defective": len(bad), "found": _part(sum(judge_bad()), len(bad))}
         for change, of in zip(NUISANCES, values["changes"], strict=True):
             of["found"] = _part(sum(judge_bad(change, change.strength)), len(bad))
             if curves and good:
-                judge = partial(_judged, of_good, rejects, change, seed=seed, told=partial(told, good))
-                of["curve"] = [
-                    [strength := factor * change.strength,
-                     of["wrong"] if factor == 1 else _part(sum(judge(strength)), len(good))]
-                    for factor in FACTORS
-                ]  # fmt: skip
+                of["curve"] = _curve(change, of["wrong"], judge_good)
                 of["bears"] = _bears(of["curve"], values["wrong"])
         result[name] = values
     return result
 
 
+def _curve(
+    change: Nuisance, usual: float, judge: Callable[[Nuisance, float], list[bool]]
+) -> list[list[float]]:
+    """[strength, share of pictures rejected] at `FACTORS`; usual: the share at the usual strength."""
+    points = []
+    for factor in FACTORS:
+        strength = factor * change.strength
+        points.append([strength, usual if factor == 1 else float(np.mean(judge(change, strength)))])
+    return points
+
+
 def forecast_changes(
     checkpoint: Checkpoint, pictures: Mapping[str, Sequence[tuple[Path, int | None]]], device: str
 ) -> dict[str, dict[str, Any]]:
-    """`robustness` of categories of a checkpoint, as those who load it will find it. pictures: by category
-    good ones, files with their bits. Raises DataError.
+    """`robustness` of a checkpoint's categories, measured as by those who load it.
+
+    pictures: good ones by category, files with their bits. Raises DataError.
     """
     from diffad.inspector import Inspector
 
@@ -170,27 +197,30 @@ def forecast_changes(
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """A sentence about the `robustness` of a category. held_out, if among its keys: whether the pictures are
-    none of those that the model was made of.
+    """A sentence about the `robustness` of a category.
+
+    held_out, if among its keys: whether the model learned from none of these pictures.
     """
     newly, verdicts = values["newly_rejected"], values["verdicts"]
     bears = "bears" if newly <= _REJECTED * verdicts else "does not bear all"
-    said = f"It {bears} changes of light, noise, sharpness, compression and position: "
-    said += f"{newly or 'none'} of {verdicts} changed good pictures rejected"
+    sentence = f"It {bears} changes of light, noise, sharpness, compression and position: "
+    sentence += f"{newly or 'none'} of {verdicts} changed good pictures rejected"
     worst = sorted(values["changes"], key=lambda change: -change["newly_rejected"])[:_NAMED]
     if names := [change["name"] for change in worst if change["newly_rejected"]]:
         more = sum(change["newly_rejected"] > 0 for change in values["changes"]) > len(names)
-        said += f" ({'most by ' if more else ''}{', '.join(names)})"
+        sentence += f" ({'most by ' if more else ''}{', '.join(names)})"
     if values["rejected"]:
-        said += f", beside {values['rejected']} of {values['good']} rejected as they are"
+        sentence += f", beside {values['rejected']} of {values['good']} rejected as they are"
     if "held_out" in values:
-        said += "; held out" if values["held_out"] else "; they are among those learned from, which flatters"
-    return f"{said}."
+        flatters = "they are among those learned from, which flatters"
+        sentence += f"; {'held out' if values['held_out'] else flatters}"
+    return f"{sentence}."
 
 
 def _bears(curve: Sequence[Sequence[float]], wrong: float) -> float | None:
-    """The strength at which the share of rejected good pictures passes `wrong` + 1 in 20, between the points
-    of a curve [strength, share], from 0 on; None if it never does.
+    """The strength at which the share of rejected good pictures exceeds `wrong` + 1 in 20, if it ever does.
+
+    It is interpolated between the points [strength, share] of a curve.
     """
     before = (0.0, wrong)
     for strength, share in curve:
@@ -202,9 +232,10 @@ def _bears(curve: Sequence[Sequence[float]], wrong: float) -> float | None:
 
 
 def stress_table(result: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of cells, the head first: good pictures rejected by each change at its usual strength, category by
-    category, with the strength that each bears in brackets where curves were judged; then what `robustness`
-    makes of it, and the defects found.
+    """Rows of cells, the head first, a column for each category.
+
+    Good pictures rejected by each change at its usual strength, with the strength that the category bears in
+    brackets where curves were judged; then the summary of `robustness`, and the defects found.
     """
 
     def cell(of: Mapping[str, Any], good: int) -> str:
@@ -227,7 +258,7 @@ def stress_table(result: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def robustness_rows(results: Mapping[str, Mapping[str, Any]], head: str = "category") -> list[list[str]]:
-    """A row an entry of `robustness`, and for several categories their mean; the head first."""
+    """A row for each category's `robustness`, the head first, and for several categories their mean."""
     rows = [[head, "rejected as they are", "rejected when changed", "wrong when changed", "worst change"]]
     for name, of in results.items():
         worst = max(of["changes"], key=lambda change: change["newly_rejected"])
@@ -242,8 +273,9 @@ def robustness_rows(results: Mapping[str, Mapping[str, Any]], head: str = "categ
 
 
 def stress_plot(result: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel a nuisance: the share of good pictures rejected over its strength, a line a category. result:
-    of `stress` with curves.
+    """Plot the share of good pictures rejected over the strength of each nuisance, a line for each category.
+
+    result: of `stress` with curves.
     """
     from matplotlib.figure import Figure
 

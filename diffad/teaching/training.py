@@ -1,9 +1,6 @@
-"""Training: one network for all categories, then a profile for each; resumable at any moment, one process or
-many.
-
-The loop is seeded by (seed, step, rank), so a run resumed from its state file draws what it would have drawn.
+"""Training: one network for all categories, then a profile for each; resumable at any moment, in one process
+or many.
 """
-
 
 from __future__ import annotations
 
@@ -12,51 +9,43 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import diffad
 from diffad import checkpoint as checkpoints
-from diffad.checkpoint import Checkpoint, CheckpointError, Profile
-from diffad.method.artificial_defects import random_hole
+from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.method.devices import pick_device
 from diffad.method.diffusion import Schedule, hybrid_loss
+from diffad.method.encoding import rounded
 from diffad.method.features import FeatureExtractor
-from diffad.method.image_score import unusual
-from diffad.method.repair import FILLED_TO
 from diffad.method.unet import UNet, UNetConfig
 from diffad.output import append
-from diffad.pictures.geometry import to_float, to_uint8
-from diffad.pictures.plots import contact_sheet
+from diffad.pictures.geometry import to_float
+from diffad.pictures.plots import loss_plot
+from diffad.teaching.categories import learn_category
+from diffad.teaching.draws import Draw, Draws, Features, workers_for
 from diffad.teaching.good_pictures import (
+    GoodPictures,
     load_normal,
     normal_paths,
-    read_at,
     readable,
     repetitions,
     split_held_out,
-    told_apart,
 )
-from diffad.teaching.pool import Pool
 from diffad.teaching.recipe import TrainConfig
-from diffad.teaching.sizes import find_size, in_words
 from diffad.teaching.state import Run, cut_log, read_state, state_file, write_state
-from diffad.teaching.statistics import fit_profile
 from diffad.teaching.stress import forecast_changes
 
 log = logging.getLogger(__name__)
 _TIMED = 4  # steps
-_FOREIGN = 1e-8  # share of good pictures, below which one that lies so far out is not taken for one of them
-_MOST_FOREIGN = 0.2  # share of the pictures, above which they are of several kinds
-_SHOWN, _LONGEST_NAME = 12, 32  # unusual pictures in one, at most, and the end of a name under each
 
 
 def train(
@@ -72,22 +61,55 @@ def train(
     skip_unreadable: bool = False,
     tell: Callable[[str], None] = log.info,
 ) -> Path:
-    """Train on the normal pictures of `sources` and write the checkpoint `out`; returns its path.
+    """Train on the normal pictures of `sources` and write the checkpoint `out`.
 
-    Beside it: <stem>.log.jsonl (a JSON line every ten steps), <stem>.loss.png, <stem>.<category>.unusual.png
-    where good pictures are unusual (see `_fitted`, which leaves some out), and while unfinished
-    <stem>.resume.safetensors, written every `save_every` seconds and at an interruption, from which
-    `resume=True` goes on. start_from: checkpoint whose network and feature standardisation are the start; its
-    profiles are kept only if the network does not change (0 steps). progress: called with {step, seconds,
-    eta, done, loss, …} after every step. skip_unreadable: leave out pictures that cannot be read. tell: told
-    about the pictures before anything is learned: which are left out, how many bits those of a category have,
-    which repeat each other (one of them is taken) and which test pictures beside them are among them; the
-    last two are in the profile's forecast, too ("duplicates"). Then at which size each category is looked
-    at, if others were tried ("sizes" in the forecast). Under torchrun every process trains and the
-    first one writes.
-    Raises DataError, CheckpointError, OutputError.
+    Beside it appear <stem>.log.jsonl (a JSON line every ten steps), <stem>.loss.png,
+    <stem>.<category>.unusual.png where good pictures are unusual, and until the run is finished
+    <stem>.resume.safetensors. Under torchrun every process trains and the first one writes.
+
+    Args:
+        resume: go on from the state that an interrupted run left.
+        start_from: checkpoint whose network and standardisation of features are the start. Its profiles are
+            kept only if the network does not change (0 steps).
+        progress: called with {step, seconds, eta, done, loss, …} after every step.
+        save_every: seconds between two states to resume from; one is also written at an interruption.
+        skip_unreadable: leave out pictures that cannot be read.
+        tell: called with sentences for the user: before anything is learned which pictures are left out, how
+            many bits they have, which repeat each other and which test pictures are among them; then at which
+            size each category is looked at, and where its unusual pictures are shown.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        DataError, CheckpointError, OutputError.
     """
     out = Path(out)
+    _check_request(config, out, resume, start_from)
+    base = checkpoints.load(start_from) if start_from else None
+    config = _continued(config, base)
+    size = config.size or config.unet.size
+    paths, bits = readable(normal_paths(sources), skip_unreadable, tell)
+    good, different = load_normal(paths, size, bits)
+    repeated = repetitions(different, sources, size, bits)
+    for name, sentences in repeated.items():
+        if sentences:
+            tell(f"{name}: {' '.join(sentences)}")
+    out.parent.mkdir(parents=True, exist_ok=True)  # an error here must not come after hours
+    used = [split_held_out(each.pictures, config.held_out)[0] for each in good.values()]
+    run = _prepare(config, base, used, *_join(device))
+    if config.steps != 0:
+        counts = {name: len(each.paths) for name, each in good.items()}
+        _fit_network(run, Draws.of(run, used), counts, out, resume, progress, save_every)
+    if run.rank == 0:
+        _write_checkpoint(run, base, start_from, good, repeated, out, tell)
+    if run.world > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+    return out
+
+
+def _check_request(config: TrainConfig, out: Path, resume: bool, start_from: str | Path | None) -> None:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"the checkpoint's name must end in .safetensors, not {out.name!r}")
     if config.steps == 0 and not start_from:
@@ -96,166 +118,88 @@ def train(
         raise CheckpointError("0 steps resume nothing: give the steps or minutes of the interrupted run")
     if resume and not state_file(out).exists():
         raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
-    base = checkpoints.load(start_from) if start_from else None
+
+
+def _write_checkpoint(
+    run: Run, base: Checkpoint | None, start_from: str | Path | None, good: Mapping[str, GoodPictures],
+    repeated: Mapping[str, list[str]], out: Path, tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Learn every category and write the checkpoint; then judge changed good pictures and write it again."""
+    config = run.config
+    run.network.load_state_dict(rounded(run.average))  # profiles must belong to the weights that are stored
+    learned = {
+        name: learn_category(run, base, name, each, repeated[name], out, tell) for name, each in good.items()
+    }
+    profiles = dict(base.profiles) if base and config.steps == 0 else {}
+    profiles |= {name: each.profile for name, each in learned.items()}
+    counts = {name: len(each.paths) for name, each in good.items()}
+    finished = Checkpoint(
+        config.unet, run.network.state_dict(), config.backbone, run.extractor.mean, run.extractor.std,
+        profiles, pixel_score=config.pixel_score, stride=config.stride,
+        provenance=_provenance(run, base, start_from, counts, profiles),
+    )  # fmt: skip
+    checkpoints.save(out, finished)  # already now: what follows may fail
+    if config.stressed:
+        judged = {name: each.judged for name, each in learned.items()}
+        for name, values in forecast_changes(finished, judged, str(run.device)).items():
+            changed = values | {"held_out": learned[name].unseen}
+            forecast = {**profiles[name].forecast, "changed": changed}
+            profiles[name] = replace(profiles[name], forecast=forecast)
+        checkpoints.save(out, replace(finished, profiles=profiles))
+    if config.steps != 0:
+        state_file(out).unlink(missing_ok=True)
+
+
+def _provenance(
+    run: Run, base: Checkpoint | None, start_from: str | Path | None, counts: Mapping[str, int],
+    categories: Iterable[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Where a model comes from. counts: good pictures by category. categories: all that it knows."""
+    config, before = run.config, base.provenance if base else {}
+    known = before.get("data", {})
+    kept = {name: known[name] for name in categories if name not in counts and known.get(name) is not None}
+    # also the licences of what the network learned from before
+    licences = [each.strip() for each in f"{config.licence};{before.get('licence') or ''}".split(";")]
+    return {
+        "version": diffad.__version__,
+        "data": kept | counts,
+        "licence": "; ".join(dict.fromkeys(filter(None, licences))),
+        "steps": run.step,
+        "pictures_seen": run.step * config.batch * run.world,
+        "minutes": round(run.seconds / 60, 1),
+        "seed": config.seed,
+        "learning_rate": config.learning_rate,
+        "started_from": {"name": Path(start_from).stem, **before} if base else None,
+    }
+
+
+def _continued(config: TrainConfig, base: Checkpoint | None) -> TrainConfig:
+    """The recipe with the base's network, trained at the recipe's size.
+
+    Raises CheckpointError for a size that does not suit the network.
+    """
     if base:
-        config = _continued(config, base)
+        try:
+            config = replace(
+                config, unet=base.config, backbone=base.backbone, pixel_score=base.pixel_score,
+                stride=base.stride,
+            )  # fmt: skip
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     if config.size is not None and config.steps != 0:
         config = replace(config, unet=replace(config.unet, size=config.size))
-    size = config.size or config.unet.size
-    paths, bits = readable(normal_paths(sources), skip_unreadable, tell)
-    pictures, inside, uprights, different = load_normal(paths, size, bits)
-    paths = {name: each.paths for name, each in different.items()}
-    repeated = repetitions(different, sources, size, bits)
-    for name, sentences in repeated.items():
-        tell(f"{name}: {' '.join(sentences)}")
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours
-    split = {name: split_held_out(images, config.held_out) for name, images in pictures.items()}
-    run = _prepare(config, base, [used for used, _ in split.values()], *_join(device))
-
-    if config.steps != 0:
-        pool = Pool(run, [used for used, _ in split.values()])
-        _fit_network(run, pool, pictures, out, resume, progress, save_every)
-    if run.rank == 0:
-        # the profiles must belong to the weights that are stored
-        run.network.load_state_dict(checkpoints.rounded(run.average))
-        profiles = dict(base.profiles) if base and config.steps == 0 else {}
-        to_stress, unseen = {}, {}
-        for name, (used, held) in split.items():
-            numbers = split_held_out(torch.arange(len(paths[name])), config.held_out)
-            aside = config.stressed if len(held) >= 3 * config.stressed else 0
-            order = torch.cat(numbers[::-1])[aside:]  # those held out first
-            to_stress[name] = [(paths[name][i], bits[name]) for i in numbers[1][: config.stressed]]
-            unseen[name] = bool(aside) and _learned_before(base, name) in (None, len(paths[name]))
-            there, upright, found = inside[name], uprights[name], {}
-            if config.size is None:
-                found = find_size(
-                    run.network, run.extractor, run.schedule, paths[name], upright, bits[name]
-                )
-            if found:
-                tell(in_words(name, found))
-                if found["size"] != size:
-                    larger, there, upright = read_at(paths[name], found["size"], bits[name])
-                    used, held = split_held_out(larger, config.held_out)
-            plain = config.steps == 0 and not _network_learned(base, name)
-            profile, odd, left_out = _fitted(run, used, held[aside:], there[order], plain)
-            called = [told_apart(paths[name])[i] for i in order]
-            more = {
-                "unusual": {called[i]: score for i, score in odd.items()},
-                "left_out": {called[i]: score for i, score in left_out.items()},
-                "duplicates": repeated.get(name, []),
-            }
-            if odd or left_out:
-                shown = out.with_name(f"{out.stem}.{name}.unusual.png")
-                _show(shown, torch.cat([held[aside:], used]), called, odd | left_out, left_out)
-                tell(f"{name}: its unusual good pictures are shown in {shown}.")
-            if found:
-                more["sizes"] = found
-            profiles[name] = replace(
-                profile, forecast=profile.forecast | more, upright=upright, bits=bits[name]
-            )
-        known = base.provenance if base else {}
-        kept = {name: known.get("data", {}).get(name) for name in profiles if name not in pictures}
-        licences = (each.strip() for each in f"{config.licence};{known.get('licence') or ''}".split(";"))
-        provenance = {
-            "version": diffad.__version__,
-            "data": {name: count for name, count in kept.items() if count is not None}
-            | {name: len(images) for name, images in pictures.items()},
-            # also of what the network learned from before
-            "licence": "; ".join(dict.fromkeys(filter(None, licences))),
-            "steps": run.step,
-            "pictures_seen": run.step * config.batch * run.world,
-            "minutes": round(run.seconds / 60, 1),
-            "seed": config.seed,
-            "learning_rate": config.learning_rate,
-            "started_from": {"name": Path(start_from).stem, **base.provenance} if base else None,
-        }
-        finished = Checkpoint(
-            config.unet, run.network.state_dict(), config.backbone, run.extractor.mean, run.extractor.std,
-            profiles, config.schedule, config.pixel_score, config.stride, provenance,
-        )  # fmt: skip
-        checkpoints.save(out, finished)  # whatever becomes of the rest
-        if config.stressed:
-            for name, values in forecast_changes(finished, to_stress, str(run.device)).items():
-                changed = {"changed": values | {"held_out": unseen[name]}}
-                profiles[name] = replace(profiles[name], forecast={**profiles[name].forecast, **changed})
-            checkpoints.save(out, replace(finished, profiles=profiles))
-        if config.steps != 0:
-            state_file(out).unlink(missing_ok=True)
-    if run.world > 1:
-        distributed.barrier()
-        distributed.destroy_process_group()
-    return out
-
-
-def _fitted(
-    run: Run, used: Tensor, held: Tensor, inside: Tensor, plain: bool
-) -> tuple[Profile, dict[int, float], dict[int, float]]:
-    """A category's profile, and by number, those held out first, the scores of its unusual good pictures and
-    of those that were left out of it. Left out are pictures that hardly belong with the others, such as a
-    defective part among the good ones, unless there are many of them.
-    """
-    # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
-    fit = partial(
-        fit_profile, run.network, run.extractor, run.schedule, kind=run.config.pixel_score,
-        stride=run.config.stride, plain=plain,
-    )  # fmt: skip
-    profile, numbers, left_out = fit(used, held, inside), torch.arange(len(inside)), {}
-    scores = profile.calibration.scorer().good
-    foreign = torch.zeros(len(inside), dtype=torch.bool)
-    foreign[: len(scores)] = torch.from_numpy(unusual(scores, _FOREIGN))
-    kept_held, kept_used = ~foreign[: len(held)], ~foreign[len(held) :]
-    if 0 < foreign.sum() <= _MOST_FOREIGN * len(scores) and kept_held.sum() >= 2 and kept_used.any():
-        left_out = {int(i): float(scores[i]) for i in foreign.nonzero()}
-        profile, numbers = fit(used[kept_used], held[kept_held], inside[~foreign]), numbers[~foreign]
-    scorer = profile.calibration.scorer()
-    # in places, or as a whole, which no score counts
-    odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
-    return profile, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
-
-
-def _show(
-    file: Path, pictures: Tensor, names: Sequence[str], scores: Mapping[int, float], left_out: Container[int]
-) -> None:
-    """Writes unusual good pictures as one, the highest scores first; pictures: uint8 [n, 3, s, s]."""
-    highest = sorted(scores, key=lambda i: -scores[i])[:_SHOWN]
-    captions = [
-        f"{names[i][-_LONGEST_NAME:]}\nscore {scores[i]:.1f}{', left out' if i in left_out else ''}"
-        for i in highest
-    ]
-    contact_sheet([pictures[i].permute(1, 2, 0).numpy() for i in highest], captions, file)
-
-
-def _learned_before(base: Checkpoint | None, category: str) -> int | None:
-    """How many pictures of a category the network of `base` was trained on, None if on none: of as many, the
-    same ones were held out.
-    """
-    return base.provenance.get("data", {}).get(category) if base else None
-
-
-def _network_learned(base: Checkpoint, category: str) -> bool:
-    """Whether the network of `base` was trained on a category, and not only its statistics were added."""
-    return category in base.profiles and base.profiles[category].plain is None
-
-
-def _continued(config: TrainConfig, base: Checkpoint) -> TrainConfig:
-    """The recipe with the base's network. Raises CheckpointError for a size that does not suit that."""
-    try:
-        return replace(
-            config, unet=base.config, backbone=base.backbone, schedule=base.schedule,
-            pixel_score=base.pixel_score, stride=base.stride,
-        )  # fmt: skip
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    return config
 
 
 def training_rate(unet: UNetConfig, backbone: str, picture: Tensor, device: torch.device) -> float:
     """Pictures a second that a network of this size is trained on; on a CPU once all features are known.
+
     picture: uint8 [3, size, size].
     """
     config = TrainConfig(steps=_TIMED + 1, unet=unet, backbone=backbone, variants=1)
-    pictures = picture.expand(8, -1, -1, -1)  # few, so that the first step has seen nearly all
+    pictures = picture.expand(8, -1, -1, -1)  # few: nearly all features are known after the first step
     run = _prepare(config, None, [pictures], 1, 0, device)
-    spent = [run.seconds for _ in _loop(run, Pool(run, [pictures]))]
+    spent = [run.seconds for _ in _loop(run, Draws.of(run, [pictures]))]
     return _TIMED * config.batch / (spent[-1] - spent[0])
 
 
@@ -278,16 +222,13 @@ def _prepare(
         extractor.std.copy_(base.feature_std)
     if not base or config.steps != 0:
         some = torch.cat([pictures[: 512 // len(categories) + 1] for pictures in categories])
-        old_mean, old_std = extractor.mean.clone(), extractor.std.clone()
+        mean, std = extractor.mean.clone(), extractor.std.clone()
         extractor.fit_standardisation(to_float(batch, device) for batch in some.split(16))
-        if base:  # the head goes on predicting the same features in their new units
-            head = network.feature_head[-1]
-            with torch.no_grad():
-                head.weight.mul_((old_std / extractor.std).view(-1, 1, 1, 1))
-                head.bias.mul_(old_std).add_(old_mean - extractor.mean).div_(extractor.std)
+        if base:
+            _rescale_head(network, mean, std, extractor)
     return Run(
         config,
-        Schedule.named(config.schedule),
+        Schedule.linear(),
         extractor,
         network,
         {name: value.clone() for name, value in network.state_dict().items()},
@@ -296,15 +237,21 @@ def _prepare(
     )  # fmt: skip
 
 
+@torch.no_grad()
+def _rescale_head(network: UNet, mean: Tensor, std: Tensor, extractor: FeatureExtractor) -> None:
+    """Let the head go on predicting the same features in their new units; mean, std: the old ones, [c]."""
+    head = network.feature_head[-1]
+    head.weight.mul_((std / extractor.std).view(-1, 1, 1, 1))
+    head.bias.mul_(std).add_(mean - extractor.mean).div_(extractor.std)
+
+
 def _fit_network(
-    run: Run, pool: Pool, pictures: dict[str, Tensor], out: Path, resume: bool,
+    run: Run, draws: Draws, counts: Mapping[str, int], out: Path, resume: bool,
     progress: Callable[[dict], None] | None, save_every: float,
 ) -> None:  # fmt: skip
-    """The loop with its files: log, state to resume from, loss picture."""
+    """The loop with its files: log, state to resume from, loss picture. counts: pictures by category."""
     state, log_file = state_file(out), out.with_suffix(".log.jsonl")
-    fingerprint = json.dumps(
-        {"config": asdict(run.config), "categories": {k: len(v) for k, v in pictures.items()}}, sort_keys=True
-    )
+    fingerprint = json.dumps({"config": asdict(run.config), "categories": counts}, sort_keys=True)
     if resume:
         read_state(run, state, fingerprint)
         if run.rank == 0:
@@ -315,7 +262,7 @@ def _fit_network(
         log_file.unlink(missing_ok=True)
     saved = time.monotonic()
     try:
-        for row in _loop(run, pool):
+        for row in _loop(run, draws):
             if run.rank:
                 continue
             if row["step"] % 10 == 1:
@@ -329,8 +276,6 @@ def _fit_network(
         if run.rank == 0:
             write_state(run, state, fingerprint)
     if run.rank == 0 and log_file.exists():
-        from diffad.pictures.plots import loss_plot
-
         rows = [json.loads(line) for line in log_file.read_text().splitlines()]
         loss_plot(rows, out.with_suffix(".loss.png"))
 
@@ -338,36 +283,16 @@ def _fit_network(
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-def _loop(run: Run, pool: Pool) -> Iterator[dict]:
+def _loop(run: Run, draws: Draws) -> Iterator[dict]:
     """Train until the budget is spent; yields a row after every step."""
-    config, schedule = run.config, run.schedule
     model = DistributedDataParallel(run.network) if run.world > 1 else run.network
     run.network.train()
+    features, batches = Features(run), draws.batches(run.step, workers_for(run))
     begun = time.monotonic() - run.seconds
     running: dict[str, float] = {}
     while (done := _budget_spent(run, time.monotonic() - begun)) < 1:
-        seed = (config.seed * 1_000_003 + run.step) * 1_009 + run.rank
-        generator = torch.Generator().manual_seed(seed % (1 << 63))
-        x_start, shown, features = pool.draw(config.batch, generator)
-        t = (schedule.steps * torch.rand(config.batch, generator=generator) ** config.low_t).long()
-        noise = torch.randn(x_start.shape, generator=generator).to(run.device)
-        holes = _holes(x_start, t, config.holes, generator).to(run.device)
-        warm = min(1.0, (run.step + 1) / config.warm_up)
-        for group in run.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
-        terms = hybrid_loss(
-            schedule, model, x_start, features, t, noise, stride=config.stride, shown=shown, holes=holes
-        )  # fmt: skip
-        run.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
-        if torch.isfinite(norm):  # one overflowing batch must not spoil the run
-            run.optimizer.step()
-        # the average spans a tenth of the run so far, until that is longer than `ema` allows
-        decay = min(config.ema, 1 - 10 / (run.step + 11))
-        with torch.no_grad():
-            for name, value in run.network.state_dict().items():
-                run.average[name].lerp_(value, 1 - decay)
+        terms = _step(run, model, next(batches), features, done)
+        _average(run)
         run.step += 1
         run.seconds = time.monotonic() - begun
         for name, value in terms.items():
@@ -382,16 +307,35 @@ def _loop(run: Run, pool: Pool) -> Iterator[dict]:
         }
 
 
-def _holes(x_start: Tensor, t: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Where each picture is noised, bool [b, 1, s, s]: everywhere, or for a share of them in a few blobs, as
-    repairs ask for.
+def _step(run: Run, model: nn.Module, draw: Draw, features: Features, done: float) -> dict[str, Tensor]:
+    """One step of the optimiser; returns the loss and its terms. done: share of the budget."""
+    config = run.config
+    x_start, shown = (to_float(torch.from_numpy(each), run.device) for each in (draw.pictures, draw.shown))
+    noise, holes = (torch.from_numpy(each).to(run.device) for each in (draw.noise, draw.holes))
+    warm = min(1.0, (run.step + 1) / config.warm_up)
+    for group in run.optimizer.param_groups:
+        group["lr"] = config.learning_rate * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
+    terms = hybrid_loss(
+        run.schedule, model, x_start, features(draw.keys, x_start), torch.from_numpy(draw.t), noise,
+        stride=config.stride, shown=shown, holes=holes,
+    )  # fmt: skip
+    run.optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
+    if torch.isfinite(norm):  # one overflowing batch must not spoil the run
+        run.optimizer.step()
+    return terms
+
+
+@torch.no_grad()
+def _average(run: Run) -> None:
+    """Move the average of the weights; it spans a tenth of the run so far, at most what `ema` allows.
+
+    `torch.optim.swa_utils.AveragedModel` would do the same but for the first step, which it copies.
     """
-    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-    holes = torch.ones_like(x_start[:, :1], dtype=torch.bool, device="cpu")
-    for index, picture in enumerate(to_uint8(x_start).permute(0, 2, 3, 1).cpu().numpy()):
-        if rng.random() < share and t[index] >= FILLED_TO:
-            holes[index, 0] = torch.from_numpy(random_hole(picture, rng))
-    return holes
+    decay = min(run.config.ema, 1 - 10 / (run.step + 11))
+    for name, value in run.network.state_dict().items():
+        run.average[name].lerp_(value, 1 - decay)
 
 
 def _budget_spent(run: Run, seconds: float) -> float:

@@ -1,0 +1,133 @@
+"""What a trained network learns of each category: its size, its statistics, its unusual pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffad.checkpoint import Checkpoint
+from diffad.method.image_score import unusual
+from diffad.method.profile import Profile
+from diffad.pictures.plots import contact_sheet
+from diffad.teaching.good_pictures import GoodPictures, split_held_out, told_apart
+from diffad.teaching.sizes import find_size, in_words
+from diffad.teaching.state import Run
+from diffad.teaching.statistics import fit_profile
+
+_FOREIGN = 1e-8  # share of good pictures below which one that lies so far out is not taken for one of them
+_MOST_FOREIGN = 0.2  # share of the pictures above which they are of several kinds
+_SHOWN, _LONGEST_NAME = 12, 32  # unusual pictures on a sheet, at most, and the end of a name under each
+
+
+class Category(NamedTuple):
+    """A category's profile, and the good pictures that it is to be judged by when they are changed.
+
+    judged: files with their bits. unseen: whether nothing was learned from these.
+    """
+
+    profile: Profile
+    judged: list[tuple[Path, int | None]]
+    unseen: bool
+
+
+def learn_category(
+    run: Run, base: Checkpoint | None, name: str, good: GoodPictures, repeated: list[str], out: Path,
+    tell: Callable[[str], None],
+) -> Category:  # fmt: skip
+    """Fit a category's profile for the network of a run.
+
+    Writes <stem of out>.<name>.unusual.png where good pictures are unusual.
+
+    Args:
+        base: the checkpoint that the run started from.
+        repeated: sentences about pictures that repeat each other, for the forecast.
+        tell: called with sentences for the user.
+    """
+    config = run.config
+    used, held = split_held_out(torch.arange(len(good.paths)), config.held_out)
+    judged = [(good.paths[i], good.bits) for i in held[: config.stressed]]
+    aside = config.stressed if len(held) >= 3 * config.stressed else 0
+    learned_from = learned_before(base, name)
+    sizes = {}
+    if config.size is None:
+        sizes = find_size(run.network, run.extractor, run.schedule, good.paths, good.upright, good.bits)
+    if sizes:
+        tell(in_words(name, sizes))
+        if sizes["size"] != good.size:
+            good = good.at(sizes["size"])
+    order = torch.cat([held[aside:], used])
+    plain = config.steps == 0 and learned_from is None
+    profile, odd, left_out = _fitted(
+        run, good.pictures[used], good.pictures[held[aside:]], good.inside[order], plain
+    )
+    names = told_apart(good.paths)
+    names = [names[i] for i in order]
+    if odd or left_out:
+        sheet = out.with_name(f"{out.stem}.{name}.unusual.png")
+        _show(sheet, good.pictures[order], names, odd | left_out, left_out)
+        tell(f"{name}: its unusual good pictures are shown in {sheet}.")
+    forecast = profile.forecast | {
+        "unusual": {names[i]: score for i, score in odd.items()},
+        "left_out": {names[i]: score for i, score in left_out.items()},
+        "duplicates": repeated,
+    }
+    if sizes:
+        forecast["sizes"] = sizes
+    profile = replace(profile, forecast=forecast, upright=good.upright, bits=good.bits)
+    return Category(profile, judged, bool(aside) and learned_from in (None, len(good.paths)))
+
+
+def learned_before(base: Checkpoint | None, category: str) -> int | None:
+    """From how many pictures of a category the network of `base` learned, 0 if that is unknown.
+
+    None if it never did, even if statistics of the category were added to it. A network that learned from as
+    many pictures as there are now had the same ones held out.
+    """
+    if base is None or category not in base.profiles or base.profiles[category].plain is not None:
+        return None
+    return base.provenance.get("data", {}).get(category, 0)
+
+
+def _fitted(
+    run: Run, used: Tensor, held: Tensor, inside: Tensor, plain: bool
+) -> tuple[Profile, dict[int, float], dict[int, float]]:
+    """Fit a profile without the pictures that hardly belong with the others.
+
+    Such as a defective part among the good ones; they stay if there are many of them. Returns the profile,
+    and by number, those held out first, the scores of unusual good pictures and of those left out.
+    """
+    # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
+    fit = partial(
+        fit_profile, run.network, run.extractor, run.schedule, kind=run.config.pixel_score,
+        stride=run.config.stride, plain=plain,
+    )  # fmt: skip
+    profile, numbers, left_out = fit(used, held, inside), torch.arange(len(inside)), {}
+    scores = profile.calibration.scorer().good
+    foreign = torch.zeros(len(inside), dtype=torch.bool)
+    foreign[: len(scores)] = torch.from_numpy(unusual(scores, _FOREIGN))
+    kept_held, kept_used = ~foreign[: len(held)], ~foreign[len(held) :]
+    if 0 < foreign.sum() <= _MOST_FOREIGN * len(scores) and kept_held.sum() >= 2 and kept_used.any():
+        left_out = {int(i): float(scores[i]) for i in foreign.nonzero()}
+        profile, numbers = fit(used[kept_used], held[kept_held], inside[~foreign]), numbers[~foreign]
+    scorer = profile.calibration.scorer()
+    # the score tells what is unusual in places, the level what is unusual as a whole
+    odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
+    return profile, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
+
+
+def _show(
+    file: Path, pictures: Tensor, names: Sequence[str], scores: Mapping[int, float], left_out: Container[int]
+) -> None:
+    """Write unusual good pictures, uint8 [n, 3, s, s], as one contact sheet, the highest scores first."""
+    highest = sorted(scores, key=lambda i: -scores[i])[:_SHOWN]
+    captions = [
+        f"{names[i][-_LONGEST_NAME:]}\nscore {scores[i]:.1f}{', left out' if i in left_out else ''}"
+        for i in highest
+    ]
+    contact_sheet([pictures[i].permute(1, 2, 0).numpy() for i in highest], captions, file)
