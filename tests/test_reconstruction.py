@@ -13,7 +13,7 @@ from diffad.method.repair import (
     FILLED_TO,
     FINEST,
     RENEWED,
-    Repair,
+    GradientStep,
     fill,
     gradient_denoising,
     repair_weight,
@@ -70,11 +70,11 @@ class Recorded:
         return WORLD(x_t, t)
 
 
-def repairs(gaussian: PlaceGaussian, x: torch.Tensor, denoise=WORLD, **options) -> list[Repair]:
+def repairs(gaussian: PlaceGaussian, x: torch.Tensor, denoise=WORLD, **options) -> list[GradientStep]:
     return list(gradient_denoising(LINEAR, denoise, WORLD.features, gaussian, x, **options))
 
 
-def walk_of(covariance: ResidualGaussian, x, weight, denoise=WORLD, **options) -> list[Repair]:
+def walk_of(covariance: ResidualGaussian, x, weight, denoise=WORLD, **options) -> list[GradientStep]:
     untouched, *walk = weighed_repair(LINEAR, denoise, WORLD.features, covariance, x, weight, **options)
     assert untouched.index == 0 and torch.equal(untouched.x, x) and not untouched.denoised
     return walk

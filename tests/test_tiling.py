@@ -160,7 +160,7 @@ def test_a_defect_is_found_where_it_is_at_its_own_size(inspector, leather, defec
 
 
 def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
-    maps = defective.coarse_maps()
+    maps = defective.grid_maps()
     weights = branch_weights(0.5)
     fused = np.mean([np.tensordot(weights, both, 1) for both in maps.values()], axis=0)
     assert fused.shape == (512, 256)
@@ -170,7 +170,7 @@ def test_the_score_comes_from_reduced_maps_and_those_are_bounded(defective):
     ]
     assert len(tops) == len(defective._tiling.tiles) > 1
     assert defective.score == pytest.approx(max(tops), rel=1e-5)
-    small = defective.coarse_maps(100)
+    small = defective.grid_maps(100)
     assert all(branch.shape == (100, 50) for both in small.values() for branch in both)
     other = defective.fused(alpha=0.2, timesteps=(20, 400))
     tiles = [other.scorer(other.anomaly_map[tile.box], 256) for tile in other._tiling.tiles]
@@ -211,20 +211,20 @@ def test_textures_are_tiled_at_the_scale_of_training_and_parts_stay_whole(
     inspector, category, size, pieces, expected
 ):
     image = np.tile(make_part(category, seed=90_502, size=size).image, (pieces, pieces, 1))
-    look = inspector._look(image, inspector.categories, "auto", nullcontext)
+    look = inspector._recognition._look_with_bits(image, inspector.categories, "auto", nullcontext)
     assert (look.tiling.side, look.category) == (expected, category)
 
 
 def test_a_long_strip_is_tiled_at_its_own_width(inspector):
     strip = np.tile(make_part("leather", seed=90_503).image, (1, 3, 1))
-    seen = lambda picture: inspector._look(picture, inspector.categories, "auto", nullcontext)  # noqa: E731
+    seen = lambda picture: inspector._recognition._look_with_bits(picture, inspector.categories, "auto", nullcontext)  # noqa: E731
     assert seen(strip).tiling.side == 256
     assert seen(np.rot90(strip).copy()).tiling.side == 256
 
 
 def test_what_fits_no_category_stays_whole(inspector):
     noise = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
-    assert inspector._look(noise, inspector.categories, "auto", nullcontext).tiling.side is None
+    assert inspector._recognition._look_with_bits(noise, inspector.categories, "auto", nullcontext).tiling.side is None
 
 
 def test_progress_counts_tiles_and_may_end_the_inspection(inspector, leather):

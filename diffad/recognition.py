@@ -1,0 +1,217 @@
+"""What a picture shows and how it is to be seen: its category, camera bits, tiling and pose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffad.method.features import FeatureExtractor
+from diffad.method.profile import Profile
+from diffad.method.scoring import Embedding
+from diffad.method.tiling import Tiling, smallest_side
+from diffad.pictures import quality
+from diffad.pictures.depth import DEPTHS
+from diffad.pictures.geometry import to_square, to_uint8
+from diffad.pictures.reading import DataError, Decoded
+
+Turn = Callable[[], AbstractContextManager[None]]  # entered for each call of a network
+# Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
+# things and for parts at another scale.
+FITS = 2.0
+_FITS_WELL = 1.0  # what good pictures have on average
+_WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles must beat the whole picture
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a handful of tiles say about a tiling: the category that fits best, the median log-likelihood and
+    squared Mahalanobis distance under it; the tiles [b, 3, size, size] and what the backbone sees of them.
+
+    gain: how much likelier its features are of the category than of any picture, whose standardised ones are
+    N(0, I): so looks at other sizes and bits, which are densities of other things, can be compared.
+    """
+
+    tiling: Tiling
+    category: str
+    likelihood: float
+    gain: float
+    distance: float
+    squares: Tensor
+    embedding: Embedding
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Looks at a handful of a picture's tiles and finds the category, size, bits and tiling that fit best.
+
+    profiles: by category, on `device`. size: the network's own side of the square, px.
+    """
+
+    profiles: Mapping[str, Profile]
+    extractor: FeatureExtractor
+    size: int
+    device: torch.device
+
+    def size_of(self, category: str | None) -> int:
+        """Side of the square in which a category is looked at, px; of None the network's own."""
+        profile = self.profiles.get(category or "")
+        return self.size if profile is None or profile.size is None else profile.size
+
+    def whole(self, image: np.ndarray, category: str) -> Tiling:
+        """How the model sees a whole picture uint8 [H, W, 3] of a category: turned upright, if that is how it
+        knows it, and if the picture shows a pose.
+        """
+        upright, size = self.profiles[category].upright, self.size_of(category)
+        turn = None if upright is None else upright.turn(to_square(image, size)[0])
+        return Tiling.whole(*image.shape[:2], size, turn)
+
+    def bits(self, category: str | None, found: int | None) -> int | None:
+        """How many bits a category's camera has: those of its training pictures; if they were 8-bit files, or
+        the category is not known, those `found` in a set of pictures.
+        """
+        profile = self.profiles.get(category or "")
+        return found if profile is None else profile.bits or found
+
+    def look(
+        self,
+        decoded: Decoded,
+        names: Sequence[str],
+        tile: int | Literal["auto"] | None,
+        bits: int | None,
+        batch_bits: int | None,
+        turn: Turn,
+    ) -> tuple[Look, np.ndarray, int]:
+        """Look at the picture with the bits of each category's camera, at each one's size: the best look, its
+        image and bits.
+        """
+        by_reading: dict[tuple[int, int], list[str]] = {}
+        for name in names:
+            used = decoded.bits(bits or self.bits(name, batch_bits))
+            by_reading.setdefault((used, self.size_of(name)), []).append(name)
+        looks, refused = [], None
+        for (used, _), some in by_reading.items():
+            image = decoded.image(used)
+            try:
+                looks.append((self._look_with_bits(image, some, tile, turn), image, used))
+            except DataError as error:  # of categories that cannot be cut into tiles
+                refused = error
+        best = max(looks, key=lambda each: each[0].gain, default=None)
+        if best is None or (refused is not None and best[0].distance >= FITS):
+            raise refused
+        return best
+
+    def reading_notes(
+        self, decoded: Decoded, used: int, category: str, bits: int | None, batch_bits: int | None
+    ) -> tuple[str, ...]:
+        """Notes on how a picture's values were read."""
+        expected = bits or self.bits(category, batch_bits)
+        if decoded.is_plain or used == (expected or DEPTHS[-1]):
+            return ()
+        value = f"its highest value is {decoded.highest:.6g}"
+        if expected is None:
+            return (
+                f"Read as {used} bits, since {value}: if your camera has more, inspect the picture in a "
+                "batch with brighter ones, or say how many (bits, --bits).",
+            )
+        whose = f"the {expected} bits expected"
+        if not bits and self.profiles[category].bits:
+            whose = f"the {expected} bits of the pictures that {category} was trained on"
+        return (f"Read as {used} bits, since {value}, beyond {whose}: it looks darker than those.",)
+
+    def quality_notes(self, look: Look) -> tuple[str, ...]:
+        """Notes on light, sharpness and noise that lie outside the range of the good pictures."""
+        known = self.profiles[look.category].quality
+        if known is None or look.distance >= FITS:  # something else entirely, which has a note of its own
+            return ()
+        tiles = zip(to_uint8(look.squares).permute(0, 2, 3, 1).cpu().numpy(), look.tiling.sample())
+        values = [quality.measured(square, look.tiling.inside(tile).numpy()) for square, tile in tiles]
+        note = quality.note(np.median(values, axis=0), known)
+        return (note,) if note else ()
+
+    def _look_with_bits(
+        self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
+    ) -> Look:
+        """Choose the tiling, and the category among several of one size, by how well a handful of tiles
+        fit.
+        """
+        height, width = image.shape[:2]
+        size = self.size_of(names[0])
+        plain = [name for name in names if self.profiles[name].upright is None]  # tiles show no pose
+        if isinstance(tile, int) and tile < max(height, width):
+            self._check_not_turned(image, names, plain, turn)
+            return self._look_at(image, plain, Tiling.squares(height, width, size, tile), turn)
+        whole = self._look_at_whole(image, names, turn)
+        if tile != "auto" or whole.distance < _FITS_WELL or not plain:
+            return whole
+        best = whole
+        for side in _sides(height, width, size):
+            tiled = self._look_at(image, plain, Tiling.squares(height, width, size, side), turn)
+            ahead = _WORTH_TILING if best is whole else 0.0
+            if tiled.distance < FITS and tiled.likelihood > best.likelihood + ahead:
+                best = tiled
+        return best
+
+    def _check_not_turned(
+        self, image: np.ndarray, names: Sequence[str], plain: Sequence[str], turn: Turn
+    ) -> None:
+        """Raises DataError for a picture that shall be tiled, if it is of one of `names` that is turned
+        upright, which are those that are not `plain`.
+        """
+        if len(plain) == len(names):
+            return
+        category = names[0]
+        if len(names) > 1:
+            whole = self._look_at_whole(image, names, turn)
+            if plain and (whole.category in plain or whole.distance >= FITS):
+                return
+            category = whole.category
+        raise DataError(
+            f"{category} is turned upright before it is looked at, which tiles cannot be: inspect it whole"
+        )
+
+    def _look_at_whole(self, image: np.ndarray, names: Sequence[str], turn: Turn) -> Look:
+        """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
+        plain = [name for name in names if self.profiles[name].upright is None]
+        as_it_is = Tiling.whole(*image.shape[:2], self.size_of(names[0]))
+        best = self._look_at(image, plain, as_it_is, turn) if plain else None
+        for name in names:
+            if name not in plain and (best is None or best.distance >= _FITS_WELL):
+                look = self._look_at(image, [name], self.whole(image, name), turn)
+                best = look if best is None or look.likelihood > best.likelihood else best
+        assert best is not None  # a model knows a category
+        return best
+
+    @torch.no_grad()
+    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling, turn: Turn) -> Look:
+        squares = torch.stack([tiling.square(image, tile) for tile in tiling.sample()]).to(self.device)
+        with turn():
+            embedding = self.extractor.embed(squares)
+            gaussians = {name: self.profiles[name].gaussian for name in names}
+            likelihoods = {
+                name: float(gaussian.log_likelihood(embedding.features).mean(dim=(1, 2)).median())
+                for name, gaussian in gaussians.items()
+            }
+            name = max(likelihoods, key=likelihoods.__getitem__)
+            anything = -0.5 * gaussians[name].project(embedding.features).square().mean(dim=1)
+            distances = gaussians[name].squared_mahalanobis(embedding.features).flatten(1)
+            distance = float(distances.median(dim=1).values.median())
+        gain = likelihoods[name] - float(anything.mean(dim=(1, 2)).median())
+        return Look(tiling, name, likelihoods[name], gain, distance, squares, embedding)
+
+
+def _sides(height: int, width: int, size: int) -> list[int]:
+    """Of tiles, in px, worth a look: the model's size and its doubles in large pictures, the width of long
+    ones.
+    """
+    short, longest = sorted((height, width))
+    sides = [size << k for k in range(16) if 2 * (size << k) <= short]
+    if longest > 2 * short:
+        sides.append(short)
+    smallest = smallest_side(height, width)
+    return sorted({max(side, smallest) for side in sides if 2 * side >= smallest})
