@@ -98,7 +98,7 @@ class Recognition:
         for (used, _), some in by_reading.items():
             image = decoded.image(used)
             try:
-                looks.append((self._look_with_bits(image, some, tile, turn), image, used))
+                looks.append((self.best_look(image, some, tile, turn), image, used))
             except DataError as error:  # of categories that cannot be cut into tiles
                 refused = error
         best = max(looks, key=lambda each: each[0].gain, default=None)
@@ -134,7 +134,7 @@ class Recognition:
         note = quality.note(np.median(values, axis=0), known)
         return (note,) if note else ()
 
-    def _look_with_bits(
+    def best_look(
         self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
     ) -> Look:
         """Choose the tiling, and the category among several of one size, by how well a handful of tiles

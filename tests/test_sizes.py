@@ -64,7 +64,7 @@ def test_a_category_is_inspected_at_its_own_size(small, both):
     leather, gear = (make_part(kind, 77, size=128).image for kind in ("leather", "gear"))
     fine = model.inspect(leather, "leather")
     assert fine.square_map.shape == (96, 96) and fine.anomaly_map.shape == (128, 128)
-    assert next(iter(fine.coarse_maps().values()))[0].shape == (96, 96)
+    assert next(iter(fine.grid_maps().values()))[0].shape == (96, 96)
     coarse, before = model.inspect(gear, "gear"), old.inspect(gear, "gear")
     assert coarse.square_map.shape == (64, 64)
     assert (coarse.score, coarse.threshold) == (before.score, before.threshold)

@@ -211,20 +211,21 @@ def test_textures_are_tiled_at_the_scale_of_training_and_parts_stay_whole(
     inspector, category, size, pieces, expected
 ):
     image = np.tile(make_part(category, seed=90_502, size=size).image, (pieces, pieces, 1))
-    look = inspector._recognition._look_with_bits(image, inspector.categories, "auto", nullcontext)
+    look = inspector._recognition.best_look(image, inspector.categories, "auto", nullcontext)
     assert (look.tiling.side, look.category) == (expected, category)
 
 
 def test_a_long_strip_is_tiled_at_its_own_width(inspector):
     strip = np.tile(make_part("leather", seed=90_503).image, (1, 3, 1))
-    seen = lambda picture: inspector._recognition._look_with_bits(picture, inspector.categories, "auto", nullcontext)  # noqa: E731
-    assert seen(strip).tiling.side == 256
-    assert seen(np.rot90(strip).copy()).tiling.side == 256
+    for picture in (strip, np.rot90(strip).copy()):
+        look = inspector._recognition.best_look(picture, inspector.categories, "auto", nullcontext)
+        assert look.tiling.side == 256
 
 
 def test_what_fits_no_category_stays_whole(inspector):
     noise = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
-    assert inspector._recognition._look_with_bits(noise, inspector.categories, "auto", nullcontext).tiling.side is None
+    look = inspector._recognition.best_look(noise, inspector.categories, "auto", nullcontext)
+    assert look.tiling.side is None
 
 
 def test_progress_counts_tiles_and_may_end_the_inspection(inspector, leather):
