@@ -64,31 +64,20 @@ class Endpoints:
             picture = gr.Image(format="png", label="picture")
             film = gr.File(label="film")
             call = gr.Button("call")
+        # Each has a queue of its own, apart from the page's.
         settings = [category, timesteps, alpha, seed, draws, threshold, look_threshold, model, bits]
         call.click(
-            self.inspect,
-            [image, *settings],
-            [answer, picture],
-            api_name="inspect",
-            concurrency_id="inspect",
-            concurrency_limit=AT_ONCE,  # a queue of their own, apart from the page's
-        )
+            self.inspect, [image, *settings], [answer, picture], api_name="inspect",
+            concurrency_id="inspect", concurrency_limit=AT_ONCE,
+        )  # fmt: skip
         call.click(
-            self.batch,
-            [images, *settings],
-            answer,
-            api_name="batch",
-            concurrency_id="batch",
+            self.batch, [images, *settings], answer, api_name="batch", concurrency_id="batch",
             concurrency_limit=AT_ONCE,
-        )
+        )  # fmt: skip
         call.click(
-            self.repair,
-            [image, category, steps, denoise_every, step_size, method, seed, model, bits],
-            [answer, picture, film],
-            api_name="repair",
-            concurrency_id="repair",
-            concurrency_limit=AT_ONCE,
-        )
+            self.repair, [image, category, steps, denoise_every, step_size, method, seed, model, bits],
+            [answer, picture, film], api_name="repair", concurrency_id="repair", concurrency_limit=AT_ONCE,
+        )  # fmt: skip
         call.click(self.categories, model, answer, api_name="categories", queue=False)
 
     def _find(self, model: str) -> Inspector:
@@ -109,19 +98,10 @@ class Endpoints:
         }  # fmt: skip
 
     def inspect(
-        self,
-        image: str | None,
-        category: str,
-        timesteps: Any,
-        alpha: float,
-        seed: float,
-        draws: float,
-        threshold: float,
-        look_threshold: float,
-        model: str,
-        bits: float,
+        self, image: str | None, category: str, timesteps: Any, alpha: float, seed: float,
+        draws: float, threshold: float, look_threshold: float, model: str, bits: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[dict[str, Any], str]:
+    ) -> tuple[dict[str, Any], str]:  # fmt: skip
         """Judges one picture of a part: returns score, limits, verdict (good, look, anomalous) and regions as
         JSON, and the picture with its anomaly map.
 
@@ -148,28 +128,16 @@ class Endpoints:
                 progress=lambda done, total: progress((done, total), unit="tiles"),
             )
             heat = drawing.overlay(
-                inspection.image,
-                inspection.anomaly_map,
-                inspector.scale_top(inspection.category),
-                inspection.map_limit,
-                contour=inspection.verdict != "good",
-            )
+                inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
+                inspection.map_limit, contour=inspection.verdict != "good",
+            )  # fmt: skip
             return inspection.to_dict(), self._storage.keep(drawing.png_bytes(heat), "picture.png")
 
     def batch(
-        self,
-        images: Sequence[str] | None,
-        category: str,
-        timesteps: Any,
-        alpha: float,
-        seed: float,
-        draws: float,
-        threshold: float,
-        look_threshold: float,
-        model: str,
-        bits: float,
+        self, images: Sequence[str] | None, category: str, timesteps: Any, alpha: float, seed: float,
+        draws: float, threshold: float, look_threshold: float, model: str, bits: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Judges several pictures: returns a list of results like those of `inspect`, each with its file's
         `name`. A picture that cannot be read has an entry with the reason as `error`.
 
@@ -213,18 +181,10 @@ class Endpoints:
             return found
 
     def repair(
-        self,
-        image: str | None,
-        category: str,
-        steps: float,
-        denoise_every: float,
-        step_size: float,
-        method: str,
-        seed: float,
-        model: str,
-        bits: float,
+        self, image: str | None, category: str, steps: float, denoise_every: float, step_size: float,
+        method: str, seed: float, model: str, bits: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[dict[str, Any], str, str]:
+    ) -> tuple[dict[str, Any], str, str]:  # fmt: skip
         """Repairs one picture of a part: returns score and loss per step and notes as JSON, the repaired
         picture, and the animation as a GIF.
 
@@ -241,20 +201,14 @@ class Endpoints:
         """
         reel, scores, losses = animation.Reel(), [], []
         with refusals(image):
+            options = RepairOptions(
+                whole("steps", steps), whole("denoise_every", denoise_every), step_size or None, method=method
+            )
             for step in self._find(model).repair(
-                required(image),
-                category or None,
-                RepairOptions(
-                    whole("steps", steps),
-                    whole("denoise_every", denoise_every),
-                    step_size or None,
-                    method=method,
-                ),
-                seed=whole("seed", seed),
-                bits=whole("bits", bits) or None,
-                turn=self._turns.of_caller(),
+                required(image), category or None, options, seed=whole("seed", seed),
+                bits=whole("bits", bits) or None, turn=self._turns.of_caller(),
                 max_tiles=self._turns.max_tiles,
-            ):
+            ):  # fmt: skip
                 scores.append(float(step.score))
                 losses.append(float(step.mahalanobis))
                 reel.add(step.image)

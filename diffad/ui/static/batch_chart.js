@@ -4,6 +4,7 @@
   const { capitalised, clamp, number } = diffad;
   const [MARGIN, HEIGHT] = [10, 128];
   const [BASE, TALL] = [HEIGHT - 24, HEIGHT - 46];
+  const NAME = 130; // px, room for a limit's name and its distance from the line
   const LOWEST = 0.1; // score at which the logarithmic axis may begin
   const TITLES = { look: "look limit", threshold: "threshold" };
   const TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500];
@@ -61,16 +62,20 @@
     }
 
     // Knob and name of the look limit are to the left of its line, those of the threshold to the right, so that both can be
-    // seen and grasped where the lines coincide. A name without enough room is on the other side, further down.
+    // seen and grasped where the lines coincide. A name without enough room is on the other side, further down and past the
+    // other line.
     function handle(kind, width) {
       const [now, title, side] = [limits(), TITLES[kind], kind === "look" ? -1 : 1];
       const x = scale.at(now[kind]);
-      const left = side < 0 ? x > 120 : x > width - 130;
+      const left = side < 0 ? x > NAME : x > width - NAME;
+      const onKnobSide = left === side < 0;
+      const between = scale.at(now.threshold) - scale.at(now.look);
+      const beyond = onKnobSide || between > NAME ? 14 : 14 + between;
       return `<g class="handle" data-limit="${kind}" tabindex="0" role="slider" aria-label="${capitalised(title)}"
           aria-valuemin="${scale.low.toFixed(2)}" aria-valuemax="${(kind === "look" ? now.threshold : scale.high).toFixed(2)}"
           aria-valuenow="${now[kind].toFixed(2)}" transform="translate(${x.toFixed(1)} 0)">
         <line class="limit" y1="4" y2="${BASE + 5}"/><path d="M0 4h${10 * side}v7l${-10 * side} 6z"/>
-        <text class="name" x="${left ? -14 : 14}" y="${left === side < 0 ? 14 : 30}" text-anchor="${left ? "end" : "start"}">${title} ${number(now[kind])}</text></g>`;
+        <text class="name" x="${left ? -beyond : beyond}" y="${onKnobSide ? 14 : 30}" text-anchor="${left ? "end" : "start"}">${title} ${number(now[kind])}</text></g>`;
     }
 
     // The look limit stops at the threshold; the threshold pushes it down.
