@@ -14,6 +14,7 @@ from torch import Tensor
 from diffad.inspection import Inspection, RepairStep
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
+from diffad.method.image_score import threshold_for
 from diffad.method.profile import Profile
 from diffad.method.repair import GradientStep, gradient_denoising, repair_weight, weighed_repair
 from diffad.method.repair_options import RepairOptions
@@ -178,6 +179,14 @@ class Repair:
         return self._tiling.square(picture, self._tile)[None].to(self._model.device)
 
 
+def _share_of_unchanged(first: Inspection) -> float:
+    """Share of the threshold that good parts as they are ask for; the rest is for changed ones, and no
+    defect of this part is weaker for it.
+    """
+    alone, both = threshold_for(first.good_scores), first.scorer.threshold()
+    return alone / both if 0 < alone < both else 1.0
+
+
 def _place_to_repair(
     first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, above: float = -math.inf
 ) -> tuple[Tile, Tensor | None]:
@@ -189,7 +198,8 @@ def _place_to_repair(
     left = np.where(repaired, np.float32(0), fused)
     row, column = np.unravel_index(left.argmax(), left.shape)
     tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
-    high = max(first.threshold, 1.0)  # a threshold moved below good parts must not repair everything
+    # a threshold moved below good parts must not repair everything
+    high = max(first.threshold * _share_of_unchanged(first), 1.0)
     if not weighed or tiling.score(left, first.scorer) <= above:
         return tile, None
     square = tiling.from_cells(left[tile.cells], tile).numpy()

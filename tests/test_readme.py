@@ -36,7 +36,7 @@ def test_alpha_is_explained_in_the_same_words_everywhere(capsys):
 
     for command in ("inspect", "repair", "evaluate"):
         main([command, "--help"])
-    package = ("method/fusion.py", "measuring/ablation.py", "ui/cards.py", "ui/endpoints.py")
+    package = ("method/fusion.py", "measuring/ablation_settings.py", "ui/cards.py", "ui/endpoints.py")
     names = ("METHOD.md", *(f"diffad/{name}" for name in package))
     files = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
     files |= {"help": capsys.readouterr().out, "Inspector.inspect": Inspector.inspect.__doc__}

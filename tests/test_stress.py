@@ -102,7 +102,7 @@ def test_robustness_counts_verdicts_that_a_change_turns():
     light takes one of them there.
     """
     told, dark = [], lambda image: image.mean() < 95
-    values = robustness(greys(90, 100, 150), dark, told=lambda *of: told.append(of))
+    values = robustness(greys(90, 100, 150), dark, on_verdict=lambda *of: told.append(of))
     assert len(told) == 3 * VERDICTS_EACH and VERDICTS_EACH == 17
     assert told[:3] == [(0, None, 0.0, True), (1, None, 0.0, False), (2, None, 0.0, False)]
     assert (values["good"], values["rejected"], values["verdicts"]) == (3, 1, 48)

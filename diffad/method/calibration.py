@@ -12,14 +12,14 @@ from torch import Tensor
 
 from diffad.method.fusion import PIXEL_TRUST, PLAIN_WEIGHT, weighed
 from diffad.method.image_score import (
-    _EULER,
-    _EXCESS_KURTOSIS,
-    _SKEWNESS,
     CELLS,
     CHANGED_RATE,
+    EULER,
     EXCESS_FROM,
+    EXCESS_KURTOSIS,
     LEVEL,
     PEAK,
+    SKEWNESS,
     ImageScore,
 )
 from diffad.method.scoring import TIMESTEPS, RawMaps, grid_of, smooth
@@ -229,5 +229,5 @@ RULE = {
     "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM,
     "plain_weight": PLAIN_WEIGHT, "pixel_trust": PIXEL_TRUST, "steps": _STEPS, "zero": _ZERO,
     "changed_rate": CHANGED_RATE,
-    "euler": _EULER, "skewness": _SKEWNESS, "excess_kurtosis": _EXCESS_KURTOSIS,
+    "euler": EULER, "skewness": SKEWNESS, "excess_kurtosis": EXCESS_KURTOSIS,
 }  # fmt: skip

@@ -103,8 +103,8 @@ def cells_of(anomaly_map: np.ndarray, size: float) -> np.ndarray:
     return F.adaptive_avg_pool2d(flat, cells).numpy().ravel()
 
 
-_EULER = 0.5772156649015329
-_SKEWNESS, _EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of Gumbel's law
+EULER = 0.5772156649015329
+SKEWNESS, EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of Gumbel's law
 
 
 def threshold_for(
@@ -148,12 +148,12 @@ def _changed(law: tuple[float, float], changed: tuple[float, float]) -> tuple[fl
 
 def _exceeded(law: tuple[float, float], rate: float) -> float:
     mean, scale = law
-    return mean + scale * (-math.log(-math.log1p(-rate)) - _EULER)
+    return mean + scale * (-math.log(-math.log1p(-rate)) - EULER)
 
 
 def _exceeding(law: tuple[float, float], score: float) -> float:
     mean, scale = law
-    exponent = -((score - mean) / scale + _EULER)
+    exponent = -((score - mean) / scale + EULER)
     return 1.0 if exponent > 50 else -math.expm1(-math.exp(exponent))
 
 
@@ -183,7 +183,7 @@ def rate_bounds(
     mean, scale = _gumbel(good_scores)
     spread = scale * math.pi / math.sqrt(6)
     k = (score - mean) / spread
-    error = spread * math.sqrt((1 + _SKEWNESS * k + (_EXCESS_KURTOSIS + 2) * k**2 / 4) / len(good_scores))
+    error = spread * math.sqrt((1 + SKEWNESS * k + (EXCESS_KURTOSIS + 2) * k**2 / 4) / len(good_scores))
     low, high = (rate_for(good_scores, score + side * 1.96 * error, changed) for side in (1, -1))
     return low, high
 

@@ -175,7 +175,7 @@ SHORTCUTS = """
   <p>A model trained on good parts only removes noise of several levels <b>t</b> from the picture: low levels
   show fine texture, high ones large shapes. What it cannot explain, in pixels and in deep features, is
   measured in <b>σ</b>, standard deviations of good parts' maps: about 0 on a good part. <b>α</b> balances the
-  two branches: 0 features only, 1 pixels only. At 0.5 a σ of the pixels counts a twentieth of a σ of the
+  two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of a σ of the
   features.</p>
   <p>The <b>score</b> summarises the map. Above the <b>threshold</b> a part is anomalous; between the
   <b>look limit</b> and the threshold somebody should look at it. Both limits come from good parts, and an
