@@ -63,7 +63,7 @@ def test_a_category_is_inspected_at_its_own_size(small, both):
     leather, gear = (make_part(kind, 77, size=128).image for kind in ("leather", "gear"))
     fine = model.inspect(leather, "leather")
     assert fine.square_map.shape == (96, 96) and fine.anomaly_map.shape == (128, 128)
-    assert next(iter(fine.coarse_maps().values()))[0].shape == (96, 96)
+    assert next(iter(fine.grid_maps().values()))[0].shape == (96, 96)
     coarse, before = model.inspect(gear, "gear"), old.inspect(gear, "gear")
     assert coarse.square_map.shape == (64, 64)
     assert (coarse.score, coarse.threshold) == (before.score, before.threshold)
@@ -85,17 +85,6 @@ def test_tiles_and_repairs_have_the_categorys_size(both):
     assert tiled.tile == 128 and tiled._tiling.size == 96
     steps = list(model.repair(part[:128, :128], "leather", steps=2, method="paper"))
     assert steps[-1].done and steps[-1].image.shape == (128, 128, 3)
-
-
-def test_a_file_without_sizes_is_of_the_networks_own(small, tmp_path):
-    tensors, metadata = checkpoints.load_tensors(small)
-    header = json.loads(metadata["diffad"])
-    assert header["categories"][0].pop("size") == 64
-    old = checkpoints.save_tensors(tmp_path / "old.safetensors", tensors, {"diffad": json.dumps(header)})
-    part = make_part("gear", 79, size=128).image
-    new, old = (Inspector.load(path, device="cpu") for path in (small, old))
-    assert old.size_of("gear") == 64
-    assert old.inspect(part).score == new.inspect(part).score
 
 
 @pytest.mark.parametrize("size", [80, 2048, 0, "96", 96.0, True])
