@@ -84,7 +84,6 @@ class Inspector:
             ) from None
         self.extractor.to(self.device)
         self.network.to(self.device).eval().requires_grad_(False)
-        self._recognition = Recognition(self.profiles, self.extractor, self.size, self.device)
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
 
     @classmethod
@@ -93,6 +92,10 @@ class Inspector:
         CheckpointError, ValueError.
         """
         return cls(checkpoints.load(path), device, Path(path).stem)
+
+    @property
+    def _recognition(self) -> Recognition:
+        return Recognition(self.profiles, self.extractor, self.size, self.device)
 
     def size_of(self, category: str | None) -> int:
         """Side of the square in which a category is looked at, px; of None the network's own."""

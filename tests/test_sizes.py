@@ -88,17 +88,6 @@ def test_tiles_and_repairs_have_the_categorys_size(both):
     assert steps[-1].done and steps[-1].image.shape == (128, 128, 3)
 
 
-def test_a_file_without_sizes_is_of_the_networks_own(small, tmp_path):
-    tensors, metadata = checkpoints.load_tensors(small)
-    header = json.loads(metadata["diffad"])
-    assert header["categories"][0].pop("size") == 64
-    old = checkpoints.save_tensors(tmp_path / "old.safetensors", tensors, {"diffad": json.dumps(header)})
-    part = make_part("gear", 79, size=128).image
-    new, old = (Inspector.load(path, device="cpu") for path in (small, old))
-    assert old.size_of("gear") == 64
-    assert old.inspect(part).score == new.inspect(part).score
-
-
 @pytest.mark.parametrize("size", [80, 2048, 0, "96", 96.0, True])
 def test_a_file_with_an_odd_size_is_refused(both, tmp_path, size):
     tensors, metadata = checkpoints.load_tensors(both)

@@ -101,10 +101,10 @@ def test_robustness_counts_verdicts_that_a_change_turns():
     """Judged by whether they are darker than 95: two of three are accepted as they are, and only a tenth less
     light takes one of them there.
     """
-    told, dark = [], lambda image: image.mean() < 95
-    values = robustness(greys(90, 100, 150), dark, on_verdict=lambda *of: told.append(of))
-    assert len(told) == 3 * VERDICTS_EACH and VERDICTS_EACH == 17
-    assert told[:3] == [(0, None, 0.0, True), (1, None, 0.0, False), (2, None, 0.0, False)]
+    verdicts, dark = [], lambda image: image.mean() < 95
+    values = robustness(greys(90, 100, 150), dark, on_verdict=lambda *of: verdicts.append(of))
+    assert len(verdicts) == 3 * VERDICTS_EACH and VERDICTS_EACH == 17
+    assert verdicts[:3] == [(0, None, 0.0, True), (1, None, 0.0, False), (2, None, 0.0, False)]
     assert (values["good"], values["rejected"], values["verdicts"]) == (3, 1, 48)
     assert values["wrong"] == pytest.approx(1 / 3)
     assert (values["newly_rejected"], values["worst"]) == (1, "darker")
