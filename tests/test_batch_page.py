@@ -23,7 +23,7 @@ from diffad.ui import serve
 from diffad.ui.batch_tab import folders
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
-LONG = 60  # pictures in a run that is to be interrupted
+LONG = 150  # pictures in a run that is to be interrupted
 
 
 @pytest.fixture(scope="module")
