@@ -58,8 +58,8 @@ def test_the_default_network_is_as_small_as_it_says():
         network(torch.zeros(1, 3, 256, 256), torch.tensor([20]))
     flop = counter.get_total_flops()
     assert parameters <= 10e6 and flop <= 16e9
-    told = re.search(r"([\d.]+) M parameters and takes ([\d.]+) GFLOP", " ".join(UNetConfig.__doc__.split()))
-    assert [float(number) for number in told.groups()] == [round(parameters / 1e6, 1), round(flop / 1e9, 1)]
+    found = re.search(r"([\d.]+) M parameters and takes ([\d.]+) GFLOP", " ".join(UNetConfig.__doc__.split()))
+    assert [float(number) for number in found.groups()] == [round(parameters / 1e6, 1), round(flop / 1e9, 1)]
 
 
 def test_the_default_features_fit_the_default_backbone(extractor):

@@ -23,7 +23,7 @@ from diffad.method.encoding import rounded
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
 from diffad.method.repair import gradient_denoising, weighed_repair
 from diffad.method.repair_options import RepairOptions
-from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, evidence, shifted_embeddings
+from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, _filter, evidence, shifted_embeddings
 from diffad.teaching import statistics as profiles
 from diffad.teaching import training
 
@@ -81,8 +81,10 @@ def placed(fake: FakeTensorMode, bundled_model: Path) -> Inspector:
 def gpu(fake: FakeTensorMode, placed: Inspector, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspector]:
     """The placed model, while all tensors are fake."""
     _prepare(monkeypatch)
+    _filter.cache_clear()
     with fake, Valueless():
         yield placed
+    _filter.cache_clear()  # or later tests would smooth with fake tensors
 
 
 def _prepare(patch: pytest.MonkeyPatch) -> None:
