@@ -111,7 +111,7 @@ def test_the_unit_of_the_raw_scores_does_not_matter(good, calibration):
     torch.testing.assert_close(louder.level, calibration.level, rtol=1e-4, atol=0)
     for alpha in (0, 0.4, 1):
         np.testing.assert_allclose(
-            louder.good_scores(alpha, (20, 200)), calibration.good_scores(alpha, (20, 200)), rtol=1e-3
+            louder.scorer(alpha, (20, 200)).good, calibration.scorer(alpha, (20, 200)).good, rtol=1e-3
         )
 
 
@@ -221,7 +221,7 @@ def test_one_calibrated_timestep_serves_every_t(good):
     only = Calibration.fit(RawMaps(good.pixel[:, :1], good.feature[:, :1], (20,)), by_place=True)
     for t in (0, 20, 700):
         np.testing.assert_allclose(standardised_at(only, t), only.moments[:, :, 0], rtol=1e-4)
-    assert only.good_scores(0.5, (300,)).shape == (16,)
+    assert only.scorer(0.5, (300,)).good.shape == (16,)
 
 
 def real_scores(
@@ -239,7 +239,7 @@ def real_scores(
 @pytest.mark.parametrize("timesteps", [(20,), (20, 200, 400), (100, 400)])
 def test_good_scores_are_those_of_the_real_maps(good, calibration, alpha, timesteps):
     """But for the whole numbers in which maps are remembered, a step of which is 6 %."""
-    remembered = calibration.good_scores(alpha, timesteps)
+    remembered = calibration.scorer(alpha, timesteps).good
     real = real_scores(calibration, good, alpha, timesteps)
     assert remembered.dtype == np.float32 and remembered.shape == (16,)
     np.testing.assert_allclose(remembered, real, rtol=0.04)
@@ -251,7 +251,7 @@ def test_good_scores_are_those_of_the_real_maps_at_other_sizes(size, count):
     """The image score and its memory must speak of the same share of the picture at every size."""
     maps = raw_maps(count, size)
     calibration = Calibration.fit(maps, by_place=True)
-    remembered = calibration.good_scores(0.5, (20, 200))
+    remembered = calibration.scorer(0.5, (20, 200)).good
     real = real_scores(calibration, maps, 0.5, (20, 200))
     assert float(remembered.mean() / real.mean()) == pytest.approx(1, abs=0.05)
 
@@ -259,8 +259,8 @@ def test_good_scores_are_those_of_the_real_maps_at_other_sizes(size, count):
 def test_another_timestep_has_the_good_scores_of_the_nearest_on_its_grid(calibration):
     """The grids change at 100 and 300."""
     for t, like in ((0, 20), (99, 20), (140, 100), (299, 200), (300, 400), (999, 400)):
-        known = calibration.good_scores(0.5, (like,))
-        np.testing.assert_array_equal(calibration.good_scores(0.5, (t,)), known)
+        known = calibration.scorer(0.5, (like,)).good
+        np.testing.assert_array_equal(calibration.scorer(0.5, (t,)).good, known)
 
 
 def test_more_pictures_may_be_remembered_than_are_looked_at_at_every_timestep(good, calibration):
@@ -270,8 +270,8 @@ def test_more_pictures_may_be_remembered_than_are_looked_at_at_every_timestep(go
     fitted = Calibration.fit(some, by_place=True, coarse=coarse)
     assert fitted.timesteps == NODES and fitted.remembered == (20, 400)
     assert fitted.good_maps.shape == (16, 2, 2, 32, 32)
-    known = calibration.good_scores(0.5, (20, 400))  # moments of six pictures are nearly those of sixteen
-    np.testing.assert_allclose(fitted.good_scores(0.5, (20, 400)), known, rtol=0.15)
+    known = calibration.scorer(0.5, (20, 400)).good  # moments of six pictures are nearly those of sixteen
+    np.testing.assert_allclose(fitted.scorer(0.5, (20, 400)).good, known, rtol=0.15)
 
 
 def test_places_weigh_alike_unless_asked_otherwise(good):

@@ -102,7 +102,7 @@ def test_plain_features_come_back(model, file):
     torch.testing.assert_close(
         after.plain.squared_mahalanobis(x), before.plain.squared_mahalanobis(x), rtol=1e-2, atol=1e-2
     )
-    np.testing.assert_allclose(after.calibration.good_scores(), before.calibration.good_scores(), rtol=1e-6)
+    np.testing.assert_allclose(after.calibration.scorer().good, before.calibration.scorer().good, rtol=1e-6)
 
 
 def test_the_loaded_network_computes_the_same(model, file):

@@ -4,7 +4,6 @@ A command takes the parsed arguments and returns an exit code. Everything heavy 
 commands, so that `diffad --help` answers at once.
 """
 
-
 from __future__ import annotations
 
 import argparse

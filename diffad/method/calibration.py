@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -133,10 +132,6 @@ class Calibration:
         plain = None if self.good_plain is None else from_codes(self.good_plain).numpy()
         fused = weighed(pixel.numpy(), feature.numpy(), alpha, plain)
         return ImageScore.of(fused.reshape(len(fused), -1), self.changed)
-
-    def good_scores(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> np.ndarray:
-        """Image scores of the good pictures at this α and these timesteps, float32 [pictures]."""
-        return self.scorer(alpha, timesteps).good
 
     def nearest(self, timesteps: Sequence[int]) -> list[int]:
         """Which of the `remembered` timesteps stands for each of these in `good_maps`.
