@@ -202,11 +202,16 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
             samples, notes = settled(given)
             group = [replace(row, sample=sample) for row, sample in zip(group, samples)]
             scored = [_scored(row, map_of) for row in group]
-            useless = [row.sample.mask for row, one in zip(group, scored)
-                       if row.sample.mask is not None and one.mask is None]
+            useless = [
+                row.sample.mask
+                for row, one in zip(group, scored)
+                if row.sample.mask is not None and one.mask is None
+            ]
             if useless:
-                notes.append(f"Masks that are damaged or not of their picture's size count as missing: "
-                             f"{listed(map(short, useless))}.")
+                notes.append(
+                    f"Masks that are damaged or not of their picture's size count as missing: "
+                    f"{listed(map(short, useless))}."
+                )
             about = {"folders": folders_in_words(samples), "notes": notes + stray_masks(given)}
             result[category] = measure(scored) | about
     return result
@@ -328,9 +333,7 @@ def _write_evidence(
     return files
 
 
-def shown(
-    image: np.ndarray, on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int
-) -> np.ndarray:
+def shown(image: np.ndarray, on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int) -> np.ndarray:
     """The picture with its heat map and contour, uint8 [h, w, 3] with at most `longest` px a side."""
     small = drawing.shrunk(image, longest)
     heat = cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)

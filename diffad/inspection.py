@@ -71,7 +71,7 @@ class Inspection:
 
     @property
     def verdict(self) -> Verdict:
-        """"anomalous" above the threshold, "look" above the look limit, else "good"."""
+        """ "anomalous" above the threshold, "look" above the look limit, else "good"."""
         return verdict_for(self.score, self.threshold, self.look_threshold)
 
     @property
@@ -349,9 +349,7 @@ def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdic
     return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
 
 
-def map_limit_for(
-    verdict: Verdict, threshold: float, look_threshold: float, fused: np.ndarray
-) -> float:
+def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: np.ndarray) -> float:
     """Above which values, in σ, a fused map shows where a part differs: of a part to look at the look limit,
     for a person must see where to look; else the threshold. Where nothing is as high in a part that differs,
     since that is by its excess, half of the map's highest. The page does the same (`outlinedFrom` in

@@ -133,9 +133,7 @@ class Inspector:
         """Share of good parts expected above `score`, in [0, 1], inspected whole; no network."""
         return self.scorer(category, alpha, timesteps).rate(score)
 
-    def scorer(
-        self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
-    ) -> ImageScore:
+    def scorer(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
         """How maps of a category are scored at this α and these timesteps; no network."""
         return self.profiles[self._known(category)].calibration.scorer(
             checked_alpha(alpha), checked_timesteps(timesteps)

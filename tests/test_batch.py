@@ -428,6 +428,8 @@ def test_an_archive_that_does_not_fit_on_the_disk_is_not_called_damaged(tmp_path
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(DataError, match=r"no room to unpack day\.zip"):
         intake.sources([source], tmp_path / "unpacked")
+
+
 def test_no_overlay_takes_anothers_place_in_the_zip(tmp_path):
     for name in ("a.png", "a.webp", "a.webp.png"):
         picture(tmp_path / "in" / name, 90)

@@ -229,7 +229,8 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     for row in opened[:2]:
         expect(page.locator("#batch-strip")).to_contain_text(row["name"].split("/")[-1])
         page.wait_for_function(
-            "score => Math.abs((diffad.state().result?.score ?? 0) - score) < 0.01", arg=row["score"],
+            "score => Math.abs((diffad.state().result?.score ?? 0) - score) < 0.01",
+            arg=row["score"],
         )
         page.evaluate("document.activeElement?.blur()")
         page.keyboard.press("ArrowRight")

@@ -66,8 +66,16 @@ class Toy:
         return np.zeros((1, 8, 8), np.float32)
 
     def inspect(
-        self, image, category=None, timesteps=(), alpha=0.5, seed=0, draws=1, threshold=None,
-        look_threshold=None, tile="auto",
+        self,
+        image,
+        category=None,
+        timesteps=(),
+        alpha=0.5,
+        seed=0,
+        draws=1,
+        threshold=None,
+        look_threshold=None,
+        tile="auto",
     ):
         settings = {"category": category, "timesteps": timesteps, "alpha": alpha, "seed": seed}
         self.calls.append({**settings, "draws": draws, "tile": tile})
@@ -81,24 +89,49 @@ class Toy:
         verdict = verdict_for(score, limit, look)
         region = {"box": [1, 2, 3, 4], "area": 12, "peak": 5.0, "mean": 4.0}
         result = {
-            "category": category or "nut", "score": score, "threshold": limit, "look_threshold": look,
-            "verdict": verdict, "is_anomalous": score > limit,
-            "regions": [] if verdict == "good" else [region], "seconds": 0.1, "bits": 8,
-            "notes": list(self.notes)}
+            "category": category or "nut",
+            "score": score,
+            "threshold": limit,
+            "look_threshold": look,
+            "verdict": verdict,
+            "is_anomalous": score > limit,
+            "regions": [] if verdict == "good" else [region],
+            "seconds": 0.1,
+            "bits": 8,
+            "notes": list(self.notes),
+        }
         maps = dict.fromkeys(timesteps, heat)
         return SimpleNamespace(
-            **result, image=pixels, anomaly_map=heat, square_map=square, pixel_maps=maps, feature_maps=maps,
-            timesteps=timesteps, alpha=alpha, to_dict=lambda: result, threshold_at=lambda rate: 1.0,
-            map_limit=map_limit_for(verdict, limit, look, heat), plain_map=None,
-            weights_in_words=weights_in_words(alpha))
+            **result,
+            image=pixels,
+            anomaly_map=heat,
+            square_map=square,
+            pixel_maps=maps,
+            feature_maps=maps,
+            timesteps=timesteps,
+            alpha=alpha,
+            to_dict=lambda: result,
+            threshold_at=lambda rate: 1.0,
+            map_limit=map_limit_for(verdict, limit, look, heat),
+            plain_map=None,
+            weights_in_words=weights_in_words(alpha),
+        )
 
     def repair(self, image, category=None, options=RepairOptions(), **settings):  # noqa: B008
         self.calls.append({"category": category, **asdict(options), **settings})
         steps = options.steps
         pixels = read_image(image)
-        return (SimpleNamespace(index=i, total=steps, image=pixels // (i + 1), score=9.0 - i, done=i == steps,
-                                notes=self.notes)
-                for i in range(steps + 1))
+        return (
+            SimpleNamespace(
+                index=i,
+                total=steps,
+                image=pixels // (i + 1),
+                score=9.0 - i,
+                done=i == steps,
+                notes=self.notes,
+            )
+            for i in range(steps + 1)
+        )
 
 
 @pytest.fixture
@@ -141,33 +174,37 @@ def test_help_and_refusals_answer_without_the_heavy_libraries():
     code = (
         "import sys; from diffad.cli.main import main; main(['inspect', '-h']); main(['inspect', '--alpha', '9']);"  # noqa: E501
         "main(['serve', '--host', '192.0.2.1']);"
-        "print([m for m in ('torch', 'numpy', 'cv2', 'gradio') if m in sys.modules], file=sys.stderr)")
+        "print([m for m in ('torch', 'numpy', 'cv2', 'gradio') if m in sys.modules], file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("options, hint", [
-    (["--timesteps", "20,x"], "whole numbers"),
-    (["--timesteps", "20,1.5"], "whole numbers"),
-    (["--timesteps", "-5"], "--timesteps"),
-    (["--timesteps", "20,1000"], "0 to 999"),
-    (["--timesteps", ",".join(map(str, range(13)))], "1 to 12"),
-    (["--timesteps", ""], "whole numbers"),
-    (["--alpha", "1.5"], "0 to 1"),
-    (["--alpha", "nan"], "0 to 1"),
-    (["--alpha", "half"], "0 to 1"),
-    (["--seed", "-1"], "from 0"),
-    (["--draws", "0"], "1 to 16"),
-    (["--tile", "8"], "at least 16 px"),
-    (["--tile", "half"], "auto, whole"),
-    (["--threshold", "inf"], "threshold"),
-    (["--look-threshold", "nan"], "look-threshold"),
-    (["--fail-on", "good"], "anomalous"),
-    (["--category", "bolt"], "nut, ring"),
-    (["--colour", "red"], "--colour"),
-    (["nowhere.png"], "nowhere.png"),
-    ([""], "empty"),
-])
+@pytest.mark.parametrize(
+    "options, hint",
+    [
+        (["--timesteps", "20,x"], "whole numbers"),
+        (["--timesteps", "20,1.5"], "whole numbers"),
+        (["--timesteps", "-5"], "--timesteps"),
+        (["--timesteps", "20,1000"], "0 to 999"),
+        (["--timesteps", ",".join(map(str, range(13)))], "1 to 12"),
+        (["--timesteps", ""], "whole numbers"),
+        (["--alpha", "1.5"], "0 to 1"),
+        (["--alpha", "nan"], "0 to 1"),
+        (["--alpha", "half"], "0 to 1"),
+        (["--seed", "-1"], "from 0"),
+        (["--draws", "0"], "1 to 16"),
+        (["--tile", "8"], "at least 16 px"),
+        (["--tile", "half"], "auto, whole"),
+        (["--threshold", "inf"], "threshold"),
+        (["--look-threshold", "nan"], "look-threshold"),
+        (["--fail-on", "good"], "anomalous"),
+        (["--category", "bolt"], "nut, ring"),
+        (["--colour", "red"], "--colour"),
+        (["nowhere.png"], "nowhere.png"),
+        ([""], "empty"),
+    ],
+)
 def test_inspect_refuses_with_one_line(options, hint, toy, tmp_path, capsys):
     assert main(["inspect", str(picture(tmp_path / "a.png")), *options]) == 2
     assert hint in only_error(capsys)
@@ -242,13 +279,28 @@ def test_inspect_json_is_one_document(toy, tmp_path, capsys):
     records = json.loads(out)
     assert [Path(r["path"]).name for r in records] == ["a.png", "b.png", "c.png"]  # each once
     for record in records[:2]:
-        assert {"path", "category", "score", "threshold", "look_threshold", "verdict", "is_anomalous",
-                "regions", "seconds"} <= set(record)
+        assert {
+            "path",
+            "category",
+            "score",
+            "threshold",
+            "look_threshold",
+            "verdict",
+            "is_anomalous",
+            "regions",
+            "seconds",
+        } <= set(record)
     assert [r["is_anomalous"] for r in records[:2]] == [True, False]
     assert records[0]["regions"][0]["area"] == 12
     assert set(records[2]) == {"path", "error"} and "c.png" in err and err.startswith("diffad: ")
     assert toy.calls[0] == {
-        "category": "ring", "timesteps": (20, 400), "alpha": 0.25, "seed": 7, "draws": 2, "tile": None}
+        "category": "ring",
+        "timesteps": (20, 400),
+        "alpha": 0.25,
+        "seed": 7,
+        "draws": 2,
+        "tile": None,
+    }
 
 
 def test_inspect_for_people(toy, tmp_path, capsys):
@@ -465,9 +517,7 @@ def test_repairs_that_cannot_be_written_end_the_run(toy, tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize("command", ["ablate", "compare --peers none", "evaluate"])
-def test_results_that_cannot_be_written_are_printed_all_the_same(
-    command, toy, tmp_path, capsys, monkeypatch
-):
+def test_results_that_cannot_be_written_are_printed_all_the_same(command, toy, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -572,16 +622,25 @@ def test_evaluate_writes_json_markdown_and_a_page(toy, tmp_path, capsys):
     assert json.loads(printed)["nut"]["setting"]["seeds"] == [4, 1]
     assert {call["seed"] for call in toy.calls if "seed" in call} == {4, 1}
     assert sorted(path.name for path in out.iterdir()) == [
-        "nut_repairs.png", "report.html", "results.json", "results.md", "scores.jsonl"]
+        "nut_repairs.png",
+        "report.html",
+        "results.json",
+        "results.md",
+        "scores.jsonl",
+    ]
     scores = list(map(json.loads, (out / "scores.jsonl").read_text().splitlines()))
     known = json.loads(printed)["nut"]["pictures"]
     assert scores == [{"category": "nut", "seed": seed, **one} for seed in (4, 1) for one in known]
     assert "| nut |" in (out / "results.md").read_text(encoding="utf-8")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and page.count("<svg") == 3
-    for argv, hint in ((["--sheet"], "--out"), (["--sheet", "--repair"], "--out"),
-                       (["--limit", "3"], "--repair"), (["--out", str(out / "results.md")], "is a file"),
-                       (["--seeds", "1,x"], "--seeds")):
+    for argv, hint in (
+        (["--sheet"], "--out"),
+        (["--sheet", "--repair"], "--out"),
+        (["--limit", "3"], "--repair"),
+        (["--out", str(out / "results.md")], "is a file"),
+        (["--seeds", "1,x"], "--seeds"),
+    ):
         assert main(["evaluate", str(tmp_path / "nut"), *argv]) == 2
         assert hint in only_error(capsys)
 
@@ -766,7 +825,8 @@ def test_a_terminated_inspection_keeps_what_it_judged(workshop, tmp_path):
         Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
     argv = ["inspect", tmp_path, "--checkpoint", workshop / "tiny.safetensors", "--out", tmp_path / "out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.readline()  # the first is judged
     process.terminate()
     said = process.communicate(timeout=60)[1].decode()
@@ -797,7 +857,8 @@ def test_files_are_written_when_nobody_reads_the_lines(workshop, tmp_path):
     pictures = sorted((workshop / "set").rglob("test/*/*.png"))[:3]
     argv = ["inspect", *pictures, "--checkpoint", workshop / "tiny.safetensors", "--out", tmp_path / "out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.close()
     said = process.stderr.read().decode()
     assert process.wait() == 0 and "Traceback" not in said and "Exception" not in said, said

@@ -1,6 +1,5 @@
 """Diffusion against Bayes' formula, numerical integrals and a world whose ideal denoiser is known."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -35,8 +35,10 @@ from diffad.synthetic.parts import make_part
 # A toy inspector: the anomaly is how much redder than grey a pixel is.
 
 
-TOO_FEW = ("AUPIMO needs more good pictures: between its false positive rates, 0.001% and 0.01%, lie fewer "
-           "than 30 pixels of all {}.")
+TOO_FEW = (
+    "AUPIMO needs more good pictures: between its false positive rates, 0.001% and 0.01%, lie fewer "
+    "than 30 pixels of all {}."
+)
 
 
 class ToyInspector:
@@ -70,13 +72,26 @@ class ToyInspector:
         score = float(np.sort(inner.ravel())[-64:].mean())
         limit = 3.0 if threshold is None else threshold
         return SimpleNamespace(
-            image=image, category=category or self.recognise(image), recognised=category is None, score=score,
-            threshold=limit, is_anomalous=score > limit, square_map=padded, seconds=0.25,
+            image=image,
+            category=category or self.recognise(image),
+            recognised=category is None,
+            score=score,
+            threshold=limit,
+            is_anomalous=score > limit,
+            square_map=padded,
+            seconds=0.25,
             threshold_at=lambda rate: {0.001: 20.0, 0.01: 3.0, 0.05: -1.0}[rate],
-            anomaly_map=redness, timesteps=timesteps, alpha=alpha,
-            pixel_maps=dict.fromkeys(timesteps, redness), feature_maps=dict.fromkeys(timesteps, redness),
-            plain_map=None, weights_in_words="both", verdict="anomalous" if score > limit else "good",
-            look_threshold=limit, map_limit=limit)
+            anomaly_map=redness,
+            timesteps=timesteps,
+            alpha=alpha,
+            pixel_maps=dict.fromkeys(timesteps, redness),
+            feature_maps=dict.fromkeys(timesteps, redness),
+            plain_map=None,
+            weights_in_words="both",
+            verdict="anomalous" if score > limit else "good",
+            look_threshold=limit,
+            map_limit=limit,
+        )
 
     def recognise(self, image):
         return "nut" if image[..., 2].mean() < 128 else "ring"
@@ -115,8 +130,10 @@ def write_part(folder, stem, kind, shape=(64, 64), blue=60, depth=60):
 def parts(tmp_path):
     nut, ring = tmp_path / "nut", tmp_path / "ring"
     return [
-        write_part(nut, "0", "good"), write_part(nut, "1", "good"),
-        write_part(nut, "0", "scratch"), write_part(nut, "1", "scratch", depth=20),
+        write_part(nut, "0", "good"),
+        write_part(nut, "1", "good"),
+        write_part(nut, "0", "scratch"),
+        write_part(nut, "1", "scratch", depth=20),
         write_part(ring, "0", "good", shape=(128, 96), blue=200),
         write_part(ring, "0", "dent", shape=(128, 96), blue=200),
         Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
@@ -154,21 +171,37 @@ def test_evaluate(parts):
     nut = result["nut"]
     assert nut["images"] == 4 and nut["defective"] == 2
     assert nut["aupimo"] is None and nut["notes"] == [TOO_FEW.format(2)]
-    for metric in ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro",
-                   "aupro_05", "good_accuracy", "category_accuracy"):
+    for metric in (
+        "image_auroc",
+        "image_ap",
+        "image_f1",
+        "pixel_auroc",
+        "pixel_ap",
+        "pixel_f1",
+        "aupro",
+        "aupro_05",
+        "good_accuracy",
+        "category_accuracy",
+    ):
         assert nut[metric] == 1.0, metric
     assert nut["defect_recall"] == nut["miss_rate"] == 0.5  # the faint one scores 2, below the threshold of 3
     assert nut["false_alarm_rate"] == 0.0 and nut["intervals"]["aupro"] == [1.0, 1.0] and nut["std"] == {}
     assert [(p["defect"], p["anomalous"]) for p in nut["pictures"]] == [
-        ("good", False), ("good", False), ("scratch", True), ("scratch", False)]
+        ("good", False),
+        ("good", False),
+        ("scratch", True),
+        ("scratch", False),
+    ]
     assert nut["setting"]["seeds"] == [0] and nut["setting"]["profile"] == "nut"
     assert nut["threshold"] == 3.0 and nut["seconds_per_image"] == 0.25
     # good ones score 0, the scratches 2 and more: what each limit of ToyInspector makes of them
     assert nut["announced"] == [[0.001, 0.0, 1.0], [0.01, 0.0, 0.5], [0.05, 1.0, 0.0]]
-    announced = ["| category | false alarms at 0.1% | false alarms at 1% | false alarms at 5% "
-                 "| missed at 0.1% | missed at 1% | missed at 5% |",
-                 f"| --- |{' ---: |' * 6}",
-                 "| nut | 0.0% | 0.0% | 100.0% | 100.0% | 50.0% | 0.0% |"]
+    announced = [
+        "| category | false alarms at 0.1% | false alarms at 1% | false alarms at 5% "
+        "| missed at 0.1% | missed at 1% | missed at 5% |",
+        f"| --- |{' ---: |' * 6}",
+        "| nut | 0.0% | 0.0% | 100.0% | 100.0% | 50.0% | 0.0% |",
+    ]
     assert "\n".join(announced) in markdown_report(result)
     assert "<td>100.0%</td><td>50.0%</td><td>0.0%</td>" in html_report(result, ToyInspector())
     assert result["ring"]["pixel_auroc"] > 0.99  # letterboxed, shrunk twice
@@ -178,11 +211,19 @@ def test_evaluate(parts):
 
 def test_evaluate_says_what_a_person_should_doubt(tmp_path):
     nut = tmp_path / "nut"
-    samples = [write_part(nut, "0", "good"), write_part(nut, "1", "good"), write_part(nut, "1", "scratch"),
-               write_part(nut, "2", "scratch"), write_part(nut, "3", "scratch")]
+    samples = [
+        write_part(nut, "0", "good"),
+        write_part(nut, "1", "good"),
+        write_part(nut, "1", "scratch"),
+        write_part(nut, "2", "scratch"),
+        write_part(nut, "3", "scratch"),
+    ]
     (nut / "test" / "good").rename(nut / "test" / "OK")
-    copies = {"test/OK/0.png": "train/OK/a.jpg", "test/OK/1.png": "test/dent/7.png",
-              "test/scratch/1.png": "test/scratch/9.bmp"}
+    copies = {
+        "test/OK/0.png": "train/OK/a.jpg",
+        "test/OK/1.png": "test/dent/7.png",
+        "test/scratch/1.png": "test/scratch/9.bmp",
+    }
     for source, copy in copies.items():
         (nut / copy).parent.mkdir(parents=True, exist_ok=True)
         Image.open(nut / source).save(nut / copy, quality=95)
@@ -277,21 +318,40 @@ def scored(n=12, size=24):
         if i >= n // 3:
             mask[4 : 9 + i % 4, 6:14] = True
         anomaly_map = (rng.normal(size=mask.shape) + mask).astype(np.float32)
-        yield Scored(Path(f"{i}.png"), bool(mask.any()), float(rng.normal() + mask.any()), anomaly_map, mask,
-                     defect=("cut", "dent")[i % 2] if mask.any() else "good")
+        yield Scored(
+            Path(f"{i}.png"),
+            bool(mask.any()),
+            float(rng.normal() + mask.any()),
+            anomaly_map,
+            mask,
+            defect=("cut", "dent")[i % 2] if mask.any() else "good",
+        )
 
 
 def test_measure_takes_any_method_and_says_none_for_what_it_does_not_say():
     pictures = list(scored())
     values = measure(pictures, draws=200)
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    for key in ("false_alarm_rate", "miss_rate", "good_accuracy", "defect_recall", "category_accuracy",
-                "threshold", "seconds_per_image"):
+    for key in (
+        "false_alarm_rate",
+        "miss_rate",
+        "good_accuracy",
+        "defect_recall",
+        "category_accuracy",
+        "threshold",
+        "seconds_per_image",
+    ):
         assert values[key] is None, key
     assert values["image_auroc"] == auroc([p.score for p in pictures], [p.label for p in pictures])
     assert values["aupro_05"] == aupro([p.anomaly_map for p in pictures], [p.mask for p in pictures], 0.05)
-    assert set(values["intervals"]) == {"image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro",
-                                        "aupro_05"}
+    assert set(values["intervals"]) == {
+        "image_auroc",
+        "image_ap",
+        "pixel_auroc",
+        "pixel_ap",
+        "aupro",
+        "aupro_05",
+    }
     for key, (low, high) in values["intervals"].items():
         assert low <= values[key] <= high and low < high, key
     assert measure(pictures, draws=0)["intervals"] == {}
@@ -322,7 +382,10 @@ def test_aupimo_is_measured_where_there_are_enough_good_pixels():
     values = measure(pictures, draws=50)
     assert values["aupimo"] == pytest.approx(0.5)  # "lost" has no pixel of a mask left: it is left out
     assert {name: of["aupimo"] for name, of in values["by_defect"].items()} == {
-        "cut": 1.0, "dent": 0.0, "lost": None}
+        "cut": 1.0,
+        "dent": 0.0,
+        "lost": None,
+    }
     assert values["intervals"]["aupimo"] == [0, 1]  # now and then one of the two is drawn twice
 
 
@@ -344,8 +407,9 @@ def test_masks_and_maps_meet_at_the_models_resolution(tmp_path, monkeypatch):
     class Spy(ToyInspector):
         size = 32
 
-    monkeypatch.setattr("diffad.measuring.measures.pro_curve",
-                        lambda maps, masks: seen.update(map=maps[0], mask=masks[0]))
+    monkeypatch.setattr(
+        "diffad.measuring.measures.pro_curve", lambda maps, masks: seen.update(map=maps[0], mask=masks[0])
+    )
     evaluate(Spy(), [write_part(tmp_path / "nut", "0", "scratch", shape=(96, 160))])
     assert seen["map"].shape == seen["mask"].shape == (19, 32)
     centre = [np.average(np.indices((19, 32))[axis], weights=seen["map"]) for axis in (0, 1)]
@@ -374,8 +438,9 @@ def test_evaluate_repair_sees_what_is_spoiled_outside_the_mask(parts):
     assert result["psnr_outside_median"] == pytest.approx(expected, abs=1e-6)
     assert result["psnr_good_median"] == pytest.approx(expected, abs=1e-6)
     assert result["fall_worst_tenth"] < 0.75
-    distances = [result[f"feature_distance_{key}"]
-                 for key in ("outside_median", "outside_worst_tenth", "good_median")]
+    distances = [
+        result[f"feature_distance_{key}"] for key in ("outside_median", "outside_worst_tenth", "good_median")
+    ]
     assert distances == [12**2 / 3] * 3  # the toy's features are the colours, block by block
 
 
@@ -509,8 +574,18 @@ def said_of(inspector, root, monkeypatch):
     seen = {}
 
     def spy(scored, *arguments):
-        seen.update({one.path.stem: (one.score, one.threshold, one.verdict, one.category_right,
-                                     one.anomaly_map.tobytes()) for one in scored})
+        seen.update(
+            {
+                one.path.stem: (
+                    one.score,
+                    one.threshold,
+                    one.verdict,
+                    one.category_right,
+                    one.anomaly_map.tobytes(),
+                )
+                for one in scored
+            }
+        )
         return original(scored, *arguments)
 
     with monkeypatch.context() as patch:
@@ -555,7 +630,8 @@ class Leaky:
 
 
 def test_nothing_said_of_a_picture_depends_on_labels_or_on_other_test_pictures(
-        inspector, gears, tmp_path, monkeypatch):
+    inspector, gears, tmp_path, monkeypatch
+):
     others = [with_labels_swapped(gears, tmp_path), with_extremes_first(gears, tmp_path)]
     said = said_of(inspector, gears, monkeypatch)
     assert sorted(said) == ["a", "b", "c", "d"] and len({values[0] for values in said.values()}) == 4
@@ -604,8 +680,11 @@ def fitting():
 
     found = []
     for module in [module for name, module in sys.modules.items() if name.startswith("diffad.")]:
-        classes = [value for value in vars(module).values()
-                   if isinstance(value, type) and value.__module__ == module.__name__]
+        classes = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        ]
         for owner in (module, *classes):
             found += [(owner, name) for name in vars(owner) if re.match(r"_?fit", name)]
     assert len(found) >= 5

@@ -104,12 +104,31 @@ SENSE = {("repair", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"):
          ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7],
          ("inspect", "look_threshold"): [-7], ("batch", "look_threshold"): [-7]}  # fmt: skip
 LABELS = {
-    "inspect": ["image", "category", "timesteps", "alpha", "seed", "draws", "threshold", "look_threshold",
-                "model", "bits"],
-    "batch": ["images", "category", "timesteps", "alpha", "seed", "draws", "threshold", "look_threshold",
-              "model", "bits"],
-    "repair": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model",
-                    "bits"],
+    "inspect": [
+        "image",
+        "category",
+        "timesteps",
+        "alpha",
+        "seed",
+        "draws",
+        "threshold",
+        "look_threshold",
+        "model",
+        "bits",
+    ],
+    "batch": [
+        "images",
+        "category",
+        "timesteps",
+        "alpha",
+        "seed",
+        "draws",
+        "threshold",
+        "look_threshold",
+        "model",
+        "bits",
+    ],
+    "repair": ["image", "category", "steps", "denoise_every", "step_size", "method", "seed", "model", "bits"],
     "categories": ["model"],
 }
 
@@ -287,9 +306,7 @@ def test_a_file_named_by_its_address_here_is_taken_and_nothing_is_fetched(http, 
 # -- turns, progress, limits -------------------------------------------------------------------------------
 
 
-def test_much_work_does_not_hold_up_a_small_picture_and_ends_when_nobody_waits(
-    app, http, good, monkeypatch
-):
+def test_much_work_does_not_hold_up_a_small_picture_and_ends_when_nobody_waits(app, http, good, monkeypatch):
     ended = []
     monkeypatch.setattr(Unwanted, "__init__", lambda self: ended.append(self))
     many = [[good] * 200, *[None] * 9]
@@ -489,9 +506,10 @@ def test_an_upload_without_room_is_refused_and_what_is_old_goes_by_itself(
     inspector: Inspector, tmp_path: Path, clock, monkeypatch
 ):
     monkeypatch.setattr("diffad.ui.server.SWEPT_EVERY", 0.05)
-    with served(inspector, tmp_path, max_storage=0.001) as url, httpx.Client(
-        base_url=url, timeout=MINUTE, trust_env=False
-    ) as http:
+    with (
+        served(inspector, tmp_path, max_storage=0.001) as url,
+        httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http,
+    ):
         (path,) = upload(http, GOOD).json()
         big = tmp_path / "big.png"
         big.write_bytes(b"0" * 2_000_000)

@@ -373,8 +373,15 @@ def test_the_printed_algorithm_moves_the_whole_picture(inspector):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 0}, {"step_size": 1.0}, {"step_size": 0.0}, {"timestep": 1000}, {"timestep": -1},
-     {"method": "magic"}, {"denoise_every": 0}],
+    [
+        {"steps": 0},
+        {"step_size": 1.0},
+        {"step_size": 0.0},
+        {"timestep": 1000},
+        {"timestep": -1},
+        {"method": "magic"},
+        {"denoise_every": 0},
+    ],
 )
 def test_repair_settings_are_checked_before_the_first_step(inspector, settings):
     with pytest.raises(ValueError, match=r"steps|method"):

@@ -124,8 +124,13 @@ def sample(folder: Path, stem: str, mask: np.ndarray, defect: str = "dent", turn
 def test_what_was_decided_or_is_doubtful_is_said(tmp_path):
     large = np.zeros(SHAPE, bool)
     large[:, 10:] = True
-    samples = [sample(tmp_path, "a", HIGH), sample(tmp_path, "b", large), sample(tmp_path, "c", HIGH & 0),
-               sample(tmp_path, "d", 255 - HIGH), sample(tmp_path, "e", HIGH)]
+    samples = [
+        sample(tmp_path, "a", HIGH),
+        sample(tmp_path, "b", large),
+        sample(tmp_path, "c", HIGH & 0),
+        sample(tmp_path, "d", 255 - HIGH),
+        sample(tmp_path, "e", HIGH),
+    ]
     result, said = settled(samples)
     assert result == [*samples[:2], replace(samples[2], mask=None), *samples[3:]]
     text = "\n".join(said)

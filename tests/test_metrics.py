@@ -116,7 +116,8 @@ def test_ranks_agree_with_pairs_scikit_learn_and_torchmetrics(levels):
     assert auroc(scores, labels) == pytest.approx(slow_auroc(scores, labels), abs=1e-12)
     assert auroc(scores, labels) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
     assert average_precision(scores, labels) == pytest.approx(
-        sklearn_metrics.average_precision_score(labels, scores), abs=1e-12)
+        sklearn_metrics.average_precision_score(labels, scores), abs=1e-12
+    )
     precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
     best = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()
     assert f1_max(scores, labels) == pytest.approx(best, abs=1e-9)
@@ -126,7 +127,8 @@ def test_ranks_agree_with_pairs_scikit_learn_and_torchmetrics(levels):
     target = torch.from_numpy(labels.astype(np.int64))
     assert auroc(scores, labels) == pytest.approx(float(binary_auroc(ranks, target)), abs=1e-5)
     assert average_precision(scores, labels) == pytest.approx(
-        float(binary_average_precision(ranks, target)), abs=1e-5)
+        float(binary_average_precision(ranks, target)), abs=1e-5
+    )
     precision, recall, _ = binary_precision_recall_curve(ranks, target)
     best = (2 * precision * recall / (precision + recall).clamp(min=1e-12)).max()
     assert f1_max(scores, labels) == pytest.approx(float(best), abs=1e-5)
@@ -159,8 +161,7 @@ def test_pixel_auroc_is_auroc_of_all_pixels_of_all_pictures():
     maps[0], masks[0] = maps[0][:11], masks[0][:11]  # pictures need not share a shape
     scores = np.concatenate([m.ravel() for m in maps])
     labels = np.concatenate([m.ravel() for m in masks])
-    assert pixel_auroc(maps, masks) == pytest.approx(
-        sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
+    assert pixel_auroc(maps, masks) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
     ranks = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / scores.size)
     target = torch.from_numpy(labels.astype(np.int64))
     assert pixel_auroc(maps, masks) == pytest.approx(float(binary_auroc(ranks, target)), abs=1e-5)
@@ -213,7 +214,8 @@ def test_aupro_of_one_region_is_the_partial_auroc(max_fpr):
     maps = [maps[0] + mask, maps[1]]
     masks = [mask, np.zeros_like(mask)]
     fpr, tpr, _ = sklearn_metrics.roc_curve(
-        np.concatenate(masks).ravel(), np.concatenate(maps).ravel(), drop_intermediate=False)
+        np.concatenate(masks).ravel(), np.concatenate(maps).ravel(), drop_intermediate=False
+    )
     grid = np.linspace(0, max_fpr, 200_001)
     expected = np.interp(grid, fpr, tpr).mean()  # ties of rate differ only on a null set
     assert aupro(maps, masks, max_fpr) == pytest.approx(expected, abs=1e-4)
@@ -235,8 +237,13 @@ def slow_aupimo(maps, masks, rates, steps=4000):
     good = [m for m, mask in zip(maps, masks, strict=True) if not mask.any()]
     thresholds = np.nextafter(np.unique(np.concatenate([m.ravel() for m in maps])), np.float32(np.inf))
     alarms = np.mean([[np.mean(m >= t) for t in thresholds] for m in good], axis=0)
-    found = np.array([[np.mean(m[mask] >= t) for t in thresholds]
-                      for m, mask in zip(maps, masks, strict=True) if mask.any()])
+    found = np.array(
+        [
+            [np.mean(m[mask] >= t) for t in thresholds]
+            for m, mask in zip(maps, masks, strict=True)
+            if mask.any()
+        ]
+    )
     logs = np.log(rates[0]) + (np.arange(steps) + 0.5) / steps * np.log(rates[1] / rates[0])
     return np.mean([found[:, alarms <= rate].max(axis=1) for rate in np.exp(logs)], axis=0)
 
@@ -299,8 +306,10 @@ def test_resampled_aupimo_is_that_of_the_repeated_pictures(good, size, tolerance
     weights = np.vstack([np.ones((1, len(maps)), int), resamples([mask.any() for mask in masks], 6, seed=2)])
     drawn = resampled_aupimo(maps, masks, weights, rates)
     for value, counts in zip(drawn, weights, strict=True):
-        repeated = [[one for one, count in zip(kind, counts, strict=True) for _ in range(count)]
-                    for kind in (maps, masks)]
+        repeated = [
+            [one for one, count in zip(kind, counts, strict=True) for _ in range(count)]
+            for kind in (maps, masks)
+        ]
         assert value == pytest.approx(aupimo(*repeated, rates).mean(), abs=tolerance)
 
 
@@ -388,8 +397,10 @@ def test_resampled_pixel_metrics_are_those_of_the_repeated_pictures(n, size, tol
     weights = np.vstack([np.ones((1, n), int), resamples([mask.any() for mask in masks], 4)])
     drawn = resampled_pixel_metrics(maps, masks, weights, max_fprs=(0.3, 0.05))
     for i, counts in enumerate(weights):
-        repeated = [[values for values, count in zip(kind, counts, strict=True) for _ in range(count)]
-                    for kind in (maps, masks)]
+        repeated = [
+            [values for values, count in zip(kind, counts, strict=True) for _ in range(count)]
+            for kind in (maps, masks)
+        ]
         for name, metric in (("auroc", auroc), ("ap", average_precision), ("f1", f1_max)):
             assert drawn[name][i] == pytest.approx(metric(*pixels(*repeated)), abs=tolerance), name
         for row, max_fpr in enumerate((0.3, 0.05)):
@@ -449,7 +460,8 @@ def test_ssim():
     image, other = noisy_pair()
     tensors = [torch.from_numpy(x).permute(2, 0, 1)[None].double() for x in (image, other)]
     _, everywhere = structural_similarity_index_measure(
-        *tensors, sigma=1.5, data_range=255.0, return_full_image=True)
+        *tensors, sigma=1.5, data_range=255.0, return_full_image=True
+    )
     whole_windows = everywhere[..., 5:-5, 5:-5]  # torchmetrics averages over reflected borders too
     assert ssim(image, other) == pytest.approx(float(whole_windows.mean()), abs=1e-5)
     assert ssim(image, image) == pytest.approx(1.0)

@@ -143,8 +143,10 @@ def test_verdicts_outlive_a_disk_that_takes_no_evidence(tmp_path):
     assert [record["is_anomalous"] for record in records] == [False, True]
     assert list(map(json.loads, (out / "results.jsonl").read_text().splitlines())) == records
     assert len((out / "results.csv").read_text(encoding="utf-8-sig").splitlines()) == 3
-    assert [record["files"] for record in records] == [["gear_good_overlay.png"],
-                                                       ["gear_broken_tooth_overlay.png"]]
+    assert [record["files"] for record in records] == [
+        ["gear_good_overlay.png"],
+        ["gear_broken_tooth_overlay.png"],
+    ]
     tables = ["results.csv", "results.json", "results.jsonl"]
     assert sorted(os.listdir(out)) == ["gear_broken_tooth_overlay.png", "gear_good_overlay.png", *tables]
 
@@ -172,8 +174,17 @@ def test_a_killed_inspection_keeps_every_verdict_that_it_gave(tmp_path):
 
 
 def test_a_training_that_cannot_write_names_the_file(tmp_path, capsys, request):
-    assert main(["samples", str(tmp_path / "set"), *"--category leather --train 8 --good 0".split(),
-                 *"--defective 1 --size 64".split()]) == 0
+    assert (
+        main(
+            [
+                "samples",
+                str(tmp_path / "set"),
+                *"--category leather --train 8 --good 0".split(),
+                *"--defective 1 --size 64".split(),
+            ]
+        )
+        == 0
+    )
     request.getfixturevalue("full")
     recipe = "--steps 1 --batch 2 --size 64 --channels 64,64".split()
     assert main(["train", str(tmp_path / "set"), "--out", str(tmp_path / "m.safetensors"), *recipe]) == 2

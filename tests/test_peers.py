@@ -141,8 +141,10 @@ def test_the_report_has_a_table_per_category_and_their_mean():
                      "ring": {"train": 0, "good": 1, "defective": 1}},
     }  # fmt: skip
     nut, ring, mean = comparison.comparison_report(result).split("\n## ")[1:]
-    assert nut.startswith("nut\n\n2 good and 3 defective test pictures, 9 normal ones to learn from.\n\n"
-                          "good: test/OK · defective: test/nut\n")
+    assert nut.startswith(
+        "nut\n\n2 good and 3 defective test pictures, 9 normal ones to learn from.\n\n"
+        "good: test/OK · defective: test/nut\n"
+    )
     assert "to learn" not in ring
     assert "| diffad | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 100.0% | 1 | 1.000 | 1 |" in nut
     assert "| GAN | 0.250 | 0.250 | – | 0.250 |" in ring

@@ -284,6 +284,7 @@ def test_the_loss_told_is_the_mean_distance_before_the_move(gaussian, covariance
     for repair, x in zip(walk, [broken, *(repair.x for repair in walk)]):
         told = float(gaussian.squared_mahalanobis(WORLD.features(x)).mean())
         assert repair.mahalanobis == pytest.approx(told, rel=1e-5)
+
     def distance(x: torch.Tensor, index: int) -> float:
         t = TIMESTEPS[index % 3]
         by, t_ = (0, 1, -1)[index % 3], torch.tensor([t])

@@ -145,9 +145,7 @@ def test_the_maps_of_all_timesteps_lie_on_the_picture():
     pixel, feature = (
         residual_maps(each, plain(each.shape[3]).squared_mahalanobis, 32, TIMESTEPS) for each in found
     )
-    alone, _ = evidence(
-        LINEAR, world, broken, of_world(world, broken), perceive=world.perceptual, kind="rgb"
-    )
+    alone, _ = evidence(LINEAR, world, broken, of_world(world, broken), perceive=world.perceptual, kind="rgb")
     y, x = torch.arange(32.0)[:, None], torch.arange(32.0)[None]
     for name, maps in {"pixel": pixel, "feature": feature, "rgb": alone}.items():
         for t, one in zip(TIMESTEPS, maps[0]):

@@ -63,8 +63,13 @@ def changes(result, name):
 
 def test_what_a_light_meter_bears_is_found(parts):
     told, kept = [], []
-    result = stress(LightMeter(15), find_samples(parts), progress=lambda *at: told.append(at),
-                    keep=kept.append, curves=True)
+    result = stress(
+        LightMeter(15),
+        find_samples(parts),
+        progress=lambda *at: told.append(at),
+        keep=kept.append,
+        curves=True,
+    )
     gear = result["gear"]
     assert (gear["good"], gear["defective"], gear["wrong"], gear["found"]) == (4, 2, 0.0, 1.0)
     darker = changes(result, "darker")  # judged at 5, 10, 20 and 40 per cent
@@ -77,9 +82,19 @@ def test_what_a_light_meter_bears_is_found(parts):
     path = str(parts / "gear" / "test" / "good" / "2.png")
     rows = [row for row in kept if row["change"] == "darker" and row["path"] == path]
     assert [(row["strength"], row["rejected"]) for row in rows] == [
-        (-10, False), (-5, False), (-20, True), (-40, True)]
-    assert rows[0] | {"path": ""} == {"category": "gear", "path": "", "label": False, "change": "darker",
-                                       "strength": -10, "rejected": False}
+        (-10, False),
+        (-5, False),
+        (-20, True),
+        (-40, True),
+    ]
+    assert rows[0] | {"path": ""} == {
+        "category": "gear",
+        "path": "",
+        "label": False,
+        "change": "darker",
+        "strength": -10,
+        "rejected": False,
+    }
     rows = stress_table(result)
     assert rows[0] == ["good pictures rejected", "chip", "gear"] and len({len(row) for row in rows}) == 1
     assert ["darker, 10 % light", "0 of 1 (-10.5)", "0 of 4 (-10.5)"] in rows
@@ -124,14 +139,17 @@ def test_words_about_changes_count_verdicts_and_say_what_is_flattered():
     def said(limit, **more):
         return in_words(robustness(greys(100, 100), lambda image: image.mean() < limit) | more)
 
-    assert said(50) == ("It bears changes of light, noise, sharpness, compression and position: none of 32 "
-                        "changed good pictures rejected.")
+    assert said(50) == (
+        "It bears changes of light, noise, sharpness, compression and position: none of 32 "
+        "changed good pictures rejected."
+    )
     some = said(95, held_out=True)
     assert "It does not bear all changes of light" in some
     assert some.endswith(": 2 of 32 changed good pictures rejected (darker); held out.")
     assert said(50, held_out=False).endswith("; they are among those learned from, which flatters.")
-    assert said(150).endswith(": none of 32 changed good pictures rejected, beside 2 of 2 rejected as they "
-                              "are.")
+    assert said(150).endswith(
+        ": none of 32 changed good pictures rejected, beside 2 of 2 rejected as they are."
+    )
 
 
 def test_strength_at_which_one_in_twenty_is_rejected():
@@ -167,8 +185,10 @@ def test_a_picture_that_is_off_as_a_whole_is_named_and_an_ordinary_one_is_not():
     known = quality.ranges(
         quality.measured(picture, inside)
         for seed in range(6)
-        for picture in (make_part("gear", seed).image, random_copy(make_part("gear", seed).image,
-                                                                   np.random.default_rng(seed)))
+        for picture in (
+            make_part("gear", seed).image,
+            random_copy(make_part("gear", seed).image, np.random.default_rng(seed)),
+        )
     )
 
     def said(picture):

@@ -455,9 +455,7 @@ def test_every_category_has_its_share_and_features_belong_to_their_pictures(extr
         draw = draws[step]
         x_start = to_float(torch.from_numpy(draw.pictures), run.device)
         bright += int((x_start.mean(dim=(1, 2, 3)) > -0.5).sum())
-        torch.testing.assert_close(
-            features(draw.keys, x_start), run.extractor(x_start), rtol=0.05, atol=0.05
-        )
+        torch.testing.assert_close(features(draw.keys, x_start), run.extractor(x_start), rtol=0.05, atol=0.05)
     assert 28 <= bright <= 52
     assert len(features.kept) <= 2 * (4 + 24)  # kept: two variants of each picture
 

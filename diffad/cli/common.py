@@ -52,8 +52,10 @@ def load_inspector(arguments: argparse.Namespace, path: Path | None = None) -> I
         raise Refused(str(error)) from error
     category = getattr(arguments, "category", None)
     if category is not None and category not in inspector.categories:
-        raise Refused(f"the model {inspector.name} has no category {category!r}: choose "
-                      f"{', '.join(inspector.categories)}")
+        raise Refused(
+            f"the model {inspector.name} has no category {category!r}: choose "
+            f"{', '.join(inspector.categories)}"
+        )
     return inspector
 
 

@@ -49,6 +49,7 @@ def counter(what: str) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
     with tqdm(desc=what, leave=False, disable=None) as bar:
+
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
@@ -63,6 +64,7 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
 
     last_line = -math.inf
     with tqdm(total=1.0, disable=None, bar_format="{percentage:3.0f}%|{bar:30}| {postfix}") as bar:
+
         def progress(row: dict[str, Any]) -> None:
             nonlocal last_line
             left = "" if row["eta"] is None else f"  {row['eta'] / 60:.1f} min left"

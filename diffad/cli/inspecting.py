@@ -103,8 +103,10 @@ def _verdict(record: dict[str, Any]) -> str:
     regions = f"{count} region{'' if count == 1 else 's'}"
     fits = "" if record.get("category_fits", True) else "?  fits no category"
     limits = f"look limit {record['look_threshold']:.2f}  threshold {record['threshold']:.2f}"
-    return (f"{verdict:10}  score {record['score']:7.2f}  {limits}  "
-            f"{regions}  {record['category']}{fits}  {record['path']}")
+    return (
+        f"{verdict:10}  score {record['score']:7.2f}  {limits}  "
+        f"{regions}  {record['category']}{fits}  {record['path']}"
+    )
 
 
 def repair(arguments: argparse.Namespace) -> int:
@@ -126,9 +128,15 @@ def repair(arguments: argparse.Namespace) -> int:
             started = time.perf_counter()
             try:
                 walk = inspector.repair(
-                    path, arguments.category, repair_options(arguments), seed=arguments.seed,
-                    alpha=arguments.alpha, threshold=arguments.threshold, tile=arguments.tile,
-                    **({"bits": arguments.bits} if arguments.bits else {}))
+                    path,
+                    arguments.category,
+                    repair_options(arguments),
+                    seed=arguments.seed,
+                    alpha=arguments.alpha,
+                    threshold=arguments.threshold,
+                    tile=arguments.tile,
+                    **({"bits": arguments.bits} if arguments.bits else {}),
+                )
             except DataError as error:
                 records.append(unreadable(path, error))
                 continue
@@ -145,10 +153,18 @@ def repair(arguments: argparse.Namespace) -> int:
                 write(picture, png_bytes(repaired), sync=False)
             if unwritten:  # repairs take long, and nothing would be left of them
                 break
-            records.append({
-                "path": str(path), "animation": str(film), "repaired": str(picture), "steps": steps,
-                "score_before": scores[0], "score_after": scores[-1], "seconds": seconds,
-                "notes": list(notes)})
+            records.append(
+                {
+                    "path": str(path),
+                    "animation": str(film),
+                    "repaired": str(picture),
+                    "steps": steps,
+                    "score_before": scores[0],
+                    "score_after": scores[-1],
+                    "seconds": seconds,
+                    "notes": list(notes),
+                }
+            )
             if not arguments.json:
                 fall = f"score {scores[0]:.2f} → {scores[-1]:.2f}"
                 tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
@@ -197,7 +213,8 @@ def _evidence(
     top, bad = inspector.scale_top(inspection.category), inspection.verdict != "good"
     contents = {
         "_overlay.png": lambda: png_bytes(
-            overlay(inspection.image, inspection.anomaly_map, top, inspection.map_limit, contour=bad)),
+            overlay(inspection.image, inspection.anomaly_map, top, inspection.map_limit, contour=bad)
+        ),
         "_map.npy": lambda: npy_bytes(inspection.anomaly_map),
         "_evidence.png": lambda: png_bytes(evidence_sheet(inspection, top)),
         "_report.html": lambda: report(inspection, inspector, name).encode("utf-8", "xmlcharrefreplace"),

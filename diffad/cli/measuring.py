@@ -58,15 +58,29 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with document(arguments.json) as put:
         settings = {"category": arguments.category, "alpha": arguments.alpha}
         with counter("inspecting") as progress:
-            result = evaluate(inspector, samples, timesteps=arguments.timesteps, seeds=arguments.seeds,
-                              progress=progress, keep=_keeper(out, "scores.jsonl"), **settings)
+            result = evaluate(
+                inspector,
+                samples,
+                timesteps=arguments.timesteps,
+                seeds=arguments.seeds,
+                progress=progress,
+                keep=_keeper(out, "scores.jsonl"),
+                **settings,
+            )
         if out and (arguments.stress or arguments.repair):  # which take long
             _write_tables(out, result)
         if arguments.stress:
             with counter("judging changed pictures") as progress:
-                changed = stress_all(inspector, good, arguments.stress, progress=progress,
-                                     keep=_keeper(out, "verdicts.jsonl"), seed=arguments.seeds[0],
-                                     timesteps=arguments.timesteps, **settings)
+                changed = stress_all(
+                    inspector,
+                    good,
+                    arguments.stress,
+                    progress=progress,
+                    keep=_keeper(out, "verdicts.jsonl"),
+                    seed=arguments.seeds[0],
+                    timesteps=arguments.timesteps,
+                    **settings,
+                )
             for name, values in changed.items():
                 result[name] |= {"stress": values, "wrong_when_changed": values["beyond"]}
         tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result))]
@@ -76,9 +90,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if arguments.repair:
             with counter("repairing") as progress:
                 repaired = evaluate_repair(
-                    inspector, samples, limit=arguments.limit, progress=progress, seed=arguments.seeds[0],
+                    inspector,
+                    samples,
+                    limit=arguments.limit,
+                    progress=progress,
+                    seed=arguments.seeds[0],
                     show=shown.__setitem__ if arguments.sheet else None,
-                    options=repair_options(arguments), **settings)
+                    options=repair_options(arguments),
+                    **settings,
+                )
             tables.append(repair_table(repaired))
             for name, values in repaired.items():
                 result[name]["repair"] = values
@@ -126,8 +146,16 @@ def compare(arguments: argparse.Namespace) -> int:
     inspector = load_inspector(arguments)
     with document(arguments.json) as put:
         with counter("comparing") as progress:
-            result = compare(inspector, samples, peers, arguments.limit, arguments.minutes_each,
-                             arguments.seed, progress, arguments.stress)
+            result = compare(
+                inspector,
+                samples,
+                peers,
+                arguments.limit,
+                arguments.minutes_each,
+                arguments.seed,
+                progress,
+                arguments.stress,
+            )
         report = comparison_report(result)
         put(result, report)
         if out:
@@ -144,9 +172,17 @@ def stress(arguments: argparse.Namespace) -> int:
     inspector = load_inspector(arguments)
     with document(arguments.json) as put:
         with counter("judging changed pictures") as progress:
-            result = stress(inspector, samples, arguments.limit, arguments.seed, progress,
-                            _keeper(out, "verdicts.jsonl"), arguments.curves,
-                            alpha=arguments.alpha, timesteps=arguments.timesteps)
+            result = stress(
+                inspector,
+                samples,
+                arguments.limit,
+                arguments.seed,
+                progress,
+                _keeper(out, "verdicts.jsonl"),
+                arguments.curves,
+                alpha=arguments.alpha,
+                timesteps=arguments.timesteps,
+            )
         report = markdown(stress_table(result))
         put(result, report)
         if out:
@@ -178,9 +214,13 @@ def benchmark(arguments: argparse.Namespace) -> int:
         raise Refused(str(error)) from error
     with document(arguments.json) as put:
         about = {
-            "checkpoint": inspector.name, "parameters": inspector.parameters,
-            "size": inspector.size_of(category), "timesteps": list(arguments.timesteps),
-            "device": str(inspector.device), "threads": torch.get_num_threads()}
+            "checkpoint": inspector.name,
+            "parameters": inspector.parameters,
+            "size": inspector.size_of(category),
+            "timesteps": list(arguments.timesteps),
+            "device": str(inspector.device),
+            "threads": torch.get_num_threads(),
+        }
         asked = inspector, picture, category, arguments.timesteps, arguments.runs
         if arguments.busy:
             rows = beside(*asked, tracked)
@@ -190,21 +230,41 @@ def benchmark(arguments: argparse.Namespace) -> int:
         about["repair_method"] = found.pop("repair_method")
         rates = {name: found.pop(f"{name}_rate") for name in ("batch", "training")}
         seconds = {"load": loaded} | found
-        put(about | {f"{name}_seconds": value for name, value in seconds.items()}
-            | {f"{name}_pictures_per_second": value for name, value in rates.items()}, "\n".join([
-                ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()), "",
-                "| what | time |", "| --- | ---: |",
-                *(f"| {name.replace('_', ' ')} | {value * 1000:.1f} ms |" for name, value in seconds.items()),
-                *(f"| {name} | {value:.1f} pictures a second |" for name, value in rates.items())]))
+        put(
+            about
+            | {f"{name}_seconds": value for name, value in seconds.items()}
+            | {f"{name}_pictures_per_second": value for name, value in rates.items()},
+            "\n".join(
+                [
+                    ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()),
+                    "",
+                    "| what | time |",
+                    "| --- | ---: |",
+                    *(
+                        f"| {name.replace('_', ' ')} | {value * 1000:.1f} ms |"
+                        for name, value in seconds.items()
+                    ),
+                    *(f"| {name} | {value:.1f} pictures a second |" for name, value in rates.items()),
+                ]
+            ),
+        )
     return FINISHED
 
 
 def _beside_table(about: dict[str, Any], rows: list[dict[str, float]]) -> str:
-    return "\n".join([
-        ", ".join(f"{name} {value}" for name, value in about.items()), "",
-        "| busy loops | median | worst | slow-down |", "| ---: | ---: | ---: | ---: |",
-        *(f"| {row['busy_loops']} | {row['median_seconds'] * 1000:.0f} ms "
-          f"| {row['worst_seconds'] * 1000:.0f} ms | {row['slowdown']:.2f} |" for row in rows)])
+    return "\n".join(
+        [
+            ", ".join(f"{name} {value}" for name, value in about.items()),
+            "",
+            "| busy loops | median | worst | slow-down |",
+            "| ---: | ---: | ---: | ---: |",
+            *(
+                f"| {row['busy_loops']} | {row['median_seconds'] * 1000:.0f} ms "
+                f"| {row['worst_seconds'] * 1000:.0f} ms | {row['slowdown']:.2f} |"
+                for row in rows
+            ),
+        ]
+    )
 
 
 def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[Sample]]:

@@ -45,8 +45,17 @@ def serve(arguments: argparse.Namespace) -> int:
         inspectors = {path.stem: load_inspector(arguments, path) for path in paths}
         if host in ("0.0.0.0", "::") and not auth:
             say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
-        serve(inspectors, host, port, auth=auth or None, data_root=root, max_upload=arguments.max_upload,
-              max_storage=arguments.max_storage, max_tiles=arguments.max_tiles, mcp=arguments.mcp)
+        serve(
+            inspectors,
+            host,
+            port,
+            auth=auth or None,
+            data_root=root,
+            max_upload=arguments.max_upload,
+            max_storage=arguments.max_storage,
+            max_tiles=arguments.max_tiles,
+            mcp=arguments.mcp,
+        )
     except ValueError as error:  # malformed logins, or no MCP here
         raise Refused(str(error)) from error
     except OSError as error:

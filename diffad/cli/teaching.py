@@ -54,10 +54,17 @@ def train(arguments: argparse.Namespace) -> int:
             say(f"{name}: {len(paths)} good pictures from {folders}")
     with document(arguments.json) as put, training_bar() as progress:
         try:
-            path = training.train(config, arguments.data, arguments.out, resume=arguments.resume,
-                                  start_from=arguments.start, device=arguments.device, progress=progress,
-                                  skip_unreadable=arguments.skip_unreadable,
-                                  tell=say if first else lambda _: None)
+            path = training.train(
+                config,
+                arguments.data,
+                arguments.out,
+                resume=arguments.resume,
+                start_from=arguments.start,
+                device=arguments.device,
+                progress=progress,
+                skip_unreadable=arguments.skip_unreadable,
+                tell=say if first else lambda _: None,
+            )
         except (KeyboardInterrupt, OutputError):
             if training.state_file(arguments.out).exists():
                 say("to go on from here, give the same options and --resume")
@@ -65,12 +72,24 @@ def train(arguments: argparse.Namespace) -> int:
         if first:
             profiles = checkpoint.load(path).profiles
             forecasts = {name: profiles[name].forecast for name in categories}
-            put({"checkpoint": str(path), "seconds": round(time.perf_counter() - started, 1),
-                 "forecast": forecasts},
-                "\n".join([f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
-                           *(f"{name}: parts at any angle, turned upright before they are looked at"
-                             for name in categories if profiles[name].upright),
-                           *(in_words(name, values) for name, values in forecasts.items())]))
+            put(
+                {
+                    "checkpoint": str(path),
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "forecast": forecasts,
+                },
+                "\n".join(
+                    [
+                        f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
+                        *(
+                            f"{name}: parts at any angle, turned upright before they are looked at"
+                            for name in categories
+                            if profiles[name].upright
+                        ),
+                        *(in_words(name, values) for name, values in forecasts.items()),
+                    ]
+                ),
+            )
     return FINISHED
 
 
@@ -88,6 +107,8 @@ def samples(arguments: argparse.Namespace) -> int:
         numbers = arguments.train, arguments.good, arguments.defective
         write_set(root, chosen, *numbers, arguments.size, arguments.seed)
         count = len(chosen) * sum(numbers)
-        put({"folder": str(root), "categories": chosen, "pictures": count},
-            f"wrote {count} pictures of {', '.join(chosen)} to {root}")
+        put(
+            {"folder": str(root), "categories": chosen, "pictures": count},
+            f"wrote {count} pictures of {', '.join(chosen)} to {root}",
+        )
     return FINISHED

@@ -122,9 +122,7 @@ def _timesteps() -> Table:
 
 
 def _draws(usual: Mapping[str, float]) -> Table:
-    rows = (
-        Setting(str(n), usual if n == 1 else {f"draws {n}": 1.0}, value=n, default=n == 1) for n in DRAWS
-    )
+    rows = (Setting(str(n), usual if n == 1 else {f"draws {n}": 1.0}, value=n, default=n == 1) for n in DRAWS)
     about = "Scores are averaged over so many draws of noise; the calibration is that of one draw."
     return Table("draws", "Noise draws", "noise draws a timestep", about, tuple(rows))
 

@@ -151,9 +151,17 @@ def repair_sheet(repairs: Sequence[Repaired]) -> np.ndarray:
     blocks, rows = min(2, len(repairs)), (len(repairs) + 1) // 2
     height, width = 2.3 * rows + 0.3, 6.1 * blocks  # in; below each panel of 2 in there are 0.3 of text
     figure = Figure(figsize=(width, height), dpi=110)
-    grid = figure.add_gridspec(rows, 4 * blocks - 1, width_ratios=[1, 1, 1, 0.06, 1, 1, 1][: 4 * blocks - 1],
-                               left=0.008, right=0.992, top=1 - 0.3 / height, bottom=0.3 / height,
-                               wspace=0.03, hspace=0.15)
+    grid = figure.add_gridspec(
+        rows,
+        4 * blocks - 1,
+        width_ratios=[1, 1, 1, 0.06, 1, 1, 1][: 4 * blocks - 1],
+        left=0.008,
+        right=0.992,
+        top=1 - 0.3 / height,
+        bottom=0.3 / height,
+        wspace=0.03,
+        hspace=0.15,
+    )
     for index, repair in enumerate(repairs):
         row, first = index % rows, 4 * (index // rows)
         change = np.abs(repair.after.astype(np.int16) - repair.before)
@@ -167,10 +175,12 @@ def repair_sheet(repairs: Sequence[Repaired]) -> np.ndarray:
         name = f"{repair.sample.defect}/{repair.sample.image.name}"
         axes[0].text(0, -0.03, name, transform=axes[0].transAxes, va="top", fontsize=9, color=INK)
         colour = CALM if repair.score_after <= repair.threshold else ALARM
-        scores = (f"score {repair.score_before:.1f} → {repair.score_after:.1f}"
-                  f"  (threshold {repair.threshold:.1f})")
-        axes[2].text(1, -0.03, scores, transform=axes[2].transAxes, va="top", ha="right", fontsize=9,
-                     color=colour)
+        scores = (
+            f"score {repair.score_before:.1f} → {repair.score_after:.1f}  (threshold {repair.threshold:.1f})"
+        )
+        axes[2].text(
+            1, -0.03, scores, transform=axes[2].transAxes, va="top", ha="right", fontsize=9, color=colour
+        )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

@@ -116,7 +116,11 @@ def evaluate_repair(
 
 
 def _repaired(
-    inspector: Any, sample: Sample, profile: str | None, bits: int | None, options: RepairOptions,
+    inspector: Any,
+    sample: Sample,
+    profile: str | None,
+    bits: int | None,
+    options: RepairOptions,
     settings: dict[str, Any],
 ) -> tuple[dict[str, Any], Repaired | None]:
     """What a repair did to one picture, and for a defective one its pictures."""

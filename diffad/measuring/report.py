@@ -128,9 +128,7 @@ def html_report(results: Results, inspector: Any, repair_sheets: dict[str, np.nd
         changes=changed and stress_table(changed),
         repairs=repairs and table_rows(repairs, REPAIR_COLUMNS),
         repair_margin=REPAIR_MARGIN,
-        categories=[
-            _category(name, values, inspector, sheets.get(name)) for name, values in results.items()
-        ],
+        categories=[_category(name, values, inspector, sheets.get(name)) for name, values in results.items()],
         how=_HOW,
         notes=_notes(results),
         facts=_facts(inspector),
@@ -146,10 +144,12 @@ def _setting(results: Results) -> str:
     images = sum(values["images"] for values in results.values())
     defective = sum(values["defective"] for values in results.values())
     seeds = setting["seeds"]
-    return (f"{images} test pictures, {defective} of them defective; model {setting['model']}, "
-            f"{setting['size']} × {setting['size']} px, α = {setting['alpha']:g}, "
-            f"t = {', '.join(map(str, setting['timesteps']))}, noise seed{'s' if len(seeds) > 1 else ''} "
-            f"{', '.join(map(str, seeds))}; diffad {__version__}.")
+    return (
+        f"{images} test pictures, {defective} of them defective; model {setting['model']}, "
+        f"{setting['size']} × {setting['size']} px, α = {setting['alpha']:g}, "
+        f"t = {', '.join(map(str, setting['timesteps']))}, noise seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}; diffad {__version__}."
+    )
 
 
 def _part(results: Results, key: str) -> dict[str, Any]:

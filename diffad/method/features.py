@@ -134,9 +134,7 @@ def _to_grid(stage: Tensor, grid: int) -> Tensor:
 def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
     bundled = backbone == DEFAULT_BACKBONE
     try:
-        network = timm.create_model(
-            backbone, pretrained=not bundled, features_only=True, out_indices=stages
-        )
+        network = timm.create_model(backbone, pretrained=not bundled, features_only=True, out_indices=stages)
     except Exception as error:  # timm and its hub client raise many kinds
         raise ValueError(
             f"timm cannot give the backbone {backbone!r} with its weights ({error}); "

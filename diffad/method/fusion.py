@@ -32,9 +32,7 @@ def weights_in_words(alpha: float, plain: bool = False) -> str:
     return f"pixels {pixel} %, features {feature} %{added}"
 
 
-def fuse(
-    pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None
-) -> np.ndarray:
+def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None) -> np.ndarray:
     """(11): mean over t of the two branches, `weighed`; standardised maps [n_t, h, w] → [h, w].
 
     plain: the map of the plain features [h, w], if the category has one.

@@ -63,8 +63,9 @@ def roc_curve(scores: Any, labels: Any) -> np.ndarray | None:
     if not positive.size or not negative.size:
         return None
     thresholds = _thresholds(positive, negative, 20 * _CURVE_POINTS)[::-1]
-    rates = [(kind.size - np.searchsorted(kind, thresholds, "left")) / kind.size
-             for kind in (negative, positive)]
+    rates = [
+        (kind.size - np.searchsorted(kind, thresholds, "left")) / kind.size for kind in (negative, positive)
+    ]
     return _thinned(np.vstack([[0.0, 0.0], np.stack(rates, axis=1)]))
 
 
@@ -227,8 +228,9 @@ def resampled_pixel_metrics(
         rate = (weights @ normal)[:, ::-1].cumsum(axis=1) / (weights @ normal).sum(axis=1, keepdims=True)
         pro = (weights @ overlap)[:, ::-1].cumsum(axis=1) / (weights @ regions[:, :1])
     rate, pro = (np.pad(points, ((0, 0), (1, 0))) for points in (rate, pro))
-    drawn["aupro"] = np.array([[_area_until(x, y, limit) / limit for x, y in zip(rate, pro)]
-                               for limit in max_fprs])
+    drawn["aupro"] = np.array(
+        [[_area_until(x, y, limit) / limit for x, y in zip(rate, pro)] for limit in max_fprs]
+    )
     return drawn
 
 

@@ -167,9 +167,7 @@ class Turn:
         return _resampled(maps, rows, "zeros")
 
 
-def _resampled(
-    maps: Tensor, rows: Sequence[Sequence[float]], outside: str, mode: str = "bilinear"
-) -> Tensor:
+def _resampled(maps: Tensor, rows: Sequence[Sequence[float]], outside: str, mode: str = "bilinear") -> Tensor:
     """rows: [2, 3], from where a value comes to lie to where it is taken."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
     theta = torch.tensor([rows], dtype=torch.float32, device=maps.device).expand(len(flat), -1, -1)

@@ -4,7 +4,6 @@ Pictures are uint8 [H, W, 3] RGB. Maps are float [H, W] in σ of good parts' map
 always shown on the absolute scale 0 … vmax, never stretched to their own range, so that good parts look calm.
 """
 
-
 from __future__ import annotations
 
 import io

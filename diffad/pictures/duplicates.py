@@ -112,7 +112,9 @@ def pairs_in_words(pairs: Iterable[tuple[Path, Path]]) -> str:
 
 
 def _parts(looks: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Softened, halved and less the middle's, and what softening removed: float32 [n, SIDE² / 4], [n, SIDE²].
+    """Each look blurred, halved and without the middle's; and what the blur removed.
+
+    Both float32, [n, SIDE² / 4] and [n, SIDE²].
     """
     soft = np.array([cv2.GaussianBlur(each, (0, 0), _SOFT) for each in looks], np.float32)
     halved = soft - cv2.GaussianBlur(middle, (0, 0), _SOFT)  # small numbers: exact products

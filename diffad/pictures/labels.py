@@ -106,39 +106,61 @@ def stray_masks(samples: Sequence[Sample]) -> list[str]:
         return []
     used = {sample.mask for sample in samples}
     roots = dict.fromkeys(sample.image.parents[2] for sample in lacking)
-    stray = [file for root in roots for truth in named(root, "ground_truth")
-             for folder in (truth, *subfolders(truth)) if not is_good_name(folder.name)
-             for file in picture_files(folder) if file not in used]
+    stray = [
+        file
+        for root in roots
+        for truth in named(root, "ground_truth")
+        for folder in (truth, *subfolders(truth))
+        if not is_good_name(folder.name)
+        for file in picture_files(folder)
+        if file not in used
+    ]
     notes = []
     if stray:
-        notes.append("Taken as no picture's mask, by name or folder (a mask is called "
-                     f"ground_truth/<defect>/<picture>_mask.png): {listed(map(short, stray))}.")
+        notes.append(
+            "Taken as no picture's mask, by name or folder (a mask is called "
+            f"ground_truth/<defect>/<picture>_mask.png): {listed(map(short, stray))}."
+        )
     stems = {sample.image.with_suffix("").name.casefold() for sample in lacking}
-    beside = [sample.image for sample in lacking
-              if (match := _NEARLY_MASK.fullmatch(sample.image.stem)) and match[1].casefold() in stems]
+    beside = [
+        sample.image
+        for sample in lacking
+        if (match := _NEARLY_MASK.fullmatch(sample.image.stem)) and match[1].casefold() in stems
+    ]
     if beside:
-        notes.append("Counted as defective pictures, but masks by their names (call them <picture>_mask): "
-                     f"{listed(map(short, beside))}.")
+        notes.append(
+            "Counted as defective pictures, but masks by their names (call them <picture>_mask): "
+            f"{listed(map(short, beside))}."
+        )
     return notes
 
 
 def _repeats(samples: Sequence[Sample], looks: np.ndarray, learned: Sequence[Path]) -> list[str]:
     """Sentences about pictures that are there twice. looks: `thumbnails` of the samples' pictures."""
     notes = []
-    pairs = [(samples[first], sample) for sample, first in zip(samples, first_alike(looks))
-             if samples[first] is not sample]
+    pairs = [
+        (samples[first], sample)
+        for sample, first in zip(samples, first_alike(looks))
+        if samples[first] is not sample
+    ]
     for across, said in (
         (True, "are among the good and among the defective ones, so that one label is wrong"),
         (False, "show what another one shows and tell nothing more"),
     ):
-        some = [(two.image, one.image) for one, two in pairs
-                if (one.is_anomalous != two.is_anomalous) == across]
+        some = [
+            (two.image, one.image) for one, two in pairs if (one.is_anomalous != two.is_anomalous) == across
+        ]
         if some:
             notes.append(f"{len(some)} of {len(samples)} test pictures {said}: {pairs_in_words(some)}.")
     paths, known = thumbnails_of(learned)
-    found = [(sample.image, paths[first]) for sample, first in zip(samples, first_alike(looks, known))
-             if first >= 0]
+    found = [
+        (sample.image, paths[first])
+        for sample, first in zip(samples, first_alike(looks, known))
+        if first >= 0
+    ]
     if found:
-        notes.append(f"{len(found)} of {len(samples)} test pictures are also in train, so that these numbers "
-                     f"flatter: {pairs_in_words(found)}.")
+        notes.append(
+            f"{len(found)} of {len(samples)} test pictures are also in train, so that these numbers "
+            f"flatter: {pairs_in_words(found)}."
+        )
     return notes

@@ -230,9 +230,7 @@ def settled(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         }  # fmt: skip
         for key in (key for key, holds in said.items() if holds):
             found[key].append(sample.mask)
-        result.append(
-            replace(sample, mask=None if share == 0 else sample.mask, mask_needs=frozenset(needs))
-        )
+        result.append(replace(sample, mask=None if share == 0 else sample.mask, mask_needs=frozenset(needs)))
     return result, [f"{_SAID[key]}: {listed(map(short, paths))}." for key, paths in found.items() if paths]
 
 

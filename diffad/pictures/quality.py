@@ -36,9 +36,7 @@ def measured(square: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """
     grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32)
     red, green, blue = square[inside].mean(axis=0, dtype=np.float64)
-    fine, coarse = (
-        float((grey - cv2.GaussianBlur(grey, (0, 0), sigma))[inside].std()) for sigma in (1, 2)
-    )
+    fine, coarse = (float((grey - cv2.GaussianBlur(grey, (0, 0), sigma))[inside].std()) for sigma in (1, 2))
     diagonal = (grey[::2, ::2] - grey[1::2, ::2] - grey[::2, 1::2] + grey[1::2, 1::2]) / 2
     noise = float(np.median(np.abs(diagonal[inside[::2, ::2]]))) / 0.6745
     light = grey[inside]

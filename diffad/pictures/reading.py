@@ -1,6 +1,5 @@
 """Pictures in: decoding of anything people upload, the model's square and the way back, sample trees."""
 
-
 from __future__ import annotations
 
 import logging
@@ -297,9 +296,7 @@ def _decoded_array(array: np.ndarray) -> Decoded:
     elif array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.dtype.itemsize in (2, 4)):
         return _decoded_numbers(np.array(values), name)
     elif array.dtype != np.uint8:
-        raise DataError(
-            f"an array of {array.dtype} is no picture: give uint8, uint16, int32, bool or float"
-        )
+        raise DataError(f"an array of {array.dtype} is no picture: give uint8, uint16, int32, bool or float")
     return Decoded(_plain_rgb(values))
 
 

@@ -204,8 +204,9 @@ def _good_folders(train: Path) -> list[Path]:
             "normal, pass), and take the others out"
         )
     if left := [each for each in folders if each not in good]:
-        log.warning("only good parts are for training: in %s the %s left out", train,
-                    _folders(left, "is", "are"))
+        log.warning(
+            "only good parts are for training: in %s the %s left out", train, _folders(left, "is", "are")
+        )
     if beside:
         log.warning("what lies beside the folders in %s is left out (pictures: %d)", train, len(beside))
     return good
@@ -235,8 +236,15 @@ def _test_samples(defect: Path, folder: Path, category: str) -> Iterator[Sample]
     if is_good_name(defect.name):
         yield from (Sample(path, category, "test", "good") for path in pictures)
         return
-    drawn = _drawn(list(pictures), [file for truth in named(folder, "ground_truth")
-                                    for each in named(truth, defect.name) for file in picture_files(each)])
+    drawn = _drawn(
+        list(pictures),
+        [
+            file
+            for truth in named(folder, "ground_truth")
+            for each in named(truth, defect.name)
+            for file in picture_files(each)
+        ],
+    )
     for path, beside in pictures.items():
         yield Sample(path, category, "test", defect.name, drawn.get(path, beside))
 
@@ -251,8 +259,11 @@ def _drawn(pictures: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
             found[path] = mask
     taken = set(found.values())
     free = {masked(file.stem) or file.stem.casefold(): file for file in files if file not in taken}
-    return {path: found.get(path) or free[path.stem.casefold()] for path in pictures
-            if path in found or path.stem.casefold() in free}
+    return {
+        path: found.get(path) or free[path.stem.casefold()]
+        for path in pictures
+        if path in found or path.stem.casefold() in free
+    }
 
 
 def pictures_and_masks(folder: Path) -> dict[Path, Path | None]:

@@ -56,15 +56,22 @@ def _spot(rng: np.random.Generator, allowed: np.ndarray) -> tuple[float, float]:
     """A random place (canvas coordinates) where ``allowed`` holds."""
     n = allowed.shape[0]
     step = max(1, n // 256)
-    rows, cols = np.nonzero(allowed[step // 2::step, step // 2::step])
+    rows, cols = np.nonzero(allowed[step // 2 :: step, step // 2 :: step])
     if len(rows) == 0:
         return 0.0, 0.0
     i = int(rng.integers(len(rows)))
     return ((int(cols[i]) * step + 0.5) * 2 / n - 1, (int(rows[i]) * step + 0.5) * 2 / n - 1)
 
 
-def _blob(rng: np.random.Generator, n: int, at: tuple[float, float], radius: float, ragged: float = 0.35,
-          soft: float = 0.25, squeeze: float = 1.0) -> np.ndarray:
+def _blob(
+    rng: np.random.Generator,
+    n: int,
+    at: tuple[float, float],
+    radius: float,
+    ragged: float = 0.35,
+    soft: float = 0.25,
+    squeeze: float = 1.0,
+) -> np.ndarray:
     """An irregular spot [n, n], 1 inside, 0 outside."""
     angle, reach = rng.uniform(0, np.pi), radius * (1 + soft + 1.1 * ragged)
     half = int(np.ceil(reach * n / 2)) + 1
@@ -80,12 +87,18 @@ def _blob(rng: np.random.Generator, n: int, at: tuple[float, float], radius: flo
     top, left = row - half, col - half
     y0, y1, x0, x1 = max(top, 0), min(top + len(a), n), max(left, 0), min(left + len(a), n)
     if y0 < y1 and x0 < x1:
-        canvas[y0:y1, x0:x1] = spot[y0 - top:y1 - top, x0 - left:x1 - left]
+        canvas[y0:y1, x0:x1] = spot[y0 - top : y1 - top, x0 - left : x1 - left]
     return canvas
 
 
-def _path(rng: np.random.Generator, at: tuple[float, float], angle: float, length: float, bend: float,
-          jag: float = 0.0) -> np.ndarray:
+def _path(
+    rng: np.random.Generator,
+    at: tuple[float, float],
+    angle: float,
+    length: float,
+    bend: float,
+    jag: float = 0.0,
+) -> np.ndarray:
     """A curve [24, 2] in canvas coordinates centred on ``at``; bend is its total turn in radians."""
     k = 24
     shake = np.convolve(rng.standard_normal(k + 2), [0.3, 0.4, 0.3], "valid")
@@ -139,6 +152,7 @@ def _scratch(colour: Sequence[float], metal: float, depth: float) -> _Spoil:
         mix(s.metal, metal, line * 0.6)
         _finish(s, 0.35, line)
         return s
+
     return spoil
 
 
@@ -234,7 +248,7 @@ def _solder_bridge(scene: Scene, rng: np.random.Generator, power: float, rebuild
 def _chipped_edge(scene: Scene, rng: np.random.Generator, power: float, rebuild: _Rebuild) -> Scene:
     s, n = scene.copy(), scene.x.shape[0]
     place = rng.uniform(-BODY, BODY) if rng.random() < 0.6 else BODY * rng.choice([-0.97, 0.97])
-    x, y = (place, BODY * rng.choice([-1, 1]))[::int(rng.choice([-1, 1]))]
+    x, y = (place, BODY * rng.choice([-1, 1]))[:: int(rng.choice([-1, 1]))]
     radius = rng.uniform(0.07, 0.15) * power
     spot = _blob(rng, n, _near(s, x, y), radius, ragged=0.6, soft=0.12) * s.part
     depth = blur(spot, 0.25 * radius) * spot
@@ -289,10 +303,10 @@ def _broken_weave(scene: Scene, rng: np.random.Generator, power: float, rebuild:
     radius = rng.uniform(0.14, 0.30)
     a = axis(n)
     away2 = (a[None, :] - at[0]) ** 2 + (a[:, None] - at[1]) ** 2
-    bump = np.exp(-away2 / np.float32(radius ** 2)).astype(np.float32)
+    bump = np.exp(-away2 / np.float32(radius**2)).astype(np.float32)
     sign = rng.choice([-1, 1], 2)
     push = np.array([rng.uniform(0.06, 0.11), rng.uniform(0.0, 0.04)])
-    amount = sign * push[::int(rng.choice([-1, 1]))] * power
+    amount = sign * push[:: int(rng.choice([-1, 1]))] * power
     wobble = 0.03 * power * bump * noise(rng, n, 10)
     s = rebuild({"shift": (bump * np.float32(amount[0]) + wobble, bump * np.float32(amount[1]) + wobble)})
     angle = rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12)
@@ -341,6 +355,7 @@ def _stain(colours: Sequence[tuple[float, float, float]], strength: float, dull:
         mix(s.metal, 0.1, weight)
         _finish(s, dull, spot)
         return s
+
     return spoil
 
 
@@ -439,6 +454,7 @@ SPOIL: dict[tuple[str, str], _Spoil] = {
     ("leather", "hole"): _hole,
     ("leather", "crease"): _crease,
     ("leather", "stain"): _stain(
-        ((0.060, 0.026, 0.014), (0.50, 0.42, 0.33), (0.035, 0.035, 0.05)), 0.58, 0.22),
+        ((0.060, 0.026, 0.014), (0.50, 0.42, 0.33), (0.035, 0.035, 0.05)), 0.58, 0.22
+    ),
     ("leather", "scuff"): _scuff,
 }

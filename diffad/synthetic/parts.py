@@ -33,7 +33,12 @@ from diffad.synthetic.scenes import BUILD, Scene, axis, blur
 DEFECTS: dict[str, tuple[str, ...]] = {
     "gear": ("broken_tooth", "scratch", "dent", "corrosion", "crack"),
     "chip": (
-        "bent_lead", "missing_lead", "solder_bridge", "scratch", "chipped_edge", "smeared_print",
+        "bent_lead",
+        "missing_lead",
+        "solder_bridge",
+        "scratch",
+        "chipped_edge",
+        "smeared_print",
         "contamination",
     ),
     "carbon_fibre": ("scratch", "broken_weave", "void", "stain", "loose_fibre"),
@@ -96,8 +101,15 @@ def make_part(category: str, seed: int, defect: str = "good", size: int = 256) -
     return Part(_grain(picture, _rng(category, seed, "grain")), mask, category, defect)
 
 
-def write_set(root: Path | str, categories: Sequence[str] = CATEGORIES, train: int = 200, good: int = 30,
-              defective: int = 60, size: int = 256, seed: int = 0) -> Path:
+def write_set(
+    root: Path | str,
+    categories: Sequence[str] = CATEGORIES,
+    train: int = 200,
+    good: int = 30,
+    defective: int = 60,
+    size: int = 256,
+    seed: int = 0,
+) -> Path:
     """Writes an MVTec tree of PNG files, ``defective`` pictures a category spread evenly over its kinds.
 
     root/<category>/train/good, test/good, test/<defect>, ground_truth/<defect>/<stem>_mask.png. Train and
@@ -175,8 +187,13 @@ def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray
     shade = np.zeros_like(h)
     for reach in (0.012, 0.03, 0.06, 0.10):
         move = np.float32([[1, 0, lx * reach * n / 2], [0, 1, ly * reach * n / 2]])
-        higher = cv2.warpAffine(relief, move, (n, n), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-                                borderMode=cv2.BORDER_REPLICATE)
+        higher = cv2.warpAffine(
+            relief,
+            move,
+            (n, n),
+            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
         np.maximum(shade, (higher - relief) * np.float32(1 / reach) - 0.35, out=shade)
     lit = 1 - 0.8 * blur(np.minimum(shade * 1.2, 1), 0.009)
     open_sky = np.exp(-9 * np.maximum(blur(relief, 0.07) - relief, 0))
@@ -186,7 +203,7 @@ def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray
     cosine = np.maximum((sx * lx + sy * ly + lz) / np.sqrt(1 + sx * sx + sy * sy), 0)
     diffuse = (0.42 * open_sky + 1.15 * cosine * lit) * falloff
 
-    along2, across2 = scene.rough ** 2, scene.across ** 2
+    along2, across2 = scene.rough**2, scene.across**2
     mirror = 0.10 + 0.08 * np.clip(-sy - 0.4 * sx, -1, 1)
     for i, (hx, hy, radius, radiance) in enumerate(_LIGHTS):
         # Perspective: the half vector leans with the place, so that flat shiny faces carry a gradient.

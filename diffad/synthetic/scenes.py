@@ -76,7 +76,7 @@ def noise(rng: np.random.Generator, n: int, cells_x: float, cells_y: float | Non
     grid = rng.standard_normal((h + 3, w + 3), dtype=np.float32)
     wide = cv2.resize(grid, (n + 3 * n // w + 1, n + 3 * n // h + 1), interpolation=cv2.INTER_CUBIC)
     oy, ox = n // h, n // w
-    return np.ascontiguousarray(wide[oy:oy + n, ox:ox + n])
+    return np.ascontiguousarray(wide[oy : oy + n, ox : ox + n])
 
 
 def blur(a: np.ndarray, sigma: float) -> np.ndarray:
@@ -146,11 +146,19 @@ def _gear(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     albedo += cover[..., None] * (brass - albedo)
     safe = 1 / np.maximum(r, 1e-4)
     return Scene(
-        x, y, inside, height + (1 - cover) * np.float32(0.0007) * noise(rng, n, 170), 0.115 * cover, albedo,
+        x,
+        y,
+        inside,
+        height + (1 - cover) * np.float32(0.0007) * noise(rng, n, 170),
+        0.115 * cover,
+        albedo,
         cover * 0.97,
         rough=np.where(inside, 0.07 + 0.20 * web, 0.5).astype(np.float32),
         across=np.where(inside, 0.42 - 0.10 * web, 0.5).astype(np.float32),
-        grain_x=-y * safe, grain_y=x * safe, gloss=0.035)
+        grain_x=-y * safe,
+        grain_y=x * safe,
+        gloss=0.035,
+    )
 
 
 # --- chip -----------------------------------------------------------------------------------------
@@ -297,8 +305,19 @@ def _chip(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     one = np.ones_like(x)
     lift = 0.095 * package + 0.030 * lead * (out < 0.56) * (1 - package) + 0.035 * ceramic
     return Scene(
-        x, y, (package > 0.5), height, lift, albedo, metal, rough, rough + 0.06 * lead,
-        grain_x=one, grain_y=np.zeros_like(x), gloss=0.055)
+        x,
+        y,
+        (package > 0.5),
+        height,
+        lift,
+        albedo,
+        metal,
+        rough,
+        rough + 0.06 * lead,
+        grain_x=one,
+        grain_y=np.zeros_like(x),
+        gloss=0.055,
+    )
 
 
 # --- carbon fibre ---------------------------------------------------------------------------------
@@ -340,8 +359,19 @@ def _carbon(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     albedo = np.float32([0.145, 0.152, 0.165]) * tone[..., None]
     one = np.ones_like(x)
     return Scene(
-        x, y, np.ones((n, n), bool), height, np.zeros_like(x), albedo, 0.85 * one, 0.09 * one, 0.40 * one,
-        grain_x=(~warp).astype(np.float32), grain_y=warp.astype(np.float32), gloss=0.05)
+        x,
+        y,
+        np.ones((n, n), bool),
+        height,
+        np.zeros_like(x),
+        albedo,
+        0.85 * one,
+        0.09 * one,
+        0.40 * one,
+        grain_x=(~warp).astype(np.float32),
+        grain_y=warp.astype(np.float32),
+        gloss=0.05,
+    )
 
 
 # --- leather --------------------------------------------------------------------------------------
@@ -381,9 +411,24 @@ def _leather(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     one = np.ones_like(x + y)
     x, y = x * one, y * one
     return Scene(
-        x, y, np.ones((n, n), bool), height, 0 * one, albedo, 0 * one, 0.19 * one, 0.19 * one,
-        grain_x=one, grain_y=0 * one, gloss=0.085)
+        x,
+        y,
+        np.ones((n, n), bool),
+        height,
+        0 * one,
+        albedo,
+        0 * one,
+        0.19 * one,
+        0.19 * one,
+        grain_x=one,
+        grain_y=0 * one,
+        gloss=0.085,
+    )
 
 
 BUILD: dict[str, Callable[[np.random.Generator, int, dict | None], Scene]] = {
-    "gear": _gear, "chip": _chip, "carbon_fibre": _carbon, "leather": _leather}
+    "gear": _gear,
+    "chip": _chip,
+    "carbon_fibre": _carbon,
+    "leather": _leather,
+}

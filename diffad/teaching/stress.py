@@ -139,8 +139,16 @@ def stress(
         done += 1
         sample = some[number]
         if keep is not None:
-            keep({"category": sample.category, "path": str(sample.image), "label": bool(sample.is_anomalous),
-                  "change": change and change.name, "strength": strength, "rejected": rejected})
+            keep(
+                {
+                    "category": sample.category,
+                    "path": str(sample.image),
+                    "label": bool(sample.is_anomalous),
+                    "change": change and change.name,
+                    "strength": strength,
+                    "rejected": rejected,
+                }
+            )
         if progress is not None:
             progress(done, total)
 
@@ -252,8 +260,12 @@ def stress_table(result: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows.append(["worst change", *(values["worst"] or "–" for values in every)])
     if any(values.get("defective") for values in every):
         rows.append(["defects found, unchanged", *(_share(values["found"]) for values in every)])
-        rows.append(["defects found, changed", *(
-            _share(_mean([change["found"] for change in values["changes"]])) for values in every)])
+        rows.append(
+            [
+                "defects found, changed",
+                *(_share(_mean([change["found"] for change in values["changes"]])) for values in every),
+            ]
+        )
     return rows
 
 

@@ -101,7 +101,11 @@ class Run:
     def _inspect(self) -> None:
         self.shared = batch.shared_bits(self.inspector, self.pictures, self.settings.get("category"))
         results = batch.run(
-            self.inspector, self.pictures, shared=self.shared, turn=self._turn, max_tiles=self._max_tiles,
+            self.inspector,
+            self.pictures,
+            shared=self.shared,
+            turn=self._turn,
+            max_tiles=self._max_tiles,
             **self.settings,
         )
         try:

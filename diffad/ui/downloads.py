@@ -43,7 +43,10 @@ class Film:
     """One repair while it runs: small frames for the animation, smaller ones as files for the player."""
 
     def __init__(
-        self, inspection: Inspection, timesteps: Sequence[int], threshold: float,
+        self,
+        inspection: Inspection,
+        timesteps: Sequence[int],
+        threshold: float,
         keep: Callable[[bytes, str], str],
     ) -> None:
         """Starts without frames.

@@ -273,9 +273,9 @@ def several_files(**settings: Any) -> gr.File:
     described = component.api_info()
     component.api_info = lambda: described
     component.data_model = None  # it would insist on a list
-    component.preprocess = lambda payload: payload and [
-        each["path"] for each in (payload if isinstance(payload, list) else [payload])
-    ]
+    component.preprocess = lambda payload: (
+        payload and [each["path"] for each in (payload if isinstance(payload, list) else [payload])]
+    )
     component.example_payload = lambda: [EXAMPLE]
     return component
 
