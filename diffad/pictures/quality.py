@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 # Of each measure: what lies below and above the range, and whether the excess is given in per cent.
-_WORDS = {
+WORDS = {
     "brightness": ("darker", "brighter", True),
     "contrast": ("flatter", "richer in contrast", True),
     "red": ("less red", "redder", False),
@@ -21,10 +21,10 @@ _WORDS = {
     "sharpness": ("more blurred", "sharper", False),
     "noise": ("smoother", "noisier", False),
 }
-MEASURES = tuple(_WORDS)
+MEASURES = tuple(WORDS)
 _BEYOND = 0.1  # share of a range's width by which a picture must lie outside it
 # and at least by this much, in the units of `measured`
-_LEAST = {"brightness": 2, "contrast": 2, "red": 0.01, "blue": 0.01, "sharpness": 0.02, "noise": 0.5}
+LEAST = {"brightness": 2, "contrast": 2, "red": 0.01, "blue": 0.01, "sharpness": 0.02, "noise": 0.5}
 
 
 def measured(square: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -57,8 +57,8 @@ def note(values: np.ndarray, known: Sequence[Sequence[float]]) -> str:
     empty if there are none.
     """
     found = []
-    for (name, (less, more, relative)), value, (low, middle, high) in zip(_WORDS.items(), values, known):
-        beyond = max(_BEYOND * (high - low), _LEAST[name])
+    for (name, (less, more, relative)), value, (low, middle, high) in zip(WORDS.items(), values, known):
+        beyond = max(_BEYOND * (high - low), LEAST[name])
         if not low - beyond <= value <= high + beyond:
             much = f" ({(value - middle) / middle:+.0%})" if relative and middle > 0 else ""
             found.append((less if value < low else more) + much)
