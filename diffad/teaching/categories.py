@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,61 @@ _MOST_FOREIGN = 0.2  # share of the pictures above which they are of several kin
 _SHOWN, _LONGEST_NAME = 12, 32  # unusual pictures on a sheet, at most, and the end of a name under each
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What was learned of a category, and from what.
+
+    Attributes:
+        profile: with the names of unusual and left-out pictures in its forecast.
+        pictures, names: of the statistics, those held out first, uint8 [n, 3, s, s].
+        unusual, left_out: scores by number among these; nothing was learned from those left out.
+        judged: files with their bits, by which the category is to be judged when they are changed.
+        aside: whether these are not part of the statistics.
+    """
+
+    profile: Profile
+    pictures: Tensor
+    names: list[str]
+    unusual: dict[int, float]
+    left_out: dict[int, float]
+    judged: list[tuple[Path, int | None]]
+    aside: bool
+
+
+def study(run: Run, name: str, good: GoodPictures, plain: bool, tell: Callable[[str], None]) -> Lesson:
+    """Fit a category's profile for the network of a run, at the size that suits its pictures.
+
+    Args:
+        plain: also fit plain features, for a category that the network never learned from.
+        tell: called with sentences for the user.
+    """
+    config = run.config
+    used, held = split_held_out(torch.arange(len(good.paths)), config.held_out)
+    judged = [(good.paths[i], good.bits) for i in held[: config.stressed]]
+    aside = config.stressed if len(held) >= 3 * config.stressed else 0
+    sizes = {}
+    if config.size is None:
+        sizes = find_size(run.network, run.extractor, run.schedule, good.paths, good.upright, good.bits)
+    if sizes:
+        tell(in_words(name, sizes))
+        if sizes["size"] != good.size:
+            good = good.at(sizes["size"])
+    order = torch.cat([held[aside:], used])
+    profile, odd, left_out = _fitted(
+        run, good.pictures[used], good.pictures[held[aside:]], good.inside[order], plain
+    )
+    names = told_apart(good.paths)
+    names = [names[i] for i in order]
+    forecast = profile.forecast | {
+        "unusual": {names[i]: score for i, score in odd.items()},
+        "left_out": {names[i]: score for i, score in left_out.items()},
+    }
+    if sizes:
+        forecast["sizes"] = sizes
+    profile = replace(profile, forecast=forecast, upright=good.upright, bits=good.bits)
+    return Lesson(profile, good.pictures[order], names, odd, left_out, judged, bool(aside))
+
+
 class Category(NamedTuple):
     """A category's profile, and the good pictures that it is to be judged by when they are changed.
 
@@ -40,7 +95,7 @@ def learn_category(
     run: Run, base: Checkpoint | None, name: str, good: GoodPictures, repeated: list[str], out: Path,
     tell: Callable[[str], None],
 ) -> Category:  # fmt: skip
-    """Fit a category's profile for the network of a run.
+    """`study` a category in a training.
 
     Writes <stem of out>.<name>.unusual.png where good pictures are unusual.
 
@@ -49,38 +104,14 @@ def learn_category(
         repeated: sentences about pictures that repeat each other, for the forecast.
         tell: called with sentences for the user.
     """
-    config = run.config
-    used, held = split_held_out(torch.arange(len(good.paths)), config.held_out)
-    judged = [(good.paths[i], good.bits) for i in held[: config.stressed]]
-    aside = config.stressed if len(held) >= 3 * config.stressed else 0
     learned_from = learned_before(base, name)
-    sizes = {}
-    if config.size is None:
-        sizes = find_size(run.network, run.extractor, run.schedule, good.paths, good.upright, good.bits)
-    if sizes:
-        tell(in_words(name, sizes))
-        if sizes["size"] != good.size:
-            good = good.at(sizes["size"])
-    order = torch.cat([held[aside:], used])
-    plain = config.steps == 0 and learned_from is None
-    profile, odd, left_out = _fitted(
-        run, good.pictures[used], good.pictures[held[aside:]], good.inside[order], plain
-    )
-    names = told_apart(good.paths)
-    names = [names[i] for i in order]
-    if odd or left_out:
+    lesson = study(run, name, good, run.config.steps == 0 and learned_from is None, tell)
+    if lesson.unusual or lesson.left_out:
         sheet = out.with_name(f"{out.stem}.{name}.unusual.png")
-        _show(sheet, good.pictures[order], names, odd | left_out, left_out)
+        _show(sheet, lesson)
         tell(f"{name}: its unusual good pictures are shown in {sheet}.")
-    forecast = profile.forecast | {
-        "unusual": {names[i]: score for i, score in odd.items()},
-        "left_out": {names[i]: score for i, score in left_out.items()},
-        "duplicates": repeated,
-    }
-    if sizes:
-        forecast["sizes"] = sizes
-    profile = replace(profile, forecast=forecast, upright=good.upright, bits=good.bits)
-    return Category(profile, judged, bool(aside) and learned_from in (None, len(good.paths)))
+    profile = replace(lesson.profile, forecast={**lesson.profile.forecast, "duplicates": repeated})
+    return Category(profile, lesson.judged, lesson.aside and learned_from in (None, len(good.paths)))
 
 
 def learned_before(base: Checkpoint | None, category: str) -> int | None:
@@ -121,13 +152,13 @@ def _fitted(
     return profile, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
 
 
-def _show(
-    file: Path, pictures: Tensor, names: Sequence[str], scores: Mapping[int, float], left_out: Container[int]
-) -> None:
-    """Write unusual good pictures, uint8 [n, 3, s, s], as one contact sheet, the highest scores first."""
+def _show(file: Path, lesson: Lesson) -> None:
+    """Write a lesson's unusual and left-out pictures as one contact sheet, the highest scores first."""
+    scores = lesson.unusual | lesson.left_out
     highest = sorted(scores, key=lambda i: -scores[i])[:_SHOWN]
     captions = [
-        f"{names[i][-_LONGEST_NAME:]}\nscore {scores[i]:.1f}{', left out' if i in left_out else ''}"
+        f"{lesson.names[i][-_LONGEST_NAME:]}\nscore {scores[i]:.1f}"
+        f"{', left out' if i in lesson.left_out else ''}"
         for i in highest
     ]
-    contact_sheet([pictures[i].permute(1, 2, 0).numpy() for i in highest], captions, file)
+    contact_sheet([lesson.pictures[i].permute(1, 2, 0).numpy() for i in highest], captions, file)

@@ -39,7 +39,7 @@ from diffad.teaching.residuals import (
     limits,
 )
 
-_LOOKED = 24  # calibrated pictures that are measured at all calibrated timesteps
+LOOKED = 24  # calibrated pictures that are measured at all calibrated timesteps
 SPOILED = 24  # of those, that carry artificial defects
 
 
@@ -152,7 +152,7 @@ class _GoodMaps:
         raised = _raised(good, held)
         good = good.scaled(raised)
         rest = tuple(t for t in CALIBRATION_TIMESTEPS if t not in TIMESTEPS)
-        some = maps.pictures[: min(_LOOKED, len(good.pixel))]
+        some = maps.pictures[: min(LOOKED, len(good.pixel))]
         looked = maps.look(some, rest, range(len(some))).scaled(raised)
         coarse = coarse_maps(good)
         changed = [
@@ -160,7 +160,7 @@ class _GoodMaps:
         ]
         # no picture is part of the level that it is judged by
         _, levels = place_level(torch.stack([coarse.pixel, coarse.feature], dim=1))
-        return _GoodMaps(good, good.first(_LOOKED).joined(looked), coarse, changed, levels, raised)
+        return _GoodMaps(good, good.first(LOOKED).joined(looked), coarse, changed, levels, raised)
 
     def calibration(self, by_place: bool) -> Calibration:
         """by_place: whether maps are divided by how high good maps lie at each place."""
