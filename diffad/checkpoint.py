@@ -117,6 +117,7 @@ def _profile_tensors(profile: Profile, prefix: str) -> dict[str, Tensor]:
     for name in _COVARIANCES:
         tensors |= _covariance_tensors(getattr(profile, name), f"{prefix}{name}.")
     if profile.plain is not None:
+        assert calibration.plain_moments is not None and calibration.good_plain is not None
         tensors[f"{prefix}plain.mean"] = profile.plain.mean.half()
         tensors |= _covariance_tensors(profile.plain.covariance, f"{prefix}plain.")
         tensors[f"{prefix}plain.moments"] = calibration.plain_moments
@@ -245,15 +246,16 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
         maps = sums(decoded(tensors.pop(prefix + "plain.good_maps"), (good, CELLS, CELLS)))
         calibration = replace(calibration, plain_moments=part("plain.moments"), good_plain=maps)
     return Profile(
-        PlaceGaussian(projection, part("gaussian.mean"), whitening),
-        *(_covariance(tensors, f"{prefix}{name}.") for name in _COVARIANCES),
-        calibration,
-        category["forecast"],
-        None if category["upright"] is None else Upright(**category["upright"]),
-        bits,
-        _quality(category["quality"]),
-        category["size"],
-        plain,
+        gaussian=PlaceGaussian(projection, part("gaussian.mean"), whitening),
+        residual=_covariance(tensors, f"{prefix}residual."),
+        perceptual=_covariance(tensors, f"{prefix}perceptual."),
+        calibration=calibration,
+        forecast=category["forecast"],
+        upright=None if category["upright"] is None else Upright(**category["upright"]),
+        bits=bits,
+        quality=_quality(category["quality"]),
+        size=category["size"],
+        plain=plain,
     )
 
 
@@ -346,7 +348,7 @@ def _check_profile(profile: Profile, width: int, grid: int) -> None:
     gaussian, calibration = profile.gaussian, profile.calibration
     dims, blocks, side = len(gaussian.projection), len(gaussian.whitening), len(calibration.level[0])
     known, remembered = calibration.timesteps, calibration.remembered
-    shapes = {
+    shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "projection": (gaussian.projection, (dims, width)),
         "mean": (gaussian.mean, (dims, grid, grid)),
         "whitening": (gaussian.whitening, (blocks, blocks, dims, dims)),
@@ -357,6 +359,7 @@ def _check_profile(profile: Profile, width: int, grid: int) -> None:
         name: (getattr(profile, name), len(TIMESTEPS)) for name in _COVARIANCES
     }
     if profile.plain is not None:
+        assert calibration.plain_moments is not None  # `_profile` sets both
         covariances["plain"] = profile.plain.covariance, 1
         shapes["plain mean"] = profile.plain.mean, (width, grid, grid)
         shapes["plain moments"] = calibration.plain_moments, (2,)

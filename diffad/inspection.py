@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from diffad.method.fusion import branch_weights, fuse, weights_in_words
 from diffad.method.image_score import ImageScore, checked_rate
 from diffad.method.regions import Region, find_regions
 from diffad.method.tiling import Tiling, letterboxed
+from diffad.pictures.arrays import F32, U8, Array
 from diffad.pictures.geometry import Geometry, resize_maps
 
 Verdict = Literal["good", "look", "anomalous"]
@@ -39,7 +40,7 @@ class Inspection:
     must see beside the verdict.
     """
 
-    image: np.ndarray
+    image: U8
     category: str
     recognised: bool
     category_fits: bool
@@ -49,10 +50,10 @@ class Inspection:
     seconds: float
     threshold: float
     _look: float  # the look limit, whether or not the threshold is as high
-    _maps: Mapping[int, tuple[np.ndarray, np.ndarray]]  # t → (pixel, feature), on the tiling's grid
+    _maps: Mapping[int, tuple[Array, Array]]  # t → (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
-    _plain: np.ndarray | None = None  # of the plain features, on the same grid
+    _plain: Array | None = None  # of the plain features, on the same grid
     bits: int = 8
     notes: tuple[str, ...] = ()
 
@@ -123,7 +124,7 @@ class Inspection:
         return self._calibration.scorer(self.alpha, self.timesteps)
 
     @property
-    def good_scores(self) -> np.ndarray:
+    def good_scores(self) -> F32:
         """The score of good pictures, each left out of the statistics, inspected whole, at this α and these
         timesteps, float32 [pictures].
         """
@@ -155,37 +156,39 @@ class Inspection:
         return 1.0 if rate >= 1 else -math.expm1(self.chances * math.log1p(-rate))
 
     @cached_property
-    def _fused_map(self) -> np.ndarray:
+    def _fused_map(self) -> F32:
         """On the grid of `_maps`."""
         pixel, feature = (np.stack([self._maps[t][branch] for t in self.timesteps]) for branch in (0, 1))
         return fuse(pixel, feature, self.alpha, self._plain)
 
     @property
-    def square_map(self) -> np.ndarray:
+    def square_map(self) -> F32:
         """The fused map in the model's letterbox, float32 [size, size]; the padding repeats the edge."""
-        return letterboxed(self._fused_map, Geometry.letterbox(*self.image.shape[:2], self._tiling.size))
+        return letterboxed(
+            self._fused_map, Geometry.letterbox(self._tiling.height, self._tiling.width, self._tiling.size)
+        )
 
     @cached_property
-    def anomaly_map(self) -> np.ndarray:
+    def anomaly_map(self) -> F32:
         """The fused map (11)."""
         return resize_maps(self._fused_map, self.image.shape[:2])
 
     @property
-    def pixel_maps(self) -> Mapping[int, np.ndarray]:
+    def pixel_maps(self) -> Mapping[int, Array]:
         """ŝ_t by t, each brought to the picture's size when it is asked for and not kept."""
         return _PictureMaps(self, 0)
 
     @property
-    def feature_maps(self) -> Mapping[int, np.ndarray]:
+    def feature_maps(self) -> Mapping[int, Array]:
         """ŝ^f_t by t, likewise."""
         return _PictureMaps(self, 1)
 
     @property
-    def plain_map(self) -> np.ndarray | None:
+    def plain_map(self) -> Array | None:
         """Of the features alone, without the network; None if the category does without."""
         return None if self._plain is None else resize_maps(self._plain, self.image.shape[:2])
 
-    def grid_maps(self, longest: int = 512) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def grid_maps(self, longest: int = 512) -> dict[int, tuple[Array, Array]]:
         """t → (ŝ_t, ŝ^f_t) for all `computed_timesteps`, float32 [h, w] in the picture's aspect, small enough
         to be shown. Of a picture inspected whole: as the model saw it, whatever `longest`. Of a tiled one: at
         most `longest` cells a side, which gives its score but nearly, where its own grid is finer. The score
@@ -197,7 +200,7 @@ class Inspection:
             for t, (pixel, feature) in self._maps.items()
         }
 
-    def grid_plain(self, longest: int = 512) -> np.ndarray | None:
+    def grid_plain(self, longest: int = 512) -> Array | None:
         """`plain_map` like the `grid_maps`."""
         return None if self._plain is None else resize_maps(self._plain, self._grid_shape(longest))
 
@@ -222,7 +225,7 @@ class Inspection:
         height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
         return height, width
 
-    def good_evidence(self) -> tuple[np.ndarray, list[int], np.ndarray | None]:
+    def good_evidence(self) -> tuple[Array, list[int], Array | None]:
         """The maps of good pictures over cells, in the codes of `scoring.to_codes`, uint8: of both branches
         [pictures, 2 (pixel, feature), m, CELLS, CELLS], which of the m belongs to each of
         `computed_timesteps`, and those of the plain features [pictures, CELLS, CELLS], None without. Fused,
@@ -279,7 +282,7 @@ class Inspection:
             changed, threshold=checked_threshold(threshold), _look=checked_threshold(look_threshold)
         )
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able summary, without the maps."""
         return {
             "category": self.category,
@@ -304,13 +307,13 @@ class Inspection:
         }
 
 
-class _PictureMaps(Mapping[int, np.ndarray]):
+class _PictureMaps(Mapping[int, Array]):
     """t → one branch's map at the picture's size. A picture of 12 MP has 48 MB a map: none is kept."""
 
     def __init__(self, inspection: Inspection, branch: int) -> None:
         self._inspection, self._branch = inspection, branch
 
-    def __getitem__(self, t: int) -> np.ndarray:
+    def __getitem__(self, t: int) -> F32:
         if t not in self._inspection.timesteps:
             raise KeyError(t)
         return resize_maps(self._inspection._maps[t][self._branch], self._inspection.image.shape[:2])
@@ -336,10 +339,10 @@ class RepairStep:
 
     index: int
     total: int
-    image: np.ndarray
+    image: U8
     score: float
     mahalanobis: float
-    anomaly_map: np.ndarray | None
+    anomaly_map: F32 | None
     done: bool
     notes: tuple[str, ...] = ()
 
@@ -349,7 +352,7 @@ def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdic
     return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
 
 
-def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: np.ndarray) -> float:
+def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: F32) -> float:
     """Above which values, in σ, a fused map shows where a part differs: of a part to look at the look limit,
     for a person must see where to look; else the threshold. Where nothing is as high in a part that differs,
     since that is by its excess, half of the map's highest. The page does the same (`outlinedFrom` in
@@ -366,9 +369,7 @@ def smallest_region(shape: tuple[int, int], tile: int | None) -> int:
     return max(1, round(_SMALLEST_REGION * ((tile or max(shape)) / 256) ** 2))
 
 
-def regions_above(
-    fused: np.ndarray, threshold: float, shape: tuple[int, int], smallest: int
-) -> tuple[Region, ...]:
+def regions_above(fused: F32, threshold: float, shape: tuple[int, int], smallest: int) -> tuple[Region, ...]:
     """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of
     the picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `grid_maps`.
     """

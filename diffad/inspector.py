@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -34,17 +34,19 @@ from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
 from diffad.method.fusion import fuse
 from diffad.method.image_score import ImageScore
+from diffad.method.profile import Profile
 from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import TIMESTEPS, Embedding, RawMaps, evidence, shifted_embeddings
 from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet
+from diffad.pictures.arrays import F32, U8, Array
 from diffad.pictures.depth import DEPTHS
 from diffad.pictures.geometry import to_square
 from diffad.pictures.reading import MIN_SIDE, DataError, decode, read_image
 from diffad.recognition import FITS, Look, Recognition, Turn
 from diffad.repairing import Repair
 
-Picture = str | Path | Image.Image | np.ndarray
+Picture = str | Path | Image.Image | Array
 SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
 
@@ -69,7 +71,9 @@ class Inspector:
         self.categories = tuple(checkpoint.profiles)
         self.pixel_score, self.stride = checkpoint.pixel_score, checkpoint.stride
         self.schedule = Schedule.named(checkpoint.schedule)
-        self.profiles = {name: profile.to(self.device) for name, profile in checkpoint.profiles.items()}
+        self.profiles: Mapping[str, Profile] = {
+            name: profile.to(self.device) for name, profile in checkpoint.profiles.items()
+        }
         self.extractor = FeatureExtractor(checkpoint.backbone, checkpoint.config.cell)
         if self.extractor.channels != checkpoint.config.feature_channels:
             raise CheckpointError(f"its features are not those of the backbone {checkpoint.backbone}")
@@ -101,7 +105,7 @@ class Inspector:
         """Side of the square in which a category is looked at, px; of None the network's own."""
         return self._recognition.size_of(category)
 
-    def whole(self, image: np.ndarray, category: str) -> Tiling:
+    def whole(self, image: U8, category: str) -> Tiling:
         """See `Recognition.whole`. Raises ValueError for a category that the model does not know."""
         return self._recognition.whole(image, self._known(category))
 
@@ -111,9 +115,7 @@ class Inspector:
 
     # -- good parts ------------------------------------------------------------------------------------------
 
-    def good_scores(
-        self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
-    ) -> np.ndarray:
+    def good_scores(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> F32:
         """Scores of good pictures of a category, each as if it were none of those that its statistics are
         made of, inspected whole, float32 [pictures]; no network.
         """
@@ -246,32 +248,34 @@ class Inspector:
                 *self._recognition.quality_notes(look),
             ),
         )
-        threshold, look = (
+        threshold, look_threshold = (
             inspection.threshold_at(rate) if limit is None else limit
             for limit, rate in zip(limits, (0.01, LOOK_RATE))
         )
-        return replace(inspection, threshold=threshold, _look=look, seconds=time.perf_counter() - begun)
+        return replace(
+            inspection, threshold=threshold, _look=look_threshold, seconds=time.perf_counter() - begun
+        )
 
     @torch.no_grad()
-    def features(self, image: Picture) -> np.ndarray:
+    def features(self, image: Picture) -> F32:
         """The backbone's features of a whole picture in a letterbox of `size`, standardised over good parts:
         float32 [channels, grid, grid]. Raises DataError.
         """
         square, _ = to_square(read_image(image), self.size)
         with sharing(self.device):
-            return self.extractor(square[None].to(self.device))[0].cpu().numpy()
+            return self.extractor.embed(square[None].to(self.device)).features[0].cpu().numpy()
 
     @torch.no_grad()
     def _blended_maps(
         self,
-        image: np.ndarray,
+        image: U8,
         look: Look,
         timesteps: tuple[int, ...],
         seed: int,
         draws: int,
         progress: Callable[[int, int], None] | None,
         turn: Turn,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[Array, Array | None]:
         """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w], and
         those of the plain features [h, w], if the category has them.
         """
@@ -360,7 +364,7 @@ class Inspector:
         return stepwise(iter(Repair(self, first, options)), partial(_computing, turn, self.device))
 
     @torch.no_grad()
-    def fused_square(self, x: Tensor, first: Inspection) -> np.ndarray:
+    def fused_square(self, x: Tensor, first: Inspection) -> F32:
         """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
         maps = self._standard_maps(
             x, self.extractor.embed(x), first.category, first.timesteps, first.seed, draws=1

@@ -29,10 +29,9 @@ class OutputError(OSError):
 
     def __init__(self, path: Path, reason: OSError) -> None:
         self.path = path
-        if is_full(reason):
+        why, advice = reason.strerror or str(reason), "check the folder, or write to another place"
+        if reason.errno in _FULL:
             why, advice = _FULL[reason.errno], "free some space and run it again, or write to another place"
-        else:
-            why, advice = reason.strerror or str(reason), "check the folder, or write to another place"
         super().__init__(f"{path} could not be written: {why}; {advice}")
 
 

@@ -16,6 +16,7 @@ from diffad.method.profile import Profile
 from diffad.method.scoring import Embedding
 from diffad.method.tiling import Tiling, smallest_side
 from diffad.pictures import quality
+from diffad.pictures.arrays import U8
 from diffad.pictures.depth import DEPTHS
 from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import DataError, Decoded
@@ -63,13 +64,13 @@ class Recognition:
         profile = self.profiles.get(category or "")
         return self.size if profile is None or profile.size is None else profile.size
 
-    def whole(self, image: np.ndarray, category: str) -> Tiling:
+    def whole(self, image: U8, category: str) -> Tiling:
         """How the model sees a whole picture uint8 [H, W, 3] of a category: turned upright, if that is how it
         knows it, and if the picture shows a pose.
         """
         upright, size = self.profiles[category].upright, self.size_of(category)
         turn = None if upright is None else upright.turn(to_square(image, size)[0])
-        return Tiling.whole(*image.shape[:2], size, turn)
+        return Tiling.whole(image.shape[0], image.shape[1], size, turn)
 
     def bits(self, category: str | None, found: int | None) -> int | None:
         """How many bits a category's camera has: those of its training pictures; if they were 8-bit files, or
@@ -86,7 +87,7 @@ class Recognition:
         bits: int | None,
         batch_bits: int | None,
         turn: Turn,
-    ) -> tuple[Look, np.ndarray, int]:
+    ) -> tuple[Look, U8, int]:
         """Look at the picture with the bits of each category's camera, at each one's size: the best look, its
         image and bits.
         """
@@ -94,7 +95,8 @@ class Recognition:
         for name in names:
             used = decoded.bits(bits or self.bits(name, batch_bits))
             by_reading.setdefault((used, self.size_of(name)), []).append(name)
-        looks, refused = [], None
+        looks: list[tuple[Look, U8, int]] = []
+        refused: DataError | None = None
         for (used, _), some in by_reading.items():
             image = decoded.image(used)
             try:
@@ -102,8 +104,9 @@ class Recognition:
             except DataError as error:  # of categories that cannot be cut into tiles
                 refused = error
         best = max(looks, key=lambda each: each[0].gain, default=None)
-        if best is None or (refused is not None and best[0].distance >= FITS):
+        if refused is not None and (best is None or best[0].distance >= FITS):
             raise refused
+        assert best is not None  # a model knows at least one category
         return best
 
     def reading_notes(
@@ -135,7 +138,7 @@ class Recognition:
         return (note,) if note else ()
 
     def best_look(
-        self, image: np.ndarray, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
+        self, image: U8, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
     ) -> Look:
         """Choose the tiling, and the category among several of one size, by how well a handful of tiles
         fit.
@@ -157,9 +160,7 @@ class Recognition:
                 best = tiled
         return best
 
-    def _check_not_turned(
-        self, image: np.ndarray, names: Sequence[str], plain: Sequence[str], turn: Turn
-    ) -> None:
+    def _check_not_turned(self, image: U8, names: Sequence[str], plain: Sequence[str], turn: Turn) -> None:
         """Raises DataError for a picture that shall be tiled, if it is of one of `names` that is turned
         upright, which are those that are not `plain`.
         """
@@ -175,10 +176,10 @@ class Recognition:
             f"{category} is turned upright before it is looked at, which tiles cannot be: inspect it whole"
         )
 
-    def _look_at_whole(self, image: np.ndarray, names: Sequence[str], turn: Turn) -> Look:
+    def _look_at_whole(self, image: U8, names: Sequence[str], turn: Turn) -> Look:
         """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
         plain = [name for name in names if self.profiles[name].upright is None]
-        as_it_is = Tiling.whole(*image.shape[:2], self.size_of(names[0]))
+        as_it_is = Tiling.whole(image.shape[0], image.shape[1], self.size_of(names[0]))
         best = self._look_at(image, plain, as_it_is, turn) if plain else None
         for name in names:
             if name not in plain and (best is None or best.distance >= _FITS_WELL):
@@ -188,7 +189,7 @@ class Recognition:
         return best
 
     @torch.no_grad()
-    def _look_at(self, image: np.ndarray, names: Sequence[str], tiling: Tiling, turn: Turn) -> Look:
+    def _look_at(self, image: U8, names: Sequence[str], tiling: Tiling, turn: Turn) -> Look:
         squares = torch.stack([tiling.square(image, tile) for tile in tiling.sample()]).to(self.device)
         with turn():
             embedding = self.extractor.embed(squares)

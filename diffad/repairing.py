@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from diffad.method.repair import GradientStep, gradient_denoising, repair_weight
 from diffad.method.repair_options import RepairOptions
 from diffad.method.tiling import Tile
 from diffad.method.unet import UNet
+from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.geometry import resize_maps
 
 _REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
@@ -28,6 +29,13 @@ _ORDINARY = 0.1  # rounds follow until at least this share of good parts scores 
 # Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
 # part is sound.
 _REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
+
+
+class _Numbers(TypedDict):
+    steps: int
+    denoise_every: int
+    step_size: float
+    timestep: int
 
 
 class Model(Protocol):
@@ -39,7 +47,7 @@ class Model(Protocol):
     profiles: Mapping[str, Profile]
     device: torch.device
 
-    def fused_square(self, x: Tensor, first: Inspection) -> np.ndarray: ...
+    def fused_square(self, x: Tensor, first: Inspection) -> F32: ...
 
 
 class Repair:
@@ -95,7 +103,8 @@ class Repair:
         """The gradient steps of a round, and the Mahalanobis distance before the first of them."""
         model, options = self._model, self._options
         profile = model.profiles[self._first.category]
-        numbers = {
+        assert options.step_size is not None and options.timestep is not None  # set when they were checked
+        numbers: _Numbers = {
             "steps": options.steps, "denoise_every": options.denoise_every,
             "step_size": options.step_size, "timestep": options.timestep,
         }  # fmt: skip
@@ -140,7 +149,7 @@ class Repair:
             if done:
                 return
 
-    def _goes_on_from(self, image: np.ndarray) -> bool:
+    def _goes_on_from(self, image: U8) -> bool:
         """Finds where the next round acts; False if there is none."""
         lowered = image is not self._picture
         if self._tiled:  # a tile has one round, a whole picture others
@@ -154,7 +163,7 @@ class Repair:
         self._total += self._options.steps if goes_on else 0
         return goes_on
 
-    def _changed(self, x: Tensor, before: np.ndarray, share: np.ndarray) -> np.ndarray:
+    def _changed(self, x: Tensor, before: U8, share: F32) -> Array:
         """The picture with the tile's change in its own pixels; before: the tile's untouched ones."""
         change = self._tiling.to_pixels((x - self._x_start)[0].cpu(), self._tile)
         changed = before + 127.5 * share * change.permute(1, 2, 0).numpy()
@@ -162,7 +171,7 @@ class Repair:
         image[self._tile.box] = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
         return image
 
-    def _rate(self, image: np.ndarray, untouched: np.ndarray) -> None:
+    def _rate(self, image: U8, untouched: F32) -> None:
         """Map and score of the picture; untouched: the map's part that belongs to the tile, before.
 
         Not of the walk's x: rounding to whole grey values and the way back into the square move a score, too.
@@ -175,7 +184,7 @@ class Repair:
         self._fused[tile.cells] = untouched + tile.weight * (here - untouched)
         self._score = self._tiling.score(self._fused, self._first.scorer)
 
-    def _square(self, picture: np.ndarray) -> Tensor:
+    def _square(self, picture: U8) -> Tensor:
         return self._tiling.square(picture, self._tile)[None].to(self._model.device)
 
 
@@ -188,7 +197,7 @@ def _share_of_unchanged(first: Inspection) -> float:
 
 
 def _place_to_repair(
-    first: Inspection, fused: np.ndarray, repaired: np.ndarray, weighed: bool, above: float = -math.inf
+    first: Inspection, fused: F32, repaired: Bools, weighed: bool, above: float = -math.inf
 ) -> tuple[Tile, Tensor | None]:
     """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
     not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair,

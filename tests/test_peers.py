@@ -58,7 +58,7 @@ def test_rgb_error_is_the_squared_distance_to_the_reconstruction():
     def sees_grey(x_t, t):
         bar = schedule.alpha_bar(t, x_t).float()
         noise = (x_t - bar.sqrt() * grey) / (1 - bar).sqrt()
-        return Prediction(noise, torch.zeros_like(x_t), torch.zeros_like(x_t))
+        return Prediction(noise, torch.zeros_like(x_t), torch.zeros_like(x_t), torch.zeros_like(x_t))
 
     stand_in = SimpleNamespace(
         size=32, device=torch.device("cpu"), schedule=schedule, network=sees_grey,

@@ -19,7 +19,7 @@ NUMERIC = {  # what is mathematics alone: torch, NumPy and OpenCV besides the st
     f"method.{name}"
     for name in ("devices", "diffusion", "encoding", "gaussian", "metrics", "nuisances", "scoring",
                  "similarity", "calibration", "fusion", "image_score", "regions")
-}  # fmt: skip
+} | {"pictures.arrays"}  # fmt: skip
 NETWORKS = {"method.unet", "method.features"}
 GROUND = {"torch", "numpy", "cv2"}
 MODULES = {

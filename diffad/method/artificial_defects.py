@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from diffad.pictures.arrays import F32, F64, I64, U8, Array, Bools
+
 # On a texture the last three kinds put good texture in the place of good texture, where there is nothing to
 # find: they serve to teach but not to measure.
 MEASURED_KINDS = ("patch", "stain", "scratch", "speck", "worn")
@@ -23,9 +25,7 @@ _TRIES = 12
 _GRID = 32  # cells a side in which the place of a defect is drawn
 
 
-def add_defect(
-    picture: np.ndarray, others: Sequence[np.ndarray], kind: str, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def add_defect(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Generator) -> tuple[U8, Bools]:
     """Put one defect on a copy of a picture.
 
     Args:
@@ -58,16 +58,14 @@ def add_defect(
     return best
 
 
-def add_small_defect(
-    picture: np.ndarray, kind: str, side: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def add_small_defect(picture: U8, kind: str, side: int, rng: np.random.Generator) -> tuple[U8, Bools]:
     """`add_defect` in a square of `side` px somewhere on the part: as small as in a picture of that size.
 
     picture: uint8 [h, w, 3]. Returns the defective copy and the mask, bool [h, w].
     """
     spoiled, mask = picture.copy(), np.zeros(picture.shape[:2], bool)
-    side = min(side, *mask.shape)
-    room = np.array(mask.shape) - side
+    side = min(side, *picture.shape[:2])
+    room: I64 = np.array(mask.shape) - side
     centres = _likely_centres(picture)
     cell = np.unravel_index(rng.choice(centres.size, p=centres.ravel()), centres.shape)
     place = (np.array(cell) + rng.uniform(size=2)) / _GRID * mask.shape - side / 2
@@ -79,14 +77,15 @@ def add_small_defect(
     return spoiled, mask
 
 
-def random_hole(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def random_hole(picture: U8, rng: np.random.Generator) -> Bools:
     """One to three shapes, bool [s, s], such as a repair may have to draw anew in a picture [s, s, 3]."""
     centres = _likely_centres(picture)
     shapes = [_shape("hole", len(picture), centres, rng) for _ in range(rng.integers(1, 4))]
-    return np.logical_or.reduce(shapes)
+    hole: Bools = np.logical_or.reduce(shapes)
+    return hole
 
 
-def _likely_centres(picture: np.ndarray) -> np.ndarray:
+def _likely_centres(picture: U8) -> F64:
     """Probability of each cell of a grid to carry a defect, float64 [32, 32].
 
     Nine defects of ten lie on the part, which is what differs from the colour of the picture's rim.
@@ -97,11 +96,13 @@ def _likely_centres(picture: np.ndarray) -> np.ndarray:
     inside = np.zeros((_GRID, _GRID))
     inside[2:-2, 2:-2] = 1
     on_part = inside * part
-    weights = inside / inside.sum()
-    return 0.1 * weights + 0.9 * on_part / on_part.sum() if on_part.sum() > 20 else weights
+    weights: F64 = inside / inside.sum()
+    if on_part.sum() > 20:
+        weights = 0.1 * weights + 0.9 * on_part / on_part.sum()
+    return weights
 
 
-def _shape(kind: str, size: int, centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _shape(kind: str, size: int, centres: Array, rng: np.random.Generator) -> Bools:
     """A random place and outline, bool [size, size]."""
     unit = size / 256
     cell = np.unravel_index(rng.choice(centres.size, p=centres.ravel()), centres.shape)
@@ -118,17 +119,16 @@ def _shape(kind: str, size: int, centres: np.ndarray, rng: np.random.Generator) 
     radius = math.exp(rng.uniform(math.log(least), math.log(most))) * unit
     waves = max(4, round(size / max(1.0, radius)))
     ripple = cv2.resize(rng.normal(size=(waves, waves)).astype(np.float32), (size, size))
-    ripple /= np.abs(ripple).max()
+    ripple = ripple / np.abs(ripple).max()
     stretch, angle = rng.uniform(1, 2), rng.uniform(0, np.pi)
     y, x = np.mgrid[:size, :size].astype(np.float32)
     dy, dx = y - centre[0], x - centre[1]
     along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-    return np.hypot(along / stretch, across * stretch) / radius + 0.6 * ripple < 1
+    shape: Bools = np.hypot(along / stretch, across * stretch) / radius + 0.6 * ripple < 1
+    return shape
 
 
-def _spoiled(
-    picture: np.ndarray, others: Sequence[np.ndarray], kind: str, rng: np.random.Generator
-) -> np.ndarray:
+def _spoiled(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Generator) -> F32:
     """What the defect's place shows instead, float32 [s, s, 3]."""
     size = picture.shape[0]
     whole = picture.astype(np.float32)
@@ -136,23 +136,24 @@ def _spoiled(
         other = others[int(rng.integers(len(others)))]
         y, x = rng.integers(0, size // 2 + 1, 2)
         large = cv2.resize(other[y : y + size // 2, x : x + size // 2], (size, size))
-        return np.rot90(large, rng.integers(4)).astype(np.float32)
+        return np.rot90(large, int(rng.integers(4))).astype(np.float32)
     if kind == "displaced":
         return np.roll(whole, rng.integers(-size // 18, size // 18 + 1, 2), (0, 1))
     if kind == "missing":  # what lies far off in the same picture
         far = rng.uniform(0.25, 0.75, 2) * size
         return np.roll(whole, np.rint(far).astype(int), (0, 1))
     if kind == "bent":
-        flow = rng.normal(size=(2, 32, 32)).astype(np.float32)
-        flow = [cv2.resize(cv2.GaussianBlur(part, (0, 0), 1.5), (size, size)) for part in flow]
+        coarse = rng.normal(size=(2, 32, 32)).astype(np.float32)
+        flow = [cv2.resize(cv2.GaussianBlur(part, (0, 0), 1.5), (size, size)) for part in coarse]
         flow = [part / np.abs(part).max() * np.float32(rng.uniform(4, 12) * size / 256) for part in flow]
         y, x = np.mgrid[:size, :size].astype(np.float32)
-        return cv2.remap(whole, x + flow[0], y + flow[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        bent = cv2.remap(whole, x + flow[0], y + flow[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(bent, np.float32)
     if kind == "worn":  # its detail is gone
-        return cv2.GaussianBlur(whole, (0, 0), rng.uniform(3, 6) * size / 256) * np.float32(
-            rng.uniform(0.8, 1.2)
-        )
+        worn = cv2.GaussianBlur(whole, (0, 0), rng.uniform(3, 6) * size / 256)
+        return np.asarray(worn * np.float32(rng.uniform(0.8, 1.2)), np.float32)
     other = others[int(rng.integers(len(others)))]  # a colour that the parts know, lighter or darker
     colour = other[tuple(rng.integers(0, size, 2))] * rng.uniform(0.3, 1.7)
     opacity = rng.uniform(0.2, 0.5) if kind == "stain" else rng.uniform(0.4, 0.9)
-    return (1 - opacity) * whole + np.float32(opacity) * colour.astype(np.float32)
+    spoiled: F32 = (1 - opacity) * whole + np.float32(opacity) * colour.astype(np.float32)
+    return spoiled

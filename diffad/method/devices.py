@@ -70,12 +70,12 @@ def stepwise(steps: Iterator[_T], within: Callable[[], AbstractContextManager[No
 
     The context is not held while the caller uses the step.
     """
-    end = object()
     while True:
         with within():
-            step = next(steps, end)
-        if step is end:
-            return
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
         yield step
 
 
@@ -100,18 +100,18 @@ def _free_cores() -> int:
 
     In a container the system reports the whole machine, so free cores are counted on all of it.
     """
-    allowed, free = cores(), -math.inf
+    allowed, free = cores(), []
     for look in range(_LOOKS):
         if look:
             time.sleep(_APART)
         try:
             existing, wanted = _load()
-        except (OSError, ValueError, TypeError):  # macOS and Windows do not say
+        except (OSError, ValueError, IndexError):  # macOS and Windows do not say
             return allowed
-        free = max(free, existing - wanted)
-        if free >= allowed:
+        if existing - wanted >= allowed:
             return allowed
-    return free
+        free.append(existing - wanted)
+    return max(free)
 
 
 def cores() -> int:
@@ -128,7 +128,7 @@ def _load() -> tuple[int, int]:
     """The machine's cores, and how many threads run or wait for one apart from those that compute here."""
     stat = (_PROC / "stat").read_text()
     cores = len(re.findall(r"^cpu\d", stat, re.MULTILINE))
-    running = int(re.search(r"^procs_running (\d+)", stat, re.MULTILINE)[1])
+    running = int(stat.split("procs_running ")[1].split()[0])
     return cores, running - (_own_running() if running > 1 else 1)
 
 

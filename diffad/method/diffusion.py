@@ -31,13 +31,13 @@ class Prediction(NamedTuple):
         variance: v in [0, 1], same shape, which places log σ² between log β̃ and log β.
         x_start_log_variance: log Var[x_0 | x_t], same shape, the network's own uncertainty about x̂_0.
         features: f_θ(x_t, t) [b, feature_channels, grid, grid], the standardised features of the clean
-            picture; None if the denoiser has none.
+            picture.
     """
 
     noise: Tensor
     variance: Tensor
     x_start_log_variance: Tensor
-    features: Tensor | None = None
+    features: Tensor
 
 
 Denoiser = Callable[[Tensor, Tensor], Prediction]
@@ -137,7 +137,7 @@ class Schedule:
         KL( q(x_previous | x_t, x_0) ‖ p_θ(x_previous | x_t) ), or for previous = −1 the decoder's negative
         log-likelihood of the 8-bit picture. Always computed in float32: 1/σ² at small t magnifies rounding.
         """
-        prediction = Prediction(*(None if value is None else value.float() for value in prediction))
+        prediction = Prediction(*(value.float() for value in prediction))
         x_start, x_t = x_start.float(), x_t.float()
         truth = self.q_posterior(x_start, x_t, t, previous)
         model = self.p_mean_variance(prediction, x_t, t, previous)

@@ -39,7 +39,7 @@ def restored(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 def pack(triangular: Tensor, offset: int = 0) -> Tensor:
     """Lower triangles [..., d, d] → [..., d(d+1)/2]; offset −1 leaves the diagonal out."""
-    rows, columns = torch.tril_indices(*triangular.shape[-2:], offset)
+    rows, columns = torch.tril_indices(triangular.shape[-2], triangular.shape[-1], offset)
     return triangular[..., rows, columns].contiguous()
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from diffad.method.scoring import Embedding
@@ -42,24 +44,25 @@ class FeatureExtractor(nn.Module):
         ValueError: for a backbone that timm lacks, cannot fetch, or that has no stages at strides 4, 8, 16.
     """
 
+    input_mean: Tensor
+    input_std: Tensor
     mean: Tensor
     std: Tensor
 
     def __init__(self, backbone: str = DEFAULT_BACKBONE, cell: int = 8) -> None:
         super().__init__()
         self.backbone_name, self.cell = backbone, cell
-        self.network, self.fine = _create(backbone, (1, 2, 3)), _create(backbone, (1, 2))
-        stages = self.network.feature_info
+        network = _create(backbone, (1, 2, 3))
+        self.network: nn.Module = network
+        self.fine: nn.Module = _create(backbone, (1, 2))
+        stages = network.feature_info
         if tuple(stages.reduction()) != REDUCTIONS:
             raise ValueError(f"{backbone} has stages at strides {stages.reduction()}, not {list(REDUCTIONS)}")
         self.stage_channels: tuple[int, ...] = tuple(stages.channels())
         self.channels = sum(self.stage_channels)
-        self.register_buffer(
-            "input_mean", torch.tensor(self.network.default_cfg["mean"]).view(1, 3, 1, 1), False
-        )
-        self.register_buffer(
-            "input_std", torch.tensor(self.network.default_cfg["std"]).view(1, 3, 1, 1), False
-        )
+        for name in ("mean", "std"):
+            values = torch.tensor(network.default_cfg[name]).view(1, 3, 1, 1)
+            self.register_buffer(f"input_{name}", values, persistent=False)
         self.register_buffer("mean", torch.zeros(self.channels))
         self.register_buffer("std", torch.ones(self.channels))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -103,7 +106,8 @@ class FeatureExtractor(nn.Module):
         """Mean and standard deviation of every channel over pictures, in one pass; returns self."""
         self.mean.zero_()
         self.std.fill_(1)
-        count, total, squares = 0, 0.0, 0.0
+        count = 0
+        total = squares = torch.zeros_like(self.mean, dtype=torch.float64)
         with torch.no_grad():
             for batch in batches:
                 features = self(batch).double()
@@ -131,8 +135,9 @@ def _to_grid(stage: Tensor, grid: int) -> Tensor:
     return stage
 
 
-def _create(backbone: str, stages: tuple[int, ...]) -> nn.Module:
+def _create(backbone: str, stages: tuple[int, ...]) -> Any:  # timm adds attributes that no type declares
     bundled = backbone == DEFAULT_BACKBONE
+    network: Any
     try:
         network = timm.create_model(backbone, pretrained=not bundled, features_only=True, out_indices=stages)
     except Exception as error:  # timm and its hub client raise many kinds
@@ -170,6 +175,7 @@ def _fold_norms(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                assert norm.running_mean is not None and norm.running_var is not None  # by their options
                 scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
                 conv.weight *= scale.view(-1, 1, 1, 1)
                 conv.bias = nn.Parameter(norm.bias - scale * norm.running_mean)
@@ -191,10 +197,10 @@ def _pad_plainly(network: nn.Module) -> None:
                 continue
             conv.weight.copy_(conv.weight.flip(-2, -1))
             if isinstance(conv, Conv2dSame):
-                padding = [(side - 1) // 2 for side in conv.kernel_size]
+                (rows, columns), (down, across) = conv.kernel_size, conv.stride
                 plain = nn.Conv2d(
-                    conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding,
-                    groups=conv.groups,
+                    conv.in_channels, conv.out_channels, (rows, columns), (down, across),
+                    ((rows - 1) // 2, (columns - 1) // 2), groups=conv.groups,
                 )  # fmt: skip
                 plain.weight, plain.bias = conv.weight, conv.bias
                 setattr(parent, name, plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from diffad.pictures.arrays import F32
 
 # Weight of a σ of the pixel branch beside one of the features: pixels tell less in every category. Artificial
 # defects do not decide how much less: the network is taught to remove them, which flatters its pixels.
@@ -32,7 +32,7 @@ def weights_in_words(alpha: float, plain: bool = False) -> str:
     return f"pixels {pixel} %, features {feature} %{added}"
 
 
-def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None) -> np.ndarray:
+def fuse(pixel: F32, feature: F32, alpha: float, plain: F32 | None = None) -> F32:
     """(11): mean over t of the two branches, `weighed`; standardised maps [n_t, h, w] → [h, w].
 
     plain: the map of the plain features [h, w], if the category has one.
@@ -40,9 +40,7 @@ def fuse(pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray
     return weighed(pixel.mean(axis=0), feature.mean(axis=0), alpha, plain)
 
 
-def weighed(
-    pixel: np.ndarray, feature: np.ndarray, alpha: float, plain: np.ndarray | None = None
-) -> np.ndarray:
+def weighed(pixel: F32, feature: F32, alpha: float, plain: F32 | None = None) -> F32:
     """Both branches by `branch_weights(α)`; plain features, if given, make half of it (PLAIN_WEIGHT)."""
     of_pixel, of_feature = branch_weights(alpha)
     fused = of_pixel * pixel + of_feature * feature

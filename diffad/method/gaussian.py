@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 
 import torch
@@ -50,12 +51,13 @@ class PlaceGaussian:
                 if grid % block:
                     raise ValueError(f"a grid of {grid} does not divide into blocks of {block}")
                 projection = orthogonal_projection(channels, min(DIMS, channels)).to(batch.device)
-                total = batch.new_zeros(len(projection), grid, grid, dtype=torch.float64)
-                outer = 0.0
+                dims, blocks = len(projection), grid // block
+                total = batch.new_zeros(dims, grid, grid, dtype=torch.float64)
+                outer = batch.new_zeros(blocks, blocks, dims, dims, dtype=torch.float64)
             z = torch.einsum("dc,bchw->bdhw", projection, batch.float()).double()
             count += len(z)
             total += z.sum(dim=0)
-            outer = outer + _outer_by_block(z, block)
+            outer += _outer_by_block(z, block)
         if projection is None:
             raise ValueError("the Gaussian needs at least one normal picture")
         mean = total / count
@@ -98,7 +100,8 @@ class Scatter:
     """
 
     def __init__(self, block: int) -> None:
-        self.block, self.count, self._total = block, 0, None
+        self.block, self.count = block, 0
+        self._total: Tensor | None = None
 
     def add(self, residual: Tensor) -> Scatter:
         """[b, c, g, g]; returns self. Raises ValueError if the grid does not divide into blocks."""
@@ -161,7 +164,7 @@ class ResidualGaussian:
             ValueError: if a grid has no picture, or the stages have other channels.
         """
         moments = [grid.mean() for grid in grids]
-        overall = sum(moment.mean(dim=(0, 1)) for moment in moments) / len(moments)
+        overall = reduce(torch.add, (moment.mean(dim=(0, 1)) for moment in moments)) / len(moments)
         rows, weight = _kept(overall, stages, kept)  # [k, c], [k]
         overall = rows @ overall @ rows.T
         variance = overall.diagonal()
@@ -236,7 +239,7 @@ class LeftOut:
 
         def white(of: Tensor) -> Tensor:  # [b · m, c, g, g] → [n, n, b, k, m · places]
             cells = factor @ _by_block(self.gaussian.common, of, n)
-            return cells.unflatten(-1, (b, -1)).transpose(2, 3)
+            return cells.reshape(*cells.shape[:-1], b, -1).transpose(2, 3)
 
         measured, fitted = white(residual), white(own.flatten(0, 1))
 
@@ -255,7 +258,7 @@ class LeftOut:
         finest = int((self.weight == self.weight[0]).sum())
         first, every = gain(slice(finest)), gain(slice(None))
         gained = (self.weight[0] * first + self.weight[-1] * (every - first)) / len(self.weight)
-        gained = gained.unflatten(-1, (cell, cell)).permute(2, 0, 3, 1, 4).reshape(b, side, side)
+        gained = gained.reshape(n, n, b, cell, cell).permute(2, 0, 3, 1, 4).reshape(b, side, side)
         return self.gaussian.squared_mahalanobis(residual, grid) + gained
 
     def to(self, device: torch.device) -> LeftOut:
@@ -284,7 +287,7 @@ class PlainGaussian:
         block: places a side that share a covariance. stages: as of `ResidualGaussian.fit`, as its errors.
         """
         count = sum(map(len, batches))
-        mean = sum(batch.float().sum(dim=0) for batch in batches) / count
+        mean = reduce(torch.add, (batch.float().sum(dim=0) for batch in batches)) / count
         scatter = Scatter(block)
         for batch in batches:
             scatter.add(batch.float() - mean)
@@ -346,20 +349,21 @@ def _kept(covariance: Tensor, stages: Sequence[int], kept: int) -> tuple[Tensor,
 def to_steps(values: Tensor) -> tuple[Tensor, Tensor]:
     """Positive values in 255 steps of equal ratio: uint8, and the least and the largest, float32 [2]."""
     ends = torch.stack([values.min(), values.max()]).float()
-    low, high = ends.double().log()
+    low, high = ends.double().log().unbind()
     steps = 255 * (values.double().log() - low) / (high - low).clamp(min=1e-9)
     return steps.round().clamp(0, 255).to(torch.uint8), ends
 
 
 def from_steps(steps: Tensor, ends: Tensor) -> Tensor:
     """`to_steps` undone, float32; rounding again changes nothing."""
-    low, high = ends.double().log()
+    low, high = ends.double().log().unbind()
     return (low + steps.double() / 255 * (high - low)).exp().float()
 
 
 def orthogonal_projection(channels: int, dims: int) -> Tensor:
     """Orthonormal rows, float32 [dims, channels], always the same ones."""
     generator = torch.Generator().manual_seed(0)
+    square: Tensor
     square, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
     return square[:, :dims].T.float().contiguous()
 
@@ -371,7 +375,8 @@ def inverse_cholesky(covariance: Tensor) -> Tensor:
     """
     factor = torch.linalg.cholesky(covariance)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-    return torch.linalg.solve_triangular(factor, eye, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False)
+    return inverse
 
 
 def _outer_by_block(z: Tensor, block: int) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from diffad.pictures.arrays import F32, Bools, Floats
+
 TOP = 256  # pixels whose mean is the image score without calibration: four places of the features' grid
 CELLS = 32  # cells a side of the model's square; as many as places of the features' grid at 256 px
 PEAK = 4  # cells whose mean is a map's peak, TOP pixels
@@ -17,7 +19,7 @@ EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual g
 CHANGED_RATE = 10  # how many times as many changed good parts may be rejected (`threshold_for`)
 
 
-def top_mean(anomaly_map: np.ndarray, size: float = 256) -> float:
+def top_mean(anomaly_map: F32, size: float = 256) -> float:
     """Mean of the highest values of a map: of 256 pixels at a model size of 256, of the same area at others.
 
     It is the image score of what has no calibration.
@@ -47,12 +49,12 @@ class ImageScore:
     above: float
     shift: float
     scale: float
-    good: np.ndarray
-    levels: np.ndarray
+    good: F32
+    levels: F32
     changed: tuple[float, float] | None = None
 
     @staticmethod
-    def of(good: np.ndarray, changed: tuple[float, float] | None = None) -> ImageScore:
+    def of(good: F32, changed: tuple[float, float] | None = None) -> ImageScore:
         """From the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
         ranked = -np.sort(-good, axis=1)
         levels = ranked[:, LEVEL - 1]
@@ -79,7 +81,7 @@ class ImageScore:
         """See `rate_bounds`."""
         return rate_bounds(self.good, score, self.changed)
 
-    def __call__(self, anomaly_map: np.ndarray, size: float) -> float:
+    def __call__(self, anomaly_map: F32, size: float) -> float:
         """The score of a fused map [h, w], which does not show the padding of the model's square.
 
         size: how many of its pixels make a side of that square.
@@ -87,20 +89,20 @@ class ImageScore:
         ranked = -np.sort(-cells_of(anomaly_map, size))
         return max(float(ranked[:PEAK].mean()), self.shift + self.scale * self._excess(ranked))
 
-    def _excess(self, ranked: np.ndarray) -> float:
+    def _excess(self, ranked: F32) -> float:
         """The sum of what lies above, over cells sorted from the highest, divided by a square's cells."""
         level = float(ranked[min(LEVEL, len(ranked)) - 1])
         return float((ranked - (level + self.above)).clip(min=0).sum()) / CELLS**2
 
 
-def cells_of(anomaly_map: np.ndarray, size: float) -> np.ndarray:
+def cells_of(anomaly_map: F32, size: float) -> F32:
     """Means of a map [h, w] over cells, of which `size` pixels hold CELLS, float32 [cells].
 
     There is at least one cell along a side, and no more than pixels.
     """
-    cells = [max(1, min(side, round(CELLS * side / size))) for side in anomaly_map.shape]
+    rows, columns = (max(1, min(side, round(CELLS * side / size))) for side in anomaly_map.shape)
     flat = torch.from_numpy(np.ascontiguousarray(anomaly_map, np.float32))[None, None]
-    return F.adaptive_avg_pool2d(flat, cells).numpy().ravel()
+    return F.adaptive_avg_pool2d(flat, (rows, columns)).numpy().ravel()
 
 
 EULER = 0.5772156649015329
@@ -108,7 +110,7 @@ SKEWNESS, EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of Gumbel's law
 
 
 def threshold_for(
-    good_scores: np.ndarray, rate: float = 0.01, changed: tuple[float, float] | None = None
+    good_scores: Floats, rate: float = 0.01, changed: tuple[float, float] | None = None
 ) -> float:
     """Score that a share `rate` of good parts would exceed.
 
@@ -131,7 +133,7 @@ def threshold_for(
     return limit
 
 
-def law_of_changed(good_scores: np.ndarray, changed_scores: np.ndarray) -> tuple[float, float]:
+def law_of_changed(good_scores: Floats, changed_scores: Floats) -> tuple[float, float]:
     """How the scores of changed good pictures differ from those of good pictures as they are.
 
     Returns by how many scales of the latter's extreme-value law the mean is higher, and how many times as
@@ -164,7 +166,7 @@ def checked_rate(rate: float) -> float:
     return rate
 
 
-def rate_for(good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None) -> float:
+def rate_for(good_scores: Floats, score: float, changed: tuple[float, float] | None = None) -> float:
     """Share of good parts expected above `score`, in [0, 1]: the inverse of `threshold_for`."""
     law = _gumbel(good_scores)
     of_changed = 0.0 if changed is None else _exceeding(_changed(law, changed), score) / CHANGED_RATE
@@ -172,7 +174,7 @@ def rate_for(good_scores: np.ndarray, score: float, changed: tuple[float, float]
 
 
 def rate_bounds(
-    good_scores: np.ndarray, score: float, changed: tuple[float, float] | None = None
+    good_scores: Floats, score: float, changed: tuple[float, float] | None = None
 ) -> tuple[float, float]:
     """A 95 % interval of `rate_for`, as far as the number of good pictures goes.
 
@@ -188,7 +190,7 @@ def rate_bounds(
     return low, high
 
 
-def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
+def _gumbel(good_scores: Floats) -> tuple[float, float]:
     scores = np.asarray(good_scores, dtype=np.float64)
     if scores.size == 0:
         raise ValueError("a threshold needs at least one good score")
@@ -200,7 +202,7 @@ def _gumbel(good_scores: np.ndarray) -> tuple[float, float]:
     ) / math.pi
 
 
-def unusual(good_scores: np.ndarray, rate: float = 3e-4) -> np.ndarray:
+def unusual(good_scores: Floats, rate: float = 3e-4) -> Bools:
     """Which good scores lie above what a share `rate` would exceed by the law of the others, bool [pictures].
 
     At 3 in 10,000 they are worth a look. Of 8 to 48 scores that follow the law, one or more is called unusual
@@ -210,7 +212,7 @@ def unusual(good_scores: np.ndarray, rate: float = 3e-4) -> np.ndarray:
     return scores > _usual_end(scores, rate)
 
 
-def _usual_end(scores: np.ndarray, rate: float = 3e-4) -> float:
+def _usual_end(scores: Floats, rate: float = 3e-4) -> float:
     """What a share `rate` of good scores would exceed by Gumbel's law through their quartiles.
 
     A few odd pictures cannot move the quartiles.

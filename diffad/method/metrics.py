@@ -16,6 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from diffad.pictures.arrays import F64, I64, Array, Bools
+
 PIMO_RATES = (1e-5, 1e-4)  # between which AUPIMO is taken
 FEWEST_PIMO_PIXELS = 30  # of good pictures between those rates: the curve's steps
 _CURVE_POINTS = 120
@@ -54,7 +56,7 @@ def f1_max(scores: Any, labels: Any) -> float | None:
     return float((2 * found / (found + false_alarms + total)).max())
 
 
-def roc_curve(scores: Any, labels: Any) -> np.ndarray | None:
+def roc_curve(scores: Any, labels: Any) -> F64 | None:
     """Points of the ROC curve, float64 [k, 2]: false and true positive rate, (0, 0) to (1, 1).
 
     Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `auroc`.
@@ -88,10 +90,10 @@ def aupro(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> fl
     None without regions or without normal pixels. Raises ValueError unless 0 < max_fpr <= 1.
     """
     points = _pro_points(maps, masks, max_fpr)
-    return None if points is None else _area_until(*points.T, max_fpr) / max_fpr
+    return None if points is None else _area_until(points[:, 0], points[:, 1], max_fpr) / max_fpr
 
 
-def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> np.ndarray | None:
+def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> F64 | None:
     """Points of the PRO curve for drawing, float64 [k, 2]: false positive rate and PRO, (0, 0) to `max_fpr`.
 
     Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `aupro`.
@@ -104,9 +106,7 @@ def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -
     return _thinned(np.vstack([inside, [max_fpr, at_end]]))
 
 
-def aupimo(
-    maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float] = PIMO_RATES
-) -> np.ndarray | None:
+def aupimo(maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float] = PIMO_RATES) -> F64 | None:
     """Area under the per-image overlap (Bertoldo et al. 2024) of each picture with a defect, float64 [k].
 
     The overlap is the share of the picture's own defect that lies above a threshold; the rate of a threshold
@@ -129,7 +129,7 @@ def aupimo(
     return (overlaps @ _log_widths(alarms.mean(axis=0), rates)).clip(0, 1)  # but for rounding it lies there
 
 
-def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[Array, Array]:
     """All pixels of all pictures in one row: scores and labels, for the metrics of scores.
 
     Raises ValueError if a map and its mask differ in shape, are not [h, w], or a value is not finite.
@@ -138,7 +138,7 @@ def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[np.ndarray, np.nd
     return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
 
 
-def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[Array], list[Array]]:
     if len(maps) != len(masks) or len(maps) == 0:
         raise ValueError(f"give a mask for each map, at least one: {len(maps)} maps, {len(masks)} masks")
     maps, masks = [np.asarray(m) for m in maps], [np.asarray(m, bool) for m in masks]
@@ -153,7 +153,7 @@ def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[np.ndarray
 # -- how sure
 
 
-def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> I64:
     """How often each of n pictures is drawn, int64 [draws, n].
 
     Pictures are drawn with replacement, as many good ones and as many defective ones (labels [n], true =
@@ -187,7 +187,7 @@ def rate_interval(rate: float, count: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def resampled_image_metrics(scores: Any, labels: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
+def resampled_image_metrics(scores: Any, labels: Any, weights: Array) -> dict[str, Array]:
     """auroc, ap and f1 of every draw, float64 [draws] each, exact; NaN where undefined.
 
     scores, labels: [n] as in `auroc`. weights: [draws, n], how often each picture counts; all 1 gives
@@ -202,8 +202,8 @@ def resampled_image_metrics(scores: Any, labels: Any, weights: np.ndarray) -> di
 
 
 def resampled_pixel_metrics(
-    maps: Sequence[Any], masks: Sequence[Any], weights: np.ndarray, max_fprs: Sequence[float] = (0.3, 0.05)
-) -> dict[str, np.ndarray]:
+    maps: Sequence[Any], masks: Sequence[Any], weights: Array, max_fprs: Sequence[float] = (0.3, 0.05)
+) -> dict[str, Array]:
     """auroc, ap, f1 and aupro of every draw, float64 [draws] each (aupro [len(max_fprs), draws]).
 
     maps, masks: n as in `aupro`. weights: [draws, n], how often each picture counts, with all its pixels and
@@ -235,8 +235,8 @@ def resampled_pixel_metrics(
 
 
 def resampled_aupimo(
-    maps: Sequence[Any], masks: Sequence[Any], weights: np.ndarray, rates: tuple[float, float] = PIMO_RATES
-) -> np.ndarray | None:
+    maps: Sequence[Any], masks: Sequence[Any], weights: Array, rates: tuple[float, float] = PIMO_RATES
+) -> F64 | None:
     """The mean of `aupimo` of every draw, float64 [draws], NaN for draws without a defect.
 
     None where `aupimo` is None.
@@ -256,12 +256,13 @@ def resampled_aupimo(
     with np.errstate(invalid="ignore"):
         alarms = of_good @ alarms / of_good.sum(axis=1, keepdims=True)
         overlaps = of_bad @ overlaps / of_bad.sum(axis=1, keepdims=True)
-    return (overlaps * _log_widths(alarms, rates)).sum(axis=1).clip(0, 1)
+    area: F64 = (overlaps * _log_widths(alarms, rates)).sum(axis=1)
+    return area.clip(0, 1)
 
 
 def _pimo_kinds(
     maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
-) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+) -> tuple[list[Array], list[Array]] | None:
     """The sorted values of each good picture and of each defect; None where `aupimo` is None."""
     low, high = rates
     if not 0 < low < high <= 1:
@@ -274,9 +275,7 @@ def _pimo_kinds(
     return good, bad
 
 
-def _pimo_steps(
-    good: Sequence[np.ndarray], bad: Sequence[np.ndarray], edges: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _pimo_steps(good: Sequence[Array], bad: Sequence[Array], edges: Array) -> tuple[Array, Array]:
     """Shares of each defect above, and of each good picture at or above, the thresholds `edges` (ascending).
 
     Returns [len(bad), k] and [len(good), k], the highest threshold first.
@@ -287,14 +286,15 @@ def _pimo_steps(
     return np.stack(overlaps), np.stack(alarms)
 
 
-def _log_widths(rate: np.ndarray, rates: tuple[float, float]) -> np.ndarray:
+def _log_widths(rate: Array, rates: tuple[float, float]) -> F64:
     """The part of `rates`, on a logarithmic scale, that each step to a rising rate [..., k] covers; sum 1."""
     before = np.concatenate([np.zeros_like(rate[..., :1]), rate[..., :-1]], axis=-1)
-    inside = (np.log(np.clip(each, *rates)) for each in (rate, before))
-    return np.subtract(*inside) / np.log(rates[1] / rates[0])
+    until, since = (np.log(np.clip(each, *rates)) for each in (rate, before))
+    widths: F64 = (until - since) / np.log(rates[1] / rates[0])
+    return widths
 
 
-def _counted(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray]:
+def _counted(normal: Array, anomalous: Array) -> dict[str, Array]:
     """auroc, ap and f1 [draws] of weighted counts [draws, k] at k ascending scores; equal scores are ties."""
     new, false_alarms = anomalous[:, ::-1], normal[:, ::-1].cumsum(axis=1)
     found, normals, defects = new.cumsum(axis=1), false_alarms[:, -1:], anomalous.sum(axis=1, keepdims=True)
@@ -309,7 +309,7 @@ def _counted(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, np.ndarray]
         }
 
 
-def _split(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def _split(scores: Any, labels: Any) -> tuple[Array, Array]:
     """Sorted anomalous and sorted normal scores; all that threshold metrics need."""
     scores, labels = np.asarray(scores), np.asarray(labels, bool)
     if scores.shape != labels.shape:
@@ -319,7 +319,7 @@ def _split(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(scores[labels]), np.sort(scores[~labels])
 
 
-def _precision_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
+def _precision_counts(scores: Any, labels: Any) -> tuple[Array, Array, Array, int] | None:
     """Per distinct anomalous score, highest first: new and all true positives, false positives; the total.
 
     Only those thresholds matter: between them recall stands still while precision can only fall.
@@ -332,7 +332,7 @@ def _precision_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray,
     return new, np.cumsum(new), false_alarms, positive.size
 
 
-def _thresholds(positive: np.ndarray, negative: np.ndarray, count: int) -> np.ndarray:
+def _thresholds(positive: Array, negative: Array, count: int) -> Array:
     """At most `count` of the distinct scores, ascending, the lowest among them; both arguments are sorted.
 
     All scores if they are so few; else half at even ranks of the anomalous ones, half at normal ones with
@@ -349,7 +349,7 @@ def _thresholds(positive: np.ndarray, negative: np.ndarray, count: int) -> np.nd
     return np.unique(np.concatenate(chosen))
 
 
-def _region_shares(mask: np.ndarray) -> tuple[np.ndarray, int]:
+def _region_shares(mask: Bools) -> tuple[Array, int]:
     """For each pixel of a mask, in row order, its share of its 8-connected region; the number of regions."""
     mask = np.asarray(mask, bool)
     count, names = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
@@ -357,7 +357,7 @@ def _region_shares(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return 1.0 / areas[names[mask]], count - 1
 
 
-def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> np.ndarray | None:
+def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> F64 | None:
     """Points (rate, PRO) [k, 2] by rising rate, from (0, 0) to at least `max_fpr`; None if undefined."""
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr must lie in (0, 1], not {max_fpr}")
@@ -379,7 +379,7 @@ def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> np
     return np.vstack([[0.0, 0.0], np.stack([rate, pro], axis=1)])
 
 
-def _area_until(x: np.ndarray, y: np.ndarray, end: float) -> float:
+def _area_until(x: Array, y: Array, end: float) -> float:
     """∫ y dx from 0 to `end` under a polyline with non-decreasing x; vertical pieces add nothing."""
     inside = int(np.searchsorted(x, end, "right"))  # points with x <= end
     area = float((np.diff(x[:inside]) * (y[1:inside] + y[: inside - 1]) / 2).sum())
@@ -390,7 +390,7 @@ def _area_until(x: np.ndarray, y: np.ndarray, end: float) -> float:
     return area
 
 
-def _thinned(points: np.ndarray) -> np.ndarray:
+def _thinned(points: Array) -> F64:
     """About `_CURVE_POINTS` of a curve's points [k, 2], evenly along it, both ends among them."""
     if len(points) <= _CURVE_POINTS:
         return points

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+from diffad.pictures.arrays import U8, Array
+
+Change = Callable[[Array, float, np.random.Generator], Array]
 
 
 @dataclass(frozen=True)
@@ -31,23 +33,23 @@ class Nuisance:
     apply: Change
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
+def _rounded(values: Array) -> Array:
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
-def _unit(picture: np.ndarray) -> float:
+def _unit(picture: Array) -> float:
     """Pixels of the picture to one of a picture of 256."""
-    return max(picture.shape[:2]) / 256
+    return float(max(picture.shape[:2]) / 256)
 
 
-def _gain(picture: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+def _gain(picture: Array, percent: float, rng: np.random.Generator) -> Array:
     return _rounded(picture * np.float32(1 + percent / 100))
 
 
 def _ramp(angle: float) -> Change:
     """Light that rises from −strength to +strength per cent across the picture, towards `angle` (degrees)."""
 
-    def apply(picture: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+    def apply(picture: Array, percent: float, rng: np.random.Generator) -> Array:
         rows, columns = (np.linspace(-1, 1, count, dtype=np.float32) for count in picture.shape[:2])
         along = columns * np.cos(np.radians(angle)) + rows[:, None] * np.sin(np.radians(angle))
         return _rounded(picture * (1 + percent / 100 * along / np.abs(along).max())[..., None])
@@ -55,23 +57,23 @@ def _ramp(angle: float) -> Change:
     return apply
 
 
-def _tint(picture: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+def _tint(picture: Array, percent: float, rng: np.random.Generator) -> Array:
     return _rounded(picture * (1 + percent / 100 * np.array([1, 0, -1], np.float32)))
 
 
-def _noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+def _noise(picture: Array, sigma: float, rng: np.random.Generator) -> Array:
     return _rounded(picture + rng.normal(0, sigma, picture.shape))
 
 
-def _grey_noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+def _grey_noise(picture: Array, sigma: float, rng: np.random.Generator) -> Array:
     return _rounded(picture + rng.normal(0, sigma, (*picture.shape[:2], 1)))
 
 
-def _blur(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+def _blur(picture: Array, sigma: float, rng: np.random.Generator) -> Array:
     return cv2.GaussianBlur(picture, (0, 0), sigma * _unit(picture)) if sigma > 0 else picture.copy()
 
 
-def _sharpen(picture: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+def _sharpen(picture: Array, amount: float, rng: np.random.Generator) -> Array:
     soft = cv2.GaussianBlur(picture, (0, 0), _unit(picture)).astype(np.float32)
     return _rounded(picture + amount * (picture - soft))
 
@@ -79,26 +81,28 @@ def _sharpen(picture: np.ndarray, amount: float, rng: np.random.Generator) -> np
 def _encoded(suffix: str, setting: int, whole_colour: bool = False) -> Change:
     """A copy through a lossy format. strength: 100 − quality."""
 
-    def apply(picture: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    def apply(picture: Array, strength: float, rng: np.random.Generator) -> Array:
         settings = [setting, max(1, round(100 - strength))]
         if whole_colour:
             settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         _, data = cv2.imencode(suffix, picture[..., ::-1], settings)
-        return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert decoded is not None  # it was just encoded
+        return np.ascontiguousarray(decoded[..., ::-1])
 
     return apply
 
 
-def _shift(picture: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
+def _shift(picture: Array, pixels: float, rng: np.random.Generator) -> Array:
     angle = rng.uniform(0, 2 * np.pi)
     return _moved(picture, pixels * np.cos(angle), pixels * np.sin(angle), 0.0)
 
 
-def _turn(picture: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
+def _turn(picture: Array, degrees: float, rng: np.random.Generator) -> Array:
     return _moved(picture, 0.0, 0.0, degrees * rng.choice((-1, 1)))
 
 
-def _moved(picture: np.ndarray, x: float, y: float, degrees: float) -> np.ndarray:
+def _moved(picture: Array, x: float, y: float, degrees: float) -> Array:
     """Shifted by whole pixels, or turned about its middle; the edge is mirrored where there is no picture."""
     height, width = picture.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
@@ -130,7 +134,7 @@ NUISANCES = (
 )
 
 
-def random_copy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def random_copy(picture: Array, rng: np.random.Generator) -> U8:
     """The picture as it might have been taken on another day.
 
     Moved, lit, tinted, blurred or sharpened, with noise, and compressed, each by a random amount.

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffad.pictures.arrays import U8
 from diffad.pictures.geometry import to_float, to_square, to_uint8
 
 _AREA = 0.01, 0.6  # of the square that a silhouette covers
@@ -81,7 +82,8 @@ def find_pose(square: Tensor) -> Pose | None:
         axis = -axis
     turned = (places - centroid) @ np.stack([axis, [-axis[1], axis[0]]], axis=1)
     (left, top), (right, bottom) = np.quantile(turned, (0.005, 0.995), axis=0).tolist()
-    return Pose(math.atan2(axis[1], axis[0]), *centroid.tolist(), left, right, top, bottom)
+    x, y = centroid.tolist()
+    return Pose(math.atan2(axis[1], axis[0]), x, y, left, right, top, bottom)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Turn:
     def of(cls, pose: Pose, upright: Upright) -> Turn:
         return cls(pose.angle, pose.x, pose.y, upright)
 
-    def square(self, image: np.ndarray, size: int) -> Tensor:
+    def square(self, image: U8, size: int) -> Tensor:
         """As `geometry.to_square`, turned: float32 [3, size, size].
 
         Where there is no picture it is mirrored: a repeated edge would leave streaks, which the model would

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+
+from diffad.pictures.arrays import F32
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,12 @@ class Region:
     peak: float
     mean: float
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {"box": list(self.box), "area": self.area, "peak": self.peak, "mean": self.mean}
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float = 1) -> tuple[Region, ...]:
+def find_regions(anomaly_map: F32, threshold: float, min_area: float = 1) -> tuple[Region, ...]:
     """8-connected components of map > threshold with at least `min_area` px, highest peak first."""
     above = (anomaly_map > threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)

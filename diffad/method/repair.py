@@ -12,8 +12,9 @@ model can first draw the place anew from its surroundings, at a t that falls fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from diffad.method.diffusion import Denoiser, Schedule
 from diffad.method.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.method.scoring import TIMESTEPS, grid_of, noise_for, offset_of, shifted, smooth
+from diffad.pictures.arrays import Bools
 
 FILLING = 1 / 3  # share of a weighed repair's steps in which holes are filled; others cost several times more
 FILLED_TO = 100  # t at which a hole is filled; training teaches it from there on up
@@ -31,7 +33,8 @@ FINEST = 20  # t of the last pull towards x̂_0
 RENEWED = 0.7  # σ of the noise that is drawn anew between two fillings
 
 
-class GradientStep(NamedTuple):
+@dataclass(frozen=True)
+class GradientStep:
     """One step of a repair.
 
     x: the picture so far, [1, 3, size, size] in [−1, 1]. mahalanobis: mean squared distance per dimension
@@ -181,7 +184,7 @@ def fill(
 
 def _between(first: int, last: int, share: float) -> int:
     """Geometrically from the first t to the last, which is never above it."""
-    return round(first * (min(last, first) / max(1, first)) ** share)
+    return round(first * math.pow(min(last, first) / max(1, first), share))
 
 
 def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
@@ -199,7 +202,7 @@ def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
     return torch.where(wide < 0.01, torch.zeros_like(wide), wide)
 
 
-def _enclosed(above: np.ndarray) -> np.ndarray:
+def _enclosed(above: Bools) -> Bools:
     """What regions enclose, bool [s, s]: the map of a wide even stain shows only its rim.
 
     Only holes smaller than the region around them count: inside a thin ring around a part's own middle all is
@@ -209,7 +212,8 @@ def _enclosed(above: np.ndarray) -> np.ndarray:
     outlines, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     whole = np.zeros_like(regions)
     for index in range(len(outlines)):
-        filled = cv2.drawContours(np.zeros_like(regions), outlines, index, 1, cv2.FILLED)
+        filled = np.zeros_like(regions)
+        cv2.drawContours(filled, outlines, index, 1, cv2.FILLED)
         if filled.sum() < 2 * (filled & regions).sum():
             whole |= filled
     return (whole > 0) & ~above

@@ -35,16 +35,18 @@ class RepairOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {self.method!r}")
-        for name, usual in zip(("step_size", "timestep"), METHODS[self.method]):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, usual)
+        usual_step_size, usual_timestep = METHODS[self.method]
+        step_size = usual_step_size if self.step_size is None else self.step_size
+        timestep = usual_timestep if self.timestep is None else self.timestep
         if (
             not 1 <= self.steps <= MOST_STEPS
             or self.denoise_every < 1
-            or not 0 < self.step_size < 1
-            or not 0 <= self.timestep < 1000
+            or not 0 < step_size < 1
+            or not 0 <= timestep < 1000
         ):
             raise ValueError(
                 f"steps lie in 1 … {MOST_STEPS}, denoise_every is at least 1, step_size in (0, 1), "
                 "timestep in 0 … 999"
             )
+        object.__setattr__(self, "step_size", step_size)
+        object.__setattr__(self, "timestep", timestep)

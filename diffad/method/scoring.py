@@ -210,7 +210,7 @@ def evidence(
     shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
 
     def rows(flat: Tensor) -> Tensor:
-        return flat.unflatten(0, (len(x_start), len(timesteps), draws))
+        return flat.reshape(len(x_start), len(timesteps), draws, *flat.shape[1:])
 
     by_t = [embeddings[offset_of(t, cell)] for t in timesteps]
     features = torch.stack([each.features for each in by_t], dim=1)[:, :, None] - rows(prediction.features)

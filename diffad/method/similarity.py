@@ -5,8 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from diffad.pictures.arrays import U8, Array, Bools
 
-def psnr(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
+
+def psnr(image: U8, other: U8, where: Bools | None = None) -> float | None:
     """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3] over the pixels `where` (bool [H, W]).
 
     Equal pictures count as 100 dB, which keeps medians and JSON finite. None if `where` is empty.
@@ -20,18 +22,18 @@ def psnr(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) 
     return 100.0 if error == 0 else min(100.0, 10.0 * float(np.log10(255.0**2 / error)))
 
 
-def ssim(image: np.ndarray, other: np.ndarray, where: np.ndarray | None = None) -> float | None:
+def ssim(image: U8, other: U8, where: Bools | None = None) -> float | None:
     """Structural similarity (Wang et al. 2004) of two uint8 pictures [H, W, 3], in [−1, 1], 1 for equal ones.
 
     Gaussian windows of 11×11 with σ = 1.5, the mean over channels; only windows wholly inside the picture and
     inside `where` (bool [H, W]) count. None if there is no such window.
     """
 
-    def blur(values: np.ndarray) -> np.ndarray:
+    def blur(values: Array) -> Array:
         return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT_101)
 
-    inside = np.ones(image.shape[:2], np.uint8) if where is None else where.astype(np.uint8)
-    inside = cv2.erode(inside, np.ones((11, 11), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    shown = np.ones(image.shape[:2], np.uint8) if where is None else where.astype(np.uint8)
+    inside = cv2.erode(shown, np.ones((11, 11), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
     if not inside.any():
         return None
     x, y = image.astype(np.float64), other.astype(np.float64)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from diffad.method.image_score import ImageScore
 from diffad.method.pose import Turn
+from diffad.pictures.arrays import F32, U8, Array
 from diffad.pictures.geometry import Geometry, resize_maps, to_square
 from diffad.pictures.reading import MIN_SIDE, DataError
 
@@ -37,7 +38,7 @@ class Tile:
 
     box: tuple[slice, slice]
     cells: tuple[slice, slice]
-    weight: np.ndarray
+    weight: F32
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Tiling:
                 f"give at least {smallest_side(height, width)}"
             )
         cells = min(size, side, GRID * side // longest)
-        shape = tuple(max(1, round(length * cells / side)) for length in (height, width))
-        return cls(height, width, size, side, cells, shape)
+        rows, columns = (max(1, round(length * cells / side)) for length in (height, width))
+        return cls(height, width, size, side, cells, (rows, columns))
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -109,7 +110,7 @@ class Tiling:
         """
         return self.cells if self.turn is None else self.cells / self.turn.upright.scale
 
-    def score(self, fused: np.ndarray, score: ImageScore) -> float:
+    def score(self, fused: F32, score: ImageScore) -> float:
         """The image score of the worst tile of a map over the grid."""
         return max(score(fused[tile.cells], self.scored_size) for tile in self.tiles)
 
@@ -131,7 +132,7 @@ class Tiling:
         down, across = _ramp(cell_rows, self.shape[0]), _ramp(cell_columns, self.shape[1])
         return Tile((rows, columns), (cell_rows, cell_columns), np.outer(down, across))
 
-    def square(self, image: np.ndarray, tile: Tile) -> torch.Tensor:
+    def square(self, image: U8, tile: Tile) -> torch.Tensor:
         """The tile of uint8 [height, width, 3] in the model's square: float32 [3, size, size] in [−1, 1]."""
         if self.turn is not None:
             return self.turn.square(image, self.size)
@@ -144,14 +145,14 @@ class Tiling:
         """
         if self.turn is not None:
             maps = self.turn.back(torch.where(self.inside(tile).to(maps.device), maps, 0.0))
-        cells = tuple(span.stop - span.start for span in tile.cells)
-        return resize_maps(maps[(..., *self._geometry(tile).inner)], cells)
+        rows, columns = (span.stop - span.start for span in tile.cells)
+        return resize_maps(maps[(..., *self._geometry(tile).inner)], (rows, columns))
 
     def to_pixels(self, change: torch.Tensor, tile: Tile) -> torch.Tensor:
         """A change of a tile's square [..., size, size] → of its pixels, float32 [..., rows, columns]."""
         return self._geometry(tile).to_picture(change if self.turn is None else self.turn.back(change))
 
-    def from_cells(self, cells: np.ndarray, tile: Tile) -> torch.Tensor:
+    def from_cells(self, cells: F32, tile: Tile) -> torch.Tensor:
         """A map over the tile's cells in its square, float32 [size, size]."""
         square = torch.from_numpy(letterboxed(cells, self._geometry(tile)))
         return square if self.turn is None else self.turn.forth(square)
@@ -173,7 +174,7 @@ class Tiling:
         height, width = (span.stop - span.start for span in tile.box)
         return Geometry.letterbox(height, width, self.size)
 
-    def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, Array]]:
         """Along one axis: px, cells and weights [cells] of every tile."""
         if self.side is None or self.side >= length or self.cells >= grid:
             yield slice(0, length), slice(0, grid), np.ones(grid, dtype=np.float32)
@@ -198,7 +199,7 @@ class Tiling:
         return slice(first, first + self.side), slice(start, start + self.cells)
 
 
-def letterboxed(cells: np.ndarray, geometry: Geometry) -> np.ndarray:
+def letterboxed(cells: F32, geometry: Geometry) -> F32:
     """A map over the picture alone [h, w] in the model's square [size, size], its edge repeated around it."""
     inner = resize_maps(cells, (geometry.inner_height, geometry.inner_width))
     below = geometry.size - geometry.top - geometry.inner_height
@@ -211,7 +212,7 @@ def smallest_side(height: int, width: int) -> int:
     return max(MIN_SIDE, math.ceil(max(height, width) * TILE_CELLS / GRID))
 
 
-def _ramp(span: slice, grid: int) -> np.ndarray:
+def _ramp(span: slice, grid: int) -> F32:
     """One, falling to zero along the outer quarters that do not lie on the picture's border."""
     count = span.stop - span.start
     rising = np.sin(np.pi / 2 * np.clip((np.arange(count) + 0.5) / (count / 4), 0, 1)) ** 2

@@ -109,9 +109,20 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # [b, in, h, w], [b, e] -> [b, out, h, w]
-        h = self.conv_in(F.silu(self.norm_in(x)))
+        h: Tensor = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
-        return self.skip(x) + self.conv_out(F.silu(self.norm_out(h) * (1 + scale) + shift))
+        h = self.conv_out(F.silu(self.norm_out(h) * (1 + scale) + shift))
+        skip: Tensor = self.skip(x)
+        return skip + h
+
+
+class Blocks(nn.ModuleList):
+    """The residual blocks of one level, one after the other."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 class Attention(nn.Module):
@@ -133,7 +144,8 @@ class Attention(nn.Module):
             .unbind(1)
         )
         attended = F.scaled_dot_product_attention(q, k, v)  # [b, heads, h·w, c/heads]
-        return x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
+        out: Tensor = self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
+        return x + out
 
 
 class UNet(nn.Module):
@@ -155,9 +167,7 @@ class UNet(nn.Module):
         width = widths[0]
         for level, out in enumerate(widths):
             self.down.append(
-                nn.ModuleList(
-                    ResidualBlock(width if i == 0 else out, out, embedding) for i in range(config.blocks)
-                )
+                Blocks(ResidualBlock(width if i == 0 else out, out, embedding) for i in range(config.blocks))
             )
             width = out
             last = level == len(widths) - 1
@@ -167,7 +177,7 @@ class UNet(nn.Module):
         self.middle_out = ResidualBlock(width, width, embedding)
         for level, out in reversed(list(enumerate(widths))):
             self.up.append(
-                nn.ModuleList(
+                Blocks(
                     ResidualBlock(width + out if i == 0 else out, out, embedding)
                     for i in range(config.blocks)
                 )
@@ -195,16 +205,13 @@ class UNet(nn.Module):
             h = self.stem(F.pixel_unshuffle(x_t, patch).contiguous(memory_format=torch.channels_last))
             skips = []
             for blocks, shrink in zip(self.down, self.shrink):
-                for block in blocks:
-                    h = block(h, embedding)
+                h = blocks(h, embedding)
                 skips.append(h)
                 h = shrink(h)
             h = self.middle_out(self.attention(self.middle_in(h, embedding)), embedding)
-            features = None
+            features: Tensor  # of the level `feature_level`
             for level, blocks, grow in zip(reversed(range(len(self.up))), self.up, self.grow):
-                h = torch.cat([h, skips.pop()], dim=1)
-                for block in blocks:
-                    h = block(h, embedding)
+                h = blocks(torch.cat([h, skips.pop()], dim=1), embedding)
                 if level == self.config.feature_level:
                     features = self.feature_head(h)
                 if level:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffad.output import whole
+from diffad.pictures.arrays import U8, Array
 from diffad.pictures.drawing import resized, shrunk
 from diffad.pictures.reading import DataError
 
@@ -27,11 +28,11 @@ class Reel:
     """
 
     def __init__(self) -> None:
-        self._kept: list[np.ndarray] = []
-        self._newest: np.ndarray | None = None
+        self._kept: list[Array] = []
+        self._newest: Array | None = None
         self._count, self._stride = 0, 1
 
-    def add(self, image: np.ndarray) -> None:
+    def add(self, image: U8) -> None:
         self._newest = shrunk(image, FRAME_SIDE)
         if self._count % self._stride == 0:
             self._kept.append(self._newest)
@@ -40,13 +41,13 @@ class Reel:
         self._count += 1
 
     @property
-    def frames(self) -> list[np.ndarray]:
+    def frames(self) -> list[Array]:
         if self._newest is None or self._newest is self._kept[-1]:
             return list(self._kept)
         return [*self._kept, self._newest]
 
 
-def animation(frames: Sequence[np.ndarray], path: str | Path, seconds: float = 4.0) -> Path:
+def animation(frames: Sequence[Array], path: str | Path, seconds: float = 4.0) -> Path:
     """Write frames uint8 [H, W, 3] of one size as a looping .gif or .webp, or an .mp4; returns the path.
 
     It lasts about `seconds`; the first and the last frame are held longer. At most 25 frames a second are
@@ -92,7 +93,7 @@ def _timing(count: int, seconds: float) -> tuple[list[int], list[int]]:
     return chosen, [max(int(ms), 20) for ms in np.diff(clock)]
 
 
-def _write_gif(frames: list[np.ndarray], path: Path, durations: list[int]) -> None:
+def _write_gif(frames: list[Array], path: Path, durations: list[int]) -> None:
     # One palette for the clip, and what does not change keeps its dither: no flicker, and small files.
     # Maximum coverage spans the extremes, so that dithering reaches white and rare accents; 255 colours leave
     # one for the transparency with which Pillow stores differences.
@@ -103,14 +104,14 @@ def _write_gif(frames: list[np.ndarray], path: Path, durations: list[int]) -> No
     for frame in frames:
         picture = Image.fromarray(np.ascontiguousarray(frame)).quantize(palette=palette)
         if pictures:
-            same = (cv2.absdiff(frame, held) <= 2).all(axis=-1)  # [H, W]
+            same = np.all(cv2.absdiff(frame, held) <= 2, axis=-1)  # [H, W]
             picture.paste(pictures[-1], mask=Image.fromarray(same))
             held = np.where(same[..., None], held, frame)
         pictures.append(picture)
     pictures[0].save(path, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
-def _write_webp(frames: list[np.ndarray], path: Path, durations: list[int]) -> None:
+def _write_webp(frames: list[Array], path: Path, durations: list[int]) -> None:
     pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
     pictures[0].save(
         path,
@@ -134,7 +135,7 @@ def has_mp4() -> bool:
     return "libx264" in av.codecs_available
 
 
-def _write_mp4(frames: list[np.ndarray], path: Path, durations: list[int]) -> None:
+def _write_mp4(frames: list[Array], path: Path, durations: list[int]) -> None:
     import av
 
     height, width = frames[0].shape[:2]

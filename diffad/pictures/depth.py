@@ -11,6 +11,8 @@ import struct
 import cv2
 import numpy as np
 
+from diffad.pictures.arrays import U8, Array
+
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have
 _DRAWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a PNG's chunks that make its pixels
 _ROWS = 256  # converted at once: all would take four times the memory
@@ -38,7 +40,7 @@ def read_in_words(bits: int, highest: int) -> str:
     return f"Pictures of more than 8 bits were read as {bits} bits{beyond}."
 
 
-def to_8_bits(values: np.ndarray, top: float) -> np.ndarray:
+def to_8_bits(values: Array, top: float) -> U8:
     """Values from 0 to `top`, which is white, as uint8."""
     scaled = np.empty(values.shape, np.uint8)
     for row in range(0, len(values), _ROWS):
@@ -47,7 +49,7 @@ def to_8_bits(values: np.ndarray, top: float) -> np.ndarray:
     return scaled
 
 
-def deep_colours(file: bytes) -> np.ndarray | None:
+def deep_colours(file: bytes) -> Array | None:
     """All 16 bits of a colour picture's values, uint16 [H, W, 3 or 4] as RGB or RGBA; a TIFF turned upright,
     other kinds as they are stored. None where OpenCV reads something else.
     """
@@ -63,7 +65,7 @@ def deep_colours(file: bytes) -> np.ndarray | None:
     return cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
-def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+def turned(values: Array, orientation: int) -> Array:
     """A picture [H, W, …] as EXIF's orientation 1 … 8 says that it is to be seen."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)

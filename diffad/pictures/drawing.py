@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from diffad.pictures.arrays import F32, U8, Array
 from diffad.pictures.reading import DataError
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
@@ -24,7 +25,7 @@ INK, MUTED, LINE, ALARM, WARNING, CALM = "#1b2230", "#667085", "#d5dae2", "#c031
 # Maps
 
 
-def heatmap(anomaly_map: np.ndarray, vmax: float, colormap: str = "inferno") -> np.ndarray:
+def heatmap(anomaly_map: F32, vmax: float, colormap: str = "inferno") -> U8:
     """Colour a map [H, W] on the absolute scale 0 … vmax, clipped (NaN is 0): uint8 [H, W, 3].
 
     Raises DataError for an unknown colour map, a vmax that is not positive, or a map that is not [H, W].
@@ -32,18 +33,19 @@ def heatmap(anomaly_map: np.ndarray, vmax: float, colormap: str = "inferno") -> 
     if not 0 < vmax < float("inf"):
         raise DataError(f"the scale ends at {vmax}: give a positive vmax")
     share = np.clip(finite(anomaly_map) / np.float32(vmax), 0, 1)
-    return _colours(colormap)[np.rint(share * 255).astype(np.uint8)]
+    coloured: U8 = _colours(colormap)[np.rint(share * 255).astype(np.uint8)]
+    return coloured
 
 
 def overlay(
-    image: np.ndarray,
-    anomaly_map: np.ndarray,
+    image: U8,
+    anomaly_map: F32,
     vmax: float,
     threshold: float | None = None,
     opacity: float = 0.6,
     colormap: str = "inferno",
     contour: bool = True,
-) -> np.ndarray:
+) -> U8:
     """Lay the heat map over the picture: uint8 [H, W, 3].
 
     The heat fades in with the value, from nothing at half the threshold (half as far again below a negative
@@ -63,34 +65,35 @@ def overlay(
 
 
 def contours(
-    image: np.ndarray,
-    anomaly_map: np.ndarray,
+    image: U8,
+    anomaly_map: F32,
     threshold: float,
     color: tuple[int, int, int] = (255, 255, 255),
-) -> np.ndarray:
+) -> U8:
     """Draw the line where the map crosses the threshold: uint8 [H, W, 3].
 
     Thin, antialiased, placed between pixels by linear interpolation, on a wider dark stroke that keeps it
     visible on bright ground. Raises DataError if picture and map differ in size.
     """
-    from contourpy import contour_generator
+    from contourpy import LineType, contour_generator
 
     values = _fitting(image, anomaly_map)
     if min(values.shape) < 2:  # nothing lies between pixels of a line
         return image.copy()
-    lines = [np.rint(line * 16).astype(np.int32) for line in contour_generator(z=values).lines(threshold)]
+    generator = contour_generator(z=values, line_type=LineType.Separate)
+    lines = [np.rint(np.asarray(line) * 16).astype(np.int32) for line in generator.lines(threshold)]
     width = max(1, round((image.shape[0] * image.shape[1]) ** 0.5 / 400))
     drawn = image
     for stroke, paint, opacity in ((3 * width, (0, 0, 0), 0.45), (width, color, 1.0)):
         cover = np.zeros(image.shape[:2], np.uint8)
         cv2.polylines(cover, lines, False, 255, stroke, cv2.LINE_AA, shift=4)  # shift: points in 1/16 pixel
         drawn = _paint(
-            drawn, np.broadcast_to(np.uint8(paint), image.shape), cover * np.float32(opacity / 255)
+            drawn, np.broadcast_to(np.array(paint, np.uint8), image.shape), cover * np.float32(opacity / 255)
         )
     return drawn
 
 
-def _paint(image: np.ndarray, paint: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _paint(image: U8, paint: U8, weight: F32) -> U8:
     """image + weight · (paint − image), rounded; exactly the image where the weight [H, W] is 0."""
     painted = image.copy()
     touched = weight > 0
@@ -99,14 +102,14 @@ def _paint(image: np.ndarray, paint: np.ndarray, weight: np.ndarray) -> np.ndarr
     return painted
 
 
-def finite(anomaly_map: np.ndarray) -> np.ndarray:
+def finite(anomaly_map: F32) -> F32:
     values = np.asarray(anomaly_map, dtype=np.float32)
     if values.ndim != 2:
         raise DataError(f"a map of shape {values.shape} cannot be drawn: give [H, W]")
     return np.nan_to_num(values)
 
 
-def _fitting(image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
+def _fitting(image: U8, anomaly_map: F32) -> F32:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"this is {image.dtype} {image.shape}, not uint8 [H, W, 3]: use read_image first")
     values = finite(anomaly_map)
@@ -116,7 +119,7 @@ def _fitting(image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _colours(colormap: str) -> np.ndarray:  # [256, 3]
+def _colours(colormap: str) -> U8:  # [256, 3]
     if colormap not in COLORMAPS:
         raise DataError(f'unknown colour map "{colormap}": choose one of {", ".join(COLORMAPS)}')
     from matplotlib import colormaps
@@ -124,7 +127,7 @@ def _colours(colormap: str) -> np.ndarray:  # [256, 3]
     return colormaps[colormap](np.arange(256), bytes=True)[:, :3].copy()
 
 
-def shrunk(picture: np.ndarray, longest: int) -> np.ndarray:
+def shrunk(picture: U8, longest: int) -> Array:
     """The picture or map [H, W(, 3)] with its longest side at most `longest` pixels; a small one as it is."""
     height, width = picture.shape[:2]
     if max(height, width) <= longest:
@@ -134,21 +137,21 @@ def shrunk(picture: np.ndarray, longest: int) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def png_bytes(image: np.ndarray) -> bytes:
+def png_bytes(image: U8) -> bytes:
     """Encode uint8 [H, W, 3] or [H, W] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def npy_bytes(values: np.ndarray) -> bytes:
+def npy_bytes(values: Array) -> bytes:
     """Encode an array as NumPy's .npy."""
     buffer = io.BytesIO()
     np.save(buffer, values)
     return buffer.getvalue()
 
 
-def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(values: Array, size: tuple[int, int]) -> Array:
     """Picture or map to (width, height): area mean where it shrinks, linear where it grows."""
     shrinks = size[0] < values.shape[1]
     return cv2.resize(values, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

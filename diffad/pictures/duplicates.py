@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffad.pictures.arrays import F32, I64, U8, Array, Bools
 from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import listed, short
@@ -29,23 +30,23 @@ _ANYWHERE = 3.0  # grey levels, the greatest difference in them
 _GRAIN = 0.3  # squared difference of what softening removed, as a share of both squares; 1 if unrelated
 
 
-def thumbnails(squares: Tensor) -> np.ndarray:
+def thumbnails(squares: Tensor) -> F32:
     """uint8 [n, 3, s, s] → grey, float32 [n, SIDE, SIDE]."""
     small = [F.adaptive_avg_pool2d(part.float().mean(dim=1), SIDE) for part in squares.split(64)]
     return torch.cat(small).numpy()
 
 
-def thumbnail(image: np.ndarray, size: int = 4 * SIDE) -> np.ndarray:
+def thumbnail(image: U8, size: int = 4 * SIDE) -> F32:
     """Of a picture uint8 [H, W, 3] in a model's square of that size: float32 [SIDE, SIDE]."""
-    return thumbnails(to_uint8(to_square(image, size)[0])[None])[0]
+    return np.asarray(thumbnails(to_uint8(to_square(image, size)[0])[None])[0])
 
 
 def thumbnails_of(
     paths: Sequence[Path], size: int = 4 * SIDE, bits: int | None = None
-) -> tuple[list[Path], np.ndarray]:
+) -> tuple[list[Path], Array]:
     """The files that can be read (bits: see `read_image`), and their thumbnails [n, SIDE, SIDE]."""
 
-    def look(path: Path) -> np.ndarray | None:
+    def look(path: Path) -> Array | None:
         try:
             return thumbnail(read_image(path, bits), size)
         except DataError:
@@ -64,12 +65,12 @@ class Different:
     """
 
     paths: list[Path]
-    looks: np.ndarray
+    looks: F32
     numbers: list[int]
     copies: list[tuple[Path, Path]]
 
     @classmethod
-    def among(cls, paths: Sequence[Path], looks: np.ndarray) -> Different:
+    def among(cls, paths: Sequence[Path], looks: F32) -> Different:
         """Of those that repeat each other the first stays."""
         first = first_alike(looks)
         numbers = [number for number, one in enumerate(first) if number == one]
@@ -77,14 +78,15 @@ class Different:
         return cls([paths[number] for number in numbers], looks[numbers], numbers, copies)
 
 
-def first_alike(looks: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def first_alike(looks: F32, known: F32 | None = None) -> I64:
     """For each thumbnail [n, SIDE, SIDE] the number of the first of the known ones [m, SIDE, SIDE] that shows
     the same picture, −1 if none does: int [n].
 
     Without known ones: the number of the first among themselves, of the picture itself if it is that.
     """
     among = known is None
-    known = looks if among else known
+    if known is None:
+        known = looks
     found = np.arange(len(looks)) if among else np.full(len(looks), -1)
     if not len(looks) or not len(known):
         return found
@@ -111,7 +113,7 @@ def pairs_in_words(pairs: Iterable[tuple[Path, Path]]) -> str:
     return listed(f"{short(one)} = {short(two)}" for one, two in pairs)
 
 
-def _parts(looks: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _parts(looks: F32, middle: F32) -> tuple[Array, Array]:
     """Each look blurred, halved and without the middle's; and what the blur removed.
 
     Both float32, [n, SIDE² / 4] and [n, SIDE²].
@@ -122,12 +124,13 @@ def _parts(looks: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return halved.reshape(len(soft), -1), (looks - soft).reshape(len(soft), -1)
 
 
-def _squares(rows: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", rows, rows)
+def _squares(rows: F32) -> F32:
+    return np.asarray(np.einsum("ij,ij->i", rows, rows))
 
 
-def _alike(apart: np.ndarray, grain: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _alike(apart: F32, grain: F32, known: F32) -> Bools:
     """bool [n]. apart [n, a]: of the softened ones; grain [n, b], known [b]: what softening removed."""
-    level = _squares(apart) <= _APART**2 * apart.shape[1]
+    level: Bools = _squares(apart) <= _APART**2 * apart.shape[1]
     level &= np.abs(apart).max(axis=1, initial=0) <= _ANYWHERE
-    return level & (_squares(grain - known) <= _GRAIN * (_squares(grain) + _squares(known[None])) + 1e-3)
+    level &= _squares(grain - known) <= _GRAIN * (_squares(grain) + _squares(known[None])) + 1e-3
+    return level

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from diffad.pictures.arrays import F32, I64, U8, Bools
 from diffad.pictures.reading import DataError, size_text
+
+_Maps = TypeVar("_Maps", torch.Tensor, F32)
 
 # ---------------------------------------------------------------------------------------------------------
 # The model's square and the way back
@@ -48,7 +52,7 @@ class Geometry:
         rows = slice(self.top, self.top + self.inner_height)
         return rows, slice(self.left, self.left + self.inner_width)
 
-    def to_picture(self, maps: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+    def to_picture(self, maps: _Maps) -> _Maps:
         """Maps [..., size, size] → float32 [..., height, width], of the same kind (tensor or array) as given.
 
         The padding is cut off and the rest resampled bilinearly, with antialiasing where it shrinks.
@@ -60,21 +64,22 @@ class Geometry:
         return resize_maps(maps[(..., *self.inner)], (self.height, self.width))
 
 
-def resize_maps(maps: torch.Tensor | np.ndarray, shape: tuple[int, int]) -> torch.Tensor | np.ndarray:
+def resize_maps(maps: _Maps, shape: tuple[int, int]) -> _Maps:
     """Maps [..., h, w] → float32 [..., *shape], of the same kind (tensor or array) as given.
 
     Bilinear with half-pixel centres, antialiased where it shrinks.
     """
-    is_array = isinstance(maps, np.ndarray)
-    resized = torch.from_numpy(np.array(maps, dtype=np.float32)) if is_array else maps.float()
+    if isinstance(maps, np.ndarray):
+        return resize_maps(torch.from_numpy(np.array(maps, dtype=np.float32)), shape).numpy()
+    resized = maps.float()
     if tuple(maps.shape[-2:]) != tuple(shape):
         flat = resized.reshape(-1, 1, *maps.shape[-2:])
         flat = F.interpolate(flat, tuple(shape), mode="bilinear", antialias=True)
         resized = flat.reshape(*maps.shape[:-2], *shape)
-    return resized.contiguous().numpy() if is_array else resized.contiguous()
+    return resized.contiguous()
 
 
-def to_square(image: np.ndarray, size: int) -> tuple[torch.Tensor, Geometry]:
+def to_square(image: U8, size: int) -> tuple[torch.Tensor, Geometry]:
     """Letterbox uint8 [H, W, 3] into the model's square: float32 [3, size, size] in [-1, 1], its geometry.
 
     Resampling is Lanczos's with antialiasing and half-pixel centres, which keeps most of the sharpness
@@ -105,7 +110,7 @@ def to_float(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pictures.to(device).float() / 127.5 - 1
 
 
-def mask_to_square(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
+def mask_to_square(mask: Bools, geometry: Geometry) -> Bools:
     """Bring a mask bool [H, W] into `to_square`'s square: bool [size, size], nearest, False in the padding.
 
     Raises DataError if the mask does not have the picture's size.
@@ -118,7 +123,7 @@ def mask_to_square(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
     return square
 
 
-def check_mask_fits(mask: np.ndarray, shape: tuple[int, ...], name: str | Path = "the mask") -> None:
+def check_mask_fits(mask: Bools, shape: tuple[int, ...], name: str | Path = "the mask") -> None:
     """Raises DataError if the mask [H, W] does not have its picture's height and width."""
     if mask.shape != tuple(shape[:2]):
         raise DataError(
@@ -127,6 +132,6 @@ def check_mask_fits(mask: np.ndarray, shape: tuple[int, ...], name: str | Path =
         )
 
 
-def nearest(inner: int, outer: int) -> np.ndarray:
+def nearest(inner: int, outer: int) -> I64:
     """For each of `inner` pixels the one of `outer` pixels under its centre, in exact integers."""
     return (2 * np.arange(inner) + 1) * outer // (2 * inner)

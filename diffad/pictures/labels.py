@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffad.pictures.arrays import F32, Array
 from diffad.pictures.depth import most
 from diffad.pictures.duplicates import first_alike, pairs_in_words, thumbnail, thumbnails_of
 from diffad.pictures.masks import mask_of, settled
@@ -64,7 +65,7 @@ def look_over(
 class _Look(NamedTuple):
     """What is seen of one sample; wrong: why it cannot be used."""
 
-    thumbnail: np.ndarray | None = None
+    thumbnail: Array | None = None
     bits: int | None = None
     wrong: str = ""
 
@@ -135,7 +136,7 @@ def stray_masks(samples: Sequence[Sample]) -> list[str]:
     return notes
 
 
-def _repeats(samples: Sequence[Sample], looks: np.ndarray, learned: Sequence[Path]) -> list[str]:
+def _repeats(samples: Sequence[Sample], looks: F32, learned: Sequence[Path]) -> list[str]:
     """Sentences about pictures that are there twice. looks: `thumbnails` of the samples' pictures."""
     notes = []
     pairs = [

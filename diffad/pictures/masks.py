@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from diffad.pictures.arrays import U8, Array, Bools, Floats
 from diffad.pictures.depth import turned
 from diffad.pictures.geometry import Geometry, check_mask_fits, nearest
 from diffad.pictures.reading import DataError, decode, orientation, read_image, read_upright
@@ -35,7 +36,7 @@ _SAID = {
 }
 
 
-def read_mask(path: str | Path, shape: tuple[int, int] | None = None, invert: bool = False) -> np.ndarray:
+def read_mask(path: str | Path, shape: tuple[int, int] | None = None, invert: bool = False) -> Bools:
     """Decode a defect mask to bool [H, W]; the file's own EXIF orientation is applied.
 
     The background is black if the border is black at least in places, else the border's most common colour
@@ -51,7 +52,7 @@ def read_mask(path: str | Path, shape: tuple[int, int] | None = None, invert: bo
     return ~mask if invert else mask
 
 
-def mask_of(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
+def mask_of(sample: Sample, shape: tuple[int, int]) -> Bools:
     """The defect's mask bool [H, W] of a picture of that shape, empty without a file. Raises DataError."""
     if sample.mask is None:
         return np.zeros(shape[:2], bool)
@@ -61,7 +62,7 @@ def mask_of(sample: Sample, shape: tuple[int, int]) -> np.ndarray:
     return ~mask if "invert" in sample.mask_needs else mask
 
 
-def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray | None:
+def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> Array | None:
     """`mask_of` in the rectangle that the picture fills in a square of `size`, bool [h, w]; None for a defect
     without a mask. Raises DataError.
     """
@@ -69,7 +70,7 @@ def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> np.ndarray
     return mask_on_grid(sample, shape, (geometry.inner_height, geometry.inner_width))
 
 
-def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray | None:
+def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> Array | None:
     """`mask_of` on a grid of `grid` over the picture, by nearest neighbour, bool; None for a defect that
     without a mask. Raises DataError.
     """
@@ -119,7 +120,7 @@ def check_readable(groups: Mapping[str, Sequence[Sample]]) -> dict[str, int | No
 # One file
 
 
-def _read(path: Path) -> tuple[np.ndarray, bool]:
+def _read(path: Path) -> tuple[Array, bool]:
     """The mask bool [H, W], and whether it was taken as inverted."""
     picture, kind = read_upright(path)
     colours = _colours(picture)  # [H, W, C]
@@ -131,7 +132,7 @@ def _read(path: Path) -> tuple[np.ndarray, bool]:
     return _defect(distance, top, kind in _LOSSY), bool(background.max() > top / 2)
 
 
-def _colours(picture: Image.Image) -> np.ndarray:
+def _colours(picture: Image.Image) -> U8:
     """What tells the defect from the background: greys, colours or alpha, [H, W, C]."""
     if picture.mode in ("1", "L", "F") or picture.mode.startswith("I"):
         return _wide(np.asarray(picture))[..., None]
@@ -144,26 +145,26 @@ def _colours(picture: Image.Image) -> np.ndarray:
     return _wide(alpha)[..., None]
 
 
-def _wide(values: np.ndarray) -> np.ndarray:
+def _wide(values: Array) -> Array:
     """Of a type in which differences fit."""
     return values.astype(np.int16 if values.dtype.itemsize == 1 else np.float32)
 
 
-def _background(colours: np.ndarray, top: float) -> np.ndarray:
+def _background(colours: Array, top: float) -> Array:
     border = np.concatenate([colours[0], colours[-1], colours[:, 0], colours[:, -1]])  # [n, C]
     if (border.max(axis=1) <= top / 8).mean() >= _CORNER:
         return np.zeros_like(border[0])
     coarse = np.rint(border * (15 / top))  # in a lossy format hardly two pixels are equal
     _, which, counts = np.unique(coarse, axis=0, return_inverse=True, return_counts=True)
-    return np.median(border[which.reshape(-1) == counts.argmax()], axis=0)
+    return np.asarray(np.median(border[which.reshape(-1) == counts.argmax()], axis=0))
 
 
-def _defect(distance: np.ndarray, top: float, lossy: bool) -> np.ndarray:
+def _defect(distance: Floats, top: float, lossy: bool) -> Bools:
     """Where the distance from the background [H, W] is the defect's; top: the file's highest value."""
     if top <= _KINDS and not lossy and (distance == np.rint(distance)).all():
         return distance > 0
     half = distance.max() / 2
-    mask = distance > half
+    mask: Bools = distance > half
     levels = np.unique(distance)
     if not lossy and len(levels) <= _KINDS + 1:  # a soft edge has more, or is nowhere flat
         for level in levels[(levels > half / 8) & (levels <= half)]:
@@ -173,10 +174,10 @@ def _defect(distance: np.ndarray, top: float, lossy: bool) -> np.ndarray:
     return mask
 
 
-def _as_its_picture(mask: np.ndarray, sample: Sample, shape: tuple[int, int]) -> np.ndarray:
+def _as_its_picture(mask: Bools, sample: Sample, shape: tuple[int, int]) -> Bools:
     """The mask turned like its picture where only so it can fit, or where `settled` found so."""
     fits = mask.shape == tuple(shape[:2])
-    if (fits and "turn" not in sample.mask_needs) or orientation(sample.mask) != 1:
+    if sample.mask is None or (fits and "turn" not in sample.mask_needs) or orientation(sample.mask) != 1:
         return mask
     other = turned(mask, orientation(sample.image))
     return other if other.shape == tuple(shape[:2]) else mask
@@ -207,15 +208,14 @@ def settled(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     """
     drawn = [sample for sample in samples if sample.is_anomalous and sample.mask is not None]
     with ThreadPoolExecutor(4) as pool:
-        looks = dict(zip(drawn, pool.map(_look, drawn)))
-    looks = {sample: look for sample, look in looks.items() if look is not None}
+        looks = {sample: look for sample, look in zip(drawn, pool.map(_look, drawn)) if look is not None}
     found: dict[str, list[Path]] = {key: [] for key in _SAID}
     inverted = 2 * sum(look.inverted for look in looks.values()) > len(looks)
     turn = _habit([look.better_turned for look in looks.values() if look.better_turned is not None])
     result = []
     for sample in samples:
         look, needs = looks.get(sample), set()
-        if look is None:
+        if look is None or sample.mask is None:
             result.append(sample)
             continue
         share = look.share
@@ -235,6 +235,8 @@ def settled(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
 
 
 def _look(sample: Sample) -> _Look | None:
+    if sample.mask is None:
+        return None
     try:
         mask, inverted = _read(sample.mask)
         share = float(mask.mean())
@@ -249,7 +251,7 @@ def _look(sample: Sample) -> _Look | None:
     return _Look(inverted, share, math.log(_edges(image, other) / _edges(image, mask)))
 
 
-def _edges(image: np.ndarray, mask: np.ndarray) -> float:
+def _edges(image: U8, mask: Bools) -> float:
     """How much the picture changes along the mask's outline: a defect has edges where it ends."""
     smooth = cv2.GaussianBlur(image, (0, 0), max(image.shape[:2]) / 256).astype(np.float32)
     slopes = (cv2.Sobel(smooth, cv2.CV_32F, *way) for way in ((1, 0), (0, 1)))

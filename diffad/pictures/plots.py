@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from diffad.output import whole
+from diffad.pictures.arrays import F64, Array
 from diffad.pictures.drawing import CALM, INK, LINE, MUTED
 from diffad.pictures.reading import DataError
 
 _LINES = ("#1f56d8", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # apart for colour-blind eyes
+_Point = tuple[str, float | None, float]  # label, the setting if it is a number, metric
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Training
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], path: str | Path) -> None:
+def contact_sheet(pictures: Sequence[Array], captions: Sequence[str], path: str | Path) -> None:
     """Write pictures as one PNG, up to four in a row, each under its caption."""
     from matplotlib.figure import Figure
 
@@ -39,7 +41,7 @@ def contact_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], path:
         figure.savefig(partial, dpi=100)
 
 
-def loss_plot(log: list[dict], path: str | Path) -> None:
+def loss_plot(log: list[dict[str, Any]], path: str | Path) -> None:
     """Draw a training log over the step: a panel for each quantity, raw and smoothed.
 
     Args:
@@ -76,7 +78,7 @@ def loss_plot(log: list[dict], path: str | Path) -> None:
         figure.savefig(partial)
 
 
-def _series(log: list[dict], name: str) -> np.ndarray:  # [n, 2]: step, value
+def _series(log: list[dict[str, Any]], name: str) -> F64:  # [n, 2]: step, value
     rows = [
         (row["step"], row[name]) for row in log if "step" in row and isinstance(row.get(name), (int, float))
     ]
@@ -114,9 +116,11 @@ def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Pa
         for index, ((name, points), colour) in enumerate(zip(lines.items(), cycle(_LINES))):
             strong = name == "mean" or "mean" not in lines
             width, dot = (2.2, 7.5) if strong else (1.1, 5.5)
-            style = {"color": INK if name == "mean" else colour, "linewidth": width, "markersize": dot}
-            style |= {"marker": "o", "markeredgecolor": "white", "label": name}
-            style["zorder"] = (3 if strong else 2) - index / 100  # where lines meet, the first is on top
+            style: dict[str, Any] = {
+                "color": INK if name == "mean" else colour, "linewidth": width, "markersize": dot,
+                "marker": "o", "markeredgecolor": "white", "label": name,
+                "zorder": (3 if strong else 2) - index / 100,  # where lines meet, the first is on top
+            }  # fmt: skip
             for joined in (True, False):
                 some = [(labels.index(label), y) for label, x, y in points if (x is not None) is joined]
                 if some:
@@ -148,9 +152,9 @@ def _quiet(axes: Any) -> None:
     axes.spines[["left", "bottom"]].set_color(LINE)
 
 
-def _ablation_lines(rows: list[dict[str, Any]], metric: str) -> dict[str, list[tuple]]:
+def _ablation_lines(rows: list[dict[str, Any]], metric: str) -> dict[str, list[_Point]]:
     """Points (label, the setting as a number or None, metric) of each line, by its name."""
-    lines: dict[str, list[tuple]] = {}
+    lines: dict[str, list[_Point]] = {}
     for row in rows:
         values = row["categories"] | ({"mean": row["mean"]} if len(row["categories"]) > 1 else {})
         for name, numbers in {row["series"]: row["mean"]}.items() if row["series"] else values.items():

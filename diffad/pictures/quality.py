@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
+from diffad.pictures.arrays import F64, U8, Array, Bools
+
 # Of each measure: what lies below and above the range, and whether the excess is given in per cent.
 WORDS = {
     "brightness": ("darker", "brighter", True),
@@ -27,7 +29,7 @@ _BEYOND = 0.1  # share of a range's width by which a picture must lie outside it
 LEAST = {"brightness": 2, "contrast": 2, "red": 0.01, "blue": 0.01, "sharpness": 0.02, "noise": 0.5}
 
 
-def measured(square: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def measured(square: U8, inside: Bools) -> F64:
     """MEASURES of a picture uint8 [s, s, 3] where it lies in the model's square, bool [s, s]: float64 [6].
 
     brightness, contrast: mean and standard deviation of the luminance, grey values. red, blue: the mean of
@@ -45,14 +47,14 @@ def measured(square: np.ndarray, inside: np.ndarray) -> np.ndarray:
     ], np.float64)  # fmt: skip
 
 
-def ranges(of_pictures: Iterable[np.ndarray]) -> tuple[tuple[float, float, float], ...]:
+def ranges(of_pictures: Iterable[Array]) -> tuple[tuple[float, float, float], ...]:
     """Least, median and largest value of each measure over pictures' `measured`."""
     values = np.stack(list(of_pictures))
     low, middle, high = np.quantile(values, (0, 0.5, 1), axis=0).tolist()
     return tuple(zip(low, middle, high))
 
 
-def note(values: np.ndarray, known: Sequence[Sequence[float]]) -> str:
+def note(values: Array, known: Sequence[Sequence[float]]) -> str:
     """A sentence that names all measures outside their range, with the distance from the middle good picture;
     empty if there are none.
     """

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from diffad.pictures.arrays import U8, Array
 from diffad.pictures.depth import bits_for, deep_colours, to_8_bits, turned, white
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Decoded:
     alpha last, [H, W, 3 or 4], of which only a guess can be made, or what is known of the camera.
     """
 
-    values: np.ndarray
+    values: Array
 
     @property
     def is_plain(self) -> bool:
@@ -69,7 +71,7 @@ class Decoded:
         """The fewest that hold the highest value; None of a plain picture."""
         return None if self.is_plain else self.bits()
 
-    def image(self, bits: int | None = None) -> np.ndarray:
+    def image(self, bits: int | None = None) -> U8:
         """uint8 RGB [H, W, 3], transparent pixels over white. bits: see `bits`."""
         if self.is_plain:
             return self.values
@@ -86,12 +88,12 @@ class Decoded:
         return _over_white(np.dstack([colours, to_8_bits(alpha, opaque)]))
 
 
-def read_image(source: str | Path | Image.Image | np.ndarray, bits: int | None = None) -> np.ndarray:
+def read_image(source: str | Path | Image.Image | Array, bits: int | None = None) -> U8:
     """`decode` a picture to uint8 RGB [H, W, 3] (`Decoded.image`)."""
     return decode(source).image(bits)
 
 
-def decode(source: str | Path | Image.Image | np.ndarray) -> Decoded:
+def decode(source: str | Path | Image.Image | Array) -> Decoded:
     """Decode a picture; the source is never modified and shares no memory.
 
     Files: whatever Pillow reads (not EPS), turned upright by EXIF, first frame of animations; 48-bit colours
@@ -199,7 +201,7 @@ def _load(picture: Image.Image, name: str) -> None:
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken metadata does not spoil the pixels
         return 1
 
@@ -208,7 +210,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     try:
         if _orientation(picture) == 1:
             return picture  # transposing copies in any case
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(picture, in_place=False)
     except Exception:  # broken metadata, again
         return picture.copy()
 
@@ -219,18 +221,19 @@ def _has_deep_colours(picture: Image.Image) -> bool:
         return False
     arguments = tiles[0][3]
     if tiles[0][0] in ("ppm", "ppm_plain"):
-        return arguments[1] == white(16)  # of other ranges Pillow makes 8 bits as it should
+        return bool(arguments[1] == white(16))  # of other ranges Pillow makes 8 bits as it should
     return ";16" in (arguments if isinstance(arguments, str) else str(arguments[0]))
 
 
 def _file_of(picture: Image.Image) -> bytes:
     """What it is read from, whose place is kept; nothing if that is closed by now, as loading will say."""
-    if picture.fp is None or picture.fp.closed:
+    source: IO[bytes] | None = getattr(picture, "fp", None)
+    if source is None or source.closed:
         return b""
-    place = picture.fp.tell()
-    picture.fp.seek(0)
-    file = picture.fp.read()
-    picture.fp.seek(place)
+    place = source.tell()
+    source.seek(0)
+    file = source.read()
+    source.seek(place)
     return file
 
 
@@ -263,7 +266,7 @@ def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
         if picture.format != "TIFF":
             colours = turned(colours, _orientation(picture))
         return Decoded(np.ascontiguousarray(colours))
-    if file and max(high for _, high in picture.getextrema()) < 64:  # in the high bytes: 14 bits at most
+    if file and np.asarray(picture).max() < 64:  # in the high bytes: 14 bits at most
         raise DataError(f"{name} has 16-bit colours of a kind that cannot be read in full: save it as PNG")
     upright = _upright(picture)
     mode = upright.mode
@@ -283,13 +286,13 @@ def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
         ) from error
 
 
-def _decoded_array(array: np.ndarray) -> Decoded:
+def _decoded_array(array: Array) -> Decoded:
     name = "this array"
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4):
         shape = " × ".join(str(n) for n in array.shape)
         raise DataError(f"an array of shape {shape or '()'} is no picture: give H × W or H × W × 3")
-    _check_size(*array.shape[:2], name)
+    _check_size(array.shape[0], array.shape[1], name)
     values = array.reshape(array.shape[:2]) if channels == 1 else array
     if array.dtype == bool:
         values = values.astype(np.uint8) * 255
@@ -300,7 +303,7 @@ def _decoded_array(array: np.ndarray) -> Decoded:
     return Decoded(_plain_rgb(values))
 
 
-def _decoded_numbers(values: np.ndarray, name: str, top: int | None = None) -> Decoded:
+def _decoded_numbers(values: Array, name: str, top: int | None = None) -> Decoded:
     """Of integers or floats, with what is white in them if the file says it."""
     low, high = float(values.min()), float(values.max())  # NaN spreads to both
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -314,7 +317,7 @@ def _decoded_numbers(values: np.ndarray, name: str, top: int | None = None) -> D
     return Decoded(values) if top is None else Decoded(_plain_rgb(to_8_bits(values, top)))
 
 
-def _plain_rgb(values: np.ndarray) -> np.ndarray:
+def _plain_rgb(values: Array) -> U8:
     """uint8 [H, W] or [H, W, 3 or 4] → [H, W, 3] of its own memory."""
     if values.ndim == 2:
         return _grey_to_rgb(values)
@@ -337,11 +340,11 @@ def size_text(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} × {shape[0]} pixels"
 
 
-def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+def _grey_to_rgb(grey: Array) -> U8:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def _over_white(rgba: np.ndarray) -> np.ndarray:
+def _over_white(rgba: U8) -> U8:
     white = Image.new("RGBA", (rgba.shape[1], rgba.shape[0]), "white")
     return np.array(Image.alpha_composite(white, Image.fromarray(np.ascontiguousarray(rgba))).convert("RGB"))
 
@@ -350,4 +353,6 @@ def _lab_to_rgb(picture: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    assert converted is not None  # None is for conversions in place
+    return converted

@@ -337,6 +337,6 @@ def _children(parent: Path) -> list[Path]:
     return sorted((path for path in parent.iterdir() if not path.name.startswith(".")), key=_natural)
 
 
-def _natural(path: Path) -> tuple:
+def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:
     parts = re.split(r"(\d+)", path.name.casefold())  # text and digits take turns, text first
     return [(part, 0) if i % 2 == 0 else ("", int(part)) for i, part in enumerate(parts)], path.name

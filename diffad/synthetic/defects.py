@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from diffad.pictures.arrays import F32, F64, Array, Bools
 from diffad.synthetic.scenes import (
     BODY,
     LEADS,
     PITCH,
     TEETH,
+    Fault,
     Scene,
     axis,
     blur,
@@ -26,7 +28,7 @@ from diffad.synthetic.scenes import (
     smooth,
 )
 
-_Rebuild = Callable[[dict], Scene]
+_Rebuild = Callable[[Fault], Scene]
 _Spoil = Callable[[Scene, np.random.Generator, float, _Rebuild], Scene]
 
 
@@ -41,18 +43,18 @@ def _near(scene: Scene, x: float, y: float) -> tuple[float, float]:
     return (col + 0.5) * 2 / n - 1, (row + 0.5) * 2 / n - 1
 
 
-def _inner(scene: Scene, margin: float) -> np.ndarray:
+def _inner(scene: Scene, margin: float) -> Bools:
     """Where a defect may be centred: on the part, at least margin from its edge and from the picture's."""
-    inside = scene.part.astype(np.uint8)
-    inside[[0, -1]] = 0
-    inside[:, [0, -1]] = 0
-    inside = distance(inside) > margin
+    part = scene.part.copy()
+    part[[0, -1]] = False
+    part[:, [0, -1]] = False
+    inside: Bools = distance(part) > margin
     edge = int(0.06 * len(inside))
     inside[:edge], inside[-edge:], inside[:, :edge], inside[:, -edge:] = False, False, False, False
     return inside
 
 
-def _spot(rng: np.random.Generator, allowed: np.ndarray) -> tuple[float, float]:
+def _spot(rng: np.random.Generator, allowed: Bools) -> tuple[float, float]:
     """A random place (canvas coordinates) where ``allowed`` holds."""
     n = allowed.shape[0]
     step = max(1, n // 256)
@@ -71,7 +73,7 @@ def _blob(
     ragged: float = 0.35,
     soft: float = 0.25,
     squeeze: float = 1.0,
-) -> np.ndarray:
+) -> F32:
     """An irregular spot [n, n], 1 inside, 0 outside."""
     angle, reach = rng.uniform(0, np.pi), radius * (1 + soft + 1.1 * ragged)
     half = int(np.ceil(reach * n / 2)) + 1
@@ -98,17 +100,17 @@ def _path(
     length: float,
     bend: float,
     jag: float = 0.0,
-) -> np.ndarray:
+) -> F64:
     """A curve [24, 2] in canvas coordinates centred on ``at``; bend is its total turn in radians."""
     k = 24
     shake = np.convolve(rng.standard_normal(k + 2), [0.3, 0.4, 0.3], "valid")
     turn = angle + bend * (np.linspace(-0.5, 0.5, k)) + jag * shake
     steps = np.stack([np.cos(turn), np.sin(turn)], axis=1) * length / k
     points = np.cumsum(steps, axis=0)
-    return points - points.mean(axis=0) + np.asarray(at)
+    return np.asarray(points - points.mean(axis=0) + at)
 
 
-def _stroke(n: int, points: np.ndarray, width: np.ndarray | float, soft: float = 0.0025) -> np.ndarray:
+def _stroke(n: int, points: Array, width: Array | float, soft: float = 0.0025) -> F32:
     """The curve drawn [n, n], 0..1, with a width along it (half canvas widths)."""
     canvas = np.zeros((n, n), np.uint8)
     pixels = ((points + 1) * n / 2 - 0.5) * 16
@@ -116,14 +118,15 @@ def _stroke(n: int, points: np.ndarray, width: np.ndarray | float, soft: float =
     for p, q, w in zip(pixels[:-1], pixels[1:], widths[:-1], strict=True):
         start, end = tuple(map(int, np.rint(p))), tuple(map(int, np.rint(q)))
         cv2.line(canvas, start, end, 255, max(1, round(float(w))), cv2.LINE_AA, 4)
-    return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), max(0.5, soft * n / 2))
+    soft_line = cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), max(0.5, soft * n / 2))
+    return np.asarray(soft_line, np.float32)
 
 
-def _taper(k: int, width: float) -> np.ndarray:
-    return width * np.sqrt(np.clip(np.sin(np.linspace(0.08, np.pi - 0.08, k)), 0, 1))
+def _taper(k: int, width: float) -> F64:
+    return np.asarray(width * np.sqrt(np.clip(np.sin(np.linspace(0.08, np.pi - 0.08, k)), 0, 1)))
 
 
-def _finish(scene: Scene, roughness: float, weight: np.ndarray) -> None:
+def _finish(scene: Scene, roughness: float, weight: Array) -> None:
     """The surface loses its grain and gets that roughness where weight is 1, in place."""
     mix(scene.rough, roughness, weight)
     mix(scene.across, roughness, weight)
@@ -181,7 +184,10 @@ def _corrosion(scene: Scene, rng: np.random.Generator, power: float, rebuild: _R
     spot = spot * s.part * np.clip(0.80 + 0.18 * grit, 0, 1)
     green = np.clip(0.5 * noise(rng, n, 12) - rng.uniform(-0.4, 0.6), 0, 1)[..., None]
     tone = np.exp(0.30 * grit)[..., None]
-    crust = np.float32([0.062, 0.028, 0.012]) * (1 - green) + np.float32([0.055, 0.150, 0.110]) * green
+    crust = (
+        np.array([0.062, 0.028, 0.012], np.float32) * (1 - green)
+        + np.array([0.055, 0.150, 0.110], np.float32) * green
+    )
     crust = crust * tone
     s.albedo += spot[..., None] * (crust - s.albedo)
     mix(s.metal, 0.05, spot)

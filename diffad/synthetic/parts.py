@@ -26,9 +26,10 @@ import cv2
 import numpy as np
 
 from diffad.output import write
+from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.reading import DataError
 from diffad.synthetic.defects import SPOIL
-from diffad.synthetic.scenes import BUILD, Scene, axis, blur
+from diffad.synthetic.scenes import BUILD, Fault, Scene, axis, blur
 
 DEFECTS: dict[str, tuple[str, ...]] = {
     "gear": ("broken_tooth", "scratch", "dent", "corrosion", "crack"),
@@ -57,8 +58,8 @@ _TRIES = 16
 class Part:
     """image uint8 [S, S, 3] RGB; mask bool [S, S], all False for a good part; defect "good" or a kind."""
 
-    image: np.ndarray
-    mask: np.ndarray
+    image: U8
+    mask: Bools
     category: str
     defect: str
 
@@ -76,10 +77,10 @@ def make_part(category: str, seed: int, defect: str = "good", size: int = 256) -
         raise DataError(f"{category} has no defect {defect!r}: choose from {kinds}.")
     n = size * (2 if size <= 512 else 1)  # above, the lens blur hides what supersampling would mend
 
-    def build(fault: dict | None = None) -> Scene:
+    def build(fault: Fault | None = None) -> Scene:
         return BUILD[category](_rng(category, seed, "part"), n, fault)
 
-    def photograph(scene: Scene) -> np.ndarray:
+    def photograph(scene: Scene) -> Array:
         return _photograph(scene, _rng(category, seed, "camera"), size)
 
     scene = build()
@@ -153,7 +154,7 @@ def _check(category: str, size: int, seed: int) -> None:
         raise DataError(f"Seed {seed} is negative: choose 0 or more.")
 
 
-def _write(path: Path, image: np.ndarray) -> None:
+def _write(path: Path, image: U8) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ok, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
     assert ok
@@ -171,7 +172,7 @@ def _rng(*key: object) -> np.random.Generator:
 _LIGHTS = ((-0.22, -0.42, 0.13, 7.5), (0.50, -0.12, 0.13, 2.4), (0.10, 0.60, 0.20, 0.6))
 
 
-def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
+def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> F32:
     """The scene as a camera sees it before sensor grain: float32 [size, size, 3], 0..255."""
     n = scene.x.shape[0]
     h = scene.height
@@ -186,7 +187,7 @@ def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray
     lx, ly, lz = -0.50, -0.56, 0.66
     shade = np.zeros_like(h)
     for reach in (0.012, 0.03, 0.06, 0.10):
-        move = np.float32([[1, 0, lx * reach * n / 2], [0, 1, ly * reach * n / 2]])
+        move = np.array([[1, 0, lx * reach * n / 2], [0, 1, ly * reach * n / 2]], np.float32)
         higher = cv2.warpAffine(
             relief,
             move,
@@ -229,10 +230,10 @@ def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray
     picture *= exposure * balance
     # Film-like: a shoulder keeps highlights from clipping hard, a toe keeps the blacks black.
     tone = np.power(1 - np.exp(-1.15 * picture), 1 / 2.2, dtype=np.float32)
-    return 255 * (tone + 0.55 * (tone * tone * (3 - 2 * tone) - tone))
+    return np.asarray(255 * (tone + 0.55 * (tone * tone * (3 - 2 * tone) - tone)), np.float32)
 
 
-def _grain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _grain(picture: U8, rng: np.random.Generator) -> Array:
     size = picture.shape[0]
     luma = rng.standard_normal((size, size, 1), dtype=np.float32)
     colour = rng.standard_normal((size, size, 3), dtype=np.float32)
@@ -241,7 +242,7 @@ def _grain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture + noise * shot + 0.5, 0, 255).astype(np.uint8)
 
 
-def _clean(changed: np.ndarray, size: int, reach: float) -> np.ndarray:
+def _clean(changed: Array, size: int, reach: float) -> Bools:
     """Closes gaps narrower than reach (a fraction of the picture) and drops specks too small for an eye."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(reach * size / 2) + 1,) * 2)
     whole = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, disc)

@@ -8,28 +8,42 @@ chip that a defect must know, and the tools that layers are drawn with. Lengths 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import TypedDict
 
 import cv2
 import numpy as np
+
+from diffad.pictures.arrays import F32, Array, Bools
+
+
+class Fault(TypedDict, total=False):
+    """What is wrong with a part's shape; each scene uses its own entries."""
+
+    bite: Array  # gear: missing where this [n, n] is at least 0.5
+    lean: Sequence[tuple[int, int, float]]  # chip: side, lead, how far it is bent
+    missing: Sequence[tuple[int, int]]  # chip: side, lead
+    smear: Callable[[Array], Array]  # chip: what happens to the laser marking
+    shift: tuple[Array, Array]  # carbon fibre: how far the weave is moved
 
 
 @dataclass
 class Scene:
     """Surface layers on the supersampled canvas [n, n]; lengths in half canvas widths (it spans -1..1)."""
 
-    x: np.ndarray  # part coordinates: pose removed
-    y: np.ndarray
-    part: np.ndarray  # bool: where a defect may lie
-    height: np.ndarray  # relief that bends the normal
-    lift: np.ndarray  # steps that cast shadows but do not bend the normal
-    albedo: np.ndarray  # [n, n, 3] linear
-    metal: np.ndarray  # 0..1
-    rough: np.ndarray  # spread of slopes along the grain
-    across: np.ndarray  # spread of slopes across the grain
-    grain_x: np.ndarray  # unit direction of the grain
-    grain_y: np.ndarray
+    x: Array  # part coordinates: pose removed
+    y: Array
+    part: Bools  # bool: where a defect may lie
+    height: Array  # relief that bends the normal
+    lift: Array  # steps that cast shadows but do not bend the normal
+    albedo: Array  # [n, n, 3] linear
+    metal: Array  # 0..1
+    rough: Array  # spread of slopes along the grain
+    across: Array  # spread of slopes across the grain
+    grain_x: Array  # unit direction of the grain
+    grain_y: Array
     gloss: float = 0.05  # reflectance of what is not metal
 
     def __post_init__(self) -> None:
@@ -39,21 +53,18 @@ class Scene:
                 setattr(self, f.name, value.astype(np.float32))
 
     def copy(self) -> Scene:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Scene(**{k: v.copy() if isinstance(v, np.ndarray) else v for k, v in values.items()})
+        return deepcopy(self)
 
 
 # --- small tools on the canvas --------------------------------------------------------------------
 
 
-def axis(n: int) -> np.ndarray:
+def axis(n: int) -> F32:
     """Canvas coordinates [n] of the pixel centres along one side, -1..1."""
     return ((np.arange(n, dtype=np.float32) + 0.5) * (2 / n) - 1).astype(np.float32)
 
 
-def _pose(
-    rng: np.random.Generator, n: int, shift: float, turn: float, zoom: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _pose(rng: np.random.Generator, n: int, shift: float, turn: float, zoom: float) -> tuple[Array, Array]:
     """Part coordinates [n, n] of every canvas pixel under a random small pose; turn in degrees."""
     dx, dy = rng.uniform(-shift, shift, 2)
     angle = np.deg2rad(rng.uniform(-turn, turn))
@@ -64,13 +75,13 @@ def _pose(
     return c * u + s * v, c * v - s * u
 
 
-def smooth(low: float, high: float, value: np.ndarray) -> np.ndarray:
+def smooth(low: float, high: float, value: Array) -> Array:
     """A soft step: 0 where value is below low, 1 above high."""
     t = np.clip((value - low) * (1 / (high - low)), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def noise(rng: np.random.Generator, n: int, cells_x: float, cells_y: float | None = None) -> np.ndarray:
+def noise(rng: np.random.Generator, n: int, cells_x: float, cells_y: float | None = None) -> Array:
     """Smooth noise [n, n] of roughly unit deviation with that many cells across the canvas."""
     w, h = (max(2, min(n, round(c))) for c in (cells_x, cells_y or cells_x))
     grid = rng.standard_normal((h + 3, w + 3), dtype=np.float32)
@@ -79,7 +90,7 @@ def noise(rng: np.random.Generator, n: int, cells_x: float, cells_y: float | Non
     return np.ascontiguousarray(wide[oy : oy + n, ox : ox + n])
 
 
-def blur(a: np.ndarray, sigma: float) -> np.ndarray:
+def blur(a: Array, sigma: float) -> Array:
     """Gaussian blur with sigma in half canvas widths; wide ones on a smaller canvas."""
     n = a.shape[0]
     pixels = sigma * n / 2
@@ -90,15 +101,15 @@ def blur(a: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(a, (0, 0), max(pixels, 0.3))
 
 
-def mix(a: np.ndarray, b: Sequence[float] | float, weight: np.ndarray) -> None:
+def mix(a: Array, b: Sequence[float] | Array | float, weight: Array) -> None:
     """a becomes b where weight is 1, in place."""
     if a.ndim == 3:
         a += weight[..., None] * (np.asarray(b, np.float32) - a)
     else:
-        a += weight * (np.float32(b) - a)
+        a += weight * (np.asarray(b, np.float32) - a)
 
 
-def distance(inside: np.ndarray) -> np.ndarray:
+def distance(inside: Array) -> Array:
     """How far each pixel inside (bool [n, n]) lies from the nearest one outside, half canvas widths."""
     return cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 5) * np.float32(2 / inside.shape[0])
 
@@ -108,7 +119,7 @@ def distance(inside: np.ndarray) -> np.ndarray:
 TEETH = 24
 
 
-def _gear(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
+def _gear(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     fault = fault or {}
     x, y = _pose(rng, n, 0.028, 5.0, 0.012)
     r, theta = cv2.cartToPolar(x, y)
@@ -130,8 +141,8 @@ def _gear(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     height = -0.030 * web - 0.014 * np.clip(1 - edge / 0.020, 0, 1) ** 1.5
     grooves = rng.standard_normal(260).astype(np.float32)
     coarse = rng.standard_normal((60, 1)).astype(np.float32)
-    coarse = cv2.resize(coarse, (1, 512), interpolation=cv2.INTER_CUBIC)[:, 0]
-    grooves = 0.6 * np.repeat(grooves, 2)[:512] + 0.5 * coarse
+    swell = cv2.resize(coarse, (1, 512), interpolation=cv2.INTER_CUBIC)[:, 0]
+    grooves = 0.6 * np.repeat(grooves, 2)[:512] + np.float32(0.5) * swell
     turned = cv2.remap(grooves[None, :], r * 511, np.zeros_like(r), cv2.INTER_LINEAR)
     height = cv2.GaussianBlur(height.astype(np.float32), (0, 0), 1.1 * n / 512)
     cover = inside.astype(np.float32)
@@ -139,9 +150,9 @@ def _gear(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
 
     albedo = np.empty((n, n, 3), np.float32)
     slate = np.exp(0.06 * noise(rng, n, 9) + 0.10 * noise(rng, n, 150) + 0.12 * noise(rng, n, n))
-    albedo[:] = np.float32([0.052, 0.059, 0.070]) * slate[..., None]
+    albedo[:] = np.array([0.052, 0.059, 0.070], np.float32) * slate[..., None]
     tone = 1 + 0.025 * noise(rng, n, 6) + 0.04 * turned + 0.03 * noise(rng, n, 50) * web
-    warm = np.float32([0.90, 0.62, 0.27]) * (1 + rng.normal(0, 0.012, 3).astype(np.float32))
+    warm = np.array([0.90, 0.62, 0.27], np.float32) * (1 + rng.normal(0, 0.012, 3).astype(np.float32))
     brass = warm * tone[..., None]
     albedo += cover[..., None] * (brass - albedo)
     safe = 1 / np.maximum(r, 1e-4)
@@ -167,21 +178,21 @@ LEADS, PITCH, BODY = 10, 0.0862, 0.475  # leads a side; half canvas widths
 
 
 @lru_cache(maxsize=4)
-def board_art(n: int) -> tuple[np.ndarray, np.ndarray]:
+def board_art(n: int) -> tuple[Array, Array]:
     """In part coordinates, 0..1: board [n, n, 4] (copper, metal, silk screen, capacitors), marking [n, n]."""
     copper, metal, silk, ceramic, laser = (np.zeros((n, n), np.uint8) for _ in range(5))
 
     def at(x: float, y: float) -> tuple[int, int]:
         return round(((x + 1) * n / 2 - 0.5) * 16), round(((y + 1) * n / 2 - 0.5) * 16)
 
-    def line(art: np.ndarray, points: Sequence[tuple[float, float]], width: float) -> None:
+    def line(art: Array, points: Sequence[tuple[float, float]], width: float) -> None:
         pts = np.array([at(*p) for p in points], np.int32)
         cv2.polylines(art, [pts], False, 255, max(1, round(width * n / 2)), cv2.LINE_AA, 4)
 
-    def disc(art: np.ndarray, x: float, y: float, radius: float, value: int = 255) -> None:
+    def disc(art: Array, x: float, y: float, radius: float, value: int = 255) -> None:
         cv2.circle(art, at(x, y), round(radius * n / 2 * 16), value, -1, cv2.LINE_AA, 4)
 
-    def text(art: np.ndarray, words: str, x: float, y: float, tall: float, width: float) -> None:
+    def text(art: Array, words: str, x: float, y: float, tall: float, width: float) -> None:
         scale = tall * n / 2 / 21
         (w, _), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
         corner = round((x + 1) * n / 2 - w / 2), round((y + 1) * n / 2)
@@ -223,17 +234,17 @@ def board_art(n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.dstack(soft[:4]), soft[4]
 
 
-def _chip(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
+def _chip(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     fault = fault or {}
     x, y = _pose(rng, n, 0.024, 2.2, 0.010)
     half = np.float32(n / 2)
     lean = rng.normal(0, 0.0022, (4, LEADS)).astype(np.float32)
     tin = (1 + rng.normal(0, 0.05, (4, LEADS))).astype(np.float32)
     present = np.ones((4, LEADS), np.float32)
-    for side, k, amount in fault.get("lean", ()):
-        lean[side, k] += amount
-    for side, k in fault.get("missing", ()):
-        present[side, k] = 0
+    for row, column, amount in fault.get("lean", ()):
+        lean[row, column] += amount
+    for place in fault.get("missing", ()):
+        present[place] = 0
     art, laser = board_art(n)
     mx, my = x * half + (half - 0.5), y * half + (half - 0.5)
     copper, bare, silk, ceramic = cv2.split(cv2.remap(art, mx, my, cv2.INTER_LINEAR))
@@ -287,18 +298,18 @@ def _chip(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     height = height + package * (top - height)
     albedo = np.empty((n, n, 3), np.float32)
     mask_tone = np.exp(0.05 * noise(rng, n, 5) + 0.05 * noise(rng, n, 70))
-    albedo[:] = np.float32([0.008, 0.082, 0.046]) * mask_tone[..., None]
+    albedo[:] = np.array([0.008, 0.082, 0.046], np.float32) * mask_tone[..., None]
     mix(albedo, (0.028, 0.170, 0.080), np.clip(copper, 0, 1) * 0.85)
     mix(albedo, (0.80, 0.82, 0.80), silk * 0.9)
-    metal = np.clip(bare, 0, 1).copy()
+    metal: F32 = np.clip(bare, 0, 1)
     mix(albedo, (0.86, 0.70, 0.40), metal)
     mix(albedo, (0.30, 0.205, 0.125), ceramic)
-    metal *= 1 - ceramic
+    metal = metal * (1 - ceramic)
     mix(albedo, (0.78, 0.79, 0.80), pad)
-    albedo += lead[..., None] * (np.float32([0.80, 0.79, 0.77]) * shine[..., None] - albedo)
+    albedo += lead[..., None] * (np.array([0.80, 0.79, 0.77], np.float32) * shine[..., None] - albedo)
     metal = np.maximum(metal, np.maximum(pad, lead)) * (1 - package)
     epoxy = np.exp(0.04 * noise(rng, n, 6) + 0.10 * noise(rng, n, n / 2))
-    albedo += package[..., None] * (np.float32([0.026, 0.026, 0.028]) * epoxy[..., None] - albedo)
+    albedo += package[..., None] * (np.array([0.026, 0.026, 0.028], np.float32) * epoxy[..., None] - albedo)
     mark = laser * package * (0.9 + 0.1 * np.clip(noise(rng, n, 90), -1, 1))
     mix(albedo, (0.30, 0.30, 0.285), np.clip(mark, 0, 1) * np.float32(rng.uniform(0.75, 0.9)))
     rough = 0.16 + 0.14 * package
@@ -323,7 +334,7 @@ def _chip(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
 # --- carbon fibre ---------------------------------------------------------------------------------
 
 
-def _carbon(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
+def _carbon(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     x, y = _pose(rng, n, 0.06, 2.0, 0.015)
     x = x + 0.004 * noise(rng, n, 4)
     y = y + 0.004 * noise(rng, n, 4)
@@ -356,7 +367,7 @@ def _carbon(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     gap = smooth(0.80, 1.0, np.abs(over))
     tone = np.exp(0.28 * fibres + 0.05 * tilt + 0.06 * noise(rng, n, 6))
     tone = tone * (1 - 0.75 * gap) * (0.55 + 0.45 * arch)
-    albedo = np.float32([0.145, 0.152, 0.165]) * tone[..., None]
+    albedo = np.array([0.145, 0.152, 0.165], np.float32) * tone[..., None]
     one = np.ones_like(x)
     return Scene(
         x,
@@ -377,7 +388,7 @@ def _carbon(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
 # --- leather --------------------------------------------------------------------------------------
 
 
-def _leather(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
+def _leather(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     x, y = _pose(rng, n, 0.0, 0.0, 0.0)
     cells = 31
     grid = (np.arange(-1, cells + 1) + 0.5) / cells
@@ -393,9 +404,9 @@ def _leather(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     border = np.ones(label.shape, np.uint8)
     border[:, 1:][label[:, 1:] != label[:, :-1]] = 0
     border[1:][label[1:] != label[:-1]] = 0
-    reach = cv2.distanceTransform(border, cv2.DIST_L2, 5) * np.float32(2 / n)
+    reach: Array = cv2.distanceTransform(border, cv2.DIST_L2, 5) * np.float32(2 / n)
     tint = rng.standard_normal(int(label.max()) + 1).astype(np.float32)
-    cell_tone = tint[label]
+    cell_tone: Array = tint[label]
     # A gentle warp makes the straight cell borders organic.
     a = np.arange(n, dtype=np.float32) + margin
     wx = a[None, :] + n * (0.0045 * noise(rng, n, 40) + 0.006 * noise(rng, n, 9))
@@ -407,7 +418,7 @@ def _leather(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     dome = cv2.GaussianBlur(dome, (0, 0), 1.0 * n / 512)
     height = 0.0130 * dome * (1 + 0.12 * cell_tone) + 0.0005 * noise(rng, n, 150) + 0.010 * noise(rng, n, 5)
     hide = np.exp(0.045 * cell_tone + 0.06 * noise(rng, n, 5) + 0.04 * noise(rng, n, 120))
-    albedo = np.float32([0.250, 0.082, 0.026]) * (hide * (0.45 + 0.55 * dome))[..., None]
+    albedo = np.array([0.250, 0.082, 0.026], np.float32) * (hide * (0.45 + 0.55 * dome))[..., None]
     one = np.ones_like(x + y)
     x, y = x * one, y * one
     return Scene(
@@ -426,7 +437,7 @@ def _leather(rng: np.random.Generator, n: int, fault: dict | None) -> Scene:
     )
 
 
-BUILD: dict[str, Callable[[np.random.Generator, int, dict | None], Scene]] = {
+BUILD: dict[str, Callable[[np.random.Generator, int, Fault | None], Scene]] = {
     "gear": _gear,
     "chip": _chip,
     "carbon_fibre": _carbon,
