@@ -328,7 +328,9 @@ def _write_evidence(
         image = read_image(row.sample.image, row.result["bits"])
     except DataError:
         return files[:1]
-    picture = shown(image, on_grid, inspector, row, OVERLAY_PIXELS)
+    ignored = inspector.ignored(image, row.result["category"])
+    hatched = image if ignored is None else drawing.hatched(image, ignored)
+    picture = shown(hatched, on_grid, inspector, row, OVERLAY_PIXELS)
     archive.writestr(files[1], drawing.png_bytes(picture))
     return files
 

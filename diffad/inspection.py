@@ -17,7 +17,8 @@ from diffad.method.fusion import branch_weights, fuse, weights_in_words
 from diffad.method.image_score import ImageScore, checked_rate
 from diffad.method.regions import Region, find_regions
 from diffad.method.tiling import Tiling, letterboxed
-from diffad.pictures.arrays import F32, U8, Array
+from diffad.pictures.arrays import F32, U8, Array, Bools
+from diffad.pictures.drawing import hatched
 from diffad.pictures.geometry import Geometry, resize_maps
 
 Verdict = Literal["good", "look", "anomalous"]
@@ -54,6 +55,7 @@ class Inspection:
     _tiling: Tiling
     _calibration: Calibration
     _plain: Array | None = None  # of the plain features, on the same grid
+    _ignored: F32 | None = None  # share of each cell that is not judged, on the same grid
     bits: int = 8
     notes: tuple[str, ...] = ()
 
@@ -105,6 +107,19 @@ class Inspection:
     def turned(self) -> bool:
         """Whether the model saw the part turned upright."""
         return self._tiling.turn is not None
+
+    @cached_property
+    def ignored(self) -> Bools | None:
+        """Where nothing is judged, bool [H, W]; None if everything is."""
+        if self._ignored is None:
+            return None
+        ignored: Bools = resize_maps(self._ignored, self.image.shape[:2]) > 0.5
+        return ignored
+
+    @property
+    def hatched(self) -> U8:
+        """The picture to draw maps on: hatched where nothing is judged, uint8 [H, W, 3]."""
+        return self.image if self.ignored is None else hatched(self.image, self.ignored)
 
     @property
     def chances(self) -> float:
@@ -301,6 +316,7 @@ class Inspection:
             "timesteps": list(self.timesteps),
             "seed": self.seed,
             "tile": self.tile,
+            "ignored": 0.0 if self._ignored is None else float(self._ignored.mean()),
             "bits": self.bits,
             "seconds": self.seconds,
             "notes": list(self.notes),

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -39,9 +40,9 @@ from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import TIMESTEPS, Embedding, RawMaps, evidence, shifted_embeddings
 from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet
-from diffad.pictures.arrays import F32, U8, Array
+from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.depth import DEPTHS
-from diffad.pictures.geometry import to_square
+from diffad.pictures.geometry import resize_maps, to_square
 from diffad.pictures.reading import MIN_SIDE, DataError, decode, read_image
 from diffad.recognition import FITS, Look, Recognition, Turn
 from diffad.repairing import Repair
@@ -97,6 +98,18 @@ class Inspector:
         """
         return cls(checkpoints.load(path), device, Path(path).stem)
 
+    def with_profiles(self, profiles: Mapping[str, Profile]) -> Inspector:
+        """The same networks with other categories; neither inspector changes the other.
+
+        Raises ValueError without a category.
+        """
+        if not profiles:
+            raise ValueError("an inspector needs at least one category")
+        other = copy(self)
+        other.profiles = {name: profile.to(self.device) for name, profile in profiles.items()}
+        other.categories = tuple(profiles)
+        return other
+
     @property
     def _recognition(self) -> Recognition:
         return Recognition(self.profiles, self.extractor, self.size, self.device)
@@ -108,6 +121,15 @@ class Inspector:
     def whole(self, image: U8, category: str) -> Tiling:
         """See `Recognition.whole`. Raises ValueError for a category that the model does not know."""
         return self._recognition.whole(image, self._known(category))
+
+    def ignored(self, image: U8, category: str) -> Bools | None:
+        """Where nothing of a whole picture of a category is judged, bool [H, W]; None if everything is."""
+        cells = self._ignored_cells(self.whole(image, category), category)
+        return None if cells is None else resize_maps(cells, image.shape[:2]) > 0.5
+
+    def _ignored_cells(self, tiling: Tiling, category: str) -> F32 | None:
+        ignored = self.profiles[category].ignored
+        return None if ignored is None else tiling.ignored_cells(ignored)
 
     def bits(self, category: str | None, found: int | None) -> int | None:
         """See `Recognition.bits`."""
@@ -137,7 +159,7 @@ class Inspector:
 
     def scorer(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
         """How maps of a category are scored at this α and these timesteps; no network."""
-        return self.profiles[self._known(category)].calibration.scorer(
+        return self.profiles[self._known(category)].judging.scorer(
             checked_alpha(alpha), checked_timesteps(timesteps)
         )
 
@@ -227,6 +249,8 @@ class Inspector:
         look, pixels, used = self._recognition.look(decoded, names, tile, bits, batch_bits, turn)
         _check_number(look.tiling, max_tiles)
         maps, plain = self._blended_maps(pixels, look, timesteps, seed, draws, progress, turn)
+        if (ignored := self._ignored_cells(look.tiling, look.category)) is not None:
+            maps, plain = maps * (1 - ignored), None if plain is None else plain * (1 - ignored)
         inspection = Inspection(
             image=pixels,
             category=look.category,
@@ -240,7 +264,8 @@ class Inspector:
             _maps={t: (maps[0][i], maps[1][i]) for i, t in enumerate(timesteps)},
             _plain=plain,
             _tiling=look.tiling,
-            _calibration=self.profiles[look.category].calibration,
+            _calibration=self.profiles[look.category].judging,
+            _ignored=ignored,
             seconds=0.0,
             bits=used,
             notes=(
@@ -365,7 +390,10 @@ class Inspector:
 
     @torch.no_grad()
     def fused_square(self, x: Tensor, first: Inspection) -> F32:
-        """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings."""
+        """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings.
+
+        Places that are ignored count here (`Inspection.ignored`).
+        """
         maps = self._standard_maps(
             x, self.extractor.embed(x), first.category, first.timesteps, first.seed, draws=1
         )

@@ -180,6 +180,8 @@ class Repair:
         tile = self._tile
         square = torch.from_numpy(self._model.fused_square(self._square(image), self._first))
         here = self._tiling.to_cells(square, tile).numpy()
+        if self._first._ignored is not None:
+            here *= 1 - self._first._ignored[tile.cells]
         self._fused = self._fused.copy()
         self._fused[tile.cells] = untouched + tile.weight * (here - untouched)
         self._score = self._tiling.score(self._fused, self._first.scorer)

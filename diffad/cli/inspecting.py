@@ -213,7 +213,7 @@ def _evidence(
     top, bad = inspector.scale_top(inspection.category), inspection.verdict != "good"
     contents = {
         "_overlay.png": lambda: png_bytes(
-            overlay(inspection.image, inspection.anomaly_map, top, inspection.map_limit, contour=bad)
+            overlay(inspection.hatched, inspection.anomaly_map, top, inspection.map_limit, contour=bad)
         ),
         "_map.npy": lambda: npy_bytes(inspection.anomaly_map),
         "_evidence.png": lambda: png_bytes(evidence_sheet(inspection, top)),

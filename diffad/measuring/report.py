@@ -279,7 +279,7 @@ def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Any) -> d
     settings["seed"] = setting["seeds"][0]
     inspection = inspector.inspect(picture["path"], category=profile, **settings)
     top = inspector.scale_top(inspection.category)
-    shown = overlay(inspection.image, inspection.anomaly_map, top, inspection.threshold)
+    shown = overlay(inspection.hatched, inspection.anomaly_map, top, inspection.threshold)
     file = picture["path"].replace("\\", "/").rsplit("/", 1)[-1]
     defective = picture["defect"] != "good"
     found, passed = ("found", "missed") if defective else ("false alarm", "judged good")

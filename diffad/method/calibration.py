@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +132,15 @@ class Calibration:
         plain = None if self.good_plain is None else from_codes(self.good_plain).numpy()
         fused = weighed(pixel.numpy(), feature.numpy(), alpha, plain)
         return ImageScore.of(fused.reshape(len(fused), -1), self.changed)
+
+    def ignoring(self, share: Tensor) -> Calibration:
+        """The calibration of maps that are multiplied by 1 − share at each place, float32 [s, s] in [0, 1].
+
+        A place that is ignored has 0 σ in every map, good ones included, so that thresholds fit the rest.
+        """
+        kept = 1 - F.adaptive_avg_pool2d(share[None, None], CELLS)[0, 0]
+        plain = None if self.good_plain is None else to_codes(from_codes(self.good_plain) * kept)
+        return replace(self, good_maps=to_codes(from_codes(self.good_maps) * kept), good_plain=plain)
 
     def nearest(self, timesteps: Sequence[int]) -> list[int]:
         """Which of the `remembered` timesteps stands for each of these in `good_maps`.

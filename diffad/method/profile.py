@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Profile:
             training.
         plain: the Gaussian of the features themselves, of a category that the network never learned from;
             None: the residuals say all.
+        ignored: where nothing is judged, bool [s, s] over the square in which the model sees the part
+            (upright, if it is turned); None: everything is judged.
     """
 
     gaussian: PlaceGaussian
@@ -44,6 +47,12 @@ class Profile:
     quality: tuple[tuple[float, float, float], ...] | None = None
     size: int | None = None
     plain: PlainGaussian | None = None
+    ignored: Tensor | None = None
+
+    @cached_property
+    def judging(self) -> Calibration:
+        """The calibration of what is judged, by which scores and thresholds are found."""
+        return self.calibration if self.ignored is None else self.calibration.ignoring(self.ignored.float())
 
     def raw_maps(
         self, pixel: Tensor, residual: Tensor, features: Tensor, size: int, timesteps: Sequence[int]

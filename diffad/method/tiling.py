@@ -170,6 +170,16 @@ class Tiling:
             shown = 1 - F.max_pool2d(missing, 2 * _RIM + 1, stride=1, padding=_RIM)[0]
         return shown > 0.5
 
+    def ignored_cells(self, ignored: torch.Tensor) -> F32:
+        """Share of each cell that is not judged, float32 on the grid.
+
+        ignored: bool [s, s] over the square in which the model sees the whole picture (`Profile.ignored`).
+        """
+        whole = self if self.side is None else Tiling.whole(self.height, self.width, self.size)
+        share = resize_maps(ignored.float(), (self.size, self.size))
+        cells: F32 = resize_maps(whole.to_cells(share, whole.tiles[0]), self.shape).numpy()
+        return cells.clip(0, 1)
+
     def _geometry(self, tile: Tile) -> Geometry:
         height, width = (span.stop - span.start for span in tile.box)
         return Geometry.letterbox(height, width, self.size)

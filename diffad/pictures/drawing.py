@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from diffad.pictures.arrays import F32, U8, Array
+from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.reading import DataError
 
 COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
@@ -91,6 +91,23 @@ def contours(
             drawn, np.broadcast_to(np.array(paint, np.uint8), image.shape), cover * np.float32(opacity / 255)
         )
     return drawn
+
+
+def hatched(image: U8, ignored: Bools) -> U8:
+    """Hatch a picture where nothing is judged: uint8 [H, W, 3].
+
+    ignored: bool [H, W]. Dark and light stripes at 45°, so that they show on any ground; between them and
+    outside the picture stays as it is.
+    """
+    if not ignored.any():
+        return image
+    period = max(6, round(max(image.shape[:2]) / 48))
+    rows, columns = np.indices(image.shape[:2])
+    phase = (rows + columns) % period
+    width = max(1, period // 6)
+    paint = np.where((phase < width)[..., None], np.uint8(235), np.uint8(40)).astype(np.uint8)
+    stripes = ignored & (phase < 2 * width)
+    return _paint(image, np.broadcast_to(paint, image.shape), stripes * np.float32(0.75))
 
 
 def _paint(image: U8, paint: U8, weight: F32) -> U8:

@@ -147,10 +147,11 @@ def _figures(
     """The part, its overlay with the regions' numbers, and its repair if there is one."""
     height, width = inspection.image.shape[:2]
     picture = drawing.shrunk(inspection.image, PICTURE_PIXELS)
+    hatched = drawing.shrunk(inspection.hatched, PICTURE_PIXELS)
     heat = cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
     top = inspector.scale_top(inspection.category)
     differs = inspection.verdict != "good"
-    over = drawing.overlay(picture, heat, top, inspection.map_limit, opacity, colormap, contour=differs)
+    over = drawing.overlay(hatched, heat, top, inspection.map_limit, opacity, colormap, contour=differs)
     corners = [region.box[:2] for region in inspection.regions[:REGIONS_LISTED]]
     marks = [(f"{100 * x / width:.2f}", f"{100 * y / height:.2f}") for x, y in corners]
     figures = [("Part", "as inspected", picture, []),

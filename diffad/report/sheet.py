@@ -60,8 +60,8 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     small = resized(inspection.image, thumb)
     fused = inspection.anomaly_map
     over = overlay(
-        small, resized(finite(fused), thumb), vmax, inspection.map_limit, colormap=colormap,
-        contour=inspection.verdict != "good",
+        resized(inspection.hatched, thumb), resized(finite(fused), thumb), vmax, inspection.map_limit,
+        colormap=colormap, contour=inspection.verdict != "good",
     )  # fmt: skip
     place(small, margin, grid_top, "Picture")
     place(over, margin, grid_top + pitch_y, "Overlay")

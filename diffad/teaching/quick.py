@@ -136,7 +136,11 @@ def examples(
         spoiled = np.ascontiguousarray(spoiled[geometry.inner])
         seen = inspector.inspect(spoiled, name, turn=turn)
         shown = overlay(
-            seen.image, seen.anomaly_map, inspector.scale_top(name), seen.map_limit, contour=seen.is_anomalous
+            seen.hatched,
+            seen.anomaly_map,
+            inspector.scale_top(name),
+            seen.map_limit,
+            contour=seen.is_anomalous,
         )
         made.append(Example(kind, spoiled, shown, seen.is_anomalous, seen.score))
     return made

@@ -131,7 +131,7 @@ class Run:
             "bad": row.sample.is_anomalous,
         }  # fmt: skip
         if inspection is not None:
-            thumbnail = batch.shown(inspection.image, on_grid, self.inspector, row, THUMBNAIL_PIXELS)
+            thumbnail = batch.shown(inspection.hatched, on_grid, self.inspector, row, THUMBNAIL_PIXELS)
             threshold, look = self.beyond(row)
             shown |= {
                 "score": row.result["score"], "threshold": row.result["threshold"],

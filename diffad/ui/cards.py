@@ -68,7 +68,7 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
         device: what it was computed on, in words.
     """
     height, width = inspection.image.shape[:2]
-    small = drawing.shrunk(inspection.image, VIEW_PIXELS)
+    small = drawing.shrunk(inspection.hatched, VIEW_PIXELS)
     kind = "png" if small.shape[0] * small.shape[1] <= LOSSLESS else "jpeg"
     good, nearest, good_plain = inspection.good_evidence()
     return {

@@ -193,7 +193,7 @@ def contents(
         return f"{name}-report.html", page.encode()
     if kind == "overlay":
         shown = drawing.overlay(
-            inspection.image, inspection.anomaly_map, vmax, inspection.map_limit, opacity, colormap,
+            inspection.hatched, inspection.anomaly_map, vmax, inspection.map_limit, opacity, colormap,
             contour=inspection.verdict != "good",
         )  # fmt: skip
         return f"{name}-overlay.png", drawing.png_bytes(shown)

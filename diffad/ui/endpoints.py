@@ -128,7 +128,7 @@ class Endpoints:
                 progress=lambda done, total: progress((done, total), unit="tiles"),
             )
             heat = drawing.overlay(
-                inspection.image, inspection.anomaly_map, inspector.scale_top(inspection.category),
+                inspection.hatched, inspection.anomaly_map, inspector.scale_top(inspection.category),
                 inspection.map_limit, contour=inspection.verdict != "good",
             )  # fmt: skip
             return inspection.to_dict(), self._storage.keep(drawing.png_bytes(heat), "picture.png")
