@@ -1,6 +1,6 @@
-"""Files are written whole or not at all; a file that cannot be written leaves the old one in place.
+"""Atomic file writing: a file is replaced completely or left as it was.
 
-Everything that a person keeps is written through this module, so that a full disk is reported in a sentence.
+All user-facing output goes through this module, so that errors such as a full disk get a clear message.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _FULL = {
 
 
 def is_full(error: OSError) -> bool:
-    """Whether there was no room to write."""
+    """Whether the error means that the disk, the quota or the file size limit is exhausted."""
     return error.errno in _FULL
 
 
 class OutputError(OSError):
-    """A file that could not be written; the message names it (`path`) and says what to do."""
+    """A file could not be written. The message names the file (`path`) and says what to do."""
 
     def __init__(self, path: Path, reason: OSError) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class OutputError(OSError):
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Any OSError while this file is written becomes an OutputError."""
+    """Turn any OSError raised while this file is written into an OutputError."""
     try:
         yield
     except OutputError:
@@ -48,8 +48,18 @@ def explained(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
-    """Yields where to write, beside `path` and with its suffix; the file gets its name when the context ends
-    well, and else is removed. sync: it is on the disk then, and survives a power cut. Raises OutputError.
+    """Context manager for writing a file atomically.
+
+    Args:
+        path: the final path.
+        sync: flush the file to disk before renaming it, so that it survives a power cut.
+
+    Yields:
+        A temporary path in the same folder with the same suffix. It is renamed to `path` if the context exits
+        normally and deleted otherwise.
+
+    Raises:
+        OutputError: the file could not be written.
     """
     path = Path(path)
     partial = path.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
@@ -65,21 +75,28 @@ def whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
 
 
 def write(path: str | Path, data: bytes, sync: bool = True) -> None:
-    """The file holds these bytes, or what it held before. sync: see `whole`. Raises OutputError."""
+    """Write bytes to a file atomically; arguments and errors as in `whole`."""
     with whole(path, sync) as partial:
         partial.write_bytes(data)
 
 
 def append(path: str | Path, line: str, fresh: bool = False) -> None:
-    """Adds a line, which outlives the process from then on; fresh: in place of all that was there. Raises
-    OutputError, and then no part of the line is in the file.
+    """Append a line to a file without buffering, so that it survives a crash of the process.
+
+    Args:
+        path: the file; created if missing.
+        line: text without the line break.
+        fresh: truncate the file first.
+
+    Raises:
+        OutputError: the line could not be written; the file then contains no part of it.
     """
     path = Path(path)
     with explained(path), path.open("wb" if fresh else "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         left = memoryview(line.encode() + b"\n")
         try:
-            while left:  # an unbuffered file takes what fits
+            while left:  # an unbuffered write may be partial
                 left = left[file.write(left) :]
         except OSError:
             file.truncate(before)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffad.pictures.geometry import Geometry, mask_to_square, to_square
-from diffad.pictures.masks import mask_inside, mask_on_grid, read_mask
+from diffad.pictures.masks import mask_inside, mask_of, mask_on_grid, read_mask
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import Sample, find_samples
 
@@ -441,7 +441,7 @@ def test_masks_of_every_mode(tmp_path, mode, high):
         "I;16": lambda: Image.fromarray(values.astype(np.uint16)),
     }[mode]()
     picture.save(tmp_path / "mask.png")
-    mask = read_mask(tmp_path / "mask.png", (HEIGHT, WIDTH))
+    mask = read_mask(tmp_path / "mask.png")[0]
     assert mask.dtype == bool
     assert np.array_equal(mask, expected)
 
@@ -452,9 +452,9 @@ def test_a_mask_does_not_grow_by_what_a_lossy_format_rings(tmp_path, kind):
     expected[20:40, 30:60] = True
     Image.fromarray(expected.astype(np.uint8) * 255).save(tmp_path / kind, quality=60)
     assert (np.asarray(Image.open(tmp_path / kind).convert("L")) > 0).sum() > expected.sum()  # it has rung
-    assert np.array_equal(read_mask(tmp_path / kind), expected)
+    assert np.array_equal(read_mask(tmp_path / kind)[0], expected)
     Image.fromarray(np.zeros((64, 80), np.uint8)).save(tmp_path / kind)
-    assert not read_mask(tmp_path / kind).any()
+    assert not read_mask(tmp_path / kind)[0].any()
 
 
 def test_pictures_beside_category_folders_are_told(tmp_path, caplog):
@@ -470,10 +470,11 @@ def test_pictures_beside_category_folders_are_told(tmp_path, caplog):
 
 
 def test_mask_of_another_size_is_refused(tmp_path):
-    Image.fromarray(ramp()).save(tmp_path / "mask.png")
-    assert read_mask(tmp_path / "mask.png").shape == (HEIGHT, WIDTH)
+    file = tmp_path / "mask.png"
+    Image.fromarray(ramp()).save(file)
+    assert read_mask(tmp_path / "mask.png")[0].shape == (HEIGHT, WIDTH)
     with pytest.raises(DataError, match=r"mask\.png is 30 × 20 pixels, but its picture is 20 × 30"):
-        read_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
+        mask_of(Sample(file, "nut", "test", "dent", file), (WIDTH, HEIGHT))
     with pytest.raises(DataError, match="does not exist"):
         read_mask(tmp_path / "none.png")
 

@@ -608,7 +608,7 @@ def with_extremes_first(root, tmp_path):
     """The same pictures and labels after a white, a black and a noise one, each called good."""
     other = tmp_path / "extreme" / "gear"
     for sample in find_samples(root, "test"):
-        mask = read_mask(sample.mask) if sample.mask else None
+        mask = read_mask(sample.mask)[0] if sample.mask else None
         place(other, sample.image.stem, sample.defect, read_image(sample.image), mask)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     for number, image in enumerate((np.zeros_like(noise), np.full_like(noise, 255), noise)):

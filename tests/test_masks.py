@@ -89,7 +89,7 @@ def test_one_defect_in_every_convention(tmp_path, name):
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture if picture.dtype != np.int64 else picture.astype(np.uint8))
     picture.save(tmp_path / name, **({"quality": 85} if name.endswith(("jpg", "webp")) else {}))
-    mask = read_mask(tmp_path / name, SHAPE)
+    mask = read_mask(tmp_path / name)[0]
     assert mask.dtype == bool
     # chroma is stored at half the resolution
     assert (mask != DEFECT).sum() <= (40 if name == "red on white.jpg" else 0)
@@ -100,10 +100,10 @@ def test_a_large_defect_that_reaches_the_border_is_not_inverted(tmp_path):
     wide[:, 5:] = True
     for name, picture in (("grey.png", wide), ("red.png", np.dstack([wide, wide & False, wide & False]))):
         Image.fromarray(picture.astype(np.uint8) * 255).save(tmp_path / name)
-        assert np.array_equal(read_mask(tmp_path / name), wide)
+        assert np.array_equal(read_mask(tmp_path / name)[0], wide)
     for value in (0, 255):
         Image.new("L", SHAPE[::-1], value).save(tmp_path / "one.png")
-        assert (read_mask(tmp_path / "one.png") == (value > 0)).all()
+        assert (read_mask(tmp_path / "one.png")[0] == (value > 0)).all()
 
 
 # -- a set of them -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Frames of a repair as GIF, WebP or MP4."""
+"""Animations of a repair as GIF, WebP or MP4."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from diffad.pictures.arrays import U8, Array
 from diffad.pictures.drawing import resized, shrunk
 from diffad.pictures.reading import DataError
 
-# ---------------------------------------------------------------------------------------------------------
-# Animations
-
-FRAME_SIDE = 768  # px; longest side of an animation's frames
+FRAME_SIDE = 768  # px; maximum side of a frame
 _FRAMES_KEPT = 128
 
 
 class Reel:
-    """Frames for `animation` as they come, uint8 [H, W, 3], scaled down to 768 px. Of many, evenly spaced
-    ones are kept, and always the newest: a repair of thousands of steps must not fill the memory.
+    """Collects frames for `animation`, scaled down to 768 px.
+
+    Memory is bounded for repairs of thousands of steps: only evenly spaced frames and the newest one remain.
     """
 
     def __init__(self) -> None:
@@ -33,6 +31,7 @@ class Reel:
         self._count, self._stride = 0, 1
 
     def add(self, image: U8) -> None:
+        """Add a frame, uint8 [H, W, 3]."""
         self._newest = shrunk(image, FRAME_SIDE)
         if self._count % self._stride == 0:
             self._kept.append(self._newest)
@@ -48,12 +47,23 @@ class Reel:
 
 
 def animation(frames: Sequence[Array], path: str | Path, seconds: float = 4.0) -> Path:
-    """Write frames uint8 [H, W, 3] of one size as a looping .gif or .webp, or an .mp4; returns the path.
+    """Write frames as a looping .gif or .webp, or as an .mp4.
 
-    It lasts about `seconds`; the first and the last frame are held longer. At most 25 frames a second are
-    kept (evenly chosen, ends included), and a longest side above 768 pixels is scaled down to 768.
-    Raises DataError for no frames, different sizes, another suffix or a missing folder, and for .mp4 where
-    there is no encoder (`has_mp4`), OutputError if it cannot be written.
+    The first and the last frame are held longer. At most 25 frames per second are used, evenly chosen with
+    both ends included. Frames are scaled down to at most 768 px.
+
+    Args:
+        frames: uint8 [H, W, 3], all of one size.
+        path: the file to write.
+        seconds: approximate duration.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: no frames, different sizes, another suffix, a missing folder, or .mp4 without an encoder
+            (`has_mp4`).
+        OutputError: the file cannot be written.
     """
     path = Path(path)
     if len(frames) == 0:
@@ -74,7 +84,7 @@ def animation(frames: Sequence[Array], path: str | Path, seconds: float = 4.0) -
 
 
 def check_format(suffix: str) -> None:
-    """Raises DataError if `animation` cannot write files with this suffix here."""
+    """Raise DataError if `animation` cannot write files with this suffix on this machine."""
     if suffix.lower() not in _WRITERS:
         raise DataError(f"{suffix!r} is no animation format: choose .gif, .webp or .mp4")
     if suffix.lower() == ".mp4" and not has_mp4():
@@ -82,11 +92,13 @@ def check_format(suffix: str) -> None:
 
 
 def _timing(count: int, seconds: float) -> tuple[list[int], list[int]]:
-    """Which of `count` frames to show, and each one's ms: multiples of 10 (GIF's clock), in sum `seconds`."""
+    """Indices of the frames to show, and their durations in ms (multiples of 10, as GIF needs)."""
     between = min(max(count - 2, 0), int(0.6 * seconds / 0.04))
     shown = min(count, between + 2)
     chosen = [round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)]
-    step = min(0.6 * seconds / max(between, 1), seconds / (between + 4))  # the ends last longer than a step
+    step = min(
+        0.6 * seconds / max(between, 1), seconds / (between + 4)
+    )  # the first and last frame are held longer
     rest = seconds - between * step
     ends = [rest] if shown == 1 else [0.4 * rest, *[step] * between, 0.6 * rest]
     clock = np.rint(np.cumsum([0, *ends]) * 100).astype(int) * 10
@@ -94,13 +106,13 @@ def _timing(count: int, seconds: float) -> tuple[list[int], list[int]]:
 
 
 def _write_gif(frames: list[Array], path: Path, durations: list[int]) -> None:
-    # One palette for the clip, and what does not change keeps its dither: no flicker, and small files.
-    # Maximum coverage spans the extremes, so that dithering reaches white and rare accents; 255 colours leave
-    # one for the transparency with which Pillow stores differences.
+    # One palette for all frames, and unchanged pixels keep their dither: no flicker, and small files.
+    # MAXCOVERAGE includes extreme colours, so that dithering can reach white. 255 colours leave one for the
+    # transparency by which Pillow stores frame differences.
     sample = np.concatenate([frames[round(i)] for i in np.linspace(0, len(frames) - 1, min(len(frames), 6))])
     palette = Image.fromarray(sample).quantize(255, Image.Quantize.MAXCOVERAGE)
     pictures: list[Image.Image] = []
-    held = frames[0]  # the colours that each pixel's index was last chosen for
+    held = frames[0]  # the colours for which each pixel's index was last chosen
     for frame in frames:
         picture = Image.fromarray(np.ascontiguousarray(frame)).quantize(palette=palette)
         if pictures:
@@ -127,7 +139,7 @@ def _write_webp(frames: list[Array], path: Path, durations: list[int]) -> None:
 
 @cache
 def has_mp4() -> bool:
-    """Whether this machine can write MP4: PyAV's wheels bring H.264, which every browser and player knows."""
+    """Whether this machine can write MP4 with H.264, which PyAV's wheels include."""
     try:
         import av
     except ImportError:
@@ -139,7 +151,7 @@ def _write_mp4(frames: list[Array], path: Path, durations: list[int]) -> None:
     import av
 
     height, width = frames[0].shape[:2]
-    pad = ((0, height % 2), (0, width % 2), (0, 0))  # H.264 halves the colour's resolution: even sides
+    pad = ((0, height % 2), (0, width % 2), (0, 0))  # H.264 with 4:2:0 colour needs even sides
     clock = np.rint(np.cumsum([0, *durations]) / 40).astype(int)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as file:
         stream = file.add_stream("libx264", rate=25, options={"crf": "18"})

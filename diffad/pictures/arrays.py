@@ -1,4 +1,4 @@
-"""Short names for the types of NumPy arrays in signatures; docstrings give the shapes."""
+"""Short aliases for NumPy array types in signatures. Docstrings give the shapes."""
 
 from typing import Any
 

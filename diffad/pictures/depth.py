@@ -1,7 +1,6 @@
-"""How many bits a picture's values use, where its file does not say, and what they are in eight.
+"""Bit depths of pictures with more than 8 bits, and their conversion to 8 bits.
 
-A camera of 10, 12 or 14 bits stores its pictures in files of 16. What is white in them, no header tells: the
-highest value does, of a whole set rather than of one dark picture.
+Cameras with 10, 12 or 14 bits store pictures in 16-bit files whose header does not give the white level. It is estimated from the highest value, preferably of a whole set, since one picture may be dark.
 """
 
 from __future__ import annotations
@@ -14,34 +13,38 @@ import numpy as np
 from diffad.pictures.arrays import U8, Array
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have
-_DRAWN = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a PNG's chunks that make its pixels
-_ROWS = 256  # converted at once: all would take four times the memory
-_WARNS_OF_NOTHING = cv2.utils.logging.LOG_LEVEL_SILENT
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # of a PNG
+_ROWS = 256  # converted at a time, to save memory
 
 
 def bits_for(highest: float) -> int:
-    """The fewest of DEPTHS that hold a value of at most 65535."""
+    """The smallest of DEPTHS that holds a value of at most 65535."""
     return next(bits for bits in DEPTHS if highest <= white(bits))
 
 
 def most(*found: int | None) -> int | None:
-    """The most bits of several sets of pictures; None, as each of them, where all are 8-bit files."""
+    """The largest of several bit depths; None stands for 8-bit files and is returned if all are None."""
     return max((bits for bits in found if bits is not None), default=None)
 
 
 def white(bits: int) -> int:
-    """The highest value of this number of bits."""
+    """The highest value at a bit depth."""
     return (1 << bits) - 1
 
 
 def read_in_words(bits: int, highest: int) -> str:
-    """How a set of pictures was read. highest: the bits that its highest value needs."""
+    """A sentence about how a set of pictures was read.
+
+    Args:
+        bits: the bit depth used.
+        highest: the bit depth that the highest value needs.
+    """
     beyond = f", those with higher values as up to {highest}" if highest > bits else ""
     return f"Pictures of more than 8 bits were read as {bits} bits{beyond}."
 
 
 def to_8_bits(values: Array, top: float) -> U8:
-    """Values from 0 to `top`, which is white, as uint8."""
+    """Scale values from 0 to `top` (white) to uint8, of the same shape."""
     scaled = np.empty(values.shape, np.uint8)
     for row in range(0, len(values), _ROWS):
         some = values[row : row + _ROWS].astype(np.float32) * np.float32(255 / top)
@@ -50,10 +53,16 @@ def to_8_bits(values: Array, top: float) -> U8:
 
 
 def deep_colours(file: bytes) -> Array | None:
-    """All 16 bits of a colour picture's values, uint16 [H, W, 3 or 4] as RGB or RGBA; a TIFF turned upright,
-    other kinds as they are stored. None where OpenCV reads something else.
+    """Decode a 16-bit colour picture with OpenCV, since Pillow would reduce it to 8 bits.
+
+    Args:
+        file: the file's bytes.
+
+    Returns:
+        uint16 RGB [H, W, 3] or RGBA [H, W, 4], or None if OpenCV does not read 16-bit colours from it. TIFFs
+        are turned upright; other formats come as they are stored.
     """
-    before = cv2.utils.logging.setLogLevel(_WARNS_OF_NOTHING)
+    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         found = cv2.imdecode(np.frombuffer(_plain(file), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -66,7 +75,7 @@ def deep_colours(file: bytes) -> Array | None:
 
 
 def turned(values: Array, orientation: int) -> Array:
-    """A picture [H, W, …] as EXIF's orientation 1 … 8 says that it is to be seen."""
+    """Turn a stored picture [H, W, …] upright by its EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -77,15 +86,16 @@ def turned(values: Array, orientation: int) -> Array:
 
 
 def _plain(file: bytes) -> bytes:
-    """A PNG without what is no pixel (about colour profiles libpng writes to standard error); others with a
-    line's end, which OpenCV wants after the last number of a picture in plain text.
+    """Adapt a file to OpenCV.
+
+    PNGs lose their metadata, since libpng prints warnings about colour profiles. Other files get a final line break, which OpenCV needs after the last number of a plain-text PNM.
     """
     if not file.startswith(b"\x89PNG\r\n\x1a\n"):
         return file + b"\n"
     kept, place = [file[:8]], 8
     while place + 12 <= len(file):
         length, kind = struct.unpack_from(">I4s", file, place)
-        if kind in _DRAWN:
+        if kind in _PIXEL_CHUNKS:
             kept.append(file[place : place + 12 + length])
         place += 12 + length
     return b"".join(kept)

@@ -1,7 +1,7 @@
-"""Arrays → pictures: heat maps, overlays, contours, the evidence sheet, animations, the training plot.
+"""Drawing maps: heat maps, overlays and contours; resizing and encoding pictures.
 
-Pictures are uint8 [H, W, 3] RGB. Maps are float [H, W] in σ of good parts' maps (about 0 is good). They are
-always shown on the absolute scale 0 … vmax, never stretched to their own range, so that good parts look calm.
+Pictures are uint8 RGB [H, W, 3]. Maps are float [H, W] in σ of good parts' maps (0 is typical of good parts).
+They are drawn on the absolute scale 0 to vmax, never stretched to their own range: good parts stay dark.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 INK, MUTED, LINE, ALARM, WARNING, CALM = "#1b2230", "#667085", "#d5dae2", "#c0311e", "#8a5a00", "#1f56d8"
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Maps
-
-
 def heatmap(anomaly_map: F32, vmax: float, colormap: str = "inferno") -> U8:
-    """Colour a map [H, W] on the absolute scale 0 … vmax, clipped (NaN is 0): uint8 [H, W, 3].
+    """Colour a map on the absolute scale 0 to vmax.
 
-    Raises DataError for an unknown colour map, a vmax that is not positive, or a map that is not [H, W].
+    Args:
+        anomaly_map: [H, W], clipped to the scale; NaN counts as 0.
+        vmax: top of the scale, σ.
+        colormap: one of COLORMAPS.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        DataError: unknown colour map, vmax not positive, or a map that is not [H, W].
     """
     if not 0 < vmax < float("inf"):
         raise DataError(f"the scale ends at {vmax}: give a positive vmax")
@@ -46,18 +51,30 @@ def overlay(
     colormap: str = "inferno",
     contour: bool = True,
 ) -> U8:
-    """Lay the heat map over the picture: uint8 [H, W, 3].
+    """Blend a heat map over a picture, so that normal places keep the picture's exact pixels.
 
-    The heat fades in with the value, from nothing at half the threshold (half as far again below a negative
-    one) to `opacity` (0..1) at the threshold (without one: from vmax / 8 to vmax / 2), so that good places
-    stay the photograph, bit by bit. With a threshold its contour is drawn; `contour=False` leaves it out, as
-    in a good part. Raises DataError if picture and map differ in size.
+    The opacity rises smoothly from 0 at t − |t| / 2 to `opacity` at the threshold t; without a threshold,
+    from vmax / 8 to vmax / 2.
+
+    Args:
+        image: uint8 [H, W, 3].
+        anomaly_map: [H, W], σ.
+        vmax, colormap: as in `heatmap`.
+        threshold: σ, if any.
+        opacity: maximum opacity of the heat map, 0 to 1.
+        contour: whether to draw the threshold's contour.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        DataError: picture and map differ in size, or as `heatmap`.
     """
     values = _fitting(image, anomaly_map)
     if threshold is None:
         start, full = vmax / 8, vmax / 2
     else:
-        full = min(max(threshold, -1e9), 1e9)  # an infinite one has no half
+        full = min(max(threshold, -1e9), 1e9)  # infinity cannot be halved
         start = full - abs(full) / 2
     rise = np.clip((values - start) / max(full - start, 1e-6 * vmax), 0, 1)
     blended = _paint(image, heatmap(values, vmax, colormap), opacity * rise * rise * (3 - 2 * rise))
@@ -70,15 +87,20 @@ def contours(
     threshold: float,
     color: tuple[int, int, int] = (255, 255, 255),
 ) -> U8:
-    """Draw the line where the map crosses the threshold: uint8 [H, W, 3].
+    """Draw the contour of the map at the threshold, with subpixel accuracy.
 
-    Thin, antialiased, placed between pixels by linear interpolation, on a wider dark stroke that keeps it
-    visible on bright ground. Raises DataError if picture and map differ in size.
+    The thin line in `color` has a wider dark outline, which keeps it visible on bright pictures.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        DataError: picture and map differ in size.
     """
     from contourpy import LineType, contour_generator
 
     values = _fitting(image, anomaly_map)
-    if min(values.shape) < 2:  # nothing lies between pixels of a line
+    if min(values.shape) < 2:  # no contour fits into a single row
         return image.copy()
     generator = contour_generator(z=values, line_type=LineType.Separate)
     lines = [np.rint(np.asarray(line) * 16).astype(np.int32) for line in generator.lines(threshold)]
@@ -111,7 +133,7 @@ def hatched(image: U8, ignored: Bools) -> U8:
 
 
 def _paint(image: U8, paint: U8, weight: F32) -> U8:
-    """image + weight · (paint − image), rounded; exactly the image where the weight [H, W] is 0."""
+    """image + weight · (paint − image), rounded; the image is unchanged where the weight [H, W] is 0."""
     painted = image.copy()
     touched = weight > 0
     below = image[touched].astype(np.float32)  # [n, 3]
@@ -120,6 +142,7 @@ def _paint(image: U8, paint: U8, weight: F32) -> U8:
 
 
 def finite(anomaly_map: F32) -> F32:
+    """A map as float32 with NaN replaced by 0. Raises DataError if it is not [H, W]."""
     values = np.asarray(anomaly_map, dtype=np.float32)
     if values.ndim != 2:
         raise DataError(f"a map of shape {values.shape} cannot be drawn: give [H, W]")
@@ -145,7 +168,7 @@ def _colours(colormap: str) -> U8:  # [256, 3]
 
 
 def shrunk(picture: U8, longest: int) -> Array:
-    """The picture or map [H, W(, 3)] with its longest side at most `longest` pixels; a small one as it is."""
+    """Shrink a picture or map [H, W(, 3)] so that its longest side is at most `longest` pixels."""
     height, width = picture.shape[:2]
     if max(height, width) <= longest:
         return picture
@@ -169,6 +192,6 @@ def npy_bytes(values: Array) -> bytes:
 
 
 def resized(values: Array, size: tuple[int, int]) -> Array:
-    """Picture or map to (width, height): area mean where it shrinks, linear where it grows."""
+    """Resize a picture or map to (width, height): area mean when shrinking, bilinear when enlarging."""
     shrinks = size[0] < values.shape[1]
     return cv2.resize(values, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

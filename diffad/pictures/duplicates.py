@@ -1,8 +1,8 @@
-"""The same picture twice: exact copies, and what saving again, another format or another size make of one.
+"""Finding duplicate pictures, also when saved again, in another format or at another size.
 
-Pictures are compared as grey thumbnails in two ways. Softened, they must agree to a fraction of a grey level,
-everywhere: that bears compression and scaling, and no two photographs of different parts do it, not even on
-one fixture. What softening removes must be alike too, or pictures of plain grain would all be the same.
+Pictures are compared as grey thumbnails. After blurring they must agree to within a grey level everywhere,
+which survives compression and scaling but does not hold for two photographs of different parts, even in the
+same fixture. What the blur removes must be similar too; otherwise pictures of pure grain would all match.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import listed, short
 
-SIDE = 64  # of a thumbnail
-_SOFT = 1.25  # σ of the softening, px of a thumbnail
-_APART = 0.75  # grey levels, root mean square of the difference of softened thumbnails
-_ANYWHERE = 3.0  # grey levels, the greatest difference in them
-_GRAIN = 0.3  # squared difference of what softening removed, as a share of both squares; 1 if unrelated
+SIDE = 64  # px a side of a thumbnail
+_SOFT = 1.25  # σ of the blur, px of a thumbnail
+# Limits for two pictures to count as the same:
+_APART = 0.75  # root mean square difference of blurred thumbnails, grey levels
+_ANYWHERE = 3.0  # largest difference of blurred thumbnails, grey levels
+_GRAIN = 0.3  # squared difference of what the blur removed over the sum of both squares; 1 if unrelated
 
 
 def thumbnails(squares: Tensor) -> F32:
-    """uint8 [n, 3, s, s] → grey, float32 [n, SIDE, SIDE]."""
+    """Grey thumbnails, float32 [n, SIDE, SIDE], of square pictures, uint8 [n, 3, s, s]."""
     small = [F.adaptive_avg_pool2d(part.float().mean(dim=1), SIDE) for part in squares.split(64)]
     return torch.cat(small).numpy()
 
 
 def thumbnail(image: U8, size: int = 4 * SIDE) -> F32:
-    """Of a picture uint8 [H, W, 3] in a model's square of that size: float32 [SIDE, SIDE]."""
+    """Thumbnail, float32 [SIDE, SIDE], of a picture, uint8 [H, W, 3], letterboxed to `size` px."""
     return np.asarray(thumbnails(to_uint8(to_square(image, size)[0])[None])[0])
 
 
 def thumbnails_of(
     paths: Sequence[Path], size: int = 4 * SIDE, bits: int | None = None
 ) -> tuple[list[Path], Array]:
-    """The files that can be read (bits: see `read_image`), and their thumbnails [n, SIDE, SIDE]."""
+    """The files that can be read and their thumbnails, float32 [n, SIDE, SIDE]. bits: see `read_image`."""
 
     def look(path: Path) -> Array | None:
         try:
@@ -60,8 +61,13 @@ def thumbnails_of(
 
 @dataclass(frozen=True)
 class Different:
-    """Pictures that differ. paths; looks: their thumbnails [n, SIDE, SIDE]; numbers: of each among those
-    given; copies: the others, each with the one that it repeats.
+    """The distinct pictures of a list.
+
+    Attributes:
+        paths: their files.
+        looks: their thumbnails, float32 [n, SIDE, SIDE].
+        numbers: their indices in the list.
+        copies: each other picture with the earlier one that it repeats.
     """
 
     paths: list[Path]
@@ -71,7 +77,7 @@ class Different:
 
     @classmethod
     def among(cls, paths: Sequence[Path], looks: F32) -> Different:
-        """Of those that repeat each other the first stays."""
+        """Keep the first of pictures that show the same."""
         first = first_alike(looks)
         numbers = [number for number, one in enumerate(first) if number == one]
         copies = [(paths[number], paths[one]) for number, one in enumerate(first) if number != one]
@@ -79,10 +85,15 @@ class Different:
 
 
 def first_alike(looks: F32, known: F32 | None = None) -> I64:
-    """For each thumbnail [n, SIDE, SIDE] the number of the first of the known ones [m, SIDE, SIDE] that shows
-    the same picture, −1 if none does: int [n].
+    """Index of the first known thumbnail that shows the same picture as each given one.
 
-    Without known ones: the number of the first among themselves, of the picture itself if it is that.
+    Args:
+        looks: float32 [n, SIDE, SIDE].
+        known: float32 [m, SIDE, SIDE]; None compares `looks` with themselves, so that a picture without an
+            earlier duplicate gets its own index.
+
+    Returns:
+        int64 [n], −1 where there is none.
     """
     among = known is None
     if known is None:
@@ -92,9 +103,9 @@ def first_alike(looks: F32, known: F32 | None = None) -> I64:
         return found
     middle = known.mean(axis=0)
     (soft, grain), (known_soft, known_grain) = _parts(looks, middle), _parts(known, middle)
-    # a matrix product finds the few pairs that are worth a closer look
+    # a matrix product preselects the few candidate pairs
     near = _squares(soft)[:, None] + _squares(known_soft) - 2 * soft @ known_soft.T
-    near = near < 1.1 * _APART**2 * soft.shape[1]  # rounding
+    near = near < 1.1 * _APART**2 * soft.shape[1]  # 1.1 allows for rounding
     open_ = np.ones(len(looks), bool)
     for number in range(len(known)):
         rows = np.flatnonzero(near[:, number] & open_)
@@ -109,17 +120,19 @@ def first_alike(looks: F32, known: F32 | None = None) -> I64:
 
 
 def pairs_in_words(pairs: Iterable[tuple[Path, Path]]) -> str:
-    """At most ten of the pairs, and how many more there are."""
+    """List at most ten of the pairs and say how many more there are."""
     return listed(f"{short(one)} = {short(two)}" for one, two in pairs)
 
 
 def _parts(looks: F32, middle: F32) -> tuple[Array, Array]:
-    """Each look blurred, halved and without the middle's; and what the blur removed.
+    """Split thumbnails [n, SIDE, SIDE] into a blurred part and what the blur removed.
 
-    Both float32, [n, SIDE² / 4] and [n, SIDE²].
+    Returns:
+        The blurred part minus that of `middle` [SIDE, SIDE] at half resolution, float32 [n, SIDE² / 4], and
+        the removed part, float32 [n, SIDE²].
     """
     soft = np.array([cv2.GaussianBlur(each, (0, 0), _SOFT) for each in looks], np.float32)
-    halved = soft - cv2.GaussianBlur(middle, (0, 0), _SOFT)  # small numbers: exact products
+    halved = soft - cv2.GaussianBlur(middle, (0, 0), _SOFT)  # small numbers keep products exact
     halved = halved.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4))
     return halved.reshape(len(soft), -1), (looks - soft).reshape(len(soft), -1)
 
@@ -129,7 +142,10 @@ def _squares(rows: F32) -> F32:
 
 
 def _alike(apart: F32, grain: F32, known: F32) -> Bools:
-    """bool [n]. apart [n, a]: of the softened ones; grain [n, b], known [b]: what softening removed."""
+    """Whether pictures show the same as a known one, bool [n].
+
+    apart: differences of the blurred parts, [n, a]. grain, known: what the blur removed, [n, b] and [b].
+    """
     level: Bools = _squares(apart) <= _APART**2 * apart.shape[1]
     level &= np.abs(apart).max(axis=1, initial=0) <= _ANYWHERE
     level &= _squares(grain - known) <= _GRAIN * (_squares(grain) + _squares(known[None])) + 1e-3

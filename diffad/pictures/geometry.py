@@ -1,4 +1,4 @@
-"""Between a picture and the square that a model sees: scaled, letterboxed, and maps back."""
+"""Letterboxing pictures into the model's square input, and mapping results back."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from diffad.pictures.reading import DataError, size_text
 
 _Maps = TypeVar("_Maps", torch.Tensor, F32)
 
-# ---------------------------------------------------------------------------------------------------------
-# The model's square and the way back
-
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a picture of height × width lies in the model's square of size × size.
+    """Placement of a height × width picture in the model's size × size square.
 
     The picture, scaled to inner_height × inner_width, starts at (top, left); edge padding fills the rest.
-    Pixels are areas (half-pixel centres, `align_corners=False`): the point y in the picture, with the centre
-    of row i at i + ½, lies at top + y · inner_height / height in the square; the same holds for columns.
+    Pixels are areas (half-pixel centres, `align_corners=False`): row coordinate y in the picture, where row i
+    has its centre at i + ½, maps to top + y · inner_height / height in the square, and columns likewise.
     """
 
     height: int
@@ -39,7 +36,7 @@ class Geometry:
 
     @classmethod
     def letterbox(cls, height: int, width: int, size: int) -> Geometry:
-        """The largest centred place that keeps the aspect, up to rounding to whole pixels."""
+        """The largest centred placement that keeps the aspect ratio, rounded to whole pixels."""
         longest = max(height, width)
         inner_height = max(1, (2 * height * size + longest) // (2 * longest))  # rounded half up
         inner_width = max(1, (2 * width * size + longest) // (2 * longest))
@@ -48,15 +45,21 @@ class Geometry:
 
     @property
     def inner(self) -> tuple[slice, slice]:
-        """Rows and columns of the square that the picture covers."""
+        """Rows and columns of the square covered by the picture."""
         rows = slice(self.top, self.top + self.inner_height)
         return rows, slice(self.left, self.left + self.inner_width)
 
     def to_picture(self, maps: _Maps) -> _Maps:
-        """Maps [..., size, size] → float32 [..., height, width], of the same kind (tensor or array) as given.
+        """Crop the padding from maps of the square and resize them to the picture (`resize_maps`).
 
-        The padding is cut off and the rest resampled bilinearly, with antialiasing where it shrinks.
-        Raises DataError if the maps do not have this geometry's size.
+        Args:
+            maps: [..., size, size], tensor or array.
+
+        Returns:
+            float32 [..., height, width], tensor or array as given.
+
+        Raises:
+            DataError: the maps do not have this geometry's size.
         """
         if tuple(maps.shape[-2:]) != (self.size, self.size):
             shape = tuple(maps.shape)
@@ -65,9 +68,9 @@ class Geometry:
 
 
 def resize_maps(maps: _Maps, shape: tuple[int, int]) -> _Maps:
-    """Maps [..., h, w] → float32 [..., *shape], of the same kind (tensor or array) as given.
+    """Resize maps [..., h, w] to float32 [..., *shape]; returns a tensor or an array, as given.
 
-    Bilinear with half-pixel centres, antialiased where it shrinks.
+    Bilinear with half-pixel centres, antialiased when shrinking.
     """
     if isinstance(maps, np.ndarray):
         return resize_maps(torch.from_numpy(np.array(maps, dtype=np.float32)), shape).numpy()
@@ -80,13 +83,21 @@ def resize_maps(maps: _Maps, shape: tuple[int, int]) -> _Maps:
 
 
 def to_square(image: U8, size: int) -> tuple[torch.Tensor, Geometry]:
-    """Letterbox uint8 [H, W, 3] into the model's square: float32 [3, size, size] in [-1, 1], its geometry.
+    """Letterbox a picture into the model's square.
 
-    Resampling is Lanczos's with antialiasing and half-pixel centres, which keeps most of the sharpness
-    whatever the size: a part photographed larger must not look blurred beside the ones that the model knows.
-    The padding repeats the picture's edge. A picture of exactly size × size comes out as value / 127.5 − 1,
-    untouched.
-    Raises DataError for anything but uint8 [H, W, 3].
+    Lanczos resampling with antialiasing keeps most of the sharpness at any scale, so that a part photographed
+    larger does not look blurred to the model. The padding repeats the picture's edge. A picture of exactly
+    size × size is not resampled.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: side of the square, px.
+
+    Returns:
+        The square, float32 [3, size, size] in [−1, 1] (value / 127.5 − 1), and its geometry.
+
+    Raises:
+        DataError: the picture is not uint8 [H, W, 3].
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"this is {image.dtype} {image.shape}, not uint8 [H, W, 3]: use read_image first")
@@ -101,19 +112,27 @@ def to_square(image: U8, size: int) -> tuple[torch.Tensor, Geometry]:
 
 
 def to_uint8(square: torch.Tensor) -> torch.Tensor:
-    """float [-1, 1] → uint8."""
+    """Convert float values in [−1, 1] to uint8."""
     return ((square + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_float(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [b, 3, s, s] → float32 in [−1, 1] on the device."""
+    """Convert uint8 [b, 3, s, s] to float32 in [−1, 1] on the device."""
     return pictures.to(device).float() / 127.5 - 1
 
 
 def mask_to_square(mask: Bools, geometry: Geometry) -> Bools:
-    """Bring a mask bool [H, W] into `to_square`'s square: bool [size, size], nearest, False in the padding.
+    """Letterbox a mask like its picture (`to_square`), by nearest neighbour.
 
-    Raises DataError if the mask does not have the picture's size.
+    Args:
+        mask: bool [H, W].
+        geometry: of the picture.
+
+    Returns:
+        bool [size, size], False in the padding.
+
+    Raises:
+        DataError: the mask does not have the picture's size.
     """
     check_mask_fits(mask, (geometry.height, geometry.width))
     rows = nearest(geometry.inner_height, geometry.height)
@@ -124,7 +143,7 @@ def mask_to_square(mask: Bools, geometry: Geometry) -> Bools:
 
 
 def check_mask_fits(mask: Bools, shape: tuple[int, ...], name: str | Path = "the mask") -> None:
-    """Raises DataError if the mask [H, W] does not have its picture's height and width."""
+    """Raise DataError if a mask [H, W] differs in size from its picture of this shape."""
     if mask.shape != tuple(shape[:2]):
         raise DataError(
             f"{name} is {size_text(mask.shape)}, but its picture is {size_text(shape)}: "
@@ -133,5 +152,5 @@ def check_mask_fits(mask: Bools, shape: tuple[int, ...], name: str | Path = "the
 
 
 def nearest(inner: int, outer: int) -> I64:
-    """For each of `inner` pixels the one of `outer` pixels under its centre, in exact integers."""
+    """Nearest-neighbour indices for resizing `outer` pixels to `inner`, in exact integers: int64 [inner]."""
     return (2 * np.arange(inner) + 1) * outer // (2 * inner)

@@ -1,4 +1,4 @@
-"""Pictures from folders, files and archives, as one list."""
+"""Collecting pictures from files, folders and zip archives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from diffad.output import is_full
 from diffad.pictures.reading import IMAGE_SUFFIXES, DataError
@@ -20,30 +19,33 @@ from diffad.pictures.samples import (
     subfolders,
 )
 
-if TYPE_CHECKING:
-    pass
-
 MAX_PICTURES = 20_000
 MAX_UNPACKED = 8 * 2**30  # bytes of pictures in one archive
-_JUNK = {"__MACOSX"}  # what macOS adds to archives
-Claim = Callable[[int], None]  # hears of bytes before they are written; raises DataError if they do not fit
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Pictures in
+_JUNK = {"__MACOSX"}  # folders that macOS adds to archives
+Claim = Callable[[int], None]  # called with a number of bytes before they are written; may raise DataError
 
 
 def sources(
     paths: Iterable[Path], folder: Path, within: Path | None = None, claim: Claim | None = None
 ) -> dict[str, Sample]:
-    """The pictures of files, `.zip` archives and folders, each under a name of its own, in natural order.
+    """Collect the pictures of files, folders and `.zip` archives.
 
-    A file that is given is taken whatever it is; `run` says what is wrong with it. Folders and archives are
-    searched through: an MVTec category gives its test pictures with labels and masks, all else every picture;
-    a folder inside that may not be read is among them, for `run` to say so. Archives are unpacked below
-    `folder`, pictures only. within: nothing outside this folder is taken, however a path or a link leads
-    there. claim: what unpacking takes on the disk. Raises DataError for a path outside `within`, an archive
-    that is damaged, locked, too large or leads out of itself, no picture at all, or more than MAX_PICTURES.
+    Folders and archives are searched recursively: an MVTec category gives its test pictures with labels and
+    masks, any other folder every picture. Given files and unreadable subfolders are always included;
+    `batch.run` reports what is wrong with them.
+
+    Args:
+        paths: files, folders and archives.
+        folder: where archives are unpacked (pictures only).
+        within: take nothing outside this folder, with links and `..` resolved.
+        claim: called before unpacked bytes are written.
+
+    Returns:
+        Samples by unique name, in natural order.
+
+    Raises:
+        DataError: a path outside `within`; an archive that is damaged, encrypted, too large or holds paths
+            outside itself; no picture, or more than MAX_PICTURES.
     """
     found: dict[str, Sample] = {}
     paths = list(paths)
@@ -74,14 +76,14 @@ def sources(
 
 
 def below(path: Path, root: Path) -> Path:
-    """The path, resolved, if it lies in `root` or below, links and .. followed. Raises DataError if not."""
+    """Resolve a path (links, `..`). Raises DataError if it is not `root` or below it."""
     try:
         if not path.exists():
             raise DataError("there is no such folder here: choose one from the list")
         if not _is_below(path, root):
             raise DataError("this lies outside the folder that may be read here: choose one from the list")
         return path.resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a loop of links, no permission
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, a symlink loop, no permission
         if isinstance(error, DataError):
             raise
         raise DataError("this path cannot be read: choose a folder from the list") from error
@@ -92,6 +94,7 @@ def _is_below(path: Path, root: Path) -> bool:
 
 
 def unused(name: Path, taken: Container[str]) -> str:
+    """The name as a string, numbered like "name (2).png" if it is taken."""
     free, number = name.as_posix(), 1
     while free in taken:
         number += 1
@@ -100,7 +103,7 @@ def unused(name: Path, taken: Container[str]) -> str:
 
 
 def _tree(folder: Path) -> Iterator[Sample]:
-    """A folder below it that may not be read is a sample of its own, of which `run` says so."""
+    """All samples below a folder; an unreadable subfolder becomes a sample, which `batch.run` reports."""
     try:
         labelled = _labelled(folder)
         pictures = [] if labelled else pictures_and_masks(folder)
@@ -118,19 +121,19 @@ def _tree(folder: Path) -> Iterator[Sample]:
 
 
 def _labelled(folder: Path) -> list[Sample]:
-    """The test pictures of an MVTec tree; none of another folder. Raises OSError."""
+    """The test pictures if the folder is an MVTec category. Raises OSError."""
     try:
         return find_samples(folder, split="test") if named(folder, "test") else []
     except DataError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
-        return []  # just a folder by that name
+        return []  # a folder that happens to be called "test"
 
 
 def unpack(archive: Path, folder: Path, claim: Claim | None = None) -> None:
-    """Unpacks the pictures of a zip archive below `folder`, and nothing else that is in it.
+    """Unpack the pictures of a zip archive below `folder`; claim and errors as in `sources`.
 
-    Raises DataError, see `sources`; the bytes are counted as they come out, not as the archive declares them.
+    Unpacked bytes are counted while decompressing, since the sizes that an archive declares may be wrong.
     """
     name, left, count = archive.name, MAX_UNPACKED, 0
     try:
@@ -142,7 +145,7 @@ def unpack(archive: Path, folder: Path, claim: Claim | None = None) -> None:
                 if entry.is_dir() or path.suffix.lower() not in IMAGE_SUFFIXES or _is_junk(path, entry):
                     continue
                 count += 1
-                if count > 2 * MAX_PICTURES:  # each may have its mask
+                if count > 2 * MAX_PICTURES:  # each picture may have a mask
                     raise DataError(f"{name} holds more than {MAX_PICTURES} pictures: give it in parts")
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ def unpack(archive: Path, folder: Path, claim: Claim | None = None) -> None:
                         file.write(chunk)
     except DataError:
         raise
-    except RuntimeError as error:  # how zipfile says that there is a password, or an unknown packing
+    except RuntimeError as error:  # raised by zipfile for passwords and unknown compression
         raise DataError(f"{name} is locked or packed in an unusual way: pack it anew as plain zip") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, IndexError, OSError) as error:
         if isinstance(error, OSError) and is_full(error):

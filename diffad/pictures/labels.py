@@ -1,6 +1,4 @@
-"""What a person should know of a labelled set before believing numbers from it: which folder was taken as
-what, which masks are doubtful, which pictures are there twice.
-"""
+"""Checks of a labelled set before it is measured: folder labels, doubtful masks and duplicate pictures."""
 
 from __future__ import annotations
 
@@ -31,19 +29,25 @@ from diffad.pictures.samples import (
     subfolders,
 )
 
-_NOT = {"no", "non", "not", "kein", "nicht", "un"}  # what turns good into its opposite
+_NOT = {"no", "non", "not", "kein", "nicht", "un"}  # words that negate "good"
 _NEARLY_MASK = re.compile(r"(.+)[-_. ](annotation|ground_?truth|gt|labels?|msk|seg\w*)", re.IGNORECASE)
 
 
 def look_over(
     groups: Mapping[str, Sequence[Sample]], training: Iterable[Sample] = ()
 ) -> tuple[dict[str, list[Sample]], dict[str, list[str]], dict[str, int | None]]:
-    """Decode every picture and mask of samples by category once, so that a damaged one is known before the
-    work and not in its midst. training: pictures that the model may have learned from, which may be damaged.
+    """Decode every picture and mask once and check them, before long work begins.
 
-    Returns by category the samples with their masks `settled`; sentences: doubtful masks, pictures that are
-    there twice or among the training pictures; and how many bits the pictures have (`masks.survey`). Raises
-    DataError that names all files that cannot be used.
+    Args:
+        groups: samples by category.
+        training: pictures that the model may have learned from; unreadable ones are ignored.
+
+    Returns:
+        By category: the samples with their masks `settled`; sentences about doubtful masks and about pictures
+        that are there twice or also among the training pictures; and the bit depth (see `masks.survey`).
+
+    Raises:
+        DataError: naming all files that cannot be used.
     """
     training, result, notes, bits = list(training), {}, {}, {}
     unusable: list[str] = []
@@ -63,7 +67,7 @@ def look_over(
 
 
 class _Look(NamedTuple):
-    """What is seen of one sample; wrong: why it cannot be used."""
+    """One sample once decoded. wrong: why it cannot be used, if so."""
 
     thumbnail: Array | None = None
     bits: int | None = None
@@ -80,8 +84,8 @@ def _look(sample: Sample) -> _Look:
 
 
 def folders_in_words(samples: Iterable[Sample]) -> str:
-    """Which folders of one category's samples were taken as good and as defective, and which of the latter
-    have a name that resembles good.
+    """Which folders of one category were taken as good and as defective, and which of the latter may be good
+    by their name.
     """
     folders = {short(sample.image.parent, 2): bool(sample.is_anomalous) for sample in samples}
     good, bad = ([name for name, of in folders.items() if of == defective] for defective in (False, True))
@@ -92,7 +96,7 @@ def folders_in_words(samples: Iterable[Sample]) -> str:
 
 
 def resembles_good(name: str) -> bool:
-    """Whether a folder that is not taken as good may be meant as good, such as "OK-2024" or "goood"."""
+    """Whether a folder counted as defective may be meant as good, such as "OK-2024" or "goood"."""
     words = set(re.findall(r"[^\W\d_]+", name.casefold()))
     if is_good_name(name) or words & _NOT:
         return False
@@ -101,7 +105,7 @@ def resembles_good(name: str) -> bool:
 
 
 def stray_masks(samples: Sequence[Sample]) -> list[str]:
-    """Sentences about files that may be masks but are not taken so, if defective pictures lack one."""
+    """Sentences about files that may be masks but were not recognised, if defective pictures lack masks."""
     lacking = [sample for sample in samples if sample.is_anomalous and sample.mask is None and sample.split]
     if not lacking:
         return []
@@ -137,7 +141,13 @@ def stray_masks(samples: Sequence[Sample]) -> list[str]:
 
 
 def _repeats(samples: Sequence[Sample], looks: F32, learned: Sequence[Path]) -> list[str]:
-    """Sentences about pictures that are there twice. looks: `thumbnails` of the samples' pictures."""
+    """Sentences about duplicate pictures.
+
+    Args:
+        samples: one category's samples.
+        looks: `thumbnails` of their pictures.
+        learned: training pictures of the category.
+    """
     notes = []
     pairs = [
         (samples[first], sample)

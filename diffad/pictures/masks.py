@@ -1,6 +1,4 @@
-"""Masks of defects: read in any format and convention, brought onto the grid that a map has, and what is
-doubtful about a set of them in sentences.
-"""
+"""Defect masks: reading any format and convention, resampling, and warnings about doubtful ones."""
 
 from __future__ import annotations
 
@@ -21,12 +19,14 @@ from diffad.pictures.geometry import Geometry, check_mask_fits, nearest
 from diffad.pictures.reading import DataError, decode, orientation, read_image, read_upright
 from diffad.pictures.samples import Sample, all_unusable, listed, short
 
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that ring around edges
-_KINDS = 32  # kinds of defects with a number or a colour of their own in one mask, at most
-_CORNER = 0.01  # share of the border that must be black for black to be the background there
-_CLEARLY = 2  # times the edges under every mask's outline: so it was meant to be turned
-_OFTEN = 2  # standard deviations that many masks together must be from telling nothing: likewise
-_SAID = {
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats with ringing artefacts at edges
+_KINDS = 32  # at most this many kinds of defects are numbered or coloured in one mask
+_CORNER = 0.01  # share of the border that must be black for black to count as the background
+# Masks are turned if that makes each fit its picture's edges this many times better, or if all together fit
+# better by this many standard deviations.
+_CLEARLY = 2
+_OFTEN = 2
+_WARNINGS = {
     "inverted": "Masks have a bright border, which was taken as the background",
     "turned": "Masks were turned like their pictures (EXIF orientation), which they fit better so",
     "unclear": "Pictures are turned by their EXIF orientation, and it is not clear whether their masks are "
@@ -36,43 +36,45 @@ _SAID = {
 }
 
 
-def read_mask(path: str | Path, shape: tuple[int, int] | None = None, invert: bool = False) -> Bools:
-    """Decode a defect mask to bool [H, W]; the file's own EXIF orientation is applied.
-
-    The background is black if the border is black at least in places, else the border's most common colour
-    (a mask that is white along its whole border is an inverted one). The defect is what differs from it by
-    more than half of the greatest difference, and any other flat colour. Greys up to 32 are numbers of kinds
-    of defects. Of a transparent picture the alpha is the mask, unless a few colours tell the defect.
-    invert: take the opposite. Raises DataError if the file cannot be read, or if `shape` (height, width) is
-    given and differs.
-    """
-    mask, _ = _read(Path(path))
-    if shape is not None:
-        check_mask_fits(mask, shape, path)
-    return ~mask if invert else mask
-
-
 def mask_of(sample: Sample, shape: tuple[int, int]) -> Bools:
-    """The defect's mask bool [H, W] of a picture of that shape, empty without a file. Raises DataError."""
+    """The defect mask of a sample.
+
+    Args:
+        sample: the sample; a mask that is all False is returned if it has no mask file.
+        shape: its picture's shape, (height, width, ...).
+
+    Returns:
+        bool [height, width].
+
+    Raises:
+        DataError: the mask cannot be read or does not have the picture's size.
+    """
     if sample.mask is None:
         return np.zeros(shape[:2], bool)
-    mask, _ = _read(sample.mask)
+    mask, _ = read_mask(sample.mask)
     mask = _as_its_picture(mask, sample, shape)
     check_mask_fits(mask, shape, sample.mask)
     return ~mask if "invert" in sample.mask_needs else mask
 
 
 def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> Array | None:
-    """`mask_of` in the rectangle that the picture fills in a square of `size`, bool [h, w]; None for a defect
-    without a mask. Raises DataError.
-    """
+    """`mask_on_grid` at the resolution that the picture has when letterboxed into a square of `size` px."""
     geometry = Geometry.letterbox(*shape[:2], size)
     return mask_on_grid(sample, shape, (geometry.inner_height, geometry.inner_width))
 
 
 def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> Array | None:
-    """`mask_of` on a grid of `grid` over the picture, by nearest neighbour, bool; None for a defect that
-    without a mask. Raises DataError.
+    """`mask_of` resampled to another resolution by nearest neighbour.
+
+    Args:
+        sample, shape: as in `mask_of`.
+        grid: (rows, columns) of the result.
+
+    Returns:
+        bool [rows, columns], or None for a defective sample without a mask.
+
+    Raises:
+        DataError: as `mask_of`.
     """
     if sample.is_anomalous and sample.mask is None:
         return None
@@ -84,8 +86,14 @@ def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) 
 
 
 def survey(groups: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, int | None], dict[Path, str]]:
-    """Decode every picture and mask of samples by category once: (how many bits each category's pictures
-    have by their highest value, None if all are 8-bit files; by picture why it or its mask cannot be used).
+    """Decode every picture and mask once, to find bit depths and unusable files.
+
+    Args:
+        groups: samples by category.
+
+    Returns:
+        Each category's bit depth by the highest value (None if all are 8-bit files), and for each picture
+        that cannot be used, or whose mask cannot, the reason.
     """
     samples = list(chain(*groups.values()))
     with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter's lock
@@ -107,8 +115,13 @@ def _surveyed(sample: Sample) -> tuple[int | None, str]:
 
 
 def check_readable(groups: Mapping[str, Sequence[Sample]]) -> dict[str, int | None]:
-    """`survey`'s bits by category. A picture or mask that cannot be used is known before the work and not in
-    its midst: raises DataError that names them all.
+    """Check that every picture and mask can be used, before long work begins.
+
+    Returns:
+        Each category's bit depth (see `survey`).
+
+    Raises:
+        DataError: naming all files that cannot be used.
     """
     bits, unusable = survey(groups)
     if unusable:
@@ -116,16 +129,25 @@ def check_readable(groups: Mapping[str, Sequence[Sample]]) -> dict[str, int | No
     return bits
 
 
-# ---------------------------------------------------------------------------------------------------------
-# One file
+def read_mask(path: Path) -> tuple[Array, bool]:
+    """Decode a defect mask.
 
+    The background is black if at least some of the border is black, otherwise the border's most common colour
+    (an inverted mask is white along its whole border). The defect is everything that differs from it by more
+    than half of the greatest difference, and any other flat colour. Grey values up to 32 are numbers of
+    defect kinds. In a picture with transparency the alpha channel is the mask, unless the picture has only a
+    few colours.
 
-def _read(path: Path) -> tuple[Array, bool]:
-    """The mask bool [H, W], and whether it was taken as inverted."""
+    Returns:
+        The mask, bool [H, W], upright by the file's EXIF orientation, and whether it was taken as inverted.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     picture, kind = read_upright(path)
     colours = _colours(picture)  # [H, W, C]
     top = float(colours.max())
-    if top <= 0 or (colours == colours[:1, :1]).all():  # of one colour: nothing, or the whole picture
+    if top <= 0 or (colours == colours[:1, :1]).all():  # one colour: nothing or everything is marked
         return np.full(colours.shape[:2], top > 0), False
     background = _background(colours, top)
     distance = np.abs(colours - background).max(axis=2)
@@ -133,7 +155,7 @@ def _read(path: Path) -> tuple[Array, bool]:
 
 
 def _colours(picture: Image.Image) -> U8:
-    """What tells the defect from the background: greys, colours or alpha, [H, W, C]."""
+    """The channels that separate defect and background: grey, colours or alpha, [H, W, C]."""
     if picture.mode in ("1", "L", "F") or picture.mode.startswith("I"):
         return _wide(np.asarray(picture))[..., None]
     rgba = np.asarray(picture.convert("RGBA"))
@@ -146,7 +168,7 @@ def _colours(picture: Image.Image) -> U8:
 
 
 def _wide(values: Array) -> Array:
-    """Of a type in which differences fit."""
+    """Convert to a type in which differences do not overflow."""
     return values.astype(np.int16 if values.dtype.itemsize == 1 else np.float32)
 
 
@@ -154,19 +176,19 @@ def _background(colours: Array, top: float) -> Array:
     border = np.concatenate([colours[0], colours[-1], colours[:, 0], colours[:, -1]])  # [n, C]
     if (border.max(axis=1) <= top / 8).mean() >= _CORNER:
         return np.zeros_like(border[0])
-    coarse = np.rint(border * (15 / top))  # in a lossy format hardly two pixels are equal
+    coarse = np.rint(border * (15 / top))  # lossy formats vary every pixel a little
     _, which, counts = np.unique(coarse, axis=0, return_inverse=True, return_counts=True)
     return np.asarray(np.median(border[which.reshape(-1) == counts.argmax()], axis=0))
 
 
 def _defect(distance: Floats, top: float, lossy: bool) -> Bools:
-    """Where the distance from the background [H, W] is the defect's; top: the file's highest value."""
+    """The defect, bool [H, W], from the distance to the background. top: the file's highest value."""
     if top <= _KINDS and not lossy and (distance == np.rint(distance)).all():
         return distance > 0
     half = distance.max() / 2
     mask: Bools = distance > half
     levels = np.unique(distance)
-    if not lossy and len(levels) <= _KINDS + 1:  # a soft edge has more, or is nowhere flat
+    if not lossy and len(levels) <= _KINDS + 1:  # soft edges have more levels
         for level in levels[(levels > half / 8) & (levels <= half)]:
             kind = distance == level
             if cv2.erode(kind.astype(np.uint8), np.ones((3, 3), np.uint8)).any():
@@ -175,7 +197,7 @@ def _defect(distance: Floats, top: float, lossy: bool) -> Bools:
 
 
 def _as_its_picture(mask: Bools, sample: Sample, shape: tuple[int, int]) -> Bools:
-    """The mask turned like its picture where only so it can fit, or where `settled` found so."""
+    """Turn a mask like its picture if it fits only then, or if `settled` decided so."""
     fits = mask.shape == tuple(shape[:2])
     if sample.mask is None or (fits and "turn" not in sample.mask_needs) or orientation(sample.mask) != 1:
         return mask
@@ -183,14 +205,15 @@ def _as_its_picture(mask: Bools, sample: Sample, shape: tuple[int, int]) -> Bool
     return other if other.shape == tuple(shape[:2]) else mask
 
 
-# ---------------------------------------------------------------------------------------------------------
-# A set of them
-
-
 @dataclass(frozen=True)
 class _Look:
-    """What one mask says of itself. inverted: taken so. share: of the picture that it covers. better_turned:
-    the logarithm of how much better it fits turned like its picture, None if that is no question.
+    """What one mask looks like.
+
+    Attributes:
+        inverted: whether it was taken as inverted.
+        share: the share of the picture that it covers.
+        better_turned: log ratio of the edge strength under its outline when turned like its picture to that
+            when left as it is; None if it does not need to be decided.
     """
 
     inverted: bool
@@ -199,17 +222,20 @@ class _Look:
 
 
 def settled(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
-    """One category's samples with what their masks need to be read rightly (`Sample.mask_needs`), empty
-    masks of defects taken away, and sentences about all that was decided or is doubtful.
+    """Decide how the masks of one category are to be read.
 
-    Inverted masks and masks that were not turned like their pictures are a habit of whoever drew them: what
-    most of them show holds for those that do not show it clearly. A mask that cannot be read or has another
-    size says nothing here.
+    Whether masks are inverted or not turned like their pictures depends on the tool that wrote them, so what
+    most masks of a category show is applied to the unclear ones. Masks that cannot be read or have another
+    size than their picture are ignored here.
+
+    Returns:
+        The samples with `Sample.mask_needs` set and empty masks of defective samples removed, and sentences
+        about what was decided or is doubtful.
     """
     drawn = [sample for sample in samples if sample.is_anomalous and sample.mask is not None]
     with ThreadPoolExecutor(4) as pool:
         looks = {sample: look for sample, look in zip(drawn, pool.map(_look, drawn)) if look is not None}
-    found: dict[str, list[Path]] = {key: [] for key in _SAID}
+    found: dict[str, list[Path]] = {key: [] for key in _WARNINGS}
     inverted = 2 * sum(look.inverted for look in looks.values()) > len(looks)
     turn = _habit([look.better_turned for look in looks.values() if look.better_turned is not None])
     result = []
@@ -231,14 +257,16 @@ def settled(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         for key in (key for key, holds in said.items() if holds):
             found[key].append(sample.mask)
         result.append(replace(sample, mask=None if share == 0 else sample.mask, mask_needs=frozenset(needs)))
-    return result, [f"{_SAID[key]}: {listed(map(short, paths))}." for key, paths in found.items() if paths]
+    return result, [
+        f"{_WARNINGS[key]}: {listed(map(short, paths))}." for key, paths in found.items() if paths
+    ]
 
 
 def _look(sample: Sample) -> _Look | None:
     if sample.mask is None:
         return None
     try:
-        mask, inverted = _read(sample.mask)
+        mask, inverted = read_mask(sample.mask)
         share = float(mask.mean())
         turn = orientation(sample.image)
         if turn == 1 or orientation(sample.mask) != 1 or not mask.any():
@@ -252,7 +280,7 @@ def _look(sample: Sample) -> _Look | None:
 
 
 def _edges(image: U8, mask: Bools) -> float:
-    """How much the picture changes along the mask's outline: a defect has edges where it ends."""
+    """Mean edge strength of the picture along the mask's outline, where a defect usually has an edge."""
     smooth = cv2.GaussianBlur(image, (0, 0), max(image.shape[:2]) / 256).astype(np.float32)
     slopes = (cv2.Sobel(smooth, cv2.CV_32F, *way) for way in ((1, 0), (0, 1)))
     steep = sum(np.abs(slope).max(axis=2) for slope in slopes)
@@ -261,7 +289,7 @@ def _edges(image: U8, mask: Bools) -> float:
 
 
 def _habit(better: Iterable[float]) -> bool | None:
-    """Whether masks are to be turned; None if they do not tell. better: see `_Look.better_turned`."""
+    """Whether masks are to be turned, None if unclear, from their `_Look.better_turned`."""
     better = list(better)
     if not better:
         return False

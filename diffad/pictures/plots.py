@@ -1,4 +1,4 @@
-"""Plots of a training's loss and of an ablation."""
+"""Plots of training losses and ablations, and contact sheets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from diffad.pictures.arrays import F64, Array
 from diffad.pictures.drawing import CALM, INK, LINE, MUTED
 from diffad.pictures.reading import DataError
 
-_LINES = ("#1f56d8", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # apart for colour-blind eyes
+_LINES = (
+    "#1f56d8",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#8a6d00",
+    "#56b4e9",
+)  # distinguishable for colour-blind readers
 _Point = tuple[str, float | None, float]  # label, the setting if it is a number, metric
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Training
-
-
 def contact_sheet(pictures: Sequence[Array], captions: Sequence[str], path: str | Path) -> None:
-    """Write pictures as one PNG, up to four in a row, each under its caption."""
+    """Write pictures with captions as one PNG, up to four per row."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(pictures))
@@ -42,11 +45,11 @@ def contact_sheet(pictures: Sequence[Array], captions: Sequence[str], path: str 
 
 
 def loss_plot(log: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw a training log over the step: a panel for each quantity, raw and smoothed.
+    """Plot a training log: one panel per quantity over the step, raw and smoothed.
 
     Args:
         log: rows with "step" and numbers under any names; a row may lack some.
-        path: its suffix picks the format.
+        path: the file to write; its suffix selects the format.
 
     Raises:
         DataError: the log holds no numbers.
@@ -86,21 +89,17 @@ def _series(log: list[dict[str, Any]], name: str) -> F64:  # [n, 2]: step, value
     return values[np.isfinite(values).all(axis=1)]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Ablations
-
-
 def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Path) -> None:
-    """Draw one table of `ablation.ablate`: a panel per metric, its settings side by side.
+    """Plot one table of `ablation.ablate`: one panel per metric, settings along the axis.
 
-    A panel has a line for each series of the table (means over the categories), or, without series, one for
-    each category and a strong one for their mean. Settings that are numbers are joined, others are dots; the
-    default is shaded.
+    A panel has one line per series of the table (means over categories) or, without series, one per category
+    and a bold one for their mean. Numeric settings are joined by lines, others are dots. The default setting
+    is shaded.
 
     Args:
         table: one of the result's tables.
-        metrics: name in the rows → title.
-        path: its suffix picks the format.
+        metrics: titles by name in the rows.
+        path: the file to write; its suffix selects the format.
     """
     from matplotlib.figure import Figure
 
@@ -130,13 +129,13 @@ def ablation_plot(table: dict[str, Any], metrics: dict[str, str], path: str | Pa
         axes.set_xticks(range(len(labels)), ticks)
         axes.set_xlim(-0.5, len(labels) - 0.5)
         top = min(1.0, axes.get_ylim()[1])
-        bottom = min(axes.get_ylim()[0], top - 0.1)  # so that small differences look small
+        bottom = min(axes.get_ylim()[0], top - 0.1)  # keep small differences small
         axes.set_ylim(bottom, top + 0.03 * (top - bottom))
         axes.grid(axis="y", color=LINE, linewidth=0.6)
         _quiet(axes)
     named: dict[str, Any] = {}
     for handle, name in zip(*axes.get_legend_handles_labels()):
-        named.setdefault(name, handle)  # a line has two pieces where some of its settings are no numbers
+        named.setdefault(name, handle)  # a series with numeric and other settings has two handles
     figure.legend(
         named.values(), named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9,
         labelcolor=INK,
@@ -153,7 +152,7 @@ def _quiet(axes: Any) -> None:
 
 
 def _ablation_lines(rows: list[dict[str, Any]], metric: str) -> dict[str, list[_Point]]:
-    """Points (label, the setting as a number or None, metric) of each line, by its name."""
+    """Points of each line, by name."""
     lines: dict[str, list[_Point]] = {}
     for row in rows:
         values = row["categories"] | ({"mean": row["mean"]} if len(row["categories"]) > 1 else {})

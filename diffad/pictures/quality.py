@@ -1,8 +1,7 @@
-"""A picture as a whole: light, contrast, colour, sharpness and noise, against those of the good pictures.
+"""Image quality: brightness, contrast, colour, sharpness and noise compared with the good pictures.
 
-A picture that is off as a whole is not a defective part, and a verdict about it is worth less. So a category
-keeps the range of each measure over its good pictures and their changed copies, and a picture outside says so
-in a sentence.
+A picture of unusual quality is not a defective part, but its verdict is less reliable. Each category stores
+the range of every measure over its good pictures and their changed copies; a picture outside gets a note.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 from diffad.pictures.arrays import F64, U8, Array, Bools
 
-# Of each measure: what lies below and above the range, and whether the excess is given in per cent.
+# For each measure: the words for below and above the range, and whether the deviation is given in per cent.
 WORDS = {
     "brightness": ("darker", "brighter", True),
     "contrast": ("flatter", "richer in contrast", True),
@@ -24,17 +23,26 @@ WORDS = {
     "noise": ("smoother", "noisier", False),
 }
 MEASURES = tuple(WORDS)
-_BEYOND = 0.1  # share of a range's width by which a picture must lie outside it
-# and at least by this much, in the units of `measured`
+# A picture counts as outside if it is beyond the range by this share of its width, and by at least LEAST, in
+# the units of `measured`.
+_BEYOND = 0.1
 LEAST = {"brightness": 2, "contrast": 2, "red": 0.01, "blue": 0.01, "sharpness": 0.02, "noise": 0.5}
 
 
 def measured(square: U8, inside: Bools) -> F64:
-    """MEASURES of a picture uint8 [s, s, 3] where it lies in the model's square, bool [s, s]: float64 [6].
+    """Measure a letterboxed picture.
 
-    brightness, contrast: mean and standard deviation of the luminance, grey values. red, blue: the mean of
-    that channel over that of green. sharpness: what a blur of 1 px takes away, as a share of what one of 2 px
-    takes. noise: standard deviation of the finest diagonal detail, robustly, grey values.
+    - brightness, contrast: mean and standard deviation of the luminance, grey values;
+    - red, blue: mean of the channel divided by the mean of green;
+    - sharpness: standard deviation of the detail removed by a 1 px blur divided by that of a 2 px blur;
+    - noise: robust standard deviation of the finest diagonal detail, grey values.
+
+    Args:
+        square: uint8 [s, s, 3].
+        inside: where the square shows the picture, bool [s, s].
+
+    Returns:
+        The values in the order of MEASURES, float64 [6].
     """
     grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32)
     red, green, blue = square[inside].mean(axis=0, dtype=np.float64)
@@ -48,15 +56,18 @@ def measured(square: U8, inside: Bools) -> F64:
 
 
 def ranges(of_pictures: Iterable[Array]) -> tuple[tuple[float, float, float], ...]:
-    """Least, median and largest value of each measure over pictures' `measured`."""
+    """Minimum, median and maximum of each measure over the `measured` values of pictures."""
     values = np.stack(list(of_pictures))
     low, middle, high = np.quantile(values, (0, 0.5, 1), axis=0).tolist()
     return tuple(zip(low, middle, high))
 
 
 def note(values: Array, known: Sequence[Sequence[float]]) -> str:
-    """A sentence that names all measures outside their range, with the distance from the middle good picture;
-    empty if there are none.
+    """A sentence naming all measures outside their range, with the deviation from the median; "" if none.
+
+    Args:
+        values: of `measured`.
+        known: of `ranges`.
     """
     found = []
     for (name, (less, more, relative)), value, (low, middle, high) in zip(WORDS.items(), values, known):

@@ -1,4 +1,4 @@
-"""Pictures in: decoding of anything people upload, the model's square and the way back, sample trees."""
+"""Decoding picture files, Pillow images and arrays to uint8 RGB."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 MIN_SIDE = 16  # pixels; below this there is nothing to inspect
-MAX_PIXELS = 178_956_970  # where Pillow, too, calls a file a decompression bomb
-_FLAT = frozenset(".avif .bmp .gif .jfif .jpeg .jpg .tga .webp".split())  # never more than 8 bits in memory
-_HEADER = 26  # bytes of a PNG's, up to its colour type
-_LOOKED_AT = 256  # pictures of a batch that tell how many bits its camera has, at most
+MAX_PIXELS = 178_956_970  # also Pillow's own limit (decompression bombs)
+_FLAT = frozenset(
+    ".avif .bmp .gif .jfif .jpeg .jpg .tga .webp".split()
+)  # formats that Pillow decodes to 8 bits
+_HEADER = 26  # bytes of a PNG header up to and including the colour type
+_LOOKED_AT = 256  # at most this many pictures of a batch are decoded to find the camera's bit depth
 
-# Pillow's remarks about large or damaged files are no news beside a DataError, or its absence.
+# Large and damaged files are reported as DataError; Pillow's own warnings would only repeat that.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class DataError(ValueError):
-    """A picture, mask or folder cannot be used; the message is one sentence that says what to do."""
+    """A picture, mask or folder cannot be used. The message is one sentence that says what to do."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -42,37 +44,41 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A picture as its file or array holds it, upright.
+    """A decoded picture, upright, before it is scaled to 8 bits.
 
-    values: uint8 [H, W, 3] if it is known what is white in it. Else numbers from 0 to 65535, [H, W] or, with
-    alpha last, [H, W, 3 or 4], of which only a guess can be made, or what is known of the camera.
+    Attributes:
+        values: uint8 RGB [H, W, 3] if the white level is known. Otherwise values from 0 to 65535, grey
+            [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose white level depends on the camera's bit depth.
     """
 
     values: Array
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is known what is white."""
+        """Whether the white level is known, as for 8-bit files."""
         return self.values.dtype == np.uint8
 
     @cached_property
     def highest(self) -> float:
-        """The highest value, alpha aside."""
+        """The highest value, ignoring alpha."""
         return float((self.values[..., :3] if self.values.ndim == 3 else self.values).max())
 
     def bits(self, wanted: int | None = None) -> int:
-        """How many the values have: as many as wanted, or the fewest of a camera (`depth.DEPTHS`) that hold
-        the highest if that are more or none are wanted. 8 of a plain picture.
+        """Bit depth by which to scale the values; always 8 for a plain picture.
+
+        Args:
+            wanted: the camera's bit depth, if known. A larger depth is used if the highest value needs it
+                (the smallest of `depth.DEPTHS` that fits).
         """
         return 8 if self.is_plain else max(wanted or 0, bits_for(self.highest))
 
     @property
     def own_bits(self) -> int | None:
-        """The fewest that hold the highest value; None of a plain picture."""
+        """The smallest bit depth that holds the highest value; None for a plain picture."""
         return None if self.is_plain else self.bits()
 
     def image(self, bits: int | None = None) -> U8:
-        """uint8 RGB [H, W, 3], transparent pixels over white. bits: see `bits`."""
+        """The picture as uint8 RGB [H, W, 3], transparent pixels over white. bits: as `wanted` in `bits`."""
         if self.is_plain:
             return self.values
         top = white(self.bits(bits))
@@ -82,27 +88,31 @@ class Decoded:
         if self.values.shape[2] == 3:
             return colours
         alpha = self.values[..., 3]
-        opaque = top if alpha.max() <= top else white(16)  # the camera's range, or the file's
+        opaque = top if alpha.max() <= top else white(16)  # alpha may use the camera's range or the file's
         if self.values.dtype.kind == "f" and alpha.max() <= 1:
             opaque = 1
         return _over_white(np.dstack([colours, to_8_bits(alpha, opaque)]))
 
 
 def read_image(source: str | Path | Image.Image | Array, bits: int | None = None) -> U8:
-    """`decode` a picture to uint8 RGB [H, W, 3] (`Decoded.image`)."""
+    """`decode` a picture and convert it to uint8 RGB [H, W, 3] (`Decoded.image`)."""
     return decode(source).image(bits)
 
 
 def decode(source: str | Path | Image.Image | Array) -> Decoded:
-    """Decode a picture; the source is never modified and shares no memory.
+    """Decode a picture. The source is not modified and shares no memory with the result.
 
-    Files: whatever Pillow reads (not EPS), turned upright by EXIF, first frame of animations; 48-bit colours
-    with all their bits. Pillow pictures: turned upright likewise, the current frame.
-    Arrays: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8, other integers of up to 32 bits
-    (0..65535) or float: up to 1 they are 0..1, above like integers.
+    Args:
+        source: one of
+            - a file that Pillow can read (except EPS), turned upright by EXIF; the first frame of animations;
+              16-bit colours keep all their bits;
+            - a Pillow image, turned upright likewise; the current frame;
+            - an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8, 16- or 32-bit integers
+              (0 to 65535) or float (0 to 1 if no value is above 1, otherwise 0 to 65535).
 
-    Raises DataError for a missing, foreign, damaged or empty file, a side under 16 pixels, more than about
-    179 million pixels, values out of range or not finite, and other array shapes or types.
+    Raises:
+        DataError: a missing, unreadable, damaged or empty file, a side under 16 pixels, more than about 179
+            million pixels, values out of range or not finite, or another array shape or type.
     """
     if isinstance(source, np.ndarray):
         return _decoded_array(source)
@@ -116,8 +126,10 @@ def decode(source: str | Path | Image.Image | Array) -> Decoded:
 
 
 def common_bits(paths: Sequence[Path]) -> int | None:
-    """How many bits the camera of these pictures has, by the highest value of those whose files do not say it
-    (of more than 256 evenly chosen ones). None unless there are two: one alone says no more than itself.
+    """The camera's bit depth, estimated from the highest values of a batch of pictures.
+
+    At most 256 pictures, evenly chosen, are decoded. Returns None if fewer than two of them have more than
+    8 bits: a single picture's own highest value is used anyway when it is read.
     """
     some = paths[:: -(-len(paths) // _LOOKED_AT)] if paths else paths
     with ThreadPoolExecutor(4) as pool:
@@ -126,7 +138,7 @@ def common_bits(paths: Sequence[Path]) -> int | None:
 
 
 def _bits_of(path: Path) -> int | None:
-    """None for a picture that is plain, or cannot be read: whoever judges it says so."""
+    """Bit depth by the highest value; None for a plain or unreadable picture."""
     try:
         return decode(path).own_bits
     except (DataError, MemoryError):
@@ -134,7 +146,7 @@ def _bits_of(path: Path) -> int | None:
 
 
 def may_be_deep(path: Path) -> bool:
-    """Whether a file holds more than 8 bits, by its header alone."""
+    """Whether a file has more than 8 bits per channel, from its header only."""
     suffix = path.suffix.lower()
     if suffix in _FLAT:
         return False
@@ -149,8 +161,13 @@ def may_be_deep(path: Path) -> bool:
 
 
 def read_upright(path: Path) -> tuple[Image.Image, str]:
-    """A file's first frame, decoded and turned upright by EXIF, and the name of its format. Raises DataError
-    if it cannot be read.
+    """Decode a file's first frame and turn it upright by EXIF.
+
+    Returns:
+        The picture, and the name of its file format ("" if unknown).
+
+    Raises:
+        DataError: the file cannot be read.
     """
     with _open(path) as picture:
         _load(picture, str(path))
@@ -158,7 +175,7 @@ def read_upright(path: Path) -> tuple[Image.Image, str]:
 
 
 def orientation(path: Path) -> int:
-    """How a file's picture is stored, 1 (upright) to 8 as EXIF counts. Raises DataError as `read_upright`."""
+    """A file's EXIF orientation, 1 (upright) to 8. Raises DataError if the file cannot be read."""
     with _open(path) as picture:
         return _orientation(picture)
 
@@ -172,7 +189,7 @@ def _open(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty: save or upload it again")
         Image.init()
-        # EPS would be handed to an outside program (Ghostscript): never for files that strangers upload.
+        # Pillow runs Ghostscript to read EPS, which is unsafe for uploaded files.
         return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
     except DataError:
         raise
@@ -183,7 +200,7 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path} is not a picture that can be read, or is damaged: {hint}") from error
     except PermissionError as error:
         raise DataError(f"{path} may not be read: check its permissions") from error
-    except Exception as error:  # decoders raise anything at all on a malformed header
+    except Exception as error:  # decoders raise all kinds of errors on a malformed header
         raise DataError(f"{path} cannot be opened as a picture: save or upload it again") from error
 
 
@@ -195,38 +212,38 @@ def _load(picture: Image.Image, name: str) -> None:
         picture.load()
     except (Image.DecompressionBombError, MemoryError) as error:
         raise DataError(_too_large(name)) from error
-    except Exception as error:  # decoders raise anything at all on malformed data
+    except Exception as error:  # decoders raise all kinds of errors on malformed data
         raise DataError(f"{name} is damaged or cut off: save or upload it again") from error
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken metadata does not spoil the pixels
+    except Exception:  # broken metadata; the pixels are still usable
         return 1
 
 
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         if _orientation(picture) == 1:
-            return picture  # transposing copies in any case
+            return picture  # saves a copy
         return ImageOps.exif_transpose(picture, in_place=False)
-    except Exception:  # broken metadata, again
+    except Exception:  # broken metadata, as above
         return picture.copy()
 
 
 def _has_deep_colours(picture: Image.Image) -> bool:
-    """Whether Pillow would drop the low bytes of its colours. The picture must not be loaded yet."""
+    """Whether Pillow would reduce 16-bit colours to 8 bits. The picture must not be loaded yet."""
     if picture.mode.startswith(("I", "F")) or not (tiles := getattr(picture, "tile", None)):
         return False
     arguments = tiles[0][3]
     if tiles[0][0] in ("ppm", "ppm_plain"):
-        return bool(arguments[1] == white(16))  # of other ranges Pillow makes 8 bits as it should
+        return bool(arguments[1] == white(16))  # Pillow scales other ranges to 8 bits correctly
     return ";16" in (arguments if isinstance(arguments, str) else str(arguments[0]))
 
 
 def _file_of(picture: Image.Image) -> bytes:
-    """What it is read from, whose place is kept; nothing if that is closed by now, as loading will say."""
+    """The bytes of the picture's file, whose read position is kept; empty if the file is closed."""
     source: IO[bytes] | None = getattr(picture, "fp", None)
     if source is None or source.closed:
         return b""
@@ -238,7 +255,7 @@ def _file_of(picture: Image.Image) -> bytes:
 
 
 def _check_planes(picture: Image.Image, name: str) -> None:
-    """Pillow and OpenCV both mistake deep colours for others where a TIFF stores one after the other."""
+    """Raise DataError for TIFFs with 16-bit colours in separate planes, which Pillow and OpenCV misread."""
     tags = getattr(picture, "tag_v2", {})
     depth = tags.get(ExifTags.Base.BitsPerSample, 8)
     if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and isinstance(depth, tuple) and max(depth) > 8:
@@ -246,13 +263,13 @@ def _check_planes(picture: Image.Image, name: str) -> None:
 
 
 def _white_of(picture: Image.Image) -> int | None:
-    """The highest value of a 16-bit grey, if the file states it. The picture must not be loaded yet."""
+    """The white level of a 16-bit grey picture if its file states it. The picture must not be loaded yet."""
     tiles = getattr(picture, "tile", None)
     if not tiles:
         return None
     name, arguments = tiles[0][0], tiles[0][3]
     if name in ("ppm", "ppm_plain") and arguments[1] < white(16):
-        return white(16)  # Pillow has scaled them
+        return white(16)  # Pillow scales the values to this range
     packed = isinstance(arguments, tuple) and "I;12" in map(str, arguments)
     return white(12) if packed else None
 
@@ -266,7 +283,7 @@ def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
         if picture.format != "TIFF":
             colours = turned(colours, _orientation(picture))
         return Decoded(np.ascontiguousarray(colours))
-    if file and np.asarray(picture).max() < 64:  # in the high bytes: 14 bits at most
+    if file and np.asarray(picture).max() < 64:  # only high bytes are left: at most 14 bits
         raise DataError(f"{name} has 16-bit colours of a kind that cannot be read in full: save it as PNG")
     upright = _upright(picture)
     mode = upright.mode
@@ -280,7 +297,7 @@ def _decoded_picture(picture: Image.Image, name: str) -> Decoded:
         if mode == "LAB":
             upright = _lab_to_rgb(upright)
         return Decoded(np.array(upright if upright.mode == "RGB" else upright.convert("RGB")))
-    except Exception as error:  # colour management has errors of its own
+    except Exception as error:  # colour management raises its own errors
         raise DataError(
             f"{name} has colours of kind {mode} that cannot be converted: save it as RGB"
         ) from error
@@ -304,12 +321,12 @@ def _decoded_array(array: Array) -> Decoded:
 
 
 def _decoded_numbers(values: Array, name: str, top: int | None = None) -> Decoded:
-    """Of integers or floats, with what is white in them if the file says it."""
-    low, high = float(values.min()), float(values.max())  # NaN spreads to both
+    """Check integer or float values and scale them to 8 bits if the white level `top` is known."""
+    low, high = float(values.min()), float(values.max())  # both are NaN if any value is
     if not (np.isfinite(low) and np.isfinite(high)):
         raise DataError(f"{name} holds values that are not finite (NaN or infinity): replace them first")
     is_float = values.dtype.kind == "f"
-    if low < (-1e-4 if is_float else 0) or high > white(16):  # room for rounding
+    if low < (-1e-4 if is_float else 0) or high > white(16):  # tolerate rounding
         kinds = "0..1 or 0..65535" if is_float else "0..65535"
         raise DataError(f"{name} holds values from {low:.6g} to {high:.6g}: scale them to {kinds}")
     if top is None and is_float and high <= 1 + 1e-4:
@@ -318,7 +335,7 @@ def _decoded_numbers(values: Array, name: str, top: int | None = None) -> Decode
 
 
 def _plain_rgb(values: Array) -> U8:
-    """uint8 [H, W] or [H, W, 3 or 4] → [H, W, 3] of its own memory."""
+    """Convert uint8 [H, W], [H, W, 3] or [H, W, 4] to RGB [H, W, 3], always a copy."""
     if values.ndim == 2:
         return _grey_to_rgb(values)
     return np.array(values) if values.shape[2] == 3 else _over_white(values)

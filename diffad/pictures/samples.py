@@ -1,4 +1,4 @@
-"""Folders of pictures as samples: MVTec trees, plain folders, what their names say, masks beside them."""
+"""Finding sample pictures in folders: MVTec trees and plain folders, with their labels and masks."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from pathlib import Path
 
 from diffad.pictures.reading import IMAGE_SUFFIXES, DataError, log
 
-_NAMED = 20  # unusable files in one message, at most
+_NAMED = 20  # at most this many unusable files are named in one message
 
 LAYOUT = (
     "expected an MVTec category (train/good, test/<defect>, ground_truth/<defect>), "
     "a folder of such categories, or a folder of pictures"
 )
-GOOD_NAMES = frozenset(  # of folders of good parts, in small letters without what stands between them
+GOOD_NAMES = frozenset(  # folders of good parts, normalised by `plain`
     "defectfree good goodparts gut gutteile io nodefect normal ok okay okparts pass passed".split()
 )
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Samples
-
-
 @dataclass(frozen=True)
 class Sample:
-    """A picture file and what the folders around it say.
+    """A picture file and its labels.
 
-    `split` is "train", "test" or "" (a plain folder), `defect` is "good", the defect's name or "" (unknown).
-    `mask_needs`: what the mask must undergo to be read rightly, "invert" or "turn" (like the picture, by its
-    EXIF orientation); see `masks.settled`.
+    Attributes:
+        image: the picture file.
+        category: name of the kind of part.
+        split: "train", "test" or "" (plain folder).
+        defect: "good", the defect's name or "" (unknown).
+        mask: the mask file, if any.
+        mask_needs: corrections for reading the mask, "invert" and "turn" (by the picture's EXIF orientation);
+            see `masks.settled`.
     """
 
     image: Path
@@ -42,21 +43,31 @@ class Sample:
 
     @property
     def is_anomalous(self) -> bool | None:
-        """None if unknown."""
+        """Whether the part is defective; None if unknown."""
         return None if self.defect == "" else self.defect != "good"
 
 
 def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
-    """List the pictures under an MVTec category, a folder of categories, a plain folder, or one file.
+    """List the pictures of an MVTec category, a folder of categories, a plain folder, or one file.
 
-    In plain folders (not searched deeper) and for single files the category is the folder's name (of `good`
-    and `train` that of the folder around it), split and defect are "". Good parts lie in train/<GOOD_NAMES>,
-    or in train itself if it holds no folders, and in test/<GOOD_NAMES>. Masks are
-    ground_truth/<defect>/<stem>_mask.png or <stem>.png, else <stem>_mask.png beside the picture, also of
-    other kinds, else None; no mask is listed as a picture. Folders and suffixes may be written in any case,
-    with -, _ or space. The order is natural ("2" before "10") by category, split, defect and name. `split`
-    keeps only "train" or "test", and the other need not be understood; pictures without a split are always
-    kept. Raises DataError if there is nothing, or for a folder whose pictures have no certain label.
+    - Good parts are in train/<one of GOOD_NAMES>, or in train itself if it has no subfolders, and in
+      test/<one of GOOD_NAMES>; defective ones are in test/<defect>.
+    - A mask is ground_truth/<defect>/<stem>_mask.png or <stem>.png, or <stem>_mask.png beside the picture;
+      other formats work too. Masks are not listed as pictures.
+    - Plain folders are not searched recursively. For them and for single files, the category is the name of
+      the folder (of its parent if it is called `good` or `train`), and split and defect are "".
+    - Folder names and suffixes may be in any case, with -, _ or space between words.
+
+    Args:
+        root: the folder or file.
+        split: "train" or "test" to list only that split; pictures without a split are always listed. The
+            other split is not checked.
+
+    Returns:
+        Samples by category, split, defect and name, in natural order ("2" before "10").
+
+    Raises:
+        DataError: there are no pictures, or the label of some cannot be determined.
     """
     root = Path(root)
     if split not in (None, "train", "test"):
@@ -78,8 +89,9 @@ def find_samples(root: str | Path, split: str | None = None) -> list[Sample]:
 
 
 def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Sample]:
-    """`find_samples` of several folders; a picture that is reached twice is taken once: else one that is held
-    out of training by one name could be trained on by the other.
+    """`find_samples` of several folders, each picture only once.
+
+    Otherwise a picture reached by two paths could be both trained on and held out.
     """
     found: dict[Path, Sample] = {}
     for root in roots:
@@ -89,11 +101,11 @@ def find_all(roots: Iterable[str | Path], split: str | None = None) -> list[Samp
 
 
 def labelled(samples: Iterable[Sample], limit: int | None = None) -> dict[str, list[Sample]]:
-    """The labelled pictures that are not for training, by category and in their order.
+    """The labelled test pictures by category, in their order.
 
     Args:
-        samples: any samples; those for training and those without a label are left out.
-        limit: keep at most this many good and this many defective pictures a category (`thinned`).
+        samples: any samples; training pictures and those without a label are left out.
+        limit: keep at most this many good and this many defective pictures per category (`thinned`).
 
     Raises:
         DataError: no picture has a label.
@@ -115,7 +127,7 @@ def labelled(samples: Iterable[Sample], limit: int | None = None) -> dict[str, l
 def thinned(samples: list[Sample], limit: int | None) -> list[Sample]:
     """At most `limit` of the samples, in their order; None keeps all.
 
-    Each kind of defect gets the same share, as far as it has pictures, and its share is evenly spaced.
+    Defect kinds are kept in equal numbers as far as possible, evenly spaced within each kind.
     """
     if limit is None or len(samples) <= limit:
         return samples
@@ -123,7 +135,9 @@ def thinned(samples: list[Sample], limit: int | None) -> list[Sample]:
     for sample in samples:
         kinds.setdefault(sample.defect, []).append(sample)
     chosen, left = [], limit
-    for number, kind in enumerate(sorted(kinds.values(), key=len)):  # rare kinds first: the others fill up
+    for number, kind in enumerate(
+        sorted(kinds.values(), key=len)
+    ):  # rare kinds first: the others get the rest
         share = min(len(kind), left // (len(kinds) - number))
         chosen += [kind[int((i + 0.5) * len(kind) / share)] for i in range(share)]
         left -= share
@@ -131,11 +145,11 @@ def thinned(samples: list[Sample], limit: int | None) -> list[Sample]:
 
 
 def all_unusable(reasons: Iterable[str], advice: str) -> str:
-    """One sentence of those about single files; of several without each one's own advice."""
+    """Join reasons why files cannot be used ("what: advice") into one sentence with common advice."""
     every = list(reasons)
     if len(every) == 1:
         return every[0]
-    # what to do stands behind the last colon
+    # each reason's own advice follows its last colon
     named = [reason.rpartition(": ")[0] for reason in every[:_NAMED]]
     more = len(every) - len(named)
     rest = f"; and {more} more" if more else ""
@@ -143,17 +157,17 @@ def all_unusable(reasons: Iterable[str], advice: str) -> str:
 
 
 def is_good_name(name: str) -> bool:
-    """Whether a folder of this name holds good parts: one of GOOD_NAMES, as `plain` writes it."""
+    """Whether a folder of this name holds good parts (GOOD_NAMES, compared by `plain`)."""
     return plain(name) in GOOD_NAMES
 
 
 def plain(name: str) -> str:
-    """In small letters, without spaces and punctuation: how names of folders are compared."""
+    """Normalise a folder name for comparison: lower case, without spaces and punctuation."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def named(parent: Path, name: str) -> list[Path]:
-    """Folders in `parent` of that name, however it is written."""
+    """Subfolders of `parent` with that name, compared by `plain`."""
     return [folder for folder in subfolders(parent) if plain(folder.name) == plain(name)]
 
 
@@ -193,7 +207,7 @@ def _category_samples(folder: Path, split: str | None) -> Iterator[Sample]:
 
 
 def _good_folders(train: Path) -> list[Path]:
-    """The folders of good parts in a folder `train`. Raises DataError if they cannot be told for certain."""
+    """The folders of good parts in a folder `train`. Raises DataError if none can be identified."""
     folders, beside = subfolders(train), picture_files(train)
     if not folders:
         return [train]
@@ -213,7 +227,7 @@ def _good_folders(train: Path) -> list[Path]:
 
 
 def _labelled_folders(test: Path) -> list[Path]:
-    """The folders in a folder `test`, one a label. Raises DataError if the pictures lie elsewhere."""
+    """The folders in a folder `test`, one per label. Raises DataError if the pictures are not in them."""
     folders, beside = subfolders(test), picture_files(test)
     if beside and not folders:
         raise DataError(
@@ -250,8 +264,10 @@ def _test_samples(defect: Path, folder: Path, category: str) -> Iterator[Sample]
 
 
 def _drawn(pictures: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
-    """Of each picture the mask among the files, if there is one; exact names go before others."""
-    files = sorted(files, key=lambda file: file.suffix.lower() != ".png")[::-1]  # the last one stays
+    """The mask of each picture that has one among the files; exact names take precedence."""
+    files = sorted(files, key=lambda file: file.suffix.lower() != ".png")[
+        ::-1
+    ]  # later entries win below: PNG, then the first in order
     exact = {file.stem: file for file in files}
     found = {}
     for path in pictures:
@@ -267,7 +283,7 @@ def _drawn(pictures: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
 
 
 def pictures_and_masks(folder: Path) -> dict[Path, Path | None]:
-    """A folder's pictures, each with the file <stem>_mask beside it, if there is one (in any case)."""
+    """A folder's pictures, each with the mask <stem>_mask beside it, if any (in any case)."""
     files = picture_files(folder)
     stems = {file.stem.casefold() for file in files}
     masks = {masked(file.stem): file for file in files if masked(file.stem) in stems}
@@ -276,7 +292,7 @@ def pictures_and_masks(folder: Path) -> dict[Path, Path | None]:
 
 
 def masked(stem: str) -> str | None:
-    """The stem, in small letters, of the picture whose mask has this name; None if it names no mask."""
+    """The lower-case stem of the picture that a mask with this stem belongs to; None if it is no mask."""
     match = re.fullmatch(r"(.+)[-_. ]masks?", stem.casefold())
     return match and match[1]
 
@@ -287,12 +303,12 @@ def _folders(folders: Sequence[Path], *verbs: str) -> str:
 
 
 def short(path: Path, parts: int = 3) -> str:
-    """The last parts of a path: a picture's name after its label and split."""
+    """The last parts of a path, by default split, label and file name."""
     return "/".join(path.parts[-parts:])
 
 
 def listed(words: Iterable[str], limit: int = 10) -> str:
-    """The first ones, and how many more there are."""
+    """Join the first `limit` words and say how many more there are."""
     words = list(words)
     more = [f"and {len(words) - limit} more"] if len(words) > limit else []
     return ", ".join([*words[:limit], *more])
@@ -313,7 +329,7 @@ def _is_readable_category(folder: Path) -> bool:
 
 
 def _folder_name(folder: Path) -> str:
-    """Of a part: the folder's name, or of the one around it where that only says that it is good."""
+    """Category of a plain folder: its name, or that of its parent if it is only called `good` or `train`."""
     parts = folder.parts if _tells(folder.name) and folder.name != ".." else folder.resolve().parts
     return next((part for part in reversed(parts) if _tells(part)), folder.name)
 
@@ -331,12 +347,12 @@ def picture_files(parent: Path) -> list[Path]:
 
 
 def _children(parent: Path) -> list[Path]:
-    """Visible entries in natural order; none if the folder does not exist."""
+    """Entries of a folder that are not hidden, in natural order; none if the folder does not exist."""
     if not parent.is_dir():
         return []
     return sorted((path for path in parent.iterdir() if not path.name.startswith(".")), key=_natural)
 
 
 def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:
-    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits take turns, text first
+    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits alternate, text first
     return [(part, 0) if i % 2 == 0 else ("", int(part)) for i, part in enumerate(parts)], path.name
