@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from diffad import __version__
-from diffad.inspection import map_limit_for, regions_above, smallest_region, verdict_for
+from diffad.inspection import Inspection, map_limit_for, regions_above, smallest_region, verdict_for
 from diffad.measuring.measures import Scored, measure
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
@@ -33,7 +34,7 @@ from diffad.pictures.reading import DataError, common_bits, may_be_deep, read_im
 from diffad.pictures.samples import Sample, listed, short
 
 if TYPE_CHECKING:
-    from diffad.inspector import Inspection, Inspector
+    from diffad.inspector import Inspector
 
 OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
 COLUMNS = (
@@ -94,10 +95,10 @@ def shared_bits(
         names = inspector.categories if known is None else (known,)
         if any(inspector.bits(each, None) is None for each in names):
             sets.setdefault(sample.category if sample.split else "", []).append(name)
-    found = {}
-    for names in sets.values():
-        if (bits := common_bits([pictures[name].image for name in names])) is not None:
-            found |= dict.fromkeys(names, bits)
+    found: dict[str, int] = {}
+    for members in sets.values():
+        if (bits := common_bits([pictures[name].image for name in members])) is not None:
+            found |= dict.fromkeys(members, bits)
     return found
 
 
@@ -141,12 +142,13 @@ def run(
     """
     for name, sample in pictures.items():
         known = _category_of(inspector, sample, category)
-        own = {"batch_bits": shared[name]} if shared and name in shared else {}
         if sample.image.is_dir():  # a folder that may not be read stands for its pictures
             yield Row(name, sample, {}, f"{name} may not be read: check its permissions"), None
             continue
         try:
-            inspection = inspector.inspect(sample.image, category=known, **settings, **own)
+            inspection = inspector.inspect(
+                sample.image, category=known, batch_bits=(shared or {}).get(name), **settings
+            )
             result = inspection.to_dict()
         except DataError as error:
             yield Row(name, sample, {}, str(error).replace(str(sample.image), name)), None
@@ -158,7 +160,7 @@ def run(
         yield Row(name, sample, result, "", (width, height)), inspection
 
 
-def grid_map(inspection: Inspection) -> np.ndarray:
+def grid_map(inspection: Inspection) -> npt.NDArray[np.float16]:
     """The fused map at the size at which it is judged, for `rejudged`: float16 [h, w] of at most 512 px."""
     maps = inspection.grid_maps()
     pixel, feature = (np.stack([maps[t][branch] for t in inspection.timesteps]) for branch in (0, 1))
@@ -233,7 +235,7 @@ def _scored(row: Row, map_of: MapOf) -> Scored:
     )
 
 
-def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
+def _mask(row: Row, shape: tuple[int, int]) -> np.ndarray | None:
     """The row's mask on the grid of a map of that shape; None if there is none that can be used."""
     with suppress(DataError):
         return mask_on_grid(row.sample, row.size[::-1], shape)
@@ -333,10 +335,15 @@ def _write_evidence(
     return files
 
 
-def shown(image: np.ndarray, on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int) -> np.ndarray:
+def shown(
+    image: npt.NDArray[np.uint8], on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int
+) -> npt.NDArray[np.uint8]:
     """The picture with its heat map and contour, uint8 [h, w, 3] with at most `longest` px a side."""
     small = drawing.shrunk(image, longest)
-    heat = cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    heat = np.asarray(
+        cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR),
+        np.float32,
+    )
     result = row.result
     top = inspector.scale_top(result["category"])
     limit = map_limit_for(result["verdict"], result["threshold"], result["look_threshold"], heat)

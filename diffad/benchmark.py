@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from diffad import batch
@@ -30,8 +31,8 @@ Tracked = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 def benchmark(
-    inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int, steps: int,
-    tracked: Tracked = lambda some, name, count: some,
+    inspector: Inspector, picture: npt.NDArray[np.uint8], category: str, timesteps: Sequence[int],
+    runs: int, steps: int, tracked: Tracked = lambda some, name, count: some,
 ) -> dict[str, Any]:  # fmt: skip
     """Time inspections, a batch, a repair and training on one picture.
 
@@ -94,7 +95,7 @@ def benchmark(
 
 
 def beside(
-    inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int,
+    inspector: Inspector, picture: npt.NDArray[np.uint8], category: str, timesteps: Sequence[int], runs: int,
     tracked: Tracked = lambda some, name, count: some,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Time `runs` inspections on a busy machine: beside 0, 1 and 2 programs that never rest.
@@ -119,15 +120,15 @@ def beside(
 
 
 @contextmanager
-def _busy_loops(count: int) -> Iterator[list[subprocess.Popen]]:
+def _busy_loops(count: int) -> Iterator[None]:
     """Processes that compute without rest while the context is open, or until this process ends."""
-    loops: list[subprocess.Popen] = []
+    loops: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
             loops.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(os.getpid())]))
         if loops:
             time.sleep(0.2)  # they need time to start
-        yield loops
+        yield
     finally:
         for loop in loops:
             loop.kill()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 from diffad import __version__
@@ -19,6 +20,7 @@ from diffad.report.rendering import data_uri, inline_svg, number, render, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from diffad.inspection import Inspection
     from diffad.inspector import Inspector
@@ -51,7 +53,7 @@ def report(
     inspection: Inspection,
     inspector: Inspector,
     name: str,
-    repaired: np.ndarray | None = None,
+    repaired: npt.NDArray[np.uint8] | None = None,
     repaired_score: float | None = None,
     opacity: float = 0.7,
     colormap: str = "inferno",
@@ -128,7 +130,7 @@ def _notes(inspection: Inspection) -> list[str]:
 # Figures
 
 
-def _uri(picture: np.ndarray, kind: str = "jpeg") -> str:
+def _uri(picture: npt.NDArray[np.uint8], kind: str = "jpeg") -> str:
     """An RGB picture as a data URI; JPEG for photographs, PNG for maps."""
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     settings = [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
@@ -139,7 +141,7 @@ def _uri(picture: np.ndarray, kind: str = "jpeg") -> str:
 def _figures(
     inspection: Inspection,
     inspector: Inspector,
-    repaired: np.ndarray | None,
+    repaired: npt.NDArray[np.uint8] | None,
     repaired_score: float | None,
     opacity: float,
     colormap: str,
@@ -147,7 +149,9 @@ def _figures(
     """The part, its overlay with the regions' numbers, and its repair if there is one."""
     height, width = inspection.image.shape[:2]
     picture = drawing.shrunk(inspection.image, PICTURE_PIXELS)
-    heat = cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+    heat = np.asarray(
+        cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA), np.float32
+    )
     top = inspector.scale_top(inspection.category)
     differs = inspection.verdict != "good"
     over = drawing.overlay(picture, heat, top, inspection.map_limit, opacity, colormap, contour=differs)
@@ -184,7 +188,7 @@ def _histogram(inspection: Inspection) -> Markup:
     axes.axhline(0, color="#c9d2de", linewidth=1)
     for limit, dashes in ((inspection.threshold, (3, 2)), (inspection.look_threshold, (1, 2))):
         axes.plot([limit] * 2, [-4 * unit, (base - 8) * unit], color="#10182b", linewidth=1, dashes=dashes)
-    _name_limits(axes, inspection)
+    _name_limits(figure, axes, inspection)
     colour = _PART_COLOURS[inspection.verdict]
     dot = min(inspection.score, top)
     axes.plot([dot] * 2, [0, 0], color=colour, linewidth=9, solid_capstyle="round")
@@ -195,13 +199,13 @@ def _histogram(inspection: Inspection) -> Markup:
     return inline_svg(figure, "Scores of good parts and of this part")
 
 
-def _name_limits(axes: Axes, inspection: Inspection) -> None:
+def _name_limits(figure: Figure, axes: Axes, inspection: Inspection) -> None:
     """Names beside the two limits: one on each side if there is room, else one below the other."""
     line, look = (
-        axes.transData.transform((limit, 0))[0] / axes.figure.dpi * 72
+        axes.transData.transform((limit, 0))[0] / figure.dpi * 72
         for limit in (inspection.threshold, inspection.look_threshold)
     )
-    width, height = 72 * axes.figure.get_size_inches()
+    width, height = 72 * figure.get_size_inches()
     side = "right" if line > width - 90 else "left"
     label = line + (4 if side == "left" else -4)
     apart = side == "left" and look > 72
@@ -210,7 +214,7 @@ def _name_limits(axes: Axes, inspection: Inspection) -> None:
         (f"look limit {number(inspection.look_threshold)}", look - 4 if apart else label,
          "right" if apart else side, 15 if apart else 26),
     ):  # fmt: skip
-        axes.figure.text(x / width, 1 - down / height, text, ha=ha, fontsize=9.4, color="#4c5a70")
+        figure.text(x / width, 1 - down / height, text, ha=ha, fontsize=9.4, color="#4c5a70")
 
 
 def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> dict[str, Any]:
@@ -228,7 +232,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> di
     def shown(values: np.ndarray, text: str) -> dict[str, str]:
         return {"text": text, "source": _uri(drawing.heatmap(values, top, colormap), "png")}
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "title": title,
             "meaning": meaning,

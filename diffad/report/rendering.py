@@ -73,18 +73,18 @@ def inline_svg(figure: Figure, label: str, colours: Mapping[str, str] | None = N
     with _DRAWING, matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(buffer, format="svg", metadata=metadata)
     drawn = buffer.getvalue()
-    view = re.search(r'viewBox="[^"]*"', drawn)[0]
-    inner = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
+    opening, inner = drawn[drawn.index("<svg") : drawn.rindex("</svg>")].split(">", 1)
+    view = opening[opening.index("viewBox") :].split('"')[1]
     inner = re.sub(r"<!--.*?-->|<defs>.*?</defs>", "", inner, flags=re.DOTALL)
     inner = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", _shortened, inner))
     for colour, replacement in (colours or {}).items():
         inner = inner.replace(colour, replacement)
     name = escape(label)
-    attributes = f'{view} role="img" aria-label="{name}" stroke-linejoin="round"'
+    attributes = f'viewBox="{view}" role="img" aria-label="{name}" stroke-linejoin="round"'
     return Markup(f"<svg {attributes}><title>{name}</title>{inner}</svg>")
 
 
-def _shortened(tag: re.Match) -> str:
+def _shortened(tag: re.Match[str]) -> str:
     """A tag without ids and clipping, which would hold for the whole page, and without what only costs bytes:
     font names, decimals, groups.
     """

@@ -5,17 +5,21 @@ from __future__ import annotations
 import textwrap
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from diffad.inspection import VERDICTS
 from diffad.method.fusion import fuse
 from diffad.pictures.drawing import ALARM, CALM, INK, LINE, MUTED, WARNING, finite, heatmap, overlay, resized
 
+if TYPE_CHECKING:
+    from diffad.inspection import Inspection
 
-def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> np.ndarray:
+
+def evidence_sheet(inspection: Inspection, vmax: float, colormap: str = "inferno") -> npt.NDArray[np.uint8]:
     """All evidence of one inspection in one printable picture: uint8 [h, w, 3], at most 1600 pixels wide.
 
     On the left are the picture, the overlay, the fused map and, if there is one, the map of the plain
@@ -46,7 +50,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     sheet = Image.new("RGB", (sheet_width, grid_bottom + 16 + 21 * len(notes) + margin - 10), "white")
     draw = ImageDraw.Draw(sheet)
 
-    def place(picture: np.ndarray, left: int, top: int, text: str) -> None:
+    def place(picture: npt.NDArray[np.uint8], left: int, top: int, text: str) -> None:
         x, y = left + (cell_width - thumb[0]) // 2, top + (cell_height - thumb[1]) // 2
         sheet.paste(Image.fromarray(picture), (x, y))
         draw.rectangle((x - 1, y - 1, x + thumb[0], y + thumb[1]), outline=LINE)
@@ -97,7 +101,7 @@ def _notes(width: int, weights: str) -> list[str]:
     return textwrap.wrap(text, max(20, int(width / 7.7)))
 
 
-def _headline(draw: ImageDraw.ImageDraw, inspection: Any, margin: int) -> None:
+def _headline(draw: ImageDraw.ImageDraw, inspection: Inspection, margin: int) -> None:
     verdict, _ = VERDICTS[inspection.verdict]
     colour = {"good": CALM, "look": WARNING, "anomalous": ALARM}[inspection.verdict]
     draw.text((margin, margin - 4), verdict, colour, _font(26, bold=True), anchor="lt")
@@ -123,7 +127,8 @@ def _colour_bar(
     colormap: str,
 ) -> None:
     left, top, bottom = place
-    ramp = heatmap(np.linspace(vmax, 0, bottom - top)[:, None].repeat(14, axis=1), vmax, colormap)
+    values = np.linspace(vmax, 0, bottom - top, dtype=np.float32)[:, None].repeat(14, axis=1)
+    ramp = heatmap(values, vmax, colormap)
     sheet.paste(Image.fromarray(ramp), (left, top))
     draw.rectangle((left - 1, top - 1, left + 14, bottom), outline=LINE)
 

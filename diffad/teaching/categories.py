@@ -72,7 +72,8 @@ def learn_category(
         sheet = out.with_name(f"{out.stem}.{name}.unusual.png")
         _show(sheet, good.pictures[order], names, odd | left_out, left_out)
         tell(f"{name}: its unusual good pictures are shown in {sheet}.")
-    forecast = profile.forecast | {
+    forecast = {
+        **profile.forecast,
         "unusual": {names[i]: score for i, score in odd.items()},
         "left_out": {names[i]: score for i, score in left_out.items()},
         "duplicates": repeated,
@@ -91,7 +92,14 @@ def learned_before(base: Checkpoint | None, category: str) -> int | None:
     """
     if base is None or category not in base.profiles or base.profiles[category].plain is not None:
         return None
-    return base.provenance.get("data", {}).get(category, 0)
+    return pictures_in(base.provenance).get(category, 0)
+
+
+def pictures_in(provenance: Mapping[str, object]) -> dict[str, int]:
+    """How many good pictures a model learned from, by category, as far as its provenance says."""
+    data = provenance.get("data")
+    known = data.items() if isinstance(data, dict) else ()
+    return {str(name): count for name, count in known if isinstance(count, int)}
 
 
 def _fitted(
@@ -107,7 +115,8 @@ def _fitted(
         fit_profile, run.network, run.extractor, run.schedule, kind=run.config.pixel_score,
         stride=run.config.stride, plain=plain,
     )  # fmt: skip
-    profile, numbers, left_out = fit(used, held, inside), torch.arange(len(inside)), {}
+    profile, numbers = fit(used, held, inside), torch.arange(len(inside))
+    left_out: dict[int, float] = {}
     scores = profile.calibration.scorer().good
     foreign = torch.zeros(len(inside), dtype=torch.bool)
     foreign[: len(scores)] = torch.from_numpy(unusual(scores, _FOREIGN))
