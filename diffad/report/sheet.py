@@ -1,4 +1,4 @@
-"""All evidence of one inspection in one printable picture."""
+"""The evidence sheet: all maps of one inspection in one printable picture."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 
 def evidence_sheet(inspection: Inspection, vmax: float, colormap: str = "inferno") -> npt.NDArray[np.uint8]:
-    """All evidence of one inspection in one printable picture: uint8 [h, w, 3], at most 1600 pixels wide.
+    """Draw all maps of an inspection in one picture.
 
-    On the left are the picture, the overlay, the fused map and, if there is one, the map of the plain
-    features. On the right are a row of pixel maps, a row of feature maps and a row of both together, with a
-    column for each timestep, and a colour scale with the threshold.
+    The left column shows the picture, the overlay, the fused map and, if there is one, the map of the plain
+    features. On the right are rows of pixel maps, feature maps and both together, with a column for each
+    timestep, and a colour scale with the threshold.
 
     Args:
-        inspection: anything with an Inspection's image, pixel_maps, feature_maps, plain_map, anomaly_map,
-            timesteps, threshold, look_threshold, map_limit, verdict, score, alpha and weights_in_words.
+        inspection: the result to draw.
         vmax: the end of the colour scale, σ.
         colormap: one of `drawing.COLORMAPS`.
+
+    Returns:
+        uint8 [h, w, 3], at most 1600 px wide.
     """
     height, width = inspection.image.shape[:2]
     margin, gap, names_width, bar_width, caption = 32, 10, 146, 152, 28
@@ -135,7 +137,7 @@ def _colour_bar(
     def height_of(value: float) -> float:
         return bottom - 1 - value / vmax * (bottom - 1 - top)
 
-    mark = height_of(min(max(threshold, 0), vmax))  # a threshold beyond the scale is marked at its end
+    mark = height_of(min(max(threshold, 0), vmax))  # a threshold outside the scale is marked at its end
     for value in _ticks(vmax):
         y = height_of(value)
         if abs(y - mark) > 20:
@@ -149,7 +151,7 @@ def _colour_bar(
 
 
 def _ticks(vmax: float) -> list[float]:
-    """Round steps from 0 up to vmax, four to nine of them."""
+    """Four to nine round values from 0 to vmax."""
     step = 10 ** np.floor(np.log10(vmax))
     step *= next(part for part in (1, 0.5, 0.2) if vmax / (part * step) >= 4 or part == 0.2)
     return [float(f"{n * step:.6g}") for n in range(int(vmax / step + 1e-6) + 1)]
@@ -157,7 +159,7 @@ def _ticks(vmax: float) -> list[float]:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib  # it brings DejaVu Sans, which has σ and α
+    import matplotlib  # for its DejaVu Sans, which has σ and α
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
