@@ -1,4 +1,4 @@
-"""Opens the inspection page with the bundled models: python app.py"""
+"""Open the inspection page with the bundled models: python app.py"""
 
 from diffad.cli.main import main
 

@@ -3,7 +3,7 @@
     from diffad import Inspector
     inspection = Inspector.load("checkpoints/parts.safetensors").inspect("part.png")
 
-What this module names is the public door; everything else may move between versions.
+The names in `__all__` are the public interface; everything else may change between versions.
 """
 
 from importlib import import_module
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Loaded on first use: torch takes seconds to import, and `diffad --help` needs none of it."""
+    """Import a public name on first use: torch takes seconds to load, and `diffad --help` does not need it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'diffad' has no attribute {name!r}")
     return getattr(import_module(f"diffad.{_HOMES[name]}"), name)

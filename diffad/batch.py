@@ -1,8 +1,7 @@
-"""A day's pictures: files, archives and folders go in, a verdict for each and one table come out.
+"""Inspect many pictures: a verdict for each, and one table of all.
 
-`run` judges the pictures one after the other, `rejudged` applies other limits without the network, `measured`
-tells how good the verdicts are where labels are known. `csv_file`, `document` and `write_zip` are for taking
-the results away.
+`run` inspects the pictures one after the other, `rejudged` applies other limits without running the network,
+and `measured` compares the verdicts with known labels. `csv_file`, `document` and `write_zip` export results.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from diffad import __version__
-from diffad.inspection import map_limit_for, regions_above, smallest_region, verdict_for
+from diffad.inspection import Inspection, map_limit_for, regions_above, smallest_region, verdict_for
 from diffad.measuring.measures import Scored, measure
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
@@ -33,15 +33,15 @@ from diffad.pictures.reading import DataError, common_bits, may_be_deep, read_im
 from diffad.pictures.samples import Sample, listed, short
 
 if TYPE_CHECKING:
-    from diffad.inspector import Inspection, Inspector
+    from diffad.inspector import Inspector
 
-OVERLAY_PIXELS = 1024  # longest side of the overlays in `write_zip`
+OVERLAY_PIXELS = 1024  # longest side of an overlay in `write_zip`
 COLUMNS = (
     "path", "label", "verdict", "is_anomalous", "score", "threshold", "look_threshold", "category",
     "category_fits", "regions", "seconds", "bits", "notes", "error", "files",
 )  # fmt: skip
-# Spreadsheets take a cell for a formula if it begins with one of these, Japanese ones also with a wide sign,
-# some after a blank or a control character.
+# Spreadsheets treat a cell as a formula if it begins with one of these signs (Japanese ones also with a
+# full-width sign), some also if blanks or control characters come first.
 _FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
 
 MapOf = Callable[["Row"], np.ndarray]
@@ -52,10 +52,10 @@ class Row:
     """The outcome for one picture.
 
     Attributes:
-        name: unique in the batch.
-        sample: the file, and what its folders say of it.
-        result: `Inspection.to_dict()`; empty if there is none.
-        error: why there is no result, else empty.
+        name: unique within the batch.
+        sample: the file, and the label that its folders give it.
+        result: `Inspection.to_dict()`; empty if the picture could not be inspected.
+        error: why there is no result; otherwise empty.
         size: width and height of the picture, px.
     """
 
@@ -66,7 +66,7 @@ class Row:
     size: tuple[int, int] = (0, 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; `label` (good, or the kind of defect) only where the folders tell it."""
+        """The row as JSON-ready values, with `label` (good, or the kind of defect) where it is known."""
         label = {"label": self.sample.defect} if self.sample.defect else {}
         return {"path": self.name, **label, **({"error": self.error} if self.error else self.result)}
 
@@ -78,13 +78,12 @@ class Row:
 def shared_bits(
     inspector: Inspector, pictures: Mapping[str, Sample], category: str | None = None
 ) -> dict[str, int]:
-    """How many bits the pictures' cameras have, by the highest value in each set (`reading.common_bits`).
+    """Estimate the cameras' bit depths from the highest value in each set (`reading.common_bits`).
 
-    A set is an MVTec category, or all pictures outside of one.
+    A set is an MVTec category; all pictures outside MVTec folders form one set.
 
     Returns:
-        Picture → bits, without the pictures that have 8 bits and those whose bits the model's categories
-        know.
+        Picture name → bits. Left out are 8-bit pictures, and those whose depth the model already knows.
     """
     sets: dict[str, list[str]] = {}
     for name, sample in pictures.items():
@@ -94,22 +93,22 @@ def shared_bits(
         names = inspector.categories if known is None else (known,)
         if any(inspector.bits(each, None) is None for each in names):
             sets.setdefault(sample.category if sample.split else "", []).append(name)
-    found = {}
-    for names in sets.values():
-        if (bits := common_bits([pictures[name].image for name in names])) is not None:
-            found |= dict.fromkeys(names, bits)
+    found: dict[str, int] = {}
+    for members in sets.values():
+        if (bits := common_bits([pictures[name].image for name in members])) is not None:
+            found |= dict.fromkeys(members, bits)
     return found
 
 
 def bits_in_words(shared: Mapping[str, int]) -> str:
-    """A sentence for people about `shared_bits`; empty if they need not know anything."""
+    """A sentence for the user about `shared_bits`; empty if there is nothing to say."""
     found = sorted(set(shared.values()))
     if not found or found == [16]:
         return ""
     listed = " or ".join(map(str, found))
     return (
-        f"Pictures of more than 8 bits are read as {listed} bits, by the highest value among them: if your "
-        "camera has more, say how many (bits, --bits)."
+        f"Pictures of more than 8 bits are read as {listed} bits, estimated from their highest value: "
+        "if your camera has more, set its bit depth (bits, --bits)."
     )
 
 
@@ -127,26 +126,27 @@ def run(
     """Inspect one picture after the other.
 
     Args:
-        category: of all pictures; None takes an MVTec folder's own where the model knows it, else each
-            picture is recognised.
-        shared: from `shared_bits`.
+        category: the category of all pictures. With None, the category is that of the picture's MVTec folder
+            if the model knows it; otherwise it is recognised.
+        shared: bit depths from `shared_bits`.
         settings: passed to `Inspector.inspect`.
 
     Yields:
-        A Row as each picture is done, with its inspection for drawing. A picture that cannot be used gets a
-        row with the reason, and no inspection.
+        The row of each picture, and its inspection for drawing. A picture that cannot be used gets a row
+        with the reason, and None.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: a setting is out of range.
     """
     for name, sample in pictures.items():
         known = _category_of(inspector, sample, category)
-        own = {"batch_bits": shared[name]} if shared and name in shared else {}
-        if sample.image.is_dir():  # a folder that may not be read stands for its pictures
+        if sample.image.is_dir():  # a folder without read permission, listed in place of its pictures
             yield Row(name, sample, {}, f"{name} may not be read: check its permissions"), None
             continue
         try:
-            inspection = inspector.inspect(sample.image, category=known, **settings, **own)
+            inspection = inspector.inspect(
+                sample.image, category=known, batch_bits=(shared or {}).get(name), **settings
+            )
             result = inspection.to_dict()
         except DataError as error:
             yield Row(name, sample, {}, str(error).replace(str(sample.image), name)), None
@@ -158,15 +158,15 @@ def run(
         yield Row(name, sample, result, "", (width, height)), inspection
 
 
-def grid_map(inspection: Inspection) -> np.ndarray:
-    """The fused map at the size at which it is judged, for `rejudged`: float16 [h, w] of at most 512 px."""
+def grid_map(inspection: Inspection) -> npt.NDArray[np.float16]:
+    """The fused map for `rejudged`, float16 [h, w], at most 512 px per side."""
     maps = inspection.grid_maps()
     pixel, feature = (np.stack([maps[t][branch] for t in inspection.timesteps]) for branch in (0, 1))
     return fuse(pixel, feature, inspection.alpha, inspection.grid_plain()).astype(np.float16)
 
 
 def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -> Row:
-    """The row under another threshold or look limit; regions are found again in its grid map."""
+    """The row under another threshold or look limit, with its regions found again in the grid map."""
     look_threshold = min(look_threshold, threshold)
     if row.error or (threshold, look_threshold) == (row.result["threshold"], row.result["look_threshold"]):
         return row
@@ -186,10 +186,13 @@ def rejudged(row: Row, threshold: float, look_threshold: float, map_of: MapOf) -
 
 
 def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
-    """`measures.measure` of the labelled rows, by category, with the `folders` and `notes` of `evaluate`.
+    """Compare the verdicts with the labels: `measures.measure` by category.
 
-    Categories without a good and a defective picture are left out. A mask that cannot be used counts as
+    Categories that lack good or defective pictures are left out. A mask that cannot be used counts as
     missing in the pixel metrics.
+
+    Returns:
+        By category the keys of `measure`, and the `folders` and `notes` of `evaluation.evaluate`.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -209,7 +212,7 @@ def measured(rows: Iterable[Row], map_of: MapOf) -> dict[str, dict[str, Any]]:
             ]
             if useless:
                 notes.append(
-                    f"Masks that are damaged or not of their picture's size count as missing: "
+                    f"Masks that are damaged or do not have the picture's size count as missing: "
                     f"{listed(map(short, useless))}."
                 )
             about = {"folders": folders_in_words(samples), "notes": notes + stray_masks(given)}
@@ -233,22 +236,22 @@ def _scored(row: Row, map_of: MapOf) -> Scored:
     )
 
 
-def _mask(row: Row, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The row's mask on the grid of a map of that shape; None if there is none that can be used."""
+def _mask(row: Row, shape: tuple[int, int]) -> np.ndarray | None:
+    """The row's mask on a grid [h, w] over the picture; None if there is no usable mask."""
     with suppress(DataError):
         return mask_on_grid(row.sample, row.size[::-1], shape)
     return None
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Files for people
+# Exported files
 
 
 def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """A CSV file for spreadsheets: a line for each record (`Row.to_dict`), with the columns `COLUMNS`.
+    """A CSV file for spreadsheets, with a line for each record (`Row.to_dict`) and the columns `COLUMNS`.
 
-    Regions are counted; notes and files take a cell each. The file is UTF-8 with a byte-order mark, its text
-    is in quotes, and no cell can be taken for a formula.
+    The regions column holds their number; all notes share a cell, and so do all files. The file is UTF-8
+    with a byte-order mark, text is quoted, and no cell can be mistaken for a formula.
     """
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
@@ -261,7 +264,7 @@ def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """A cell's content; an apostrophe before text that looks like a formula keeps it text."""
+    """A cell's content. Text that looks like a formula gets an apostrophe in front, which keeps it text."""
     if isinstance(value, (list, tuple)):
         value = "; ".join(map(str, value))
     if isinstance(value, str) and (value[:1] in _CONTROL or value.lstrip()[:1] in _FORMULA):
@@ -270,7 +273,7 @@ def _cell(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """JSON that every parser reads: NaN and infinity become null. An indent of None puts it on one line."""
+    """Strictly valid JSON: NaN and infinity become null. With an indent of None it is one line."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, Mapping):
@@ -285,7 +288,7 @@ def json_text(value: Any, indent: int | None = 2) -> str:
 
 
 def document(inspector: Inspector, records: Sequence[Mapping[str, Any]], **about: Any) -> str:
-    """All results (`Row.to_dict`) as one JSON document, which also names the model that made them."""
+    """All results (`Row.to_dict`) and the model that made them, as one JSON document."""
     model = {"model": inspector.name, "provenance": inspector.provenance, "diffad": __version__}
     return json_text(model | about | {"pictures": records})
 
@@ -293,10 +296,10 @@ def document(inspector: Inspector, records: Sequence[Mapping[str, Any]], **about
 def write_zip(
     file: Path | BinaryIO, inspector: Inspector, rows: Sequence[Row], map_of: MapOf, **about: Any
 ) -> None:
-    """Write results.csv, results.json, and for each picture an overlay and its grid map into a zip file.
+    """Write a zip file with results.csv, results.json, and an overlay and grid map of each picture.
 
-    Overlays are PNG of at most 1024 px, maps `.npy` (float16, σ); the results name both. A picture whose file
-    has been removed since has no overlay.
+    Overlays are PNG of at most 1024 px, maps `.npy` (float16, σ); the results list both. A picture whose file
+    has been deleted in the meantime has no overlay.
     """
     records, names = [], {row.name for row in rows}
     with zipfile.ZipFile(file, "w") as archive:
@@ -311,18 +314,18 @@ def write_zip(
 def _write_evidence(
     archive: zipfile.ZipFile, inspector: Inspector, row: Row, on_grid: np.ndarray, taken: Container[str]
 ) -> list[str]:
-    """Put a picture's map and overlay into the archive.
+    """Add a picture's map and overlay to the archive.
 
     Args:
-        taken: names of all pictures, none of which another picture's overlay may get.
+        taken: the names of all pictures, which no other picture's overlay may use.
 
     Returns:
-        The names of both in the archive.
+        The names of both files in the archive.
     """
     png = row.name.lower().endswith(".png")
     overlay = row.name if png else unused(Path(f"{row.name}.png"), taken)
     names = f"maps/{row.name}.npy", f"overlays/{overlay}"
-    files = [name.encode("utf-8", "replace").decode() for name in names]  # a name may not be Unicode
+    files = [name.encode("utf-8", "replace").decode() for name in names]  # names may contain invalid Unicode
     archive.writestr(files[0], drawing.npy_bytes(on_grid), zipfile.ZIP_DEFLATED)
     try:
         image = read_image(row.sample.image, row.result["bits"])
@@ -335,10 +338,15 @@ def _write_evidence(
     return files
 
 
-def shown(image: np.ndarray, on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int) -> np.ndarray:
-    """The picture with its heat map and contour, uint8 [h, w, 3] with at most `longest` px a side."""
+def shown(
+    image: npt.NDArray[np.uint8], on_grid: np.ndarray, inspector: Inspector, row: Row, longest: int
+) -> npt.NDArray[np.uint8]:
+    """The picture with its heat map and contour, uint8 [h, w, 3], at most `longest` px per side."""
     small = drawing.shrunk(image, longest)
-    heat = cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    heat = np.asarray(
+        cv2.resize(on_grid.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_LINEAR),
+        np.float32,
+    )
     result = row.result
     top = inspector.scale_top(result["category"])
     limit = map_limit_for(result["verdict"], result["threshold"], result["look_threshold"], heat)

@@ -1,4 +1,4 @@
-"""How fast a model is on a machine: an inspection and its parts, many pictures, a repair, training."""
+"""Measure how fast a model is on this machine: inspection, batch, repair and training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from diffad import batch
@@ -25,28 +26,29 @@ from diffad.pictures.samples import Sample
 from diffad.teaching.training import training_rate
 
 _BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # ends with its parent
-# (items, what the bar is called, how many there are) → the same items, with a progress bar
+# (items, label, number of items) → the same items, with a progress bar
 Tracked = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 def benchmark(
-    inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int, steps: int,
-    tracked: Tracked = lambda some, name, count: some,
+    inspector: Inspector, picture: npt.NDArray[np.uint8], category: str, timesteps: Sequence[int],
+    runs: int, steps: int, tracked: Tracked = lambda some, name, count: some,
 ) -> dict[str, Any]:  # fmt: skip
     """Time inspections, a batch, a repair and training on one picture.
 
     Args:
         picture: uint8 [H, W, 3].
         category, timesteps: as for `Inspector.inspect`.
-        runs: inspections, and files in the batch.
-        steps: of the repair.
-        tracked: shows progress.
+        runs: number of inspections, and of files in the batch.
+        steps: number of repair steps.
+        tracked: wraps an iterable to show progress.
 
     Returns:
-        first_inspection, inspection (median), of which backbone, network and rest: s.
-        repair_first_frame, repair_step (mean): s.
-        batch_rate, training_rate: pictures a second.
-        repair_method: the one that was timed.
+        first_inspection, inspection: seconds; the latter is the median of all but the first one.
+        backbone, network, rest: seconds of the parts of an inspection, medians.
+        repair_first_frame, repair_step: seconds; the latter is the mean.
+        batch_rate, training_rate: pictures per second.
+        repair_method: the method that was timed.
     """
 
     def once() -> float:
@@ -70,7 +72,7 @@ def benchmark(
         for _ in tracked(batch.run(inspector, files, category, timesteps=timesteps), "batch", runs):
             pass
         batch_rate = runs / (time.perf_counter() - begun)
-    for method in ("weighed", "paper"):  # the first takes no step on a picture without an anomaly
+    for method in ("weighed", "paper"):  # "weighed" does nothing if the picture has no anomaly
         begun = time.perf_counter()
         repair = inspector.repair(picture, category, RepairOptions(steps=steps, method=method))
         marks = [time.perf_counter() - begun for _ in tracked(repair, "repairing", steps + 1)]
@@ -94,14 +96,14 @@ def benchmark(
 
 
 def beside(
-    inspector: Inspector, picture: np.ndarray, category: str, timesteps: Sequence[int], runs: int,
+    inspector: Inspector, picture: npt.NDArray[np.uint8], category: str, timesteps: Sequence[int], runs: int,
     tracked: Tracked = lambda some, name, count: some,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Time `runs` inspections on a busy machine: beside 0, 1 and 2 programs that never rest.
+    """Time inspections while 0, 1 and 2 other processes keep a CPU core busy.
 
     Returns:
-        For each number of programs: busy_loops, median_seconds, worst_seconds, and slowdown, the median
-        divided by that without them.
+        For each number of processes: busy_loops, median_seconds, worst_seconds, and slowdown (the median
+        divided by the median without such processes).
     """
     found: list[dict[str, float]] = []
     for loops in (0, 1, 2):
@@ -111,7 +113,7 @@ def beside(
                 begun = time.perf_counter()
                 inspector.inspect(picture, category=category, timesteps=timesteps)
                 spent.append(time.perf_counter() - begun)
-        median = statistics.median(spent[1:])  # the first one also loads code
+        median = statistics.median(spent[1:])  # the first inspection also loads code
         alone = found[0]["median_seconds"] if found else median
         found.append({"busy_loops": loops, "median_seconds": median, "worst_seconds": max(spent[1:]),
                       "slowdown": median / alone})  # fmt: skip
@@ -119,15 +121,15 @@ def beside(
 
 
 @contextmanager
-def _busy_loops(count: int) -> Iterator[list[subprocess.Popen]]:
-    """Processes that compute without rest while the context is open, or until this process ends."""
-    loops: list[subprocess.Popen] = []
+def _busy_loops(count: int) -> Iterator[None]:
+    """Keep `count` processes computing while the context is open, or until this process ends."""
+    loops: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
             loops.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(os.getpid())]))
         if loops:
-            time.sleep(0.2)  # they need time to start
-        yield loops
+            time.sleep(0.2)  # time to start
+        yield
     finally:
         for loop in loops:
             loop.kill()
@@ -137,7 +139,7 @@ def _busy_loops(count: int) -> Iterator[list[subprocess.Popen]]:
 
 @contextmanager
 def _timed(inspector: Inspector) -> Iterator[tuple[list[float], list[float]]]:
-    """Collect the seconds of every call of the backbone and of the network while the context is open."""
+    """Record the seconds of every call of the backbone and of the network while the context is open."""
 
     def now() -> float:
         if inspector.device.type == "cuda":

@@ -40,7 +40,8 @@ def tracked(items: Iterable[_Item], what: str, total: int | None = None) -> Iter
     """The items, with a bar that goes when they end."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, total=total, leave=False, disable=None)
+    bar: Iterable[_Item] = tqdm(items, desc=what, total=total, leave=False, disable=None)
+    return bar
 
 
 @contextlib.contextmanager

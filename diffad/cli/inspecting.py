@@ -26,10 +26,11 @@ from diffad.cli.common import (
     repair_options,
     unreadable,
 )
-from diffad.cli.console import document, json_text, say, tell, tracked
+from diffad.cli.console import counter, document, json_text, say, tell, tracked
 from diffad.output import append, write
 
 if TYPE_CHECKING:
+    from diffad.inspection import Inspection
     from diffad.inspector import Inspector
 
 _VERDICTS, _TABLES = "results.jsonl", ("results.json", "results.csv")  # of `inspect`
@@ -67,7 +68,7 @@ def inspect(arguments: argparse.Namespace) -> int:
                 record = row.to_dict()
                 if row.error:
                     say(row.error)
-                elif out:
+                elif out and inspection is not None:
                     record["files"] = []
                     with going_on(unwritten):
                         try:
@@ -141,12 +142,12 @@ def repair(arguments: argparse.Namespace) -> int:
                 records.append(unreadable(path, error))
                 continue
             reel, scores = Reel(), []
-            bar = tracked(walk, str(path), arguments.steps + 1)
-            for step in bar:
-                bar.total = step.total + 1  # grows by a round
-                reel.add(step.image)
-                scores.append(step.score)
-                repaired, steps, notes = step.image, step.index, step.notes
+            with counter(str(path)) as progress:
+                for step in walk:
+                    progress(step.index + 1, step.total + 1)  # the total grows with each round
+                    reel.add(step.image)
+                    scores.append(step.score)
+                    repaired, steps, notes = step.image, step.index, step.notes
             seconds = time.perf_counter() - started
             with going_on(unwritten):
                 animation(reel.frames, film)
@@ -203,7 +204,7 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
 
 
 def _evidence(
-    out: Path, name: str, endings: Sequence[str], inspection: Any, inspector: Inspector
+    out: Path, name: str, endings: Sequence[str], inspection: Inspection, inspector: Inspector
 ) -> Iterator[Path]:
     """Writes <name><ending> for each of the endings of `inspect`; yields each as it is written."""
     from diffad.pictures.drawing import npy_bytes, overlay, png_bytes

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         with _terminated_like_interrupted():
-            return arguments.run(arguments)
+            code: int = arguments.run(arguments)
+            return code
     except SystemExit as stop:  # argparse: --help, --version or a wrong option
         return stop.code if isinstance(stop.code, int) else REFUSED
     except KeyboardInterrupt:
@@ -142,7 +143,8 @@ def _tile(text: str) -> int | str | None:
     if text in ("auto", "whole"):
         return text if text == "auto" else None
     try:
-        return _number(int, 16, 10**6)(text)
+        side: int = _number(int, 16, 10**6)(text)
+        return side
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, whole or a side of at least 16 px") from None
 
@@ -172,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(run=run)
         return own
 
-    def option(name: str, metavar: str, kind: Callable, help: str, default: Any = None) -> _Option:
+    def option(
+        name: str, metavar: str, kind: Callable[[str], Any], help: str, default: Any = None
+    ) -> _Option:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         help = help if default in (None, "") else f"{help} (default: {shown})"
         return name, {"metavar": metavar, "type": kind, "help": help, "default": default}

@@ -8,13 +8,9 @@ import os
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from diffad.cli.console import say
-
-if TYPE_CHECKING:
-    pass
 from diffad.cli.common import FINISHED, Refused, default_checkpoint, load_inspector, must_exist
+from diffad.cli.console import say
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
+from diffad.cli.common import FINISHED, Refused, check_folder, must_exist
 from diffad.cli.console import document, say, training_bar
 from diffad.output import OutputError
-
-if TYPE_CHECKING:
-    pass
-from diffad.cli.common import FINISHED, Refused, check_folder, must_exist
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -23,8 +20,11 @@ def train(arguments: argparse.Namespace) -> int:
     from diffad.pictures.samples import listed, short
     from diffad.teaching import training
     from diffad.teaching.forecast import in_words
+    from diffad.teaching.good_pictures import normal_paths
+    from diffad.teaching.recipe import TrainConfig
+    from diffad.teaching.state import state_file
 
-    sizes = {"channels": tuple(arguments.channels)} if arguments.channels else {}
+    sizes: dict[str, Any] = {"channels": tuple(arguments.channels)} if arguments.channels else {}
     if arguments.start and (sizes or arguments.backbone):
         raise Refused("--channels and --backbone come from the checkpoint given with --from")
     if arguments.out.suffix != ".safetensors":
@@ -34,7 +34,7 @@ def train(arguments: argparse.Namespace) -> int:
     check_folder(arguments.out.parent)
     for source in (*arguments.data, *filter(None, [arguments.start])):
         must_exist(source)
-    categories = training.normal_paths(arguments.data)
+    categories = normal_paths(arguments.data)
     names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence", "size")
     recipe = {name: getattr(arguments, name) for name in names}
     try:
@@ -42,7 +42,7 @@ def train(arguments: argparse.Namespace) -> int:
         if arguments.backbone:
             recipe["backbone"] = arguments.backbone
             sizes["feature_channels"] = FeatureExtractor(arguments.backbone).channels
-        config = training.TrainConfig(unet=UNetConfig(**sizes), **recipe)
+        config = TrainConfig(unet=UNetConfig(**sizes), **recipe)
     except ValueError as error:
         raise Refused(str(error)) from error
 
@@ -66,7 +66,7 @@ def train(arguments: argparse.Namespace) -> int:
                 tell=say if first else lambda _: None,
             )
         except (KeyboardInterrupt, OutputError):
-            if training.state_file(arguments.out).exists():
+            if state_file(arguments.out).exists():
                 say("to go on from here, give the same options and --resume")
             raise
         if first:

@@ -16,12 +16,13 @@ import numpy as np
 from diffad.inspector import Inspector
 from diffad.measuring import ablation_maps
 from diffad.measuring.ablation_settings import ALPHA, Table, listed, other_pixel_scores, tables
+from diffad.measuring.evaluation import bit_notes
 from diffad.measuring.tables import Progress, cell, markdown, mean_over_categories, step_counter
 from diffad.method.devices import sharing
 from diffad.method.image_score import top_mean
 from diffad.method.metrics import aupro, auroc, pixel_auroc
 from diffad.method.scoring import TIMESTEPS
-from diffad.pictures.depth import most, read_in_words
+from diffad.pictures.depth import most
 from diffad.pictures.labels import folders_in_words, look_over
 from diffad.pictures.masks import check_readable, mask_inside
 from diffad.pictures.reading import DataError, read_image
@@ -30,7 +31,7 @@ from diffad.pictures.samples import Sample, labelled
 TRAINING_PICTURES = 24  # on which the pixel scores that a checkpoint does not store are standardised
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
-Measured = dict[frozenset, dict[str, "float | None"]]  # key of a setting → metrics
+Measured = dict[frozenset[tuple[str, float]], dict[str, "float | None"]]  # key of a setting → metrics
 
 
 def ablate(
@@ -113,7 +114,7 @@ def ablate(
         "folders": {name: folders_in_words(group) for name, group in groups.items()},
         "notes": [
             *_notes(training, experts),
-            *(f"{name}: {read_in_words(bits[name], depth)}" for name, depth in depths.items() if depth),
+            *(f"{name}: {note}" for name in groups for note in bit_notes(bits[name], depths[name])),
             *(f"{name}: {note}" for name, notes in doubts.items() for note in notes),
         ],
         "tables": [_results(table, measured) for table in compared],

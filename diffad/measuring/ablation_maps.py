@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from diffad.pictures.samples import Sample
 
 def kept_maps(
     inspector: Inspector,
-    image: np.ndarray,
+    image: npt.NDArray[np.uint8],
     category: str,
     fitted: Mapping[str, Calibration],
     scores: Mapping[str, tuple[str, int]],
@@ -95,7 +96,10 @@ def fit(
 
 def fused(maps: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """The weighted sum of kept maps, float32 [h, w]."""
-    return sum(np.float32(weight) * maps[name].astype(np.float32) for name, weight in weights.items())
+    total = np.zeros_like(next(iter(maps.values())), np.float32)
+    for name, weight in weights.items():
+        total += np.float32(weight) * maps[name].astype(np.float32)
+    return total
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ class _Answers:
     """The network's answers for one picture: asked once, then scored in any number of ways."""
 
     @torch.no_grad()
-    def __init__(self, inspector: Inspector, image: np.ndarray, category: str, seed: int) -> None:
+    def __init__(self, inspector: Inspector, image: npt.NDArray[np.uint8], category: str, seed: int) -> None:
         self.inspector, self.seed = inspector, seed
         self.tiling = inspector.whole(image, category)
         (self.tile,) = self.tiling.tiles

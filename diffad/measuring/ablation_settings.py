@@ -36,7 +36,7 @@ class Setting:
     default: bool = False
 
     @property
-    def key(self) -> frozenset:
+    def key(self) -> frozenset[tuple[str, float]]:
         """Equal for settings with the same map, which is then measured only once."""
         return frozenset(self.weights.items())
 
@@ -103,7 +103,7 @@ def _alphas() -> Table:
 
 
 def _timesteps() -> Table:
-    several = {str(t): (t,) for t in SINGLE_TIMESTEPS}
+    several: dict[str, tuple[int, ...]] = {str(t): (t,) for t in SINGLE_TIMESTEPS}
     several |= {listed(TIMESTEPS): TIMESTEPS, "all": SINGLE_TIMESTEPS}
     rows = (
         Setting(

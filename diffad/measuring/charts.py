@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 from diffad.measuring.repairs import Repaired
@@ -14,6 +15,8 @@ from diffad.report.rendering import inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 # As drawn → the colour of report.css, which has another value in dark mode.
 _COLOURS = {
@@ -29,27 +32,27 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 270, 44, 30, 10, 42  # of a
 _BINS = 32
 
 
-def roc_chart(values: dict[str, Any]) -> Markup:
+def roc_chart(values: Mapping[str, Any]) -> Markup:
     """One category's ROC curves of pictures and of pixels, as far as they are defined."""
-    axes = _axes("ROC", "false positive rate", "true positive rate")
+    figure, axes = _axes("ROC", "false positive rate", "true positive rate")
     kinds = {"pixel": _PIXEL, "image": _CALM}
     kinds = {kind: colour for kind, colour in kinds.items() if values["curves"][f"{kind}_roc"]}
     for row, (kind, colour) in enumerate(kinds.items()):
         axes.plot(*np.transpose(values["curves"][f"{kind}_roc"]), color=colour, linewidth=2)
         _label(axes, f"{kind}s {values[f'{kind}_auroc']:.3f}", (1, 0), (-8, 8 + 17 * row), colour, bold=True)
     _number(axes.xaxis, np.linspace(0, 1, 6))
-    return inline_svg(axes.figure, "ROC", _COLOURS)
+    return inline_svg(figure, "ROC", _COLOURS)
 
 
-def pro_chart(values: dict[str, Any]) -> Markup:
+def pro_chart(values: Mapping[str, Any]) -> Markup:
     """One category's per-region overlap up to a false positive rate of 0.3, with a mark at 0.05."""
-    axes = _axes("PRO", "false positive rate", "per-region overlap")
+    figure, axes = _axes("PRO", "false positive rate", "per-region overlap")
     axes.plot(*np.transpose(values["curves"]["pro"]), color=_PIXEL, linewidth=2)
     _label(axes, f"to 0.3: {values['aupro']:.3f}", (1, 0), (-8, 8), _PIXEL, bold=True)
     _number(axes.xaxis, np.linspace(0, 0.3, 7))
     axes.axvline(0.05, color=_QUIET, linewidth=1, dashes=(4, 3))
     _label(axes, f"to 0.05: {values['aupro_05']:.3f}", (0.05 / 0.3, 0), (5, 8), _QUIET)
-    return inline_svg(axes.figure, "PRO", _COLOURS)
+    return inline_svg(figure, "PRO", _COLOURS)
 
 
 def score_chart(pictures: Sequence[dict[str, Any]], threshold: float | None) -> Markup:
@@ -60,14 +63,14 @@ def score_chart(pictures: Sequence[dict[str, Any]], threshold: float | None) -> 
     )
     every = np.concatenate([good, bad])
     unit = abs(float(np.median(every) if threshold is None else threshold)) or 1.0
-    marks = [] if threshold is None else [float(np.arcsinh(threshold / unit))]
-    places = [*np.arcsinh(every / unit), *marks]
+    mark = None if threshold is None else float(np.arcsinh(threshold / unit))
+    places = [*np.arcsinh(every / unit), *([] if mark is None else [mark])]
     low, high = min(places), max(*places, min(places) + 1e-6)
     edges = np.linspace(low, high, _BINS + 1)
     shares = [np.histogram(np.arcsinh(some / unit), edges)[0] / max(1, some.size) for some in (good, bad)]
     tallest = float(np.max(shares))
 
-    axes = _axes("Image scores", "score, σ of good parts", "share of good, of defective")
+    figure, axes = _axes("Image scores", "score, σ of good parts", "share of good, of defective")
     axes.grid(False)
     wide = edges[1] - edges[0]
     for share, sign, colour in zip(shares, (1, -1), (_CALM, _ALARM)):
@@ -80,17 +83,18 @@ def score_chart(pictures: Sequence[dict[str, Any]], threshold: float | None) -> 
     axes.set_ylim(-tallest / 0.86, tallest / 0.86)
     axes.set_yticks([-tallest, tallest], [f"{tallest:.0%}"] * 2)
     axes.set_xticks(*_score_ticks(unit, low, high))
-    for mark in marks:
+    if mark is not None:
         axes.axvline(mark, color=_QUIET, linewidth=1, dashes=(4, 3))
         place = (mark - low) / (high - low)
         _label(axes, f"threshold {threshold:.2f}", (place, 1), (5 if place < 0.5 else -5, -12), _QUIET)
-    return inline_svg(axes.figure, "Image scores", _COLOURS)
+    return inline_svg(figure, "Image scores", _COLOURS)
 
 
 def _score_ticks(unit: float, low: float, high: float) -> tuple[list[float], list[str]]:
     """Round scores that leave room for their labels: their places on the axis, and the labels."""
     apart = 30 / (_WIDTH - _LEFT - _RIGHT) * (high - low)
-    places, labels = [], []
+    places: list[float] = []
+    labels: list[str] = []
     for score in (part * 10.0**power for power in range(-2, 6) for part in (1, 2, 5)):
         place = float(np.arcsinh(score / unit))
         if low <= place <= high and (not places or place >= places[-1] + apart):
@@ -99,15 +103,15 @@ def _score_ticks(unit: float, low: float, high: float) -> tuple[list[float], lis
     return places, labels
 
 
-def _axes(title: str, x_title: str, y_title: str) -> Axes:
-    """Axes with a grid, over 0 … 1 upwards, alone on a figure whose points are the chart's pixels."""
+def _axes(title: str, x_title: str, y_title: str) -> tuple[Figure, Axes]:
+    """A figure whose points are the chart's pixels, and its axes: with a grid, upwards from 0 to 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), frameon=False)
     left, bottom = _LEFT / _WIDTH, _BOTTOM / _HEIGHT
     right, top = 1 - _RIGHT / _WIDTH, 1 - _TOP / _HEIGHT
     axes = figure.add_axes((left, bottom, right - left, top - bottom), frame_on=False)
-    quiet = {"color": _QUIET, "fontsize": 11, "ha": "center"}
+    quiet: dict[str, Any] = {"color": _QUIET, "fontsize": 11, "ha": "center"}
     figure.text(left, 1 - 16 / _HEIGHT, title, color=_INK, fontsize=13, fontweight="bold")
     figure.text((left + right) / 2, 8 / _HEIGHT, x_title, **quiet)
     figure.text(11 / _WIDTH, (bottom + top) / 2, y_title, rotation=90, va="center", **quiet)
@@ -116,10 +120,10 @@ def _axes(title: str, x_title: str, y_title: str) -> Axes:
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=6, labelsize=11, labelcolor=_QUIET)
     _number(axes.yaxis, np.linspace(0, 1, 6))
-    return axes
+    return figure, axes
 
 
-def _number(axis: Any, values: np.ndarray) -> None:
+def _number(axis: Axis, values: np.ndarray) -> None:
     """Ticks at these values, from the axis' one end to the other."""
     axis.set_ticks(values, [f"{value:.2g}" for value in values])
     axis.set_view_interval(values[0], values[-1], ignore=True)
@@ -143,7 +147,7 @@ def _label(
 # ---------------------------------------------------------------------------------------------------------
 
 
-def repair_sheet(repairs: Sequence[Repaired]) -> np.ndarray:
+def repair_sheet(repairs: Sequence[Repaired]) -> npt.NDArray[np.uint8]:
     """Before, after, |difference| × 4 and the score before → after of each repair; uint8 [h, w, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

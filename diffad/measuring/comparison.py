@@ -10,15 +10,27 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from diffad.inspector import Inspector
+from diffad.measuring.evaluation import bit_notes
 from diffad.measuring.measures import Scored, measure
-from diffad.measuring.peers import CORESET_POOL, CORESET_RATIO, FRE_EPOCHS, PEERS, Fitted, Judge, checked
+from diffad.measuring.peers import (
+    CORESET_POOL,
+    CORESET_RATIO,
+    FRE_EPOCHS,
+    PEERS,
+    Fitted,
+    Judge,
+    PeerFit,
+    checked,
+)
 from diffad.measuring.tables import (
     Column,
     Progress,
@@ -28,9 +40,10 @@ from diffad.measuring.tables import (
     step_counter,
     table_rows,
 )
+from diffad.method.features import FeatureExtractor
 from diffad.method.image_score import threshold_for, top_mean
 from diffad.method.scoring import denoise_all, pixel_score, smooth
-from diffad.pictures.depth import most, read_in_words
+from diffad.pictures.depth import most
 from diffad.pictures.geometry import Geometry, to_square, to_uint8
 from diffad.pictures.labels import folders_in_words, look_over
 from diffad.pictures.masks import check_readable, mask_inside
@@ -129,8 +142,7 @@ def compare(
             inspector, methods, category, squares, group, changed, bits, seed, step
         )
         notes += [f"{category}: {remark}" for remark in remarks]
-        if depths[category] is not None:
-            notes.append(f"{category}: {read_in_words(bits, depths[category])}")
+        notes += [f"{category}: {note}" for note in bit_notes(bits, depths[category])]
         defective = sum(bool(sample.is_anomalous) for sample in group)
         counts = {"train": len(squares), "good": len(group) - defective, "defective": defective}
         pictures[category] = counts
@@ -204,8 +216,12 @@ def _methods(inspector: Inspector, peers: Sequence[str], minutes: float, seed: i
     }
     for name in peers:
         title, fit = PEERS[name]
-        methods[title] = lambda _, squares, fit=fit: fit(squares, inspector.extractor, 60 * minutes)
+        methods[title] = partial(_peer, fit, inspector.extractor, 60 * minutes)
     return methods
+
+
+def _peer(fit: PeerFit, extractor: FeatureExtractor, seconds: float, _: str, squares: Tensor) -> Fitted:
+    return fit(squares, extractor, seconds)
 
 
 def _fitted(
@@ -241,12 +257,14 @@ def _compared(
     """
     size = inspector.size_of(category)
     images = [read_image(sample.image, bits) for sample in changed]
-    result, remarks = {}, []
+    result: dict[str, dict[str, Any]] = {}
+    remarks: list[str] = []
     for title, fit in methods.items():
-        fitted, seconds = _fitted(inspector, fit, category, squares, seed)
+        fitted, took = _fitted(inspector, fit, category, squares, seed)
+        seconds: float | None = took
         if title in ("diffad", "RGB error"):
-            trained = inspector.provenance.get("minutes")
-            seconds = None if trained is None else 60.0 * trained
+            minutes = inspector.provenance.get("minutes")
+            seconds = 60.0 * minutes if isinstance(minutes, int | float) else None
         scored = []
         for sample in group:
             scored.append(_scored(sample, fitted.judge, size, bits))
@@ -265,9 +283,10 @@ def _compared(
 
 
 def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
-    def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
+    def judge(image: npt.NDArray[np.uint8]) -> tuple[float, np.ndarray]:
         inspection = inspector.inspect(image, category, seed=seed, tile=None)
-        geometry = Geometry.letterbox(*image.shape[:2], inspector.size_of(category))
+        height, width = image.shape[:2]
+        geometry = Geometry.letterbox(height, width, inspector.size_of(category))
         return inspection.score, inspection.square_map[geometry.inner]
 
     return Fitted(judge, (inspector.network, inspector.extractor, inspector.profiles[category]))
@@ -275,7 +294,7 @@ def _diffad(inspector: Inspector, category: str, seed: int) -> Fitted:
 
 def _rgb_error(inspector: Inspector, category: str, seed: int) -> Fitted:
     @torch.no_grad()
-    def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
+    def judge(image: npt.NDArray[np.uint8]) -> tuple[float, np.ndarray]:
         tiling = inspector.whole(image, category)
         (tile,) = tiling.tiles
         x_start = tiling.square(image, tile)[None].to(inspector.device)
@@ -311,12 +330,18 @@ def _to_change(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     None without a limit, or if there are fewer than four good pictures.
     """
     good = [sample for sample in samples if not sample.is_anomalous]
-    second = good[1::2] if limit and len(good) >= 4 else []
-    return second[:: -(-len(second) // limit)] if second else []
+    if not limit or len(good) < 4:
+        return []
+    second = good[1::2]
+    return second[:: -(-len(second) // limit)]
 
 
 def _when_changed(
-    images: Sequence[np.ndarray], judge: Judge, others: Sequence[float], seed: int, step: Callable[..., None]
+    images: Sequence[npt.NDArray[np.uint8]],
+    judge: Judge,
+    others: Sequence[float],
+    seed: int,
+    step: Callable[..., None],
 ) -> dict[str, Any]:
     """How a method judges changed good pictures, against a threshold from the scores of other good ones."""
     threshold = threshold_for(np.array(others))

@@ -11,9 +11,10 @@ is judged alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffad.inspection import checked_timesteps
 from diffad.measuring.measures import ANNOUNCED, Scored, mean_of_runs, measured
@@ -26,9 +27,13 @@ from diffad.pictures.masks import mask_inside
 from diffad.pictures.reading import read_image
 from diffad.pictures.samples import Sample, labelled
 
+if TYPE_CHECKING:
+    from diffad.inspection import Inspection
+    from diffad.inspector import Inspector
+
 
 def evaluate(
-    inspector: Any,
+    inspector: Inspector,
     samples: Iterable[Sample],
     alpha: float = 0.5,
     timesteps: Sequence[int] = (20, 200, 400),
@@ -86,8 +91,7 @@ def evaluate(
                 pictures = list(map(_summary, scored))
                 notes = _notes(inspector, name, profile, scored, runs[0][0])
             del scored  # its maps are large
-        if depths[name] is not None:
-            notes.append(read_in_words(bits, depths[name]))
+        notes += bit_notes(bits, depths[name])
         result[name] = mean_of_runs(runs) | {
             "setting": {
                 "model": getattr(inspector, "name", ""),
@@ -104,14 +108,14 @@ def evaluate(
     return result
 
 
-def profile_for(inspector: Any, name: str, category: str | None) -> str | None:
+def profile_for(inspector: Inspector, name: str, category: str | None) -> str | None:
     """The profile that judges pictures of the category `name`: the one asked for, else its own; None if the
     inspector has neither and recognises each picture.
     """
     return category if category is not None else (name if name in inspector.categories else None)
 
 
-def bits_to_read(inspector: Any, profile: str | None, found: int | None) -> int | None:
+def bits_to_read(inspector: Inspector, profile: str | None, found: int | None) -> int | None:
     """How many bits to read pictures with, for a profile (None: the recognised category's).
 
     Args:
@@ -120,7 +124,17 @@ def bits_to_read(inspector: Any, profile: str | None, found: int | None) -> int 
     return None if found is None else inspector.bits(profile, found)
 
 
-def inner_map(inspection: Any, geometry: Geometry) -> np.ndarray:
+def bit_notes(bits: int | None, found: int | None) -> list[str]:
+    """A sentence about how pictures of more than 8 bits were read; none where all are 8-bit files.
+
+    Args:
+        bits: that they were read with.
+        found: that their own values need.
+    """
+    return [] if bits is None or found is None else [read_in_words(bits, found)]
+
+
+def inner_map(inspection: Inspection, geometry: Geometry) -> npt.NDArray[np.float32]:
     """The fused map in the rectangle that the picture fills at the model's resolution, float32 [h, w]."""
     return np.ascontiguousarray(inspection.square_map[geometry.inner], np.float32)
 
@@ -135,15 +149,16 @@ def _summary(one: Scored) -> dict[str, Any]:
 
 
 def _score(
-    inspector: Any, sample: Sample, profile: str | None, settings: dict[str, Any], bits: int | None
+    inspector: Inspector, sample: Sample, profile: str | None, settings: dict[str, Any], bits: int | None
 ) -> Scored:
     image = read_image(sample.image, bits)
     inspection = inspector.inspect(image, **settings)
     recognised = inspection.category
     if profile not in (None, recognised):  # the score must come from the profile asked for
         inspection = inspector.inspect(image, category=profile, **settings)
-    geometry = Geometry.letterbox(*image.shape[:2], len(inspection.square_map))
-    mask = mask_inside(sample, image.shape[:2], geometry.size)
+    height, width = image.shape[:2]
+    geometry = Geometry.letterbox(height, width, len(inspection.square_map))
+    mask = mask_inside(sample, (height, width), geometry.size)
     return Scored(
         path=sample.image,
         label=bool(sample.is_anomalous),
@@ -160,7 +175,7 @@ def _score(
 
 
 def _notes(
-    inspector: Any, name: str, profile: str | None, scored: Sequence[Scored], values: dict[str, Any]
+    inspector: Inspector, name: str, profile: str | None, scored: Sequence[Scored], values: dict[str, Any]
 ) -> list[str]:
     notes = []
     labels = [one.label for one in scored]

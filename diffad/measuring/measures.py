@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffad.measuring.tables import mean, quantile
 from diffad.method.metrics import (
@@ -34,7 +35,7 @@ from diffad.method.metrics import (
 
 ANNOUNCED = (0.001, 0.01, 0.05)  # shares of good parts that thresholds are asked for
 
-Draws = dict[str, np.ndarray]  # metric → its value in each resample, float64 [draws]
+Draws = dict[str, npt.NDArray[np.float64]]  # metric → its value in each resample, float64 [draws]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,8 @@ class Scored:
     path: Path
     label: bool
     score: float
-    anomaly_map: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    anomaly_map: npt.NDArray[np.float32] | None = None
+    mask: npt.NDArray[np.bool_] | None = None
     verdict: bool | None = None
     threshold: float | None = None
     category_right: bool | None = None
@@ -157,8 +158,10 @@ def mean_of_runs(runs: Sequence[tuple[dict[str, Any], Draws]]) -> dict[str, Any]
 
 def _maps(scored: Iterable[Scored]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Maps and masks of the pictures that have them."""
-    masked = [one for one in scored if one.mask is not None]
-    return [one.anomaly_map for one in masked], [one.mask for one in masked]
+    pairs = [
+        (one.anomaly_map, one.mask) for one in scored if one.anomaly_map is not None and one.mask is not None
+    ]
+    return [anomaly_map for anomaly_map, _ in pairs], [mask for _, mask in pairs]
 
 
 def _consistent(scored: Iterable[Scored]) -> list[bool]:
@@ -179,17 +182,18 @@ def _drawn(scored: Sequence[Scored], draws: int, with_aupimo: bool) -> Draws:
     labels = np.array([one.label for one in scored], bool)
     weights = resamples(labels, draws)
     of_images = resampled_image_metrics([one.score for one in scored], labels, weights)
-    drawn = {f"image_{name}": values for name, values in of_images.items()}
+    drawn = {f"image_{name}": of_draws for name, of_draws in of_images.items()}
     maps, masks = _maps(scored)
     if maps:
         masked = np.array([one.mask is not None for one in scored], bool)
         of_pixels = resampled_pixel_metrics(maps, masks, weights[:, masked])
         drawn["aupro"], drawn["aupro_05"] = of_pixels.pop("aupro")
-        drawn |= {f"pixel_{name}": values for name, values in of_pixels.items()}
+        drawn |= {f"pixel_{name}": of_draws for name, of_draws in of_pixels.items()}
     if with_aupimo:
         consistent = _consistent(scored)
         chosen = _maps(itertools.compress(scored, consistent))
-        drawn["aupimo"] = resampled_aupimo(*chosen, weights[:, consistent])
+        if (values := resampled_aupimo(*chosen, weights[:, consistent])) is not None:
+            drawn["aupimo"] = values
     return drawn
 
 
@@ -207,13 +211,14 @@ def _rates(scored: Sequence[Scored]) -> dict[str, Any]:
 
 
 def _announced(scored: Sequence[Scored]) -> list[list[float | None]] | None:
-    if any(one.limits is None for one in scored):
+    known = [(one.score, one.label, one.limits) for one in scored if one.limits is not None]
+    if len(known) < len(scored):
         return None
     return [
         [
             rate,
-            mean(one.score > one.limits[i] for one in scored if not one.label),
-            mean(one.score <= one.limits[i] for one in scored if one.label),
+            mean(score > limits[i] for score, label, limits in known if not label),
+            mean(score <= limits[i] for score, label, limits in known if label),
         ]
         for i, rate in enumerate(ANNOUNCED)
     ]
@@ -236,12 +241,12 @@ def _by_defect(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _intervals(values: dict[str, Any], drawn: Draws) -> dict[str, list[float]]:
+def _intervals(values: dict[str, Any], drawn: Draws) -> dict[str, list[float] | None]:
     if not drawn:
         return {}
     # F1 gets no interval: the best threshold of a resample flatters it, so the value would lie below its own.
     known = [key for key in drawn if not key.endswith("_f1") and values[key] is not None]
-    found = {key: interval(drawn[key]) for key in known}
+    found: dict[str, list[float] | None] = {key: interval(drawn[key]) for key in known}
     counts = {"false_alarm_rate": values["images"] - values["defective"], "miss_rate": values["defective"]}
     return found | {
         key: rate_interval(values[key], count) for key, count in counts.items() if values[key] is not None

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ FRE_EPOCHS = 220
 BATCH = 32  # anomalib's default for training
 _ANOMALIB = 'the peers come from anomalib: pip install "anomalib>=2.7,<3", or compare with --peers none'
 
-Judge = Callable[[np.ndarray], tuple[float, "np.ndarray | None"]]
+Judge = Callable[[npt.NDArray[np.uint8]], tuple[float, "npt.NDArray[np.float32] | None"]]
+PeerFit = Callable[[Tensor, FeatureExtractor, float], "Fitted"]
 
 
 @dataclass(frozen=True)
@@ -166,14 +168,14 @@ def ganomaly(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fi
     model.eval()
 
     @torch.no_grad()
-    def judge(image: np.ndarray) -> tuple[float, None]:
+    def judge(image: npt.NDArray[np.uint8]) -> tuple[float, None]:
         square, _ = to_square(image, size)
         return float(model(square[None].to(device)).pred_score), None
 
     return Fitted(judge, (model.generator,), f"GANomaly was trained for {steps} steps of {BATCH} pictures.")
 
 
-PEERS = {
+PEERS: dict[str, tuple[str, PeerFit]] = {  # name → title, function
     "padim": ("PaDiM", padim),
     "patchcore": ("PatchCore", patchcore),
     "fre": ("FRE", fre),
@@ -218,7 +220,7 @@ def _judge(model: nn.Module, extractor: FeatureExtractor, size: int) -> Judge:
     model.eval()
 
     @torch.no_grad()
-    def judge(image: np.ndarray) -> tuple[float, np.ndarray]:
+    def judge(image: npt.NDArray[np.uint8]) -> tuple[float, np.ndarray]:
         square, geometry = to_square(image, size)
         output = model(square[None].to(device))
         return float(output.pred_score), output.anomaly_map[0, 0].cpu().numpy()[geometry.inner]

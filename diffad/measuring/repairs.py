@@ -9,10 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from diffad.measuring.evaluation import bits_to_read, inner_map, profile_for
 from diffad.measuring.tables import Progress, mean, quantile, step_counter
@@ -24,6 +25,9 @@ from diffad.pictures.masks import check_readable, mask_of, settled
 from diffad.pictures.reading import read_image
 from diffad.pictures.samples import Sample, labelled, thinned
 
+if TYPE_CHECKING:
+    from diffad.inspector import Inspector
+
 REPAIR_MARGIN = 8  # pixels at the model's resolution around a defect that a repair may touch
 SHOWN_REPAIRS = 10  # a category
 
@@ -33,15 +37,15 @@ class Repaired:
     """A defective picture before and after its repair, uint8 [H, W, 3], and the image scores."""
 
     sample: Sample
-    before: np.ndarray
-    after: np.ndarray
+    before: npt.NDArray[np.uint8]
+    after: npt.NDArray[np.uint8]
     score_before: float
     score_after: float
     threshold: float
 
 
 def evaluate_repair(
-    inspector: Any,
+    inspector: Inspector,
     samples: Iterable[Sample],
     limit: int | None = None,
     category: str | None = None,
@@ -99,24 +103,25 @@ def evaluate_repair(
         profile = profile_for(inspector, name, category)
         bits = bits_to_read(inspector, profile, depths[name])
         shown = thinned([sample for sample in group if sample.is_anomalous], SHOWN_REPAIRS) if show else []
-        outcomes, repairs = [], []
+        outcomes: list[dict[str, Any]] = []
+        repairs: list[Repaired] = []
         for sample in group:
             outcome, repair = _repaired(inspector, sample, profile, bits, options, settings)
             outcomes.append(outcome)
-            if sample in shown:
+            if repair is not None and sample in shown:
                 repairs.append(repair)
             del repair  # its pictures may be large
             step()
-        if repairs:
+        if show is not None and repairs:
             show(name, repairs)
-        good, bad = ([one for one in outcomes if one["label"] is label] for label in (False, True))
+        intact, bad = ([one for one in outcomes if one["label"] is label] for label in (False, True))
         unmasked = sum(bool(sample.is_anomalous) and sample.mask is None for sample in groups[name])
-        result[name] = _summary(good, bad) | {"notes": _notes(good, bad, unmasked)}
+        result[name] = _summary(intact, bad) | {"notes": _notes(intact, bad, unmasked)}
     return result
 
 
 def _repaired(
-    inspector: Any,
+    inspector: Inspector,
     sample: Sample,
     profile: str | None,
     bits: int | None,
@@ -134,7 +139,8 @@ def _repaired(
         seconds = time.perf_counter() - started
         outcome |= {"steps": last.index, "seconds_per_step": seconds / last.index}
     moved = np.square(inspector.features(image) - inspector.features(last.image)).mean(axis=0)
-    geometry = Geometry.letterbox(*image.shape[:2], len(before.square_map))
+    height, width = image.shape[:2]
+    geometry = Geometry.letterbox(height, width, len(before.square_map))
     if not sample.is_anomalous:
         whole = np.zeros(image.shape[:2], bool)
         outcome |= {"psnr": psnr(image, last.image), "distance": _mean_outside(moved, geometry, whole)}
@@ -192,7 +198,7 @@ def _notes(good: Sequence[Any], bad: Sequence[Any], unmasked: int) -> list[str]:
     return notes
 
 
-def _fall(before: np.ndarray, after: np.ndarray, size: int = 256) -> float:
+def _fall(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], size: int = 256) -> float:
     """Relative fall of the score inside a defect.
 
     Args:
@@ -205,14 +211,14 @@ def _fall(before: np.ndarray, after: np.ndarray, size: int = 256) -> float:
     return min(1.0, 1.0 - low / high) if high > 0 else 0.0
 
 
-def _grown(mask: np.ndarray, margin: float) -> np.ndarray:
+def _grown(mask: npt.NDArray[np.bool_], margin: float) -> npt.NDArray[np.bool_]:
     """The mask grown by a disc of `margin` pixels."""
     radius = max(1, round(margin))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     return cv2.dilate(mask.astype(np.uint8), disc) > 0
 
 
-def _mean_outside(grid: np.ndarray, geometry: Geometry, hidden: np.ndarray) -> float | None:
+def _mean_outside(grid: np.ndarray, geometry: Geometry, hidden: npt.NDArray[np.bool_]) -> float | None:
     """The mean of a grid [g, g] over the square: of its cells in the picture and clear of `hidden` [H, W]."""
     visible = np.zeros((geometry.size, geometry.size), np.float32)
     visible[geometry.inner] = 1

@@ -6,11 +6,12 @@ The HTML holds all that it shows (inline SVG and WebP) and loads nothing from th
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from diffad import __version__
@@ -35,6 +36,9 @@ from diffad.pictures.drawing import overlay
 from diffad.report.rendering import data_uri, render, words
 from diffad.report.sheet import evidence_sheet
 from diffad.teaching.stress import robustness_rows, stress_table
+
+if TYPE_CHECKING:
+    from diffad.inspector import Inspector
 
 CASES = 3  # evidence sheets of each kind
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -101,7 +105,9 @@ def markdown_report(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def html_report(results: Results, inspector: Any, repair_sheets: dict[str, np.ndarray] | None = None) -> str:
+def html_report(
+    results: Results, inspector: Inspector, repair_sheets: dict[str, np.ndarray] | None = None
+) -> str:
     """The results of `evaluate` as one self-contained HTML page.
 
     The pictures with the lowest and highest scores are inspected once more for their evidence sheets.
@@ -165,7 +171,7 @@ def _notes(results: Results) -> list[str]:
     ]
 
 
-def _defect_rows(values: dict[str, Any]) -> list[list[str]]:
+def _defect_rows(values: Mapping[str, Any]) -> list[list[str]]:
     return table_rows(values["by_defect"], DEFECT_COLUMNS, head="defect", with_mean=False)
 
 
@@ -214,7 +220,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _facts(inspector: Any) -> list[tuple[str, str]]:
+def _facts(inspector: Inspector) -> list[tuple[str, str]]:
     """Names and values of what is known of the model."""
 
     def text(value: Any) -> str:
@@ -240,7 +246,9 @@ def _listed(names: Sequence[str]) -> str:
 # A category
 
 
-def _category(name: str, values: dict[str, Any], inspector: Any, sheet: np.ndarray | None) -> dict[str, Any]:
+def _category(
+    name: str, values: Mapping[str, Any], inspector: Inspector, sheet: np.ndarray | None
+) -> dict[str, Any]:
     charts = [roc_chart(values)]
     if values["curves"]["pro"]:
         charts.append(pro_chart(values))
@@ -272,7 +280,7 @@ def _extremes(pictures: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[s
     ]
 
 
-def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Any) -> dict[str, Any]:
+def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Inspector) -> dict[str, Any]:
     """One picture: an overlay at a glance, and its evidence sheet."""
     profile = None if setting["profile"] == "recognised" else setting["profile"]
     settings = {"alpha": setting["alpha"], "timesteps": tuple(setting["timesteps"])}
@@ -294,13 +302,13 @@ def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Any) -> d
     }
 
 
-def _small(image: np.ndarray) -> np.ndarray:
+def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     picture = Image.fromarray(np.ascontiguousarray(image))
     scale = min(200 / picture.height, 1000 / picture.width)
     return np.array(picture.resize([max(1, round(scale * side)) for side in picture.size]))
 
 
-def _webp(image: np.ndarray) -> str:
+def _webp(image: npt.NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "WEBP", quality=82, method=4)
     return data_uri(buffer.getvalue(), "webp")

@@ -1,4 +1,4 @@
-"""One inspection as a page to hand on: self-contained HTML that prints on one sheet of A4."""
+"""The inspection report: self-contained HTML that prints on one A4 page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 from diffad import __version__
@@ -19,24 +20,25 @@ from diffad.report.rendering import data_uri, inline_svg, number, render, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from diffad.inspection import Inspection
     from diffad.inspector import Inspector
 
 REGIONS_LISTED = 4
-COLUMNS = 6  # noise levels in the evidence row; of more, this many are chosen evenly
-PICTURE_PIXELS = 1100  # longest side of the pictures: some 300 a printed inch
+COLUMNS = 6  # noise levels shown at most, spread evenly
+PICTURE_PIXELS = 1100  # longest side of a picture, about 300 px per printed inch
 MAP_PIXELS = 256  # longest side of a map
 _TEMPLATE = Path(__file__).with_name("document.html")
 _PART_COLOURS = {"good": "#14724a", "look": "#8a5a00", "anomalous": "#b92d1b"}
 
 
 def share_in_words(rate: float, part: str = " good part") -> str:
-    """A share of good parts: "about 1 good part in 100".
+    """A share of good parts in words, such as "about 1 good part in 100".
 
     Args:
         rate: the share, in [0, 1].
-        part: what is counted; empty where the sentence has already named it.
+        part: what is counted, with a leading space; empty if the sentence has already named it.
     """
     if rate <= 0.0005:
         return f"fewer than 1{part} in 2000"
@@ -51,28 +53,28 @@ def report(
     inspection: Inspection,
     inspector: Inspector,
     name: str,
-    repaired: np.ndarray | None = None,
+    repaired: npt.NDArray[np.uint8] | None = None,
     repaired_score: float | None = None,
     opacity: float = 0.7,
     colormap: str = "inferno",
     now: datetime | None = None,
 ) -> str:
-    """The page for one picture, as HTML without any reference outside itself.
+    """The report on one picture, as HTML without external references.
 
     Args:
-        inspection: what was found.
-        inspector: the one that found it.
-        name: the picture's, for the title.
-        repaired: uint8 [H, W, 3].
-        repaired_score: its score.
+        inspection: the result to report.
+        inspector: the inspector that made it.
+        name: the picture's name, for the title.
+        repaired: the repaired picture, uint8 [H, W, 3], if there is one.
+        repaired_score: the score of the repaired picture.
         opacity, colormap: of the overlay, see `drawing.overlay`.
-        now: the report's date; by default this moment.
+        now: the report's date; by default the current time.
     """
     now = now or datetime.now().astimezone()
     word, mark = VERDICTS[inspection.verdict]
     height, width = inspection.image.shape[:2]
     figures = _figures(inspection, inspector, repaired, repaired_score, opacity, colormap)
-    # The figures stand side by side at the same height, as tall as the sheet allows.
+    # The figures are side by side, all of the same height, as tall as the page allows (mm).
     room = (186 - 5 * (len(figures) - 1)) / len(figures)
     wide = min(room, (46 if len(figures) == 3 else 51) * width / height)
     return render(
@@ -97,24 +99,24 @@ def report(
 
 
 def _sentence(inspection: Inspection) -> str:
-    """The verdict in words: what was found, how rare it is, what the limits mean."""
+    """The verdict in words: what was found, how rare it is among good parts, and what the limits mean."""
     count, category, verdict = len(inspection.regions), words(inspection.category), inspection.verdict
     low, high = (share_in_words(rate, "").removeprefix("about ") for rate in inspection.rate_bounds)
     limits = f"The threshold is one that {share_in_words(inspection.rate)} would exceed ({high} to {low})"
     look_rate = inspection.rate_above(inspection.look_threshold)
     limits += f", the look limit {share_in_words(look_rate, '')}."
     if verdict == "good":
-        return f"Differs from good {category} parts nowhere by more than the look limit allows. {limits}"
+        return f"No difference from good {category} parts exceeds the look limit. {limits}"
     places = f" in {count} place{'s' if count != 1 else ''}" if count else ""
     found = f"Differs from good {category} parts{places}"
     if verdict == "look":
-        found = f"Too unusual to pass unseen, too little to be called anomalous. {found}"
+        found = f"Worth a look, but not anomalous. {found}"
     reached = share_in_words(inspection.rate_above(inspection.score))
     return f"{found}: {reached} would score as high. {limits}"
 
 
 def _notes(inspection: Inspection) -> list[str]:
-    """The inspection's notes, after a warning if the verdict is about another kind of part."""
+    """The inspection's notes, preceded by a warning if the picture does not fit the category."""
     if inspection.category_fits:
         return list(inspection.notes)
     if inspection.recognised:
@@ -128,7 +130,7 @@ def _notes(inspection: Inspection) -> list[str]:
 # Figures
 
 
-def _uri(picture: np.ndarray, kind: str = "jpeg") -> str:
+def _uri(picture: npt.NDArray[np.uint8], kind: str = "jpeg") -> str:
     """An RGB picture as a data URI; JPEG for photographs, PNG for maps."""
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     settings = [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
@@ -139,23 +141,25 @@ def _uri(picture: np.ndarray, kind: str = "jpeg") -> str:
 def _figures(
     inspection: Inspection,
     inspector: Inspector,
-    repaired: np.ndarray | None,
+    repaired: npt.NDArray[np.uint8] | None,
     repaired_score: float | None,
     opacity: float,
     colormap: str,
 ) -> list[dict[str, Any]]:
-    """The part, its overlay with the regions' numbers, and its repair if there is one."""
+    """The part, its overlay with numbered regions, and its repair if there is one."""
     height, width = inspection.image.shape[:2]
     picture = drawing.shrunk(inspection.image, PICTURE_PIXELS)
     hatched = drawing.shrunk(inspection.hatched, PICTURE_PIXELS)
-    heat = cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+    heat = np.asarray(
+        cv2.resize(inspection.anomaly_map, picture.shape[1::-1], interpolation=cv2.INTER_AREA), np.float32
+    )
     top = inspector.scale_top(inspection.category)
     differs = inspection.verdict != "good"
     over = drawing.overlay(hatched, heat, top, inspection.map_limit, opacity, colormap, contour=differs)
     corners = [region.box[:2] for region in inspection.regions[:REGIONS_LISTED]]
     marks = [(f"{100 * x / width:.2f}", f"{100 * y / height:.2f}") for x, y in corners]
     figures = [("Part", "as inspected", picture, []),
-               ("Anomaly map", "where it differs" if differs else "calm", over, marks)]  # fmt: skip
+               ("Anomaly map", "where it differs" if differs else "no difference", over, marks)]  # fmt: skip
     if repaired is not None:
         after = "" if repaired_score is None else f", score {number(repaired_score)}"
         figures.append(("Repaired", f"by the model{after}", drawing.shrunk(repaired, PICTURE_PIXELS), []))
@@ -166,7 +170,7 @@ def _figures(
 
 
 def _histogram(inspection: Inspection) -> Markup:
-    """The good parts' scores as bars, the two limits as lines, this part as a dot."""
+    """A histogram of the good parts' scores, with both limits as lines and this part as a dot."""
     from matplotlib.figure import Figure
 
     width, height, base, tall = 360, 98, 74, 50
@@ -179,13 +183,13 @@ def _histogram(inspection: Inspection) -> Markup:
     axes = figure.add_axes((6 / width, 0, 1 - 12 / width, 1), frame_on=False)
     axes.set_axis_off()
     axes.set_xlim(low, top)
-    unit = max(1, counts.max()) / tall  # of the counts, to a px
+    unit = max(1, counts.max()) / tall  # counts per px
     axes.set_ylim(-(height - base) * unit, base * unit)
     axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color="#b8c7dd")
     axes.axhline(0, color="#c9d2de", linewidth=1)
     for limit, dashes in ((inspection.threshold, (3, 2)), (inspection.look_threshold, (1, 2))):
         axes.plot([limit] * 2, [-4 * unit, (base - 8) * unit], color="#10182b", linewidth=1, dashes=dashes)
-    _name_limits(axes, inspection)
+    _name_limits(figure, axes, inspection)
     colour = _PART_COLOURS[inspection.verdict]
     dot = min(inspection.score, top)
     axes.plot([dot] * 2, [0, 0], color=colour, linewidth=9, solid_capstyle="round")
@@ -196,13 +200,13 @@ def _histogram(inspection: Inspection) -> Markup:
     return inline_svg(figure, "Scores of good parts and of this part")
 
 
-def _name_limits(axes: Axes, inspection: Inspection) -> None:
-    """Names beside the two limits: one on each side if there is room, else one below the other."""
+def _name_limits(figure: Figure, axes: Axes, inspection: Inspection) -> None:
+    """Label the two limits: on either side if there is room, otherwise one below the other."""
     line, look = (
-        axes.transData.transform((limit, 0))[0] / axes.figure.dpi * 72
+        axes.transData.transform((limit, 0))[0] / figure.dpi * 72
         for limit in (inspection.threshold, inspection.look_threshold)
     )
-    width, height = 72 * axes.figure.get_size_inches()
+    width, height = 72 * figure.get_size_inches()
     side = "right" if line > width - 90 else "left"
     label = line + (4 if side == "left" else -4)
     apart = side == "left" and look > 72
@@ -211,12 +215,12 @@ def _name_limits(axes: Axes, inspection: Inspection) -> None:
         (f"look limit {number(inspection.look_threshold)}", look - 4 if apart else label,
          "right" if apart else side, 15 if apart else 26),
     ):  # fmt: skip
-        axes.figure.text(x / width, 1 - down / height, text, ha=ha, fontsize=9.4, color="#4c5a70")
+        figure.text(x / width, 1 - down / height, text, ha=ha, fontsize=9.4, color="#4c5a70")
 
 
 def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> dict[str, Any]:
-    """A row for pixels and one for features, a column per noise level and their mean; the fused map; one
-    colour scale.
+    """The maps as a table, a row per branch and a column per noise level and their mean, with the fused map
+    and the colour scale.
     """
     top = inspector.scale_top(inspection.category)
     maps = inspection.grid_maps(MAP_PIXELS)
@@ -229,7 +233,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> di
     def shown(values: np.ndarray, text: str) -> dict[str, str]:
         return {"text": text, "source": _uri(drawing.heatmap(values, top, colormap), "png")}
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "title": title,
             "meaning": meaning,
@@ -243,7 +247,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> di
     if plain is not None:
         only_mean = [None] * len(columns) + [shown(plain, "Plain features")]
         rows.append({"title": "Plain", "meaning": "without the network", "maps": only_mean})
-    # Cells as large as their row allows, two of them and the fused map no taller than the sheet has room for.
+    # Widths in mm: cells fill their row, and neither they nor the fused map are taller than the page allows.
     height, width = pixels.shape
     wide = min(21.0, (116.0 - len(columns)) / (len(columns) + 1), 21.0 * width / height)
     fused_wide = min(40.0, 36.0 * width / height)
@@ -262,7 +266,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> di
 
 
 def _facts(inspection: Inspection, inspector: Inspector) -> list[tuple[str, str]]:
-    """Terms and what stands beside them."""
+    """The report's list of facts, as (term, text)."""
     height, width = inspection.image.shape[:2]
     fingerprint = hashlib.sha256(np.ascontiguousarray(inspection.image).tobytes()).hexdigest()[:16]
     category = words(inspection.category)

@@ -1,4 +1,4 @@
-"""HTML from templates, and what stands in it: matplotlib figures as inline SVG, pictures as data URIs."""
+"""HTML from Jinja templates, with matplotlib figures as inline SVG and pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from markupsafe import Markup, escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DRAWING = Lock()  # matplotlib's settings are global, and the page makes reports in several threads
+_DRAWING = Lock()  # matplotlib's settings are global, and the page renders reports in several threads
 
 
 def render(template: Path, **values: Any) -> str:
-    """A template, filled with values that are escaped unless they are Markup; it may include its neighbours.
+    """Fill a template with values, which are escaped unless they are Markup.
+
+    The template may include files of its own folder.
 
     Raises:
-        jinja2.UndefinedError: the template names a value that is not given.
+        jinja2.UndefinedError: the template uses a value that is not given.
     """
     return _environment(template.parent).get_template(template.name).render(values)
 
@@ -43,12 +45,12 @@ def _environment(folder: Path) -> jinja2.Environment:
 
 
 def number(value: float) -> str:
-    """A score for people, in three digits."""
+    """A score as text, with three significant digits."""
     return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 
 def words(name: str) -> str:
-    """A category's or key's name for people."""
+    """The name of a category or key, with spaces for underscores."""
     return name.replace("_", " ")
 
 
@@ -58,13 +60,13 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def inline_svg(figure: Figure, label: str, colours: Mapping[str, str] | None = None) -> Markup:
-    """A figure as an SVG element that takes its width and its fonts from the page.
+    """Convert a figure to an SVG element that takes its width and fonts from the page.
 
     Args:
-        figure: one point of it is one unit of the element's coordinates. Nothing in it may need clipping or
-            markers.
-        label: the element's name, for screen readers.
-        colours: "#rrggbb" as drawn → what stands in the element instead, such as "var(--ink)".
+        figure: a point of the figure becomes a unit of the SVG's coordinates. It must not rely on clipping
+            or markers, which are removed.
+        label: the element's accessible name.
+        colours: "#rrggbb" in the figure → its replacement in the SVG, such as "var(--ink)".
     """
     import matplotlib
 
@@ -73,21 +75,19 @@ def inline_svg(figure: Figure, label: str, colours: Mapping[str, str] | None = N
     with _DRAWING, matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(buffer, format="svg", metadata=metadata)
     drawn = buffer.getvalue()
-    view = re.search(r'viewBox="[^"]*"', drawn)[0]
-    inner = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
+    opening, inner = drawn[drawn.index("<svg") : drawn.rindex("</svg>")].split(">", 1)
+    view = opening[opening.index("viewBox") :].split('"')[1]
     inner = re.sub(r"<!--.*?-->|<defs>.*?</defs>", "", inner, flags=re.DOTALL)
     inner = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", _shortened, inner))
     for colour, replacement in (colours or {}).items():
         inner = inner.replace(colour, replacement)
     name = escape(label)
-    attributes = f'{view} role="img" aria-label="{name}" stroke-linejoin="round"'
+    attributes = f'viewBox="{view}" role="img" aria-label="{name}" stroke-linejoin="round"'
     return Markup(f"<svg {attributes}><title>{name}</title>{inner}</svg>")
 
 
-def _shortened(tag: re.Match) -> str:
-    """A tag without ids and clipping, which would hold for the whole page, and without what only costs bytes:
-    font names, decimals, groups.
-    """
+def _shortened(tag: re.Match[str]) -> str:
+    """A tag without ids and clip paths, which would clash within the page, and without superfluous bytes."""
     text = re.sub(r' (?:id|clip-path)="[^"]*"| transform="rotate\(-0 [^"]*"', "", tag[0])
     text = re.sub(r' font-family: [^;"]*;?', "", text)
     text = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), text)

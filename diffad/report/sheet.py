@@ -1,32 +1,38 @@
-"""All evidence of one inspection in one printable picture."""
+"""The evidence sheet: all maps of one inspection in one printable picture."""
 
 from __future__ import annotations
 
 import textwrap
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from diffad.inspection import VERDICTS
 from diffad.method.fusion import fuse
 from diffad.pictures.drawing import ALARM, CALM, INK, LINE, MUTED, WARNING, finite, heatmap, overlay, resized
 
+if TYPE_CHECKING:
+    from diffad.inspection import Inspection
 
-def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> np.ndarray:
-    """All evidence of one inspection in one printable picture: uint8 [h, w, 3], at most 1600 pixels wide.
 
-    On the left are the picture, the overlay, the fused map and, if there is one, the map of the plain
-    features. On the right are a row of pixel maps, a row of feature maps and a row of both together, with a
-    column for each timestep, and a colour scale with the threshold.
+def evidence_sheet(inspection: Inspection, vmax: float, colormap: str = "inferno") -> npt.NDArray[np.uint8]:
+    """Draw all maps of an inspection in one picture.
+
+    The left column shows the picture, the overlay, the fused map and, if there is one, the map of the plain
+    features. On the right are rows of pixel maps, feature maps and both together, with a column for each
+    timestep, and a colour scale with the threshold.
 
     Args:
-        inspection: anything with an Inspection's image, pixel_maps, feature_maps, plain_map, anomaly_map,
-            timesteps, threshold, look_threshold, map_limit, verdict, score, alpha and weights_in_words.
+        inspection: the result to draw.
         vmax: the end of the colour scale, σ.
         colormap: one of `drawing.COLORMAPS`.
+
+    Returns:
+        uint8 [h, w, 3], at most 1600 px wide.
     """
     height, width = inspection.image.shape[:2]
     margin, gap, names_width, bar_width, caption = 32, 10, 146, 152, 28
@@ -46,7 +52,7 @@ def evidence_sheet(inspection: Any, vmax: float, colormap: str = "inferno") -> n
     sheet = Image.new("RGB", (sheet_width, grid_bottom + 16 + 21 * len(notes) + margin - 10), "white")
     draw = ImageDraw.Draw(sheet)
 
-    def place(picture: np.ndarray, left: int, top: int, text: str) -> None:
+    def place(picture: npt.NDArray[np.uint8], left: int, top: int, text: str) -> None:
         x, y = left + (cell_width - thumb[0]) // 2, top + (cell_height - thumb[1]) // 2
         sheet.paste(Image.fromarray(picture), (x, y))
         draw.rectangle((x - 1, y - 1, x + thumb[0], y + thumb[1]), outline=LINE)
@@ -97,7 +103,7 @@ def _notes(width: int, weights: str) -> list[str]:
     return textwrap.wrap(text, max(20, int(width / 7.7)))
 
 
-def _headline(draw: ImageDraw.ImageDraw, inspection: Any, margin: int) -> None:
+def _headline(draw: ImageDraw.ImageDraw, inspection: Inspection, margin: int) -> None:
     verdict, _ = VERDICTS[inspection.verdict]
     colour = {"good": CALM, "look": WARNING, "anomalous": ALARM}[inspection.verdict]
     draw.text((margin, margin - 4), verdict, colour, _font(26, bold=True), anchor="lt")
@@ -123,14 +129,15 @@ def _colour_bar(
     colormap: str,
 ) -> None:
     left, top, bottom = place
-    ramp = heatmap(np.linspace(vmax, 0, bottom - top)[:, None].repeat(14, axis=1), vmax, colormap)
+    values = np.linspace(vmax, 0, bottom - top, dtype=np.float32)[:, None].repeat(14, axis=1)
+    ramp = heatmap(values, vmax, colormap)
     sheet.paste(Image.fromarray(ramp), (left, top))
     draw.rectangle((left - 1, top - 1, left + 14, bottom), outline=LINE)
 
     def height_of(value: float) -> float:
         return bottom - 1 - value / vmax * (bottom - 1 - top)
 
-    mark = height_of(min(max(threshold, 0), vmax))  # a threshold beyond the scale is marked at its end
+    mark = height_of(min(max(threshold, 0), vmax))  # a threshold outside the scale is marked at its end
     for value in _ticks(vmax):
         y = height_of(value)
         if abs(y - mark) > 20:
@@ -144,7 +151,7 @@ def _colour_bar(
 
 
 def _ticks(vmax: float) -> list[float]:
-    """Round steps from 0 up to vmax, four to nine of them."""
+    """Four to nine round values from 0 to vmax."""
     step = 10 ** np.floor(np.log10(vmax))
     step *= next(part for part in (1, 0.5, 0.2) if vmax / (part * step) >= 4 or part == 0.2)
     return [float(f"{n * step:.6g}") for n in range(int(vmax / step + 1e-6) + 1)]
@@ -152,7 +159,7 @@ def _ticks(vmax: float) -> list[float]:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib  # it brings DejaVu Sans, which has σ and α
+    import matplotlib  # for its DejaVu Sans, which has σ and α
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

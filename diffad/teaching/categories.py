@@ -70,7 +70,8 @@ def study(run: Run, name: str, good: GoodPictures, plain: bool, tell: Callable[[
     )
     names = told_apart(good.paths)
     names = [names[i] for i in order]
-    forecast = profile.forecast | {
+    forecast = {
+        **profile.forecast,
         "unusual": {names[i]: score for i, score in odd.items()},
         "left_out": {names[i]: score for i, score in left_out.items()},
     }
@@ -122,7 +123,14 @@ def learned_before(base: Checkpoint | None, category: str) -> int | None:
     """
     if base is None or category not in base.profiles or base.profiles[category].plain is not None:
         return None
-    return base.provenance.get("data", {}).get(category, 0)
+    return pictures_in(base.provenance).get(category, 0)
+
+
+def pictures_in(provenance: Mapping[str, object]) -> dict[str, int]:
+    """How many good pictures a model learned from, by category, as far as its provenance says."""
+    data = provenance.get("data")
+    known = data.items() if isinstance(data, dict) else ()
+    return {str(name): count for name, count in known if isinstance(count, int)}
 
 
 def _fitted(
@@ -138,7 +146,8 @@ def _fitted(
         fit_profile, run.network, run.extractor, run.schedule, kind=run.config.pixel_score,
         stride=run.config.stride, plain=plain,
     )  # fmt: skip
-    profile, numbers, left_out = fit(used, held, inside), torch.arange(len(inside)), {}
+    profile, numbers = fit(used, held, inside), torch.arange(len(inside))
+    left_out: dict[int, float] = {}
     scores = profile.calibration.scorer().good
     foreign = torch.zeros(len(inside), dtype=torch.bool)
     foreign[: len(scores)] = torch.from_numpy(unusual(scores, _FOREIGN))

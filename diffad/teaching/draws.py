@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,14 +67,14 @@ class Draw(NamedTuple):
     """
 
     keys: list[Key]
-    pictures: np.ndarray
-    shown: np.ndarray
-    t: np.ndarray
-    noise: np.ndarray
-    holes: np.ndarray
+    pictures: npt.NDArray[np.uint8]
+    shown: npt.NDArray[np.uint8]
+    t: npt.NDArray[np.int64]
+    noise: npt.NDArray[np.float32]
+    holes: npt.NDArray[np.bool_]
 
 
-class Draws(Dataset):
+class Draws(Dataset[Draw]):
     """The batch of every step: `variants` seeded variants of each picture, shifted and turned, every category
     equally often.
 
@@ -132,8 +133,8 @@ class Draws(Dataset):
                 continue
             picture = pictures[index].permute(1, 2, 0).numpy()
             for _ in range(rng.integers(1, 4)):
-                some = self.categories[own if rng.random() < 0.5 else rng.integers(len(self.categories))]
-                other = some[rng.integers(len(some))].permute(1, 2, 0).numpy()
+                some = self.categories[own if rng.random() < 0.5 else int(rng.integers(len(self.categories)))]
+                other = some[int(rng.integers(len(some)))].permute(1, 2, 0).numpy()
                 picture, _ = add_defect(picture, [other], KINDS[rng.integers(len(KINDS))], rng)
             shown[index] = torch.from_numpy(picture).permute(2, 0, 1)
         return shown
@@ -202,7 +203,7 @@ def workers_for(run: Run) -> int:
     return max(0, min(_WORKERS, cores() // run.world - 1))
 
 
-def _unchanged(draw: Draw) -> Draw:
+def _unchanged(draw: Any) -> Any:
     return draw
 
 

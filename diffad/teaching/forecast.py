@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def fused_maps(maps: RawMaps) -> list[np.ndarray]:
 
 
 def judged_artificial_defects(
-    good: RawMaps, spoiled: RawMaps, masks: list[np.ndarray], kinds: list[str], score: ImageScore
+    good: RawMaps, spoiled: RawMaps, masks: list[npt.NDArray[np.bool_]], kinds: list[str], score: ImageScore
 ) -> dict[str, Any]:
     """Measure how well artificial defects are told from good pictures at α = 0.5.
 
@@ -84,6 +85,7 @@ def judged_artificial_defects(
     no_defect = np.zeros((size, size), bool)
     image_auroc = auroc(scores, np.arange(len(fused)) >= count)
     overlap = aupro(fused, [no_defect] * count + masks)
+    assert image_auroc is not None and overlap is not None  # there are good pictures and defects
     found = scores[count:] > score.threshold()
     return {
         "worth": (image_auroc + overlap) / 2,

@@ -178,7 +178,8 @@ def _read_into(
     picture: Tensor, inside: Tensor, path: Path, bits: int | None, turn: Turn | None = None
 ) -> None:
     image = read_image(path, bits)
-    tiling = Tiling.whole(*image.shape[:2], picture.shape[-1], turn)
+    height, width = image.shape[:2]
+    tiling = Tiling.whole(height, width, picture.shape[-1], turn)
     (tile,) = tiling.tiles
     picture.copy_(to_uint8(tiling.square(image, tile)))
     inside.copy_(tiling.inside(tile))

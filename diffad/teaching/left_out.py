@@ -47,7 +47,7 @@ class LeftOutMaps:
         origins = range(len(self.own[0]))
         pictures = (self.pictures, *self.copies)[number][: len(origins)]
         if self.observer.kind == "perceptual":
-            found = [own[:, number, :, None] for own in self.own]
+            found: Sequence[Tensor] = [own[:, number, :, None] for own in self.own]
         else:
             found = self.observer.look(pictures, TIMESTEPS)
         return replace(self._maps(found, TIMESTEPS, origins), plain=self._plain(pictures, origins))
@@ -69,15 +69,15 @@ class LeftOutMaps:
 
     def _maps(self, found: Sequence[Tensor], timesteps: tuple[int, ...], origins: Sequence[int]) -> RawMaps:
         """Of both branches' residuals [n, n_t, 1, c, g, g], or of raw maps [n, n_t, s, s]."""
-        size, origins = self.pictures.shape[-1], list(origins)
-        step, branches = cell_step(size), []
+        size, numbers, branches = self.pictures.shape[-1], list(origins), []
+        step = cell_step(size)
         for values, own, left_out in zip(found, self.own, self.left_out):
             if values.dim() > 4:
-                values = _residual_maps(values, timesteps, left_out, own[origins], size)
+                values = _residual_maps(values, timesteps, left_out, own[numbers], size)
             elif step > 1:
                 values = values[..., ::step, ::step]
-            branches.append(_levelled(values, self.inside[origins][:, ::step, ::step]))
-        return RawMaps(*branches, timesteps)
+            branches.append(_levelled(values, self.inside[numbers][:, ::step, ::step]))
+        return RawMaps(branches[0], branches[1], timesteps)
 
     def _plain(self, pictures: Tensor, origins: Sequence[int]) -> Tensor | None:
         return None if self.plain is None else self.plain.maps(pictures, list(origins))

@@ -93,8 +93,7 @@ class Observer:
             embeddings = self._embeddings(x_start, self.extractor.embed(x_start), timesteps)
             pixel, feature = self.evidence(x_start, embeddings, timesteps, self.kind)
             found.append(((pixel.half() if pixel.dim() > 4 else pixel).cpu(), feature.half().cpu()))
-        pixel, feature = zip(*found)
-        return torch.cat(pixel), torch.cat(feature)
+        return torch.cat([pixel for pixel, _ in found]), torch.cat([feature for _, feature in found])
 
     def observe(self, pictures: Tensor, copies: Sequence[Tensor], kept: int) -> Observations:
         """Residuals of good pictures and of their changed copies at every timestep, on its grid.
@@ -152,6 +151,5 @@ class Observations:
     def fit(self, stages: Sequence[int]) -> list[tuple[ResidualGaussian, LeftOut]]:
         """Of each branch its Gaussian, and how that would measure these pictures left out; on the CPU."""
         cpu = torch.device("cpu")
-        return [
-            tuple(part.to(cpu) for part in ResidualGaussian.fit(grids, stages=stages)) for grids in self.sums
-        ]
+        fits = [ResidualGaussian.fit(grids, stages=stages) for grids in self.sums]
+        return [(gaussian.to(cpu), left_out.to(cpu)) for gaussian, left_out in fits]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -158,7 +159,7 @@ def _pictures(
     numbers of the pictures that carry them.
     """
     rng = np.random.default_rng(0)
-    good, spoiled, inside = ({size: [] for size in sizes} for _ in range(3))
+    good, spoiled, inside = (dict[int, list[Tensor]]((size, []) for size in sizes) for _ in range(3))
     masks, origins = [], []
     for number, path in enumerate(paths):
         image = read_image(path, bits)
@@ -183,7 +184,9 @@ def _pictures(
     return shown, masks, origins
 
 
-def _with_defect(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _with_defect(
+    image: npt.NDArray[np.uint8], kind: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A copy with a small defect, and its mask: of the first of some tries that is visible."""
     side = max(_WINDOW, max(image.shape[:2]) // _WINDOWS)
     for _ in range(_TRIES):
@@ -193,12 +196,13 @@ def _with_defect(image: np.ndarray, kind: str, rng: np.random.Generator) -> tupl
     return defective, mask
 
 
-def _tiling(image: np.ndarray, size: int, upright: Upright | None) -> Tiling:
+def _tiling(image: npt.NDArray[np.uint8], size: int, upright: Upright | None) -> Tiling:
     turn = None if upright is None else upright.turn(to_square(image, size)[0])
-    return Tiling.whole(*image.shape[:2], size, turn)
+    height, width = image.shape[:2]
+    return Tiling.whole(height, width, size, turn)
 
 
-def _square(image: np.ndarray, size: int, upright: Upright | None) -> tuple[Tensor, Tensor]:
+def _square(image: npt.NDArray[np.uint8], size: int, upright: Upright | None) -> tuple[Tensor, Tensor]:
     """Where the model's square shows the picture, and the square, uint8 [3, s, s]."""
     tiling = _tiling(image, size, upright)
     (tile,) = tiling.tiles
@@ -237,12 +241,13 @@ def _maps(
     return maps
 
 
-def _judged(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float]:
+def _judged(maps: Sequence[np.ndarray], masks: Sequence[npt.NDArray[np.bool_]]) -> dict[str, float]:
     """How well the last maps, of defects with these masks, are told from the first, of good pictures."""
     good, size = len(maps) - len(masks), len(masks[0])
     scores = np.array([top_mean(values, size) for values in maps])
     image = auroc(scores, np.arange(len(maps)) >= good)
     pixel = aupro(list(maps), [np.zeros_like(masks[0])] * good + list(masks))
+    assert image is not None and pixel is not None  # there are good pictures and defects
     found = float((scores[good:] > threshold_for(scores[:good])).mean())
     return {"found": found, "image_auroc": image, "aupro": pixel, "worth": (found + image + pixel) / 3}
 

@@ -119,11 +119,14 @@ def _calibrated(maps: LeftOutMaps, held: int) -> tuple[Calibration, dict[str, An
         either = []
         for by_place in (False, True):
             candidate = good.calibration(by_place=True) if by_place else calibration
-            standard = (
-                candidate.standardise(some, good.levels[rows] if by_place else None)
-                for some, rows in ((good.maps.first(SPOILED), slice(SPOILED)), (spoiled, origins))
+            levels = good.levels if by_place else None
+            judged = judged_artificial_defects(
+                candidate.standardise(good.maps.first(SPOILED), None if levels is None else levels[:SPOILED]),
+                candidate.standardise(spoiled, None if levels is None else levels[origins]),
+                masks,
+                kinds,
+                candidate.scorer(),
             )
-            judged = judged_artificial_defects(*standard, masks, kinds, candidate.scorer())
             either.append((judged | {"by_place": by_place}, candidate))
         forecast, calibration = max(either, key=lambda pair: pair[0]["worth"])
     return calibration, forecast | {"good": len(good.maps.pixel)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffad.method.nuisances import NUISANCES, Nuisance
 from diffad.output import whole
@@ -29,13 +30,16 @@ _REJECTED = 0.05  # share of additionally rejected good pictures up to which a c
 _NAMED = 3  # changes in a sentence, at most
 
 Progress = Callable[[int, int], None]
-Rejects = Callable[[np.ndarray], bool]  # the verdict on a picture uint8 [H, W, 3]
+Rejects = Callable[[npt.NDArray[np.uint8]], bool]  # the verdict on a picture uint8 [H, W, 3]
 # number of the picture, change, strength, whether it is rejected
 OnVerdict = Callable[[int, "Nuisance | None", float, bool], None]
 
 
 def robustness(
-    pictures: Sequence[np.ndarray], rejects: Rejects, seed: int = 0, on_verdict: OnVerdict | None = None
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    rejects: Rejects,
+    seed: int = 0,
+    on_verdict: OnVerdict | None = None,
 ) -> dict[str, Any]:
     """Judge good pictures of one category as they are and changed by each of `NUISANCES`.
 
@@ -59,7 +63,8 @@ def robustness(
     """
     judge = partial(_judged, pictures, rejects, seed=seed, on_verdict=on_verdict)
     as_they_are = judge()
-    count, changes = len(pictures), []
+    count = len(pictures)
+    changes: list[dict[str, Any]] = []
     for change in NUISANCES:
         verdicts = judge(change, change.strength)
         newly = sum(now and not before for now, before in zip(verdicts, as_they_are, strict=True))
@@ -79,8 +84,8 @@ def robustness(
 
 
 def _judged(
-    pictures: Sequence[np.ndarray], rejects: Rejects, change: Nuisance | None = None, strength: float = 0.0,
-    *, seed: int, on_verdict: OnVerdict | None = None,
+    pictures: Sequence[npt.NDArray[np.uint8]], rejects: Rejects, change: Nuisance | None = None,
+    strength: float = 0.0, *, seed: int, on_verdict: OnVerdict | None = None,
 ) -> list[bool]:  # fmt: skip
     verdicts = []
     for number, image in enumerate(pictures):
@@ -156,7 +161,7 @@ def stress(
         profile = category or name
         bits = None if depths[name] is None else inspector.bits(profile, depths[name])
 
-        def rejects(image: np.ndarray, profile: str = profile) -> bool:
+        def rejects(image: npt.NDArray[np.uint8], profile: str = profile) -> bool:
             return inspector.inspect(image, category=profile, **settings).is_anomalous
 
         good, bad = ([one for one in group if bool(one.is_anomalous) is kind] for kind in (False, True))
@@ -195,11 +200,12 @@ def forecast_changes(
     from diffad.inspector import Inspector
 
     inspector = Inspector(checkpoint, device)
+
+    def rejects(name: str, image: npt.NDArray[np.uint8]) -> bool:
+        return inspector.inspect(image, name).is_anomalous
+
     return {
-        name: robustness(
-            [read_image(path, bits) for path, bits in some],
-            lambda image, name=name: inspector.inspect(image, name).is_anomalous,
-        )
+        name: robustness([read_image(path, bits) for path, bits in some], partial(rejects, name))
         for name, some in pictures.items()
     }
 

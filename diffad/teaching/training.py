@@ -30,7 +30,7 @@ from diffad.method.unet import UNet, UNetConfig
 from diffad.output import append
 from diffad.pictures.geometry import to_float
 from diffad.pictures.plots import loss_plot
-from diffad.teaching.categories import learn_category
+from diffad.teaching.categories import learn_category, pictures_in
 from diffad.teaching.draws import Draw, Draws, Features, workers_for
 from diffad.teaching.good_pictures import (
     GoodPictures,
@@ -56,7 +56,7 @@ def train(
     resume: bool = False,
     start_from: str | Path | None = None,
     device: str = "auto",
-    progress: Callable[[dict], None] | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
     save_every: float = 60,
     skip_unreadable: bool = False,
     tell: Callable[[str], None] = log.info,
@@ -156,20 +156,20 @@ def _provenance(
 ) -> dict[str, Any]:  # fmt: skip
     """Where a model comes from. counts: good pictures by category. categories: all that it knows."""
     config, before = run.config, base.provenance if base else {}
-    known = before.get("data", {})
-    kept = {name: known[name] for name in categories if name not in counts and known.get(name) is not None}
+    known = pictures_in(before)
+    kept = {name: known[name] for name in categories if name in known and name not in counts}
     # also the licences of what the network learned from before
     licences = [each.strip() for each in f"{config.licence};{before.get('licence') or ''}".split(";")]
     return {
         "version": diffad.__version__,
-        "data": kept | counts,
+        "data": {**kept, **counts},
         "licence": "; ".join(dict.fromkeys(filter(None, licences))),
         "steps": run.step,
         "pictures_seen": run.step * config.batch * run.world,
         "minutes": round(run.seconds / 60, 1),
         "seed": config.seed,
         "learning_rate": config.learning_rate,
-        "started_from": {"name": Path(start_from).stem, **before} if base else None,
+        "started_from": {"name": Path(start_from).stem, **before} if start_from else None,
     }
 
 
@@ -241,13 +241,14 @@ def _prepare(
 def _rescale_head(network: UNet, mean: Tensor, std: Tensor, extractor: FeatureExtractor) -> None:
     """Let the head go on predicting the same features in their new units; mean, std: the old ones, [c]."""
     head = network.feature_head[-1]
+    assert isinstance(head, nn.Conv2d) and head.bias is not None
     head.weight.mul_((std / extractor.std).view(-1, 1, 1, 1))
     head.bias.mul_(std).add_(mean - extractor.mean).div_(extractor.std)
 
 
 def _fit_network(
     run: Run, draws: Draws, counts: Mapping[str, int], out: Path, resume: bool,
-    progress: Callable[[dict], None] | None, save_every: float,
+    progress: Callable[[dict[str, Any]], None] | None, save_every: float,
 ) -> None:  # fmt: skip
     """The loop with its files: log, state to resume from, loss picture. counts: pictures by category."""
     state, log_file = state_file(out), out.with_suffix(".log.jsonl")
@@ -283,7 +284,7 @@ def _fit_network(
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-def _loop(run: Run, draws: Draws) -> Iterator[dict]:
+def _loop(run: Run, draws: Draws) -> Iterator[dict[str, Any]]:
     """Train until the budget is spent; yields a row after every step."""
     model = DistributedDataParallel(run.network) if run.world > 1 else run.network
     run.network.train()
@@ -342,6 +343,7 @@ def _budget_spent(run: Run, seconds: float) -> float:
     """Share of the budget used, in [0, 1]; all processes agree on the first one's clock."""
     if run.config.steps is not None:
         return run.step / run.config.steps
+    assert run.config.minutes is not None  # a recipe has one of the two
     spent = torch.tensor([seconds / (60 * run.config.minutes)], device=run.device)
     if run.world > 1:
         distributed.broadcast(spent, 0)

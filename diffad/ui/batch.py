@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffad import batch
-from diffad.inspection import LOOK_RATE
+from diffad.inspection import LOOK_RATE, Inspection
 from diffad.output import OutputError, whole, write
 from diffad.pictures import drawing
 from diffad.pictures.reading import DataError
@@ -27,7 +27,7 @@ from diffad.ui import cards, files
 from diffad.ui.turns import Turns, Unwanted, caller
 
 if TYPE_CHECKING:
-    from diffad.inspector import Inspection, Inspector
+    from diffad.inspector import Inspector
 
 SENT = 200  # rows in one piece of news
 THUMBNAIL_PIXELS = 96
@@ -150,7 +150,8 @@ class Run:
 
     def map_of(self, row: batch.Row) -> np.ndarray:
         """`batch.grid_map` of a row that has a result."""
-        return np.load(self._map_file(self._numbers[row.name]))
+        on_grid: np.ndarray = np.load(self._map_file(self._numbers[row.name]))
+        return on_grid
 
     def usual(self, category: str) -> tuple[float, float]:
         """A category's usual threshold, which 1 good part in 100 exceeds, and its usual look limit."""

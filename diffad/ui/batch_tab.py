@@ -171,8 +171,9 @@ class BatchTab:
 
     def _find(self, asked: Any) -> Run | None:
         run = self._storage.runs.get(str(asked.get("run"))) if isinstance(asked, dict) else None
-        if run is not None:
-            run.used = files.clock()
+        if not isinstance(run, Run):
+            return None
+        run.used = files.clock()
         return run
 
     # Events
@@ -186,7 +187,7 @@ class BatchTab:
 
     def start_folder(self, folder: str | None, *settings: Any) -> dict[str, Any]:
         """Starts a batch of a folder below the data root."""
-        if not folder:
+        if self._data_root is None or not folder:
             return refusal("Choose a folder first.")
         return self._start([self._data_root / str(folder)], self._data_root, settings)
 
@@ -207,22 +208,19 @@ class BatchTab:
     def row_picture(self, event: gr.EventData) -> tuple[str, int | None] | None:
         """The picture of a row that was clicked, as `InspectTab.inspect_on` wants it."""
         run = self._find(event._data)
-        index = counted(event._data.get("index"), -1) if run else -1
-        row = run.rows[index] if 0 <= index < len(run.rows) else None
-        try:
-            data = row.sample.image.read_bytes() if row else None
-        except OSError:
-            data = None
-        if data is None:
-            gr.Warning("This picture is no longer on the server: upload the batch again.")
-            return None
-        return self._storage.keep(data, Path(row.name).name), run.shared.get(row.name)
+        if run is not None and 0 <= (index := counted(event._data.get("index"), -1)) < len(run.rows):
+            row = run.rows[index]
+            with suppress(OSError):
+                data = row.sample.image.read_bytes()
+                return self._storage.keep(data, Path(row.name).name), run.shared.get(row.name)
+        gr.Warning("This picture is no longer on the server: upload the batch again.")
+        return None
 
     def download(self, event: gr.EventData) -> str:
         """The path of the results as a file."""
         run = self._find(event._data)
         kind = str(event._data.get("kind")) if run else ""
-        if kind not in TAKEN_AWAY:
+        if run is None or kind not in TAKEN_AWAY:
             raise gr.Error("This batch is no longer on the server: upload it again.", print_exception=False)
         with files.room():
             file = run.file(kind, limits_of(event._data))

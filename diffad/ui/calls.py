@@ -95,7 +95,8 @@ def guard(app: gr.Blocks) -> None:
 
     async def preprocess_data(*given: Any, **more: Any) -> list[Any]:
         try:
-            return await read(*given, **more)
+            inputs: list[Any] = await read(*given, **more)
+            return inputs
         except Exception as error:
             if isinstance(error, gr.Error) and not error.print_exception:  # one of our own sentences
                 raise
@@ -116,7 +117,8 @@ def guard(app: gr.Blocks) -> None:
             traceback.print_exc()
             raise gr.Error(FAILED, print_exception=False) from None
 
-    app.preprocess_data, app.process_api = preprocess_data, process_api
+    app.preprocess_data = preprocess_data  # type: ignore[method-assign]  # Gradio has no hook for this
+    app.process_api = process_api  # type: ignore[method-assign]
 
 
 def as_sentence(error: Exception) -> str:
@@ -144,7 +146,7 @@ def _check_call(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
 
 
 def _endpoint(blocks: gr.Blocks, name: str) -> Any:
-    public = {fn.api_name: fn for fn in blocks.fns.values() if fn.api_visibility == "public"}
+    public = {fn.api_name: fn for fn in blocks.fns.values() if fn.api_name and fn.api_visibility == "public"}
     if name not in public:
         raise Refusal(400, f"There is no endpoint {name[:40]!r} here; there are: {', '.join(public)}.")
     return public[name]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from diffad.pictures import drawing
 
@@ -30,7 +31,7 @@ ENCODING = {
 }
 
 
-def data_uri(picture: np.ndarray, kind: str) -> str:
+def data_uri(picture: npt.NDArray[np.uint8], kind: str) -> str:
     """A picture as a data URI.
 
     Args:
@@ -39,7 +40,7 @@ def data_uri(picture: np.ndarray, kind: str) -> str:
     """
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
     _, data = cv2.imencode(f".{kind}", bgr, ENCODING[kind])
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def base64_of(values: np.ndarray) -> str:
@@ -91,8 +92,8 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
 
 def _maps(inspection: Inspection) -> dict[str, Any]:
     grid_maps, plain = inspection.grid_maps(), inspection.grid_plain()
-    maps = [grid_maps[t][branch] for branch in (0, 1) for t in inspection.computed_timesteps]
-    maps = np.stack(maps if plain is None else [*maps, plain])
+    every = [grid_maps[t][branch] for branch in (0, 1) for t in inspection.computed_timesteps]
+    maps = np.stack(every if plain is None else [*every, plain])
     lowest = maps.min(axis=(1, 2))
     step = np.maximum((maps.max(axis=(1, 2)) - lowest) / STEPS, 1e-9)
     steps = np.rint((maps - lowest[:, None, None]) / step[:, None, None]).astype("<u2")
@@ -226,7 +227,7 @@ def thumbnails(samples: Sequence[Path]) -> str:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = data_uri(drawing.shrunk(picture[..., ::-1], 96), "png")
+        uri = data_uri(drawing.shrunk(np.asarray(picture, np.uint8)[..., ::-1], 96), "png")
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

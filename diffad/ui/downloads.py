@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from diffad import __version__
 from diffad.batch import json_text
@@ -61,8 +62,8 @@ class Film:
         self._timesteps = tuple(timesteps)
         self._threshold = threshold
         self._keep = keep
-        self.frames: list[np.ndarray] = []
-        self.repaired: np.ndarray | None = None  # the newest picture, in its own size
+        self.frames: list[npt.NDArray[np.uint8]] = []
+        self.repaired: npt.NDArray[np.uint8] | None = None  # the newest picture, in its own size
         self.ending = ""  # "stopped" on demand, "done" by itself, empty while it runs
         self._best: RepairStep | None = None  # of the steps that were scored, the lowest
         self._played: list[dict[str, Any]] = []
@@ -188,7 +189,8 @@ def contents(
         name: of the picture, without suffix.
     """
     if kind == "report":
-        repaired, score = (film.repaired, film.score_beside(inspection)) if _repaired(film) else (None, None)
+        repaired = _repaired(film)
+        score = film.score_beside(inspection) if film is not None and repaired is not None else None
         page = report(inspection, inspector, name, repaired, score, opacity, colormap)
         return f"{name}-report.html", page.encode()
     if kind == "overlay":
@@ -228,8 +230,8 @@ def _everything(
         archive.writestr(f"{name}.png", drawing.png_bytes(inspection.image))
         for file in files:
             archive.writestr(*file)
-        if _repaired(film):
-            archive.writestr(f"{name}-repaired.png", drawing.png_bytes(film.repaired))
+        if (repaired := _repaired(film)) is not None:
+            archive.writestr(f"{name}-repaired.png", drawing.png_bytes(repaired))
         small = inspection.image.shape[0] * inspection.image.shape[1] <= FULL_PRECISION
         values = inspection.anomaly_map if small else inspection.anomaly_map.astype(np.float16)
         archive.writestr(f"{name}-map.npy", drawing.npy_bytes(values), zipfile.ZIP_DEFLATED, 1)
@@ -270,9 +272,11 @@ def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str
     }  # fmt: skip
 
 
-def _repaired(film: Film | None) -> bool:
-    """Whether a repair has ended, by itself or on demand, and has changed the picture."""
-    return film is not None and film.ending in ("done", "stopped") and len(film.frames) > 1
+def _repaired(film: Film | None) -> np.ndarray | None:
+    """The repaired picture; None unless a repair has ended, by itself or on demand, and changed something."""
+    if film is None or film.ending not in ("done", "stopped") or len(film.frames) < 2:
+        return None
+    return film.repaired
 
 
 def _maps(inspection: Inspection) -> dict[str, np.ndarray]:

@@ -176,7 +176,7 @@ class Endpoints:
             )
             for row, _ in rows:  # named "name", because gradio_client would fetch a "path" as a file
                 error = {"error": row.error} if row.error else {}
-                found.append({"name": row.name} | row.result | error)
+                found.append({"name": row.name, **row.result, **error})
                 progress((len(found), len(pictures)), unit="pictures")
             return found
 
@@ -290,7 +290,10 @@ def whole(name: str, value: float) -> int:
 def text(name: str, default: str) -> gr.Textbox:
     """A text whose null is its default."""
     component = gr.Textbox(default, label=name)
-    component.preprocess = lambda payload: default if payload is None else payload
+    # Replaced on the instance, as in `files.picture_upload`.
+    component.preprocess = lambda payload: (  # type: ignore[method-assign]
+        default if payload is None else payload
+    )
     return component
 
 
@@ -304,7 +307,8 @@ def number(name: str, default: float) -> gr.Number:
         if type(payload) not in (int, float) or not abs(payload) < 1e15:  # which excludes NaN
             instead = f", not {str(payload)[:40]!r}" if isinstance(payload, str | int | float) else ""
             raise gr.Error(f"{name} is a number{instead}", print_exception=False)
-        return payload
+        value: float = payload
+        return value
 
-    component.preprocess = checked
+    component.preprocess = checked  # type: ignore[method-assign]  # as in `text`
     return component

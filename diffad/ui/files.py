@@ -110,7 +110,7 @@ class Storage:
         """Stores a file for the caller of the present event; returns its path."""
         with room():
             self.make_room(len(data))
-            path = save_bytes_to_cache(data, name, str(self.files))
+            path: str = save_bytes_to_cache(data, name, str(self.files))
         self.own(path, caller())
         return path
 
@@ -181,10 +181,10 @@ class Storage:
 
     def _remove_oldest(self, size: int) -> None:
         recent = clock() - RECENT
-        ended = [(run.used, run) for run in self._finished()]
-        idle = [(file.used, file) for file in self._idle_files() if file.used < recent]
+        things: list[tuple[float, File | Run]] = [(run.used, run) for run in self._finished()]
+        things += [(file.used, file) for file in self._idle_files() if file.used < recent]
         before = self._used
-        for _, thing in sorted([*ended, *idle], key=lambda each: each[0]):
+        for _, thing in sorted(things, key=lambda each: each[0]):
             if before - self._used >= size:
                 return
             if isinstance(thing, File):
@@ -246,10 +246,10 @@ def picture_upload(**settings: Any) -> gr.Image:
     """
     picture = gr.Image(type="filepath", format="png", image_mode=None, **settings)
     usual = picture.preprocess
-    picture.preprocess = lambda payload: (
+    picture.preprocess = lambda payload: (  # type: ignore[method-assign]  # see above
         payload.path if payload is not None and payload.path else usual(payload)
     )
-    picture.example_payload = lambda: EXAMPLE
+    picture.example_payload = lambda: EXAMPLE  # type: ignore[method-assign]
     return picture
 
 
@@ -271,12 +271,16 @@ def several_files(**settings: Any) -> gr.File:
     """A file component of an endpoint that accepts a single file as well as a list."""
     component = gr.File(file_count="multiple", **settings)
     described = component.api_info()
-    component.api_info = lambda: described
+
+    def paths(payload: Any) -> list[str] | None:
+        files = payload if isinstance(payload, list) or not payload else [payload]
+        return files and [file["path"] for file in files]
+
+    # Replaced on the instance, as in `picture_upload`.
+    component.api_info = lambda: described  # type: ignore[method-assign]
     component.data_model = None  # it would insist on a list
-    component.preprocess = lambda payload: (
-        payload and [each["path"] for each in (payload if isinstance(payload, list) else [payload])]
-    )
-    component.example_payload = lambda: [EXAMPLE]
+    component.preprocess = paths  # type: ignore[method-assign]
+    component.example_payload = lambda: [EXAMPLE]  # type: ignore[method-assign]
     return component
 
 

@@ -158,8 +158,9 @@ class Gate:
         async def reading(message: Message) -> None:
             answer.extend(message.get("body", b""))
             last = message["type"] == "http.response.body" and not message.get("more_body")
-            for path in _paths(answer) if last and person is not None else ():
-                self.storage.own(path, person)
+            if last and person is not None:
+                for path in _paths(answer):
+                    self.storage.own(path, person)
             await send(message)
 
         try:
@@ -187,7 +188,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-def _paths(answer: bytes) -> list[str]:
+def _paths(answer: bytearray) -> list[str]:
     """The paths in the answer to an upload; none if it was refused."""
     try:
         paths = json.loads(answer)

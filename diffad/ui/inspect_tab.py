@@ -13,14 +13,14 @@ one. The page always ends at the last choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffad.inspector import SCALE_TOP
+from diffad.inspector import SCALE_TOP, Picture
 from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.pictures.reading import DataError
 from diffad.ui import cards, downloads, link
@@ -105,9 +105,12 @@ class InspectTab:
             lambda model: gr.Dropdown(choices=categories(self._inspectors[model]), value=AUTO),
             p.model, p.category, **LIVE,
         )  # fmt: skip
-        released = [slider.release for slider in (p.lowest, p.highest, p.count, p.draws)]
+        events: list[Callable[..., Any]] = [
+            p.lowest.release, p.highest.release, p.count.release, p.draws.release,
+            p.category.input, p.tile.input, model_changed.then,
+        ]  # fmt: skip
         js = "(session, turn, ...settings) => [session, diffad.nextTurn(), ...settings]"
-        for listen in (*released, p.category.input, p.tile.input, model_changed.then):
+        for listen in events:
             self._answer_after(listen(self.ask_again, inputs, self._session, js=js, **REQUEST))
         p.cancel.click(Session.cancel, self._session, None, **LIVE)
 
@@ -149,10 +152,10 @@ class InspectTab:
                 if request.path is None:
                     updates = self._emptied(WAITING)
                 else:
-                    shown = self._inspect(session, request, progress)
+                    shown = self._inspect(session, request, request.path, progress)
                     updates = self._updates(shown)
             except DataError as error:
-                updates = self._emptied(sentence(str(error), request.path))
+                updates = self._emptied(sentence(str(error), request.path or WAITING))
             except Unwanted:
                 updates = self._emptied(CANCELLED)
             if request is not session.asked:
@@ -161,7 +164,7 @@ class InspectTab:
                 session.answered, session.shown, session.film = request, shown, None
             return updates | {p.picture: session.picture}
 
-    def _inspect(self, session: Session, request: Request, progress: gr.Progress) -> Shown:
+    def _inspect(self, session: Session, request: Request, path: str, progress: gr.Progress) -> Shown:
         caller_waits = still_waiting()
 
         def show_progress(done: int, total: int) -> None:
@@ -170,11 +173,12 @@ class InspectTab:
 
         model, *controls = request.settings
         inspector, before = self._inspectors[model], session.shown
-        # A plain picture is read alike for every category, so it need not be read again.
-        read = before is not None and before.request.path == request.path
-        read = read and before.raw.bits == 8 and not before.raw.notes
+        image: Picture = path
+        if before is not None and before.request.path == path:
+            if before.raw.bits == 8 and not before.raw.notes:  # then every category reads it the same way
+                image = before.raw.image
         raw = inspector.inspect(
-            before.raw.image if read else request.path,
+            image,
             **arguments(inspector, *controls),
             progress=show_progress,
             batch_bits=request.batch_bits,
@@ -195,8 +199,8 @@ class InspectTab:
         highest = round(max(SCALE_TOP, 3 * raw.threshold, 1.2 * raw.score))
         return self._without_film(ENABLED) | {
             p.view: part,
-            **dict.fromkeys((p.threshold, p.look), gr.Slider(maximum=highest)),
-            **dict.fromkeys(self._of_inspection, ENABLED),
+            **each_of([p.threshold, p.look], gr.Slider(maximum=highest)),
+            **each_of(self._of_inspection, ENABLED),
         }
 
     def _without_film(self, repair: gr.Button) -> Updates:
@@ -204,14 +208,14 @@ class InspectTab:
         return {
             p.player: downloads.no_film(),
             p.repair: repair,
-            **dict.fromkeys([p.stop, *self._of_film], DISABLED),
+            **each_of([p.stop, *self._of_film], DISABLED),
         }
 
     def _emptied(self, message: str) -> Updates:
         """No results, with a message in the verdict's place."""
         return self._without_film(DISABLED) | {
             self.parts.view: {"sentence": message},
-            **dict.fromkeys(self._of_inspection, DISABLED),
+            **each_of(self._of_inspection, DISABLED),
         }
 
     # Repair
@@ -238,8 +242,8 @@ class InspectTab:
         p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
 
     def show_repair(
-        self, session: Session, choices: dict, steps: float, every: float, step_size: float, level: float,
-        method: str,
+        self, session: Session, choices: Mapping[str, Any], steps: float, every: float, step_size: float,
+        level: float, method: str,
     ) -> Iterator[Updates]:  # fmt: skip
         """Repairs the part as the browser shows it, step by step.
 
@@ -263,18 +267,19 @@ class InspectTab:
                     film.end_with_best()
                 break
             film.add(step)
-            updates = {p.player: film.value()}
+            updates: Updates = {p.player: film.value()}
             if step.index == 0:
-                updates |= {p.stop: ENABLED, **dict.fromkeys([p.repair, *self._of_film], DISABLED)}
+                updates |= {p.stop: ENABLED, **each_of([p.repair, *self._of_film], DISABLED)}
             yield updates
         film.ending = film.ending or "done"
-        yield {p.player: film.value(), p.stop: DISABLED, **dict.fromkeys(self._of_film, ENABLED)}
+        yield {p.player: film.value(), p.stop: DISABLED, **each_of(self._of_film, ENABLED)}
 
     @staticmethod
     def _repair_threshold(inspector: Inspector, inspection: Inspection, choices: Mapping[str, Any]) -> float:
         """The threshold at the model's usual timesteps, at which a repair is scored, for one tile."""
         if choices["own"]:
-            return choices["threshold"]
+            threshold: float = choices["threshold"]
+            return threshold
         rate = -math.expm1(math.log1p(-choices["rate"]) / inspection.chances)
         return inspector.threshold(inspection.category, inspection.alpha, rate=rate)
 
@@ -340,7 +345,7 @@ class InspectTab:
             pressed.success(None, p.file, None, js="(file) => diffad.save(file)")
             pressed.then(None, None, None, js=f"() => diffad.busy('{button.elem_id}', false)")
 
-    def download(self, kind: str, session: Session, choices: dict) -> str:
+    def download(self, kind: str, session: Session, choices: Mapping[str, Any]) -> str:
         """The path of a file that a person takes away: of a kind in `downloads`, or "all"."""
         shown, film = session.shown_for(choices), session.film
         inspector = self._inspectors[shown.model]
@@ -350,6 +355,11 @@ class InspectTab:
                 choices["opacity"], choices["colormap"], name=shown.name,
             )  # fmt: skip
         return self._storage.keep(data, name)
+
+
+def each_of(components: Sequence[gr.components.Component], value: Any) -> Updates:
+    """The same new value for several components."""
+    return dict.fromkeys(components, value)
 
 
 def sample_pictures() -> list[Path]:

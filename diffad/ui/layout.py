@@ -108,7 +108,7 @@ def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> Com
         samples: pictures offered beside the upload.
     """
     first = next(iter(inspectors.values()))
-    carried = {name: gr.JSON(visible="hidden") for name in ("choices", "link", "turn")}
+    carried: dict[str, Any] = {name: gr.JSON(visible="hidden") for name in ("choices", "link", "turn")}
     with gr.Row(elem_id="page", equal_height=False):
         with gr.Column(elem_id="controls", min_width=280):
             picture = _picture(inspectors, samples)

@@ -28,7 +28,9 @@ def controls_of(
         link: the address's parameters, by name.
     """
     link = {key: value for key, value in link.items() if isinstance(value, str)}
-    model = link.get("model") if link.get("model") in inspectors else next(iter(inspectors))
+    model: str = link.get("model", "")
+    if model not in inspectors:
+        model = next(iter(inspectors))
     inspector = inspectors[model]
 
     def within(name: str, low: float, high: float, usual: float) -> float:
@@ -69,7 +71,7 @@ def controls_of(
 
 
 def of_result(
-    raw: Inspection, settings: Sequence[Any], path: str, inspectors: Mapping[str, Inspector],
+    raw: Inspection, settings: Sequence[Any], path: str | None, inspectors: Mapping[str, Inspector],
     samples: Sequence[Path],
 ) -> dict[str, Any]:  # fmt: skip
     """The parameters of a link to a result; page.js adds the choices made in the browser.
@@ -95,7 +97,8 @@ def of_result(
     }
 
 
-def _sample(path: str, samples: Sequence[Path]) -> str | None:
+def _sample(path: str | None, samples: Sequence[Path]) -> str | None:
     """The name of the sample that a picture is a copy of."""
-    sample = next((sample for sample in samples if sample.name == Path(path).name), None)
-    return sample.name if sample and sample.read_bytes() == Path(path).read_bytes() else None
+    picture = Path(path or "")
+    sample = next((sample for sample in samples if sample.name == picture.name), None)
+    return sample.name if sample and sample.read_bytes() == picture.read_bytes() else None

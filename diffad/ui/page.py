@@ -36,7 +36,8 @@ def build_app(
     """
     if not inspectors:
         raise ValueError("The page needs at least one model.")
-    with gr.Blocks(title="diffad", analytics_enabled=False, fill_width=True) as app:
+    app = gr.Blocks(title="diffad", analytics_enabled=False, fill_width=True)
+    with app:
         header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Inspect", id="inspect"):

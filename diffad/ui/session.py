@@ -41,7 +41,7 @@ class Shown:
     @property
     def name(self) -> str:
         """The picture's file name without its suffix."""
-        return Path(self.request.path).stem
+        return Path(self.request.path or "").stem
 
     def chosen(self, choices: Mapping[str, Any]) -> Inspection:
         """The inspection as the browser shows it, without running the network.
@@ -76,7 +76,7 @@ class Session:
     @property
     def picture(self) -> str | None:
         """The path of the picture that was requested last."""
-        return self.asked and self.asked.path
+        return None if self.asked is None else self.asked.path
 
     def ask(
         self, turn: Any, path: str | None, settings: tuple[Any, ...], batch_bits: int | None = None

@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import LocalContext
 
-from diffad.inspector import Turn
+from diffad.recognition import Turn
 
 AT_ONCE = 16  # calls of one kind (an endpoint, or the page) in progress; further ones wait in the queue
 
