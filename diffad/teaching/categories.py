@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ from diffad.method.image_score import unusual
 from diffad.method.profile import Profile
 from diffad.pictures.plots import contact_sheet
 from diffad.teaching.good_pictures import GoodPictures, split_held_out, told_apart
+from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.residuals import Observer
 from diffad.teaching.sizes import find_size, in_words
 from diffad.teaching.state import Run
 from diffad.teaching.statistics import fit_profile
@@ -46,27 +48,31 @@ class Lesson:
     aside: bool
 
 
-def study(run: Run, name: str, good: GoodPictures, plain: bool, tell: Callable[[str], None]) -> Lesson:
-    """Fit a category's profile for the network of a run, at the size that suits its pictures.
+def study(
+    observer: Observer, config: TrainConfig, name: str, good: GoodPictures, plain: bool,
+    tell: Callable[[str], None],
+) -> Lesson:  # fmt: skip
+    """Fit a category's profile for a network, at the size that suits its pictures.
 
     Args:
         plain: also fit plain features, for a category that the network never learned from.
         tell: called with sentences for the user.
     """
-    config = run.config
     used, held = split_held_out(torch.arange(len(good.paths)), config.held_out)
     judged = [(good.paths[i], good.bits) for i in held[: config.stressed]]
     aside = config.stressed if len(held) >= 3 * config.stressed else 0
     sizes = {}
     if config.size is None:
-        sizes = find_size(run.network, run.extractor, run.schedule, good.paths, good.upright, good.bits)
+        sizes = find_size(
+            observer.network, observer.extractor, observer.schedule, good.paths, good.upright, good.bits
+        )
     if sizes:
         tell(in_words(name, sizes))
         if sizes["size"] != good.size:
             good = good.at(sizes["size"])
     order = torch.cat([held[aside:], used])
     profile, odd, left_out = _fitted(
-        run, good.pictures[used], good.pictures[held[aside:]], good.inside[order], plain
+        observer, good.pictures[used], good.pictures[held[aside:]], good.inside[order], plain
     )
     names = told_apart(good.paths)
     names = [names[i] for i in order]
@@ -106,7 +112,9 @@ def learn_category(
         tell: called with sentences for the user.
     """
     learned_from = learned_before(base, name)
-    lesson = study(run, name, good, run.config.steps == 0 and learned_from is None, tell)
+    config = run.config
+    observer = Observer(run.network, run.extractor, run.schedule, config.pixel_score, config.stride)
+    lesson = study(observer, config, name, good, config.steps == 0 and learned_from is None, tell)
     if lesson.unusual or lesson.left_out:
         sheet = out.with_name(f"{out.stem}.{name}.unusual.png")
         _show(sheet, lesson)
@@ -134,7 +142,7 @@ def pictures_in(provenance: Mapping[str, object]) -> dict[str, int]:
 
 
 def _fitted(
-    run: Run, used: Tensor, held: Tensor, inside: Tensor, plain: bool
+    observer: Observer, used: Tensor, held: Tensor, inside: Tensor, plain: bool
 ) -> tuple[Profile, dict[int, float], dict[int, float]]:
     """Fit a profile without the pictures that hardly belong with the others.
 
@@ -143,8 +151,8 @@ def _fitted(
     """
     # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
     fit = partial(
-        fit_profile, run.network, run.extractor, run.schedule, kind=run.config.pixel_score,
-        stride=run.config.stride, plain=plain,
+        fit_profile, observer.network, observer.extractor, observer.schedule, kind=observer.kind,
+        stride=observer.stride, plain=plain,
     )  # fmt: skip
     profile, numbers = fit(used, held, inside), torch.arange(len(inside))
     left_out: dict[int, float] = {}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffad.inspector import Inspector
 from diffad.method.artificial_defects import MEASURED_KINDS, add_defect
+from diffad.method.diffusion import Prediction
 from diffad.method.nuisances import NUISANCES
 from diffad.method.unet import UNet
 from diffad.pictures.drawing import overlay
@@ -27,8 +28,7 @@ from diffad.recognition import Turn
 from diffad.teaching.categories import Lesson, study
 from diffad.teaching.good_pictures import FEWEST, load_normal, readable
 from diffad.teaching.recipe import TrainConfig
-from diffad.teaching.residuals import copies_of
-from diffad.teaching.state import Run
+from diffad.teaching.residuals import Observer, copies_of
 from diffad.teaching.statistics import LOOKED, SPOILED
 from diffad.teaching.stress import robustness
 
@@ -84,11 +84,10 @@ def teach(
     good, _ = load_normal({name: paths}, inspector.size, bits)
     calls = _Counter(turn, progress or (lambda done: None), _rows_for(len(good[name].paths)))
     network = _InTurns(inspector.network, calls)
-    run = Run(
-        config, inspector.schedule, inspector.extractor, network, average={}, optimizer=None,
-        device=inspector.device, world=1, rank=0,
-    )  # fmt: skip
-    return study(run, name, good[name], plain=True, tell=tell)
+    observer = Observer(
+        network, inspector.extractor, inspector.schedule, inspector.pixel_score, inspector.stride
+    )
+    return study(observer, config, name, good[name], plain=True, tell=tell)
 
 
 def changes_borne(
@@ -188,16 +187,16 @@ class _Counter:
         self._progress(min(0.99, self._rows / self._expected))
 
 
-class _InTurns(nn.Module):
-    """The network, whose every call takes its turn and is counted."""
+class _InTurns(UNet):
+    """A network whose every call takes its turn and is counted."""
 
     def __init__(self, network: UNet, calls: _Counter) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # its weights are those of the network inside
         self.config = network.config
         self._network, self._calls = network, calls
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Any:
+    def forward(self, x_t: Tensor, t: Tensor) -> Prediction:
         with self._calls.turn():
-            prediction = self._network(x_t, t)
+            prediction: Prediction = self._network(x_t, t)
         self._calls.add(len(x_t))
         return prediction
