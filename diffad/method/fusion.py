@@ -47,7 +47,7 @@ def fuse(pixel: F32, feature: F32, alpha: float, plain: F32 | None = None) -> F3
 
 
 def weighed(pixel: F32, feature: F32, alpha: float, plain: F32 | None = None) -> F32:
-    """Weighted mean of both branches by `branch_weights`, and of the plain features by PLAIN_WEIGHT if given."""
+    """Weighted mean of both branches (`branch_weights`), and of the plain map (PLAIN_WEIGHT) if given."""
     of_pixel, of_feature = branch_weights(alpha)
     fused = of_pixel * pixel + of_feature * feature
     return fused if plain is None else (1 - PLAIN_WEIGHT) * fused + PLAIN_WEIGHT * plain

@@ -86,7 +86,7 @@ class PlaceGaussian:
         return torch.einsum("dc,bchw->bdhw", self.projection, features.float())
 
     def log_likelihood(self, features: Tensor) -> Tensor:
-        """Log density of every place divided by dims, up to a constant, [b, grid, grid]; compares categories."""
+        """Log density per dimension at every place, up to a constant, [b, grid, grid]."""
         # −½ log|Σ| / dims, [blocks, blocks]
         log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().mean(-1)
         repeat = self.mean.shape[-1] // len(log_det)
@@ -121,7 +121,7 @@ class Scatter:
         return self
 
     def mean(self) -> Tensor:
-        """Second moment about zero per block, float64 [n, n, c, c]. Raises ValueError if nothing was added."""
+        """Second moment about zero per block, float64 [n, n, c, c]. Raises ValueError without data."""
         if self._total is None:
             raise ValueError("the Gaussian needs at least one normal picture")
         return self._total.double() / self.count
