@@ -1,8 +1,8 @@
-"""Reads and writes weights: one safetensors file that explains itself.
+"""Reading and writing checkpoints, each a single safetensors file.
 
-Its tensors are the averaged weights (int8 with a scale for each output channel), the standardisation of the
-features and one profile for each category. Its metadata holds, as JSON under the key "diffad", the format
-number, the configuration and the provenance. Loading never executes code.
+Its tensors are the averaged weights (int8 with a scale per output channel), the standardisation of the
+features and one profile per category. Its metadata contains the format number, the configuration and the
+provenance as JSON under the key "diffad". Loading never executes code.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from diffad.pictures.quality import MEASURES
 
 FORMAT = 11
 _COVARIANCES = ("residual", "perceptual")
-_LONGEST_HEADER = 2**22  # characters
+_LONGEST_HEADER = 2**22  # characters of JSON
 
 
 class CheckpointError(ValueError):
-    """A weights file that cannot be read, is not diffad's, is damaged, or belongs to a newer version."""
+    """A checkpoint cannot be read, is damaged, is not diffad's, or has another format version."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything an inspection needs.
+    """A trained model with the statistics of its categories.
 
     Attributes:
         config: size of the network.
-        network: the U-Net's state dict, float32 once loaded.
-        backbone: name of the frozen network that gives the features.
+        network: the U-Net's state dict; float32 once loaded.
+        backbone: name of the frozen network that computes the features.
         feature_mean, feature_std: standardisation of the features, [c] each.
         profiles: by category.
-        schedule: of the noise: "linear", 1000 steps.
-        pixel_score: the kind of score that the calibration belongs to.
-        stride: step on the respaced chain, of the pixel score "kl".
+        schedule: noise schedule, always "linear" with 1000 steps.
+        pixel_score: kind of pixel score that the calibration belongs to, one of PIXEL_SCORES.
+        stride: step on the respaced chain for the pixel score "kl".
         provenance: free JSON: data, licence, steps, seed, version, metrics.
     """
 
@@ -73,7 +73,7 @@ class Checkpoint:
 
 
 def save(path: str | Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint atomically, so that nobody ever sees half a file. Makes missing folders."""
+    """Write a checkpoint atomically; missing folders are created. Raises OutputError."""
     tensors = {}
     for name, value in checkpoint.network.items():
         tensors[f"network.{name}"], scale = stored(value)
@@ -136,7 +136,7 @@ def _covariance_tensors(covariance: ResidualGaussian, prefix: str) -> dict[str, 
 
 
 def _category(name: str, profile: Profile) -> dict[str, Any]:
-    """What the header says of a category."""
+    """The header's entry for a category."""
     return {
         "name": name,
         "timesteps": profile.calibration.timesteps,
@@ -153,7 +153,7 @@ def _category(name: str, profile: Profile) -> dict[str, Any]:
 
 
 def bundled() -> list[Path]:
-    """The checkpoints that come with diffad, "parts" first; in a wheel they lie inside the package."""
+    """The checkpoints distributed with diffad, "parts" first; a wheel has them inside the package."""
     for folder in (Path(__file__).parents[1] / "checkpoints", Path(__file__).parent / "checkpoints"):
         if found := sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != "parts", path.stem)):
             return found
@@ -161,7 +161,7 @@ def bundled() -> list[Path]:
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, on the CPU. Raises CheckpointError if it cannot be read."""
+    """Tensors (on the CPU) and metadata of a safetensors file. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
@@ -173,7 +173,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises CheckpointError that says what is wrong."""
+    """Read and validate a checkpoint on the CPU. Raises CheckpointError with the reason."""
     tensors, metadata = load_tensors(path)
     if "diffad" not in metadata:
         raise CheckpointError(f"{path} is not a diffad checkpoint; make one with 'diffad train'")
@@ -182,7 +182,7 @@ def load(path: str | Path) -> Checkpoint:
             raise ValueError("its header is too long")
         header = json.loads(metadata["diffad"])
         if type(header["format"]) is not int:
-            raise ValueError("its format is no number")
+            raise ValueError("its format is not a number")
         if header["format"] > FORMAT:
             raise CheckpointError(
                 f"{path} was written by a newer diffad (format {header['format']}); update diffad to read it"
@@ -191,7 +191,7 @@ def load(path: str | Path) -> Checkpoint:
             raise CheckpointError(f"{path} was written by an older diffad; train it again with this one")
         checkpoint = _built(header, tensors)
         if tensors:
-            raise ValueError(f"{next(iter(tensors))} belongs to no part of it")
+            raise ValueError(f"unexpected tensor {next(iter(tensors))}")
         _check(checkpoint)
         return checkpoint
     except CheckpointError:
@@ -204,7 +204,7 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def _built(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
-    """From a file's parts; takes out the tensors that it needs. Damaged ones raise errors of all kinds."""
+    """Build a checkpoint, removing the tensors that it uses. Damaged files raise all kinds of errors."""
     config = UNetConfig(**{**header["config"], "channels": tuple(header["config"]["channels"])})
     profiles: dict[str, Profile] = {}
     for index, category in enumerate(header["categories"]):
@@ -233,7 +233,7 @@ def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: st
     whitening = unpack(part("gaussian.whitening"), len(projection))
     remembered, good, bits = tuple(category["remembered"]), category["good"], category["bits"]
     _require(bits in (None, *DEPTHS), f"{bits} bits")
-    _require(type(good) is int and 0 < good < 2**20, "its good parts have no number")
+    _require(type(good) is int and 0 < good < 2**20, "the number of its good parts is invalid")
     shape = good, 2, len(remembered), CELLS, CELLS
     maps = sums(decoded(tensors.pop(prefix + "calibration.good_maps"), shape))
     calibration = Calibration(
@@ -267,7 +267,9 @@ def _network(config: UNetConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor
         weight = tensors.pop(f"network.{name}")
         scale = tensors.pop(f"scale.{name}") if len(shape) > 1 else None
         if weight.shape != shape or (scale is not None and scale.shape != shape[:1]):
-            raise ValueError(f"the network's {name} has not the shape {tuple(shape)} of its configuration")
+            raise ValueError(
+                f"the network's {name} does not have the shape {tuple(shape)} of its configuration"
+            )
         network[name] = restored(weight, scale)
     return network
 
@@ -276,7 +278,7 @@ def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
     def part(name: str) -> Tensor:
         steps, ends = tensors.pop(prefix + name), tensors.pop(f"{prefix}{name}.ends")
         holds = steps.dtype == torch.uint8 and ends.shape == (2,) and bool(0 < ends[0] <= ends[1] < math.inf)
-        _require(holds, f"there are no steps between {ends.tolist()}")
+        _require(holds, f"the range {ends.tolist()} of its {name} is invalid")
         return from_steps(steps, ends)
 
     scale, diagonal = part("scale"), part("diagonal")
@@ -292,7 +294,7 @@ def _changed(law: Any) -> tuple[float, float] | None:
         return None
     shift, stretch = law
     sensible = math.isfinite(shift) and 0 < stretch < math.inf
-    _require(sensible, "how its changed good parts lie makes no sense")
+    _require(sensible, "the statistics of its changed good parts are invalid")
     return float(shift), float(stretch)
 
 
@@ -301,11 +303,11 @@ def _quality(known: Any) -> tuple[tuple[float, float, float], ...] | None:
         return None
     values = np.array(known, np.float64)
     sensible = values.shape == (len(MEASURES), 3) and bool((np.diff(values) >= 0).all())
-    _require(sensible and bool(np.isfinite(values).all()), "its pictures' quality makes no sense")
+    _require(sensible and bool(np.isfinite(values).all()), "the quality range of its pictures is invalid")
     return tuple(tuple(each) for each in values.tolist())
 
 
-# -- checks: what an inspection relies on
+# -- validation
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -314,23 +316,25 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Raises ValueError for parts that do not fit together, or with which nothing could be inspected."""
+    """Raise ValueError for parts that are inconsistent or cannot be used."""
     width = checkpoint.config.feature_channels
     Schedule.named(checkpoint.schedule)
     _require(checkpoint.pixel_score in PIXEL_SCORES, "its pixel score is unknown")
-    # no address from which something would be fetched
-    _require(re.fullmatch(r"\w[\w.]{,99}", checkpoint.backbone) is not None, "its backbone has no name")
-    _require(_is_timestep(checkpoint.stride) and checkpoint.stride > 0, "its stride is no number of steps")
+    # rejects URLs, from which timm would download
+    _require(
+        re.fullmatch(r"\w[\w.]{,99}", checkpoint.backbone) is not None, "the name of its backbone is invalid"
+    )
+    _require(_is_timestep(checkpoint.stride) and checkpoint.stride > 0, "its stride is invalid")
     for name, value in checkpoint.network.items():
         _require(bool(value.isfinite().all()), f"the network's {name} is not finite")
     standard = {"mean": checkpoint.feature_mean, "deviation": checkpoint.feature_std}
     _check_shapes({f"features' {name}": (value, (width,)) for name, value in standard.items()})
     _require(bool((checkpoint.feature_std > 0).all()), "a feature's deviation is not above 0")
     about = checkpoint.provenance
-    _require(isinstance(about, dict), "its provenance is no JSON object")
+    _require(isinstance(about, dict), "its provenance is not a JSON object")
     for key, kind in (("data", dict), ("licence", str), ("minutes", (int, float))):
-        _require(isinstance(about.get(key), (kind, type(None))), f"its provenance has odd {key}")
-    _require(len(checkpoint.profiles) > 0, "it knows no category")
+        _require(isinstance(about.get(key), (kind, type(None))), f"its provenance has an invalid {key}")
+    _require(len(checkpoint.profiles) > 0, "it has no categories")
     for name, profile in checkpoint.profiles.items():
         _require(isinstance(name, str) and 0 < len(name) <= 255, "a category's name is empty or too long")
         try:
@@ -340,7 +344,7 @@ def _check(checkpoint: Checkpoint) -> None:
 
 
 def _grid(profile: Profile, config: UNetConfig) -> int:
-    """Places a side of the grid on which a category is looked at."""
+    """Side of a category's feature grid in places."""
     return config.feature_grid if profile.size is None else config.checked_size(profile.size) // config.cell
 
 
@@ -378,14 +382,14 @@ def _check_profile(profile: Profile, width: int, grid: int) -> None:
     _require(grid % len(gaussian.whitening) == 0, f"the whitening's blocks do not divide a grid of {grid}")
     for timesteps in (known, remembered):
         rising = all(map(_is_timestep, timesteps)) and list(timesteps) == sorted(set(timesteps))
-        _require(rising, "its timesteps do not rise from 0 to 999")
+        _require(rising, "its timesteps do not rise within 0 to 999")
     _require(bool((calibration.moments[:, 1] > 0).all()), "a deviation of good parts is not above 0")
     _require(bool((calibration.level > 0).all()), "a level of good parts is not above 0")
-    _require(isinstance(profile.forecast, dict), "its forecast is no JSON object")
+    _require(isinstance(profile.forecast, dict), "its forecast is not a JSON object")
     if profile.upright is not None:
         numbers = list(asdict(profile.upright).values())
         plain = all(type(value) in (int, float) and abs(value) <= 4 for value in numbers)
-        _require(plain and 0 < profile.upright.scale <= 1, "how it is turned upright makes no sense")
+        _require(plain and 0 < profile.upright.scale <= 1, "its pose is invalid")
 
 
 def _check_shapes(parts: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:

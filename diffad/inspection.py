@@ -1,6 +1,4 @@
-"""What an inspection finds: verdict, maps, regions, and the same evidence weighed otherwise. What a step of a
-repair is.
-"""
+"""Results: `Inspection` with its verdict, maps and regions, and `RepairStep`."""
 
 from __future__ import annotations
 
@@ -22,23 +20,33 @@ from diffad.pictures.drawing import hatched
 from diffad.pictures.geometry import Geometry, resize_maps
 
 Verdict = Literal["good", "look", "anomalous"]
-VERDICTS: dict[Verdict, tuple[str, str]] = {  # each with its word and its mark, for people
+VERDICTS: dict[Verdict, tuple[str, str]] = {  # label and symbol
     "good": ("Good", "✓"), "look": ("Look at it", "!"), "anomalous": ("Anomalous", "✕"),
 }  # fmt: skip
-LOOK_RATE = 0.1  # share of good parts above the usual look limit
+LOOK_RATE = 0.1  # share of good parts above the default look limit
 _MAX_TIMESTEPS = 12
-_SMALLEST_REGION = 8  # px at 256 × 256
+_SMALLEST_REGION = 8  # px in a picture of 256 × 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inspection:
-    """One inspected picture; everything in σ of good pictures' maps, maps float32 [H, W] in the picture's own
-    geometry.
+    """The result of inspecting one picture.
 
-    image: uint8 [H, W, 3]. recognised: the category was not given. category_fits: the picture resembles that
-    category at all. alpha: see `scoring.branch_weights`. seconds: what the inspection took, network included.
-    bits: how many the picture's values were taken to have, 8 of an 8-bit file. notes: sentences that a person
-    must see beside the verdict.
+    Scores, thresholds and maps are in σ of good pictures' maps. Maps are float32 [H, W] at the picture's
+    size.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        category: given or recognised.
+        recognised: whether the category was recognised rather than given.
+        category_fits: whether the picture resembles its category.
+        alpha: balance of the branches, see `fusion.branch_weights`.
+        timesteps: fused in the map.
+        seed: of the noise.
+        seconds: duration of the inspection.
+        threshold: score above which the part is anomalous.
+        bits: bit depth with which the picture was read, 8 for an 8-bit file.
+        notes: sentences to be shown with the verdict.
     """
 
     image: U8
@@ -50,11 +58,11 @@ class Inspection:
     seed: int
     seconds: float
     threshold: float
-    _look: float  # the look limit, whether or not the threshold is as high
-    _maps: Mapping[int, tuple[Array, Array]]  # t → (pixel, feature), on the tiling's grid
+    _look: float  # the look limit, which may exceed the threshold
+    _maps: Mapping[int, tuple[Array, Array]]  # by t: (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
-    _plain: Array | None = None  # of the plain features, on the same grid
+    _plain: Array | None = None  # map of the plain features, on the same grid
     _ignored: F32 | None = None  # share of each cell that is not judged, on the same grid
     bits: int = 8
     notes: tuple[str, ...] = ()
@@ -67,8 +75,9 @@ class Inspection:
 
     @property
     def look_threshold(self) -> float:
-        """The look limit: a part that scores between it and the threshold is neither good nor anomalous, but
-        one that a person should look at. At most the threshold; as high as that, nothing lies between.
+        """The look limit: a person should look at parts with scores between it and the threshold.
+
+        At most the threshold; if equal, there is no such range.
         """
         return min(self._look, self.threshold)
 
@@ -83,29 +92,27 @@ class Inspection:
 
     @property
     def map_limit(self) -> float:
-        """Above it the map is outlined and cut into regions, see `map_limit_for`."""
+        """Value above which the map is outlined and divided into regions, see `map_limit_for`."""
         return map_limit_for(self.verdict, self.threshold, self.look_threshold, self._fused_map)
 
     @property
     def tile(self) -> int | None:
-        """Side in px of the squares that the picture was cut into; None: it was inspected whole."""
+        """Side of the tiles, px; None if the picture was inspected whole."""
         return self._tiling.side
 
     @property
     def pixel_weight(self) -> float:
-        """The pixel branch's share of what the network has to say, in [0, 1]; the rest is the feature
-        branch's.
-        """
+        """Weight of the pixel branch relative to both branches, in [0, 1]."""
         return branch_weights(self.alpha)[0]
 
     @property
     def weights_in_words(self) -> str:
-        """The shares of all branches of the fused map."""
+        """The weights of all branches, such as "pixels 4.8 %, features 95.2 %"."""
         return weights_in_words(self.alpha, self._plain is not None)
 
     @property
     def turned(self) -> bool:
-        """Whether the model saw the part turned upright."""
+        """Whether the picture was rotated to its category's pose."""
         return self._tiling.turn is not None
 
     @cached_property
@@ -123,31 +130,34 @@ class Inspection:
 
     @property
     def chances(self) -> float:
-        """How many tiles' worth of picture were inspected, 1 of a whole one. So many independent pictures
-        would give as many false alarms, and the threshold allows for it.
+        """Area of the picture in tiles, 1 if inspected whole.
+
+        The threshold takes into account that false alarms are as frequent as in that many pictures.
         """
         return self._tiling.chances
 
     @cached_property
     def score(self) -> float:
-        """How far from good the fused map is, see `scoring.ImageScore`; of a tiled picture its worst tile."""
+        """The image score, see `ImageScore`; of a tiled picture, that of its worst tile."""
         return self._tiling.score(self._fused_map, self.scorer)
 
     @cached_property
     def scorer(self) -> ImageScore:
-        """How the category's maps are scored at this α and these timesteps."""
+        """The category's image score at this α and these timesteps."""
         return self._calibration.scorer(self.alpha, self.timesteps)
 
     @property
     def good_scores(self) -> F32:
-        """The score of good pictures, each left out of the statistics, inspected whole, at this α and these
-        timesteps, float32 [pictures].
-        """
+        """Leave-one-out scores of the good pictures, inspected whole, float32 [pictures]."""
         return self.scorer.good
 
     def threshold_at(self, rate: float = 0.01) -> float:
-        """Score that a share `rate` of good pictures of this size would exceed at this α and these timesteps:
-        of one tile a share 1 − (1 − rate)^(1 / chances). Raises ValueError unless 0 < rate < 1.
+        """Score that a share `rate` of good pictures of this size is expected to exceed.
+
+        A single tile exceeds it with a probability of 1 − (1 − rate)^(1 / chances).
+
+        Raises:
+            ValueError: rate outside (0, 1).
         """
         checked_rate(rate)
         return self.scorer.threshold(-math.expm1(math.log1p(-rate) / self.chances))
@@ -163,7 +173,7 @@ class Inspection:
 
     @property
     def rate_bounds(self) -> tuple[float, float]:
-        """Between which shares `rate` lies in 19 of 20 cases, as far as the number of good pictures goes."""
+        """95 % confidence interval of `rate`, given the number of good pictures."""
         low, high = self.scorer.rate_bounds(self.threshold)
         return self._of_all_tiles(low), self._of_all_tiles(high)
 
@@ -172,42 +182,49 @@ class Inspection:
 
     @cached_property
     def _fused_map(self) -> F32:
-        """On the grid of `_maps`."""
+        """The fused map on the tiling's grid."""
         pixel, feature = (np.stack([self._maps[t][branch] for t in self.timesteps]) for branch in (0, 1))
         return fuse(pixel, feature, self.alpha, self._plain)
 
     @property
     def square_map(self) -> F32:
-        """The fused map in the model's letterbox, float32 [size, size]; the padding repeats the edge."""
+        """The fused map in the model's square, float32 [size, size]; the padding repeats the edge."""
         return letterboxed(
             self._fused_map, Geometry.letterbox(self._tiling.height, self._tiling.width, self._tiling.size)
         )
 
     @cached_property
     def anomaly_map(self) -> F32:
-        """The fused map (11)."""
+        """The fused map, equation (11)."""
         return resize_maps(self._fused_map, self.image.shape[:2])
 
     @property
     def pixel_maps(self) -> Mapping[int, Array]:
-        """ŝ_t by t, each brought to the picture's size when it is asked for and not kept."""
+        """The pixel branch's maps ŝ_t by t, resized to the picture on access and not cached."""
         return _PictureMaps(self, 0)
 
     @property
     def feature_maps(self) -> Mapping[int, Array]:
-        """ŝ^f_t by t, likewise."""
+        """The feature branch's maps ŝ^f_t by t, likewise."""
         return _PictureMaps(self, 1)
 
     @property
     def plain_map(self) -> Array | None:
-        """Of the features alone, without the network; None if the category does without."""
+        """The map of the plain features; None if the category does not use them."""
         return None if self._plain is None else resize_maps(self._plain, self.image.shape[:2])
 
     def grid_maps(self, longest: int = 512) -> dict[int, tuple[Array, Array]]:
-        """t → (ŝ_t, ŝ^f_t) for all `computed_timesteps`, float32 [h, w] in the picture's aspect, small enough
-        to be shown. Of a picture inspected whole: as the model saw it, whatever `longest`. Of a tiled one: at
-        most `longest` cells a side, which gives its score but nearly, where its own grid is finer. The score
-        is the highest of its `windows`, by `scorer` at `scored_size`.
+        """Maps for display, with the picture's aspect ratio.
+
+        The score is the maximum over `windows` of `scorer` at `scored_size`, approximately so for a tiled
+        picture whose grid was shrunk.
+
+        Args:
+            longest: maximum number of cells per side for a tiled picture. A picture inspected whole has the
+                resolution of the model's square.
+
+        Returns:
+            (ŝ_t, ŝ^f_t) by t for all `computed_timesteps`, float32 [h, w].
         """
         shape = self._grid_shape(longest)
         return {
@@ -216,19 +233,17 @@ class Inspection:
         }
 
     def grid_plain(self, longest: int = 512) -> Array | None:
-        """`plain_map` like the `grid_maps`."""
+        """The plain features' map at the resolution of `grid_maps`; None if there is none."""
         return None if self._plain is None else resize_maps(self._plain, self._grid_shape(longest))
 
     @property
     def scored_size(self) -> float:
-        """How many px of `grid_maps()` make the side of the model's square, for `scoring.cells_of`."""
+        """Side of the model's square in pixels of `grid_maps()`, for `image_score.cells_of`."""
         return self._tiling.scored_size * self._grid_shape()[0] / self._tiling.shape[0]
 
     @property
     def windows(self) -> list[tuple[int, int, int, int]]:
-        """Top, left, bottom and right of the tiles in `grid_maps()`; of a picture inspected whole all of
-        it.
-        """
+        """Top, left, bottom and right of each tile in `grid_maps()`."""
         down, across = (shown / own for shown, own in zip(self._grid_shape(), self._tiling.shape))
         return [
             (round(down * y.start), round(across * x.start), round(down * y.stop), round(across * x.stop))
@@ -241,10 +256,12 @@ class Inspection:
         return height, width
 
     def good_evidence(self) -> tuple[Array, list[int], Array | None]:
-        """The maps of good pictures over cells, in the codes of `scoring.to_codes`, uint8: of both branches
-        [pictures, 2 (pixel, feature), m, CELLS, CELLS], which of the m belongs to each of
-        `computed_timesteps`, and those of the plain features [pictures, CELLS, CELLS], None without. Fused,
-        they are what `scoring.ImageScore.of` makes the good scores from.
+        """Encoded maps of good pictures (`calibration.to_codes`), the input of `ImageScore.of`.
+
+        Returns:
+            Maps of both branches, uint8 [pictures, 2 (pixel, feature), m, CELLS, CELLS]; for each of
+            `computed_timesteps` its index among the m; maps of the plain features, uint8
+            [pictures, CELLS, CELLS], or None.
         """
         calibration = self._calibration
         plain = None if calibration.good_plain is None else calibration.good_plain.numpy()
@@ -252,8 +269,9 @@ class Inspection:
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """Connected parts of the map above the threshold, or above the look limit if the part is one to look
-        at, highest peak first; none in a good picture, none below `smallest_region`.
+        """Connected regions of the map above `map_limit`, highest peak first.
+
+        A good picture has none. Regions smaller than `smallest_region` are omitted.
         """
         if self.verdict == "good":
             return ()
@@ -261,12 +279,12 @@ class Inspection:
 
     @property
     def smallest_region(self) -> int:
-        """Area in px of the picture below which nothing is a region."""
+        """Minimum area of a region, px of the picture."""
         return smallest_region(self.image.shape[:2], self.tile)
 
     @property
     def computed_timesteps(self) -> tuple[int, ...]:
-        """The timesteps that `fused` can choose among."""
+        """The timesteps that are available to `fused`."""
         return tuple(sorted(self._maps))
 
     def fused(
@@ -276,10 +294,16 @@ class Inspection:
         threshold: float | None = None,
         look_threshold: float | None = None,
     ) -> Inspection:
-        """The same evidence weighed otherwise, without the network. What is not given stays; another α or
-        other timesteps (their order does not count) bring their own threshold and look limit unless these are
-        given. A look limit above the threshold counts as the threshold for as long as it is. Raises
-        ValueError for timesteps that were not computed, α outside [0, 1] or a limit of NaN.
+        """The same inspection with other settings, without running the network again.
+
+        Args:
+            alpha: balance of the branches; None keeps it.
+            timesteps: a subset of `computed_timesteps`; None keeps them.
+            threshold, look_threshold: None keeps them, or if α or the timesteps change, uses the defaults for
+                the new ones. A look limit above the threshold counts as the threshold.
+
+        Raises:
+            ValueError: a timestep was not computed, α is outside [0, 1], or a limit is NaN.
         """
         alpha = self.alpha if alpha is None else checked_alpha(alpha)
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
@@ -298,7 +322,7 @@ class Inspection:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able summary, without the maps."""
+        """Summary as JSON values, without maps."""
         return {
             "category": self.category,
             "recognised": self.recognised,
@@ -324,7 +348,7 @@ class Inspection:
 
 
 class _PictureMaps(Mapping[int, Array]):
-    """t → one branch's map at the picture's size. A picture of 12 MP has 48 MB a map: none is kept."""
+    """One branch's maps by t at the picture's size, not cached: a map of a 12 MP picture has 48 MB."""
 
     def __init__(self, inspection: Inspection, branch: int) -> None:
         self._inspection, self._branch = inspection, branch
@@ -343,14 +367,18 @@ class _PictureMaps(Mapping[int, Array]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RepairStep:
-    """One step of a repair. index: 0 (the untouched picture) … total at most, which grows when another round
-    begins. image: uint8 [H, W, 3].
+    """One step of a repair.
 
-    score: anomaly score, measured at step 0, after some of the denoising steps and at the end, carried over
-    in between. mahalanobis: mean squared Mahalanobis distance per dimension, where the repair acts, from the
-    features that the network expects; by the method as printed from those of good parts (12).
-    anomaly_map: float32 [H, W] where the score was measured anew, else None. done: the last one, which is the
-    best that was measured if the repair is weighed by the map. notes: the inspection's.
+    Attributes:
+        index: 0 for the unchanged picture.
+        total: expected number of steps, which grows when another round begins.
+        image: uint8 [H, W, 3].
+        score: image score as last measured: at step 0, after some of the denoising steps, and at the end.
+        mahalanobis: mean squared Mahalanobis distance per dimension over the place under repair, between the
+            features and the predicted ones; by the method "paper", to those of good parts (12).
+        anomaly_map: float32 [H, W] if the score was measured at this step, otherwise None.
+        done: whether this is the last step; in a weighed repair, it has the best picture measured.
+        notes: the inspection's.
     """
 
     index: int
@@ -364,32 +392,43 @@ class RepairStep:
 
 
 def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdict:
-    """By a score and the two limits. The page does the same (`judged` in scores.js)."""
+    """Verdict for a score, as the page computes it (`judged` in scores.js)."""
     return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
 
 
 def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: F32) -> float:
-    """Above which values, in σ, a fused map shows where a part differs: of a part to look at the look limit,
-    for a person must see where to look; else the threshold. Where nothing is as high in a part that differs,
-    since that is by its excess, half of the map's highest. The page does the same (`outlinedFrom` in
-    scores.js).
+    """Value in σ above which a fused map is outlined, as on the page (`outlinedFrom` in scores.js).
+
+    The look limit for the verdict "look", otherwise the threshold. If a part that is not good has no value
+    above that, because its score is due to its excess, half of the map's maximum.
     """
     limit, highest = look_threshold if verdict == "look" else threshold, float(fused.max())
     return limit if verdict == "good" or highest > limit else highest / 2
 
 
 def smallest_region(shape: tuple[int, int], tile: int | None) -> int:
-    """Area in px below which nothing is a region: 8 px of a picture, or of a tile, of 256 px. shape: of the
-    picture; tile: the tiles' side, None of a picture inspected whole.
+    """Minimum area of a region in px, equivalent to 8 px in a picture or tile of 256 px.
+
+    Args:
+        shape: of the picture.
+        tile: side of its tiles; None if it was inspected whole.
     """
     return max(1, round(_SMALLEST_REGION * ((tile or max(shape)) / 256) ** 2))
 
 
 def regions_above(fused: F32, threshold: float, shape: tuple[int, int], smallest: int) -> tuple[Region, ...]:
-    """Regions of at least `smallest` px in a picture of that shape, from its fused map on any grid, in px of
-    the picture. The page finds the same (`regionsAbove` in page.js) by the same rule in `grid_maps`.
+    """Regions of a fused map above a threshold, as found by the page (`regionsAbove` in page.js).
+
+    Args:
+        fused: on any grid over the picture.
+        threshold: σ.
+        shape: height and width of the picture.
+        smallest: minimum area, px of the picture.
+
+    Returns:
+        Regions in px of the picture, highest peak first.
     """
-    if fused.size > shape[0] * shape[1]:  # of a picture smaller than the model's
+    if fused.size > shape[0] * shape[1]:  # the picture is smaller than the model's square
         fused = resize_maps(fused, shape)
     down, across = (full / own for full, own in zip(shape, fused.shape))
     return tuple(
@@ -404,9 +443,7 @@ def _scaled(box: tuple[int, int, int, int], across: float, down: float) -> tuple
 
 
 def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
-    """As a set, rising, so that order and repetition change nothing; raises ValueError unless 1 to 12 of 0 …
-    999.
-    """
+    """Sorted timesteps without repetitions. Raises ValueError unless there are 1 to 12 from 0 to 999."""
     chosen = tuple(sorted({int(t) for t in timesteps}))
     if not 1 <= len(chosen) <= _MAX_TIMESTEPS or not all(0 <= t <= 999 for t in chosen):
         raise ValueError(f"give 1 to {_MAX_TIMESTEPS} timesteps between 0 and 999, not {list(timesteps)}")
@@ -414,14 +451,14 @@ def checked_timesteps(timesteps: Sequence[int]) -> tuple[int, ...]:
 
 
 def checked_threshold(threshold: float) -> float:
-    """Raises ValueError for NaN, above which no score lies."""
+    """Return the threshold. Raises ValueError for NaN, which no score exceeds."""
     if math.isnan(threshold):
         raise ValueError("a threshold of NaN would call every part good: give a number")
     return float(threshold)
 
 
 def checked_alpha(alpha: float) -> float:
-    """Raises ValueError outside [0, 1]."""
+    """Return α. Raises ValueError outside [0, 1]."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha lies between 0 and 1, not {alpha}")
     return float(alpha)

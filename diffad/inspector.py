@@ -1,5 +1,6 @@
-"""`Inspector`: load once, inspect and repair pictures. The one object that the page, the command line and
-library users call.
+"""`Inspector`, which loads a checkpoint and inspects and repairs pictures.
+
+It is used by the page, by the command line and by library users.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -44,25 +44,38 @@ from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.depth import DEPTHS
 from diffad.pictures.geometry import resize_maps, to_square
 from diffad.pictures.reading import MIN_SIDE, DataError, decode, read_image
-from diffad.recognition import FITS, Look, Recognition, Turn
+from diffad.recognition import FITS, Look, Recognition, TileSide, Turn
 from diffad.repairing import Repair
 
 Picture = str | Path | Image.Image | Array
-SCALE_TOP = 8.0  # σ; where the colours of maps end, unless a category's threshold asks for more
-_ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles a network call; more are no faster on a CPU, and fill memory
+SCALE_TOP = 8.0  # σ; minimum top of the colour scale of maps
+_ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles per network call; more are not faster on a CPU and need memory
 
 
 class Inspector:
-    """A loaded checkpoint. Thread-safe: nothing changes after loading.
+    """A loaded checkpoint. Thread-safe, since nothing changes after loading.
 
-    network, extractor, schedule: what predicts, what that is compared with, and the noise. profiles: by
-    category, with their distances on `device`. size: side of the square that the network was trained on, px;
-    each category has its own (`size_of`). pixel_score, stride: see `scoring.pixel_score`.
+    Attributes:
+        name: for messages.
+        device: where it computes.
+        network: the U-Net.
+        extractor: the backbone, whose features the network predicts.
+        schedule: of the noise.
+        profiles: by category, with their Gaussians on `device`.
+        categories: their names.
+        size: side of the square that the network was trained on, px; see also `size_of`.
+        timesteps: the default ones.
+        pixel_score, stride: see `scoring.pixel_score`.
+        provenance: see `Checkpoint`.
+        parameters: their number in the network.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto", name: str = "model") -> None:
-        """Raises CheckpointError if the weights do not fit their configuration, ValueError for a device that
-        is not there.
+        """Move a checkpoint to a device.
+
+        Raises:
+            CheckpointError: the weights do not fit their configuration.
+            ValueError: the device does not exist.
         """
         self.name = name
         self.device = pick_device(device)
@@ -93,8 +106,15 @@ class Inspector:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Inspector:
-        """From a checkpoint file. device: "auto" (CUDA if present), "cpu", "cuda", "cuda:1". Raises
-        CheckpointError, ValueError.
+        """Load a checkpoint file.
+
+        Args:
+            path: the file.
+            device: "auto" (CUDA if available), "cpu", "cuda", "cuda:1" etc.
+
+        Raises:
+            CheckpointError: the file cannot be used.
+            ValueError: the device does not exist.
         """
         return cls(checkpoints.load(path), device, Path(path).stem)
 
@@ -115,7 +135,7 @@ class Inspector:
         return Recognition(self.profiles, self.extractor, self.size, self.device)
 
     def size_of(self, category: str | None) -> int:
-        """Side of the square in which a category is looked at, px; of None the network's own."""
+        """See `Recognition.size_of`."""
         return self._recognition.size_of(category)
 
     def whole(self, image: U8, category: str) -> Tiling:
@@ -135,30 +155,29 @@ class Inspector:
         """See `Recognition.bits`."""
         return self._recognition.bits(category, found)
 
-    # -- good parts ------------------------------------------------------------------------------------------
+    # -- good parts, without the network ---------------------------------------------------------------------
 
     def good_scores(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> F32:
-        """Scores of good pictures of a category, each as if it were none of those that its statistics are
-        made of, inspected whole, float32 [pictures]; no network.
-        """
+        """Leave-one-out scores of a category's good pictures, inspected whole, float32 [pictures]."""
         return self.scorer(category, alpha, timesteps).good
 
     def threshold(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS, rate: float = 0.01
     ) -> float:
-        """Score that a share `rate` of good parts would exceed, inspected whole (`Inspection.threshold_at`
-        knows about tiles); no network.
+        """Score that a share `rate` of good parts is expected to exceed if inspected whole.
+
+        For tiled pictures see `Inspection.threshold_at`.
         """
         return self.scorer(category, alpha, timesteps).threshold(rate)
 
     def rate(
         self, category: str, score: float, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
     ) -> float:
-        """Share of good parts expected above `score`, in [0, 1], inspected whole; no network."""
+        """Share of good parts expected above a score if inspected whole, in [0, 1]."""
         return self.scorer(category, alpha, timesteps).rate(score)
 
     def scorer(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
-        """How maps of a category are scored at this α and these timesteps; no network."""
+        """The image score of a category at this α and these timesteps. Raises ValueError for invalid ones."""
         return self.profiles[self._known(category)].judging.scorer(
             checked_alpha(alpha), checked_timesteps(timesteps)
         )
@@ -171,7 +190,7 @@ class Inspector:
         return category
 
     def check_knows(self, categories: Iterable[str]) -> None:
-        """Raises DataError if one of these, which pictures are labelled with, is not among the model's."""
+        """Raise DataError if the model lacks one of these categories."""
         if unknown := [name for name in categories if name not in self.categories]:
             raise DataError(
                 f"{self.name} has no category {', '.join(unknown)}: "
@@ -179,9 +198,7 @@ class Inspector:
             )
 
     def scale_top(self, category: str) -> float:
-        """Top of the colour scale in σ, the same for every picture of a category, so that two can be
-        compared.
-        """
+        """Top of the colour scale in σ, the same for all pictures of a category."""
         return max(SCALE_TOP, 2 * self.threshold(category))
 
     # -- inspection ------------------------------------------------------------------------------------------
@@ -196,52 +213,53 @@ class Inspector:
         draws: int = 1,
         threshold: float | None = None,
         look_threshold: float | None = None,
-        tile: int | Literal["auto"] | None = "auto",
+        tile: TileSide = "auto",
         progress: Callable[[int, int], None] | None = None,
         bits: int | None = None,
         batch_bits: int | None = None,
         turn: Turn = nullcontext,
         max_tiles: int | None = None,
     ) -> Inspection:
-        """Inspect one picture: a path, Pillow picture or array of any size.
+        """Inspect one picture of any size.
 
-        category: None recognises it. timesteps: 1 to 12 of 0 … 999; they are a set, so order and repetition
-        do not count. alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the
-        pixels counts a twentieth of a σ of the features. draws: noise draws a timestep, 1 to 16, averaged.
-        threshold: above it a part is anomalous; None takes the score that 1 good picture in 100 would exceed.
-        look_threshold: above it, up to the threshold, it is one to look at; None takes the score that 1 in 10
-        would exceed. One above the threshold counts as the threshold.
+        The result is deterministic for the same arguments and number of threads. Beside other programs a CPU
+        uses fewer threads (`devices.sharing`), and rounding then changes scores by about 0.02 %.
 
-        tile: None shows the model the whole picture, scaled to the category's size (`size_of`). A number cuts
-        the picture into squares of that side in px, overlapping by a quarter or more, for surfaces finer than
-        the whole picture shows. "auto" decides for pictures at least twice that size, and for those longer
-        than twice their width: it cuts where the features of tiles, of that size or larger, are those of good
-        parts and the whole picture's are not. Parts that are turned upright are seen whole: "auto"
-        never cuts them, a number is refused. max_tiles: more are refused; None takes any number.
-        progress: called with the tiles done and their number; turn: `with turn():` encloses each call of the
-        network, a handful of tiles at a time, for those who share it. What the two raise ends the inspection.
+        Args:
+            image: a path, Pillow image or array, see `reading.decode`.
+            category: None recognises it.
+            timesteps: 1 to 12 from 0 to 999; order and repetitions do not matter.
+            alpha: balance of the branches, 0 (features only) to 1 (pixels only); see `fusion.branch_weights`.
+            seed: of the noise.
+            draws: noise draws per timestep, averaged, 1 to 16.
+            threshold: score above which a part is anomalous; None is the score that 1 good picture in 100 is
+                expected to exceed.
+            look_threshold: score above which, up to the threshold, a person should look at the part; None is
+                the score that 1 good picture in 10 is expected to exceed. At most the threshold.
+            tile: None inspects the whole picture, scaled to the category's size (`size_of`). A number cuts it
+                into square tiles of that side in px, overlapping by at least a quarter, for finer detail.
+                "auto" tiles a picture at least twice as large as the category's size, or more than twice as
+                long as wide, if the features of tiles fit those of good parts and the whole picture's do not.
+                Categories whose parts are rotated are always inspected whole: "auto" never tiles them and a
+                number is refused.
+            progress: called with the numbers of tiles done and of all tiles.
+            bits: bit depth of the camera (8, 10, 12, 14 or 16), for files with more than 8 bits. None is that
+                of the category's training pictures or, if those were 8-bit files, `batch_bits`, or else what
+                the highest value requires. Higher values than expected raise it; see `Inspection.bits`.
+            batch_bits: bit depth found in the batch that this picture belongs to (`reading.common_bits`).
+            turn: context manager entered for each use of the networks, for callers that share a device.
+            max_tiles: refuse pictures that need more tiles.
 
-        bits: how many the camera has (8, 10, 12, 14, 16), whose pictures lie in files of more than 8. None
-        takes those of the category's training pictures; where those were 8-bit files, `batch_bits`, those of
-        the batch that this picture belongs to (`data.common_bits`); else what its own highest value asks for.
-        A value that is beyond all that counts: see the result's `bits` and `notes`.
-
-        Same arguments, same result with as many threads. Beside other programs a CPU computes with fewer
-        (`devices.sharing`), and rounding then moves scores by some 0.02 %. Raises DataError for a picture
-        that cannot be read, is too large for such small tiles or for `max_tiles`, or may not be cut into any,
-        ValueError for settings out of range.
+        Raises:
+            DataError: the picture cannot be read, is too large for such small tiles or for `max_tiles`, or
+                cannot be tiled.
+            ValueError: a setting is out of range.
         """
         timesteps, alpha = checked_timesteps(timesteps), checked_alpha(alpha)
-        if not 1 <= draws <= 16:
-            raise ValueError(f"draws must lie in 1 … 16, not {draws}")
         if isinstance(tile, Integral):
             tile = int(tile)
-        if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
-            raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
+        _check_settings(draws, tile, bits, batch_bits)
         limits = [each if each is None else checked_threshold(each) for each in (threshold, look_threshold)]
-        for each in (bits, batch_bits):
-            if each not in (None, *DEPTHS):
-                raise ValueError(f"bits are one of {', '.join(map(str, DEPTHS))}, not {each!r}")
         begun = time.perf_counter()
         decoded = decode(image)
         names = self.categories if category is None else (self._known(category),)
@@ -283,8 +301,9 @@ class Inspector:
 
     @torch.no_grad()
     def features(self, image: Picture) -> F32:
-        """The backbone's features of a whole picture in a letterbox of `size`, standardised over good parts:
-        float32 [channels, grid, grid]. Raises DataError.
+        """Standardised backbone features of a whole picture letterboxed to `size` px.
+
+        Returns float32 [channels, grid, grid]. Raises DataError if the picture cannot be read.
         """
         square, _ = to_square(read_image(image), self.size)
         with sharing(self.device):
@@ -301,8 +320,11 @@ class Inspector:
         progress: Callable[[int, int], None] | None,
         turn: Turn,
     ) -> tuple[Array, Array | None]:
-        """Standardised maps of all tiles on the tiling's grid, float32 [2 (pixel, feature), n_t, h, w], and
-        those of the plain features [h, w], if the category has them.
+        """Blend the standardised maps of all tiles on the tiling's grid.
+
+        Returns:
+            Maps of both branches, float32 [2 (pixel, feature), n_t, h, w], and of the plain features [h, w]
+            if the category uses them.
         """
         tiling, tiles = look.tiling, look.tiling.tiles
         count = len(timesteps)
@@ -365,19 +387,23 @@ class Inspector:
         seed: int = 0,
         alpha: float = 0.5,
         threshold: float | None = None,
-        tile: int | Literal["auto"] | None = "auto",
+        tile: TileSide = "auto",
         bits: int | None = None,
         turn: Turn = nullcontext,
         max_tiles: int | None = None,
     ) -> Iterator[RepairStep]:
-        """Repair a picture by gradient denoising; yields step 0 (untouched), then every step.
+        """Repair a picture by gradient denoising.
 
-        Only the change is resized, so details outside the repair keep the picture's own resolution. See
-        `repairing.Repair` for how a repair goes on and when it ends.
+        Only the change is resampled, so details outside the repaired places keep the picture's resolution.
+        See `repairing.Repair` for the course of a repair and when it ends.
 
         Args:
-            seed, alpha, threshold, tile, bits, max_tiles: as in `inspect`.
-            turn: as in `inspect`, and around each step.
+            image, category, seed, alpha, threshold, tile, bits, max_tiles: as in `inspect`.
+            options: settings of the repair.
+            turn: as in `inspect`; also entered for each step.
+
+        Yields:
+            Step 0, the unchanged picture, then every step.
 
         Raises:
             DataError, ValueError: as `inspect`, before the first step.
@@ -390,9 +416,9 @@ class Inspector:
 
     @torch.no_grad()
     def fused_square(self, x: Tensor, first: Inspection) -> F32:
-        """The fused map [size, size] of one square [1, 3, size, size] under an inspection's settings.
+        """The fused map, float32 [size, size], of a square [1, 3, size, size] by an inspection's settings.
 
-        Places that are ignored count here (`Inspection.ignored`).
+        Ignored places count here.
         """
         maps = self._standard_maps(
             x, self.extractor.embed(x), first.category, first.timesteps, first.seed, draws=1
@@ -401,17 +427,28 @@ class Inspector:
         return fuse(maps.pixel[0].cpu().numpy(), maps.feature[0].cpu().numpy(), first.alpha, plain)
 
 
+def _check_settings(draws: int, tile: TileSide, bits: int | None, batch_bits: int | None) -> None:
+    """Raise ValueError for settings of `Inspector.inspect` that are out of range."""
+    if not 1 <= draws <= 16:
+        raise ValueError(f"draws must lie in 1 … 16, not {draws}")
+    if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
+        raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
+    for each in (bits, batch_bits):
+        if each not in (None, *DEPTHS):
+            raise ValueError(f"bits are one of {', '.join(map(str, DEPTHS))}, not {each!r}")
+
+
 def _check_number(tiling: Tiling, most: int | None) -> None:
     count = len(tiling.tiles)
     if most is not None and count > most:
         raise DataError(
             f"a picture of {tiling.width} × {tiling.height} px needs {count} tiles of {tiling.side} px, and "
-            f"no more than {most} are taken here: scale it down or cut it up"
+            f"no more than {most} are allowed: scale it down or cut it up"
         )
 
 
 @contextmanager
 def _computing(turn: Turn, device: torch.device) -> Iterator[None]:
-    """A turn, and within it the fair number of threads."""
+    """Enter `turn`, and within it limit the number of threads (`sharing`)."""
     with turn(), sharing(device):
         yield

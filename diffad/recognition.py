@@ -1,4 +1,4 @@
-"""What a picture shows and how it is to be seen: its category, camera bits, tiling and pose."""
+"""Recognition of a picture's category, and choice of its bit depth, tiling and pose."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ from diffad.pictures.depth import DEPTHS
 from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import DataError, Decoded
 
-Turn = Callable[[], AbstractContextManager[None]]  # entered for each call of a network
-# Median squared Mahalanobis distance per dimension: some 0.7 for parts, good or not, 3 or more for other
-# things and for parts at another scale.
+TileSide = int | Literal["auto"] | None  # px; None inspects the picture whole
+Turn = Callable[[], AbstractContextManager[None]]  # entered for each use of the networks
+# Limit of the median squared Mahalanobis distance per dimension: about 0.7 for parts, good or defective; 3 or
+# more for other objects and for parts at another scale.
 FITS = 2.0
-_FITS_WELL = 1.0  # what good pictures have on average
-_WORTH_TILING = 0.2  # log-likelihood per dimension and place by which tiles must beat the whole picture
+_FITS_WELL = 1.0  # average distance of good pictures
+_WORTH_TILING = 0.2  # minimum gain of tiles over the whole picture, log-likelihood per dimension and place
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a handful of tiles say about a tiling: the category that fits best, the median log-likelihood and
-    squared Mahalanobis distance under it; the tiles [b, 3, size, size] and what the backbone sees of them.
+    """How well a sample of tiles fits the categories.
 
-    gain: how much likelier its features are of the category than of any picture, whose standardised ones are
-    N(0, I): so looks at other sizes and bits, which are densities of other things, can be compared.
+    Attributes:
+        tiling: the tiling examined.
+        category: the category that fits best.
+        likelihood: median log-likelihood of the tiles under that category.
+        gain: log-likelihood ratio of the category to N(0, I), the distribution of standardised features of
+        any
+            picture; comparable across sizes and bit depths, unlike `likelihood`.
+        distance: median squared Mahalanobis distance.
+        squares: the tiles, [b, 3, size, size].
+        embedding: of the tiles.
     """
 
     tiling: Tiling
@@ -49,9 +57,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Recognition:
-    """Looks at a handful of a picture's tiles and finds the category, size, bits and tiling that fit best.
+    """Finds the category, size, bit depth and tiling that fit a picture best, from a few of its tiles.
 
-    profiles: by category, on `device`. size: the network's own side of the square, px.
+    Attributes:
+        profiles: by category, on `device`.
+        extractor: computes the features.
+        size: side of the square that the network was trained on, px.
+        device: where to compute.
     """
 
     profiles: Mapping[str, Profile]
@@ -60,21 +72,21 @@ class Recognition:
     device: torch.device
 
     def size_of(self, category: str | None) -> int:
-        """Side of the square in which a category is looked at, px; of None the network's own."""
+        """Side of the model's square for a category, px; for None, that of the network's training."""
         profile = self.profiles.get(category or "")
         return self.size if profile is None or profile.size is None else profile.size
 
     def whole(self, image: U8, category: str) -> Tiling:
-        """How the model sees a whole picture uint8 [H, W, 3] of a category: turned upright, if that is how it
-        knows it, and if the picture shows a pose.
-        """
+        """Tiling of a whole picture, uint8 [H, W, 3], of a category, rotated if the category requires it."""
         upright, size = self.profiles[category].upright, self.size_of(category)
         turn = None if upright is None else upright.turn(to_square(image, size)[0])
         return Tiling.whole(image.shape[0], image.shape[1], size, turn)
 
     def bits(self, category: str | None, found: int | None) -> int | None:
-        """How many bits a category's camera has: those of its training pictures; if they were 8-bit files, or
-        the category is not known, those `found` in a set of pictures.
+        """Bit depth of a category's camera.
+
+        That of its training pictures; if they were 8-bit files or the category is unknown, that `found` in
+        a set of pictures (`reading.common_bits`).
         """
         profile = self.profiles.get(category or "")
         return found if profile is None else profile.bits or found
@@ -83,13 +95,25 @@ class Recognition:
         self,
         decoded: Decoded,
         names: Sequence[str],
-        tile: int | Literal["auto"] | None,
+        tile: TileSide,
         bits: int | None,
         batch_bits: int | None,
         turn: Turn,
     ) -> tuple[Look, U8, int]:
-        """Look at the picture with the bits of each category's camera, at each one's size: the best look, its
-        image and bits.
+        """Find the best tiling and category, with each category's bit depth and size.
+
+        Args:
+            decoded: the picture.
+            names: the categories to consider.
+            tile: as in `Inspector.inspect`.
+            bits, batch_bits: as in `Inspector.inspect`.
+            turn: entered for each use of the networks.
+
+        Returns:
+            The best look, and the image and bit depth that it was made with.
+
+        Raises:
+            DataError: the picture cannot be tiled as requested.
         """
         by_reading: dict[tuple[int, int], list[str]] = {}
         for name in names:
@@ -101,7 +125,7 @@ class Recognition:
             image = decoded.image(used)
             try:
                 looks.append((self.best_look(image, some, tile, turn), image, used))
-            except DataError as error:  # of categories that cannot be cut into tiles
+            except DataError as error:  # these categories do not allow tiles
                 refused = error
         best = max(looks, key=lambda each: each[0].gain, default=None)
         if refused is not None and (best is None or best[0].distance >= FITS):
@@ -112,7 +136,7 @@ class Recognition:
     def reading_notes(
         self, decoded: Decoded, used: int, category: str, bits: int | None, batch_bits: int | None
     ) -> tuple[str, ...]:
-        """Notes on how a picture's values were read."""
+        """Notes on the bit depth with which a picture was read."""
         expected = bits or self.bits(category, batch_bits)
         if decoded.is_plain or used == (expected or DEPTHS[-1]):
             return ()
@@ -128,24 +152,22 @@ class Recognition:
         return (f"Read as {used} bits, since {value}, beyond {whose}: it looks darker than those.",)
 
     def quality_notes(self, look: Look) -> tuple[str, ...]:
-        """Notes on light, sharpness and noise that lie outside the range of the good pictures."""
+        """Notes on image quality outside the range of the good pictures (`pictures.quality`)."""
         known = self.profiles[look.category].quality
-        if known is None or look.distance >= FITS:  # something else entirely, which has a note of its own
+        if known is None or look.distance >= FITS:  # not a known part, which has a note of its own
             return ()
         tiles = zip(to_uint8(look.squares).permute(0, 2, 3, 1).cpu().numpy(), look.tiling.sample())
         values = [quality.measured(square, look.tiling.inside(tile).numpy()) for square, tile in tiles]
         note = quality.note(np.median(values, axis=0), known)
         return (note,) if note else ()
 
-    def best_look(
-        self, image: U8, names: Sequence[str], tile: int | Literal["auto"] | None, turn: Turn
-    ) -> Look:
-        """Choose the tiling, and the category among several of one size, by how well a handful of tiles
-        fit.
-        """
+    def best_look(self, image: U8, names: Sequence[str], tile: TileSide, turn: Turn) -> Look:
+        """Choose the tiling, and one of several categories of the same size, by how well a few tiles fit."""
         height, width = image.shape[:2]
         size = self.size_of(names[0])
-        plain = [name for name in names if self.profiles[name].upright is None]  # tiles show no pose
+        plain = [
+            name for name in names if self.profiles[name].upright is None
+        ]  # no pose, so tiles are possible
         if isinstance(tile, int) and tile < max(height, width):
             self._check_not_turned(image, names, plain, turn)
             return self._look_at(image, plain, Tiling.squares(height, width, size, tile), turn)
@@ -161,9 +183,7 @@ class Recognition:
         return best
 
     def _check_not_turned(self, image: U8, names: Sequence[str], plain: Sequence[str], turn: Turn) -> None:
-        """Raises DataError for a picture that shall be tiled, if it is of one of `names` that is turned
-        upright, which are those that are not `plain`.
-        """
+        """Raise DataError if a picture to be tiled shows a category whose parts are rotated (not `plain`)."""
         if len(plain) == len(names):
             return
         category = names[0]
@@ -173,11 +193,14 @@ class Recognition:
                 return
             category = whole.category
         raise DataError(
-            f"{category} is turned upright before it is looked at, which tiles cannot be: inspect it whole"
+            f"{category} is turned upright for inspection, which is not possible for tiles: inspect it whole"
         )
 
     def _look_at_whole(self, image: U8, names: Sequence[str], turn: Turn) -> Look:
-        """As it is, for the categories that are seen so; if none fits, turned for each of the others."""
+        """Best look at the whole picture, unrotated for `plain` categories and rotated for the others.
+
+        The latter are only tried if no plain category fits well.
+        """
         plain = [name for name in names if self.profiles[name].upright is None]
         as_it_is = Tiling.whole(image.shape[0], image.shape[1], self.size_of(names[0]))
         best = self._look_at(image, plain, as_it_is, turn) if plain else None
@@ -185,7 +208,7 @@ class Recognition:
             if name not in plain and (best is None or best.distance >= _FITS_WELL):
                 look = self._look_at(image, [name], self.whole(image, name), turn)
                 best = look if best is None or look.likelihood > best.likelihood else best
-        assert best is not None  # a model knows a category
+        assert best is not None  # a model knows at least one category
         return best
 
     @torch.no_grad()
@@ -207,9 +230,7 @@ class Recognition:
 
 
 def _sides(height: int, width: int, size: int) -> list[int]:
-    """Of tiles, in px, worth a look: the model's size and its doubles in large pictures, the width of long
-    ones.
-    """
+    """Candidate sides of tiles, px: the model's size, doubled repeatedly, and long pictures' short side."""
     short, longest = sorted((height, width))
     sides = [size << k for k in range(16) if 2 * (size << k) <= short]
     if longest > 2 * short:

@@ -1,4 +1,4 @@
-"""The repair of one picture: rounds of gradient denoising where its map is high, until it looks ordinary."""
+"""Repair of one picture: rounds of gradient denoising where its map is high, until the score is normal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from diffad.method.unet import UNet
 from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.geometry import resize_maps
 
-_REPAIRED_TILES, _ROUNDS = 4, 5  # of a tiled picture, of a whole one, at most
+_REPAIRED_TILES, _ROUNDS = 4, 5  # maximum number of rounds for a tiled picture and for a whole one
 _SCORED_EVERY = 5  # steps
-_ORDINARY = 0.1  # rounds follow until at least this share of good parts scores higher than the part
-# Of the threshold and of a defect's peak: what is repaired. Around a strong defect the map is high where the
-# part is sound.
+_ORDINARY = 0.1  # further rounds follow until this share of good parts has a higher score
+# Places are repaired from this share of the threshold, and of the defect's peak, since around a strong defect
+# the map is high where the part is sound.
 _REPAIRED_FROM, _REPAIRED_SHARE = 0.6, 0.3
 
 
@@ -39,7 +39,7 @@ class _Numbers(TypedDict):
 
 
 class Model(Protocol):
-    """What a repair needs of an `Inspector`."""
+    """The part of `Inspector` that a repair uses."""
 
     schedule: Schedule
     network: UNet
@@ -47,37 +47,38 @@ class Model(Protocol):
     profiles: Mapping[str, Profile]
     device: torch.device
 
-    def fused_square(self, x: Tensor, first: Inspection) -> F32: ...
+    def fused_square(self, x: Tensor, first: Inspection) -> F32:
+        """See `Inspector.fused_square`."""
 
 
 class Repair:
-    """Iterates over the steps of a repair; step 0 is the untouched picture.
+    """Iterates over the steps of a repair; step 0 is the unchanged picture.
 
-    A weighed repair ends as soon as the score is that of the middle good part. As long as fewer than 1 good
-    part in 10 score higher than the part, another round of `steps` follows where the map is still high, five
-    in all. Each round first draws the place anew from its surroundings. If the last round did not lower the
-    score, this one uses gradient steps only; if it does not lower the score either, the repair ends. It ends
-    with the best of the pictures that were scored on the way, so no part gets worse.
+    A weighed repair ends as soon as the score is at most the median of good parts. While fewer than 1 in 10
+    good parts have a higher score, another round of `steps` follows where the map is still high, up to five
+    rounds.
+    Each round first fills the place from its surroundings, unless the previous round did not lower the score:
+    then it uses gradient steps only, and if the score is not lowered either, the repair ends. The last step
+    has the best picture that was scored, so the result is never worse than the original.
 
-    Of a tiled picture the squares around the highest places of the map are repaired one after the other, in
-    one round each: all that hold something anomalous, but the four highest at most ("paper": the highest
-    alone).
+    In a tiled picture, the tiles around the highest places of the map are repaired in one round each: all
+    anomalous places, at most four (only the highest one with the method "paper").
     """
 
     def __init__(self, model: Model, first: Inspection, options: RepairOptions) -> None:
-        """first: the inspection of the untouched picture; its settings hold for the repair."""
+        """first: the inspection of the unchanged picture, whose settings apply to the repair."""
         self._model, self._first, self._options = model, first, options
         self._tiling = first._tiling
         self._weighed, self._tiled = options.method == "weighed", first.tile is not None
         rounds = 1 if not self._weighed else _REPAIRED_TILES if self._tiled else _ROUNDS
         self._most, self._total, self._index, self._scored_at = options.steps * rounds, options.steps, 0, 0
         self._usual = float(np.median(first.good_scores))
-        # of a tiled picture's other tiles only what is judged anomalous
+        # in a tiled picture, only anomalous places get further rounds
         ordinary = math.inf if self._tiled else first.threshold_at(_ORDINARY)
         self._enough = max(1.0, min(first.threshold, ordinary))
         self._picture, self._fused, self._score = first.image, first._fused_map, first.score
         self._repaired = np.zeros(self._fused.shape, dtype=bool)
-        self._redraws = True  # whether a round begins by drawing its place anew
+        self._redraws = True  # whether a round begins by filling its place
         self._tile, self._weight = _place_to_repair(first, self._fused, self._repaired, self._weighed)
 
     def __iter__(self) -> Iterator[RepairStep]:
@@ -95,15 +96,15 @@ class Repair:
                 walk, _ = self._walk()
 
     def _ends(self) -> bool:
-        """Whether the score is low enough."""
+        """Whether the score is low enough to end the repair."""
         stops = self._options.stop_at_threshold and self._score <= self._first.threshold
         return stops or (self._weighed and self._score <= self._usual)
 
     def _walk(self) -> tuple[Iterator[GradientStep], float]:
-        """The gradient steps of a round, and the Mahalanobis distance before the first of them."""
+        """The steps of a round, and the Mahalanobis distance before the first one."""
         model, options = self._model, self._options
         profile = model.profiles[self._first.category]
-        assert options.step_size is not None and options.timestep is not None  # set when they were checked
+        assert options.step_size is not None and options.timestep is not None  # set on creation
         numbers: _Numbers = {
             "steps": options.steps, "denoise_every": options.denoise_every,
             "step_size": options.step_size, "timestep": options.timestep,
@@ -131,7 +132,7 @@ class Repair:
             self._index += 1
             anomaly_map, last = None, step.index == steps
             image = self._changed(step.x, before, share)
-            # a score costs as much as a step, and between two denoising steps there is only grain to see
+            # scoring costs as much as a step, and between denoising steps the gradient's grain distorts it
             if last or (step.denoised and self._index - self._scored_at >= _SCORED_EVERY):
                 self._rate(image, untouched)
                 if self._score < best[0]:
@@ -150,9 +151,9 @@ class Repair:
                 return
 
     def _goes_on_from(self, image: U8) -> bool:
-        """Finds where the next round acts; False if there is none."""
+        """Prepare the next round on this picture; False if there is none."""
         lowered = image is not self._picture
-        if self._tiled:  # a tile has one round, a whole picture others
+        if self._tiled:  # a tile has only one round
             self._repaired[self._tile.cells] |= self._tile.weight > 0.5
         self._picture = image
         self._tile, self._weight = _place_to_repair(
@@ -164,7 +165,7 @@ class Repair:
         return goes_on
 
     def _changed(self, x: Tensor, before: U8, share: F32) -> Array:
-        """The picture with the tile's change in its own pixels; before: the tile's untouched ones."""
+        """Apply the tile's change at the picture's resolution. before: the tile's pixels so far."""
         change = self._tiling.to_pixels((x - self._x_start)[0].cpu(), self._tile)
         changed = before + 127.5 * share * change.permute(1, 2, 0).numpy()
         image = self._picture.copy()
@@ -172,9 +173,9 @@ class Repair:
         return image
 
     def _rate(self, image: U8, untouched: F32) -> None:
-        """Map and score of the picture; untouched: the map's part that belongs to the tile, before.
+        """Update map and score for a picture. untouched: the map of the tile's cells before the round.
 
-        Not of the walk's x: rounding to whole grey values and the way back into the square move a score, too.
+        The final picture is scored rather than x, since rounding and resampling change the score, too.
         """
         self._scored_at = self._index
         tile = self._tile
@@ -191,8 +192,9 @@ class Repair:
 
 
 def _share_of_unchanged(first: Inspection) -> float:
-    """Share of the threshold that good parts as they are ask for; the rest is for changed ones, and no
-    defect of this part is weaker for it.
+    """Ratio of the threshold for unchanged good parts alone to the threshold with changed ones.
+
+    The tolerance for changed parts says nothing about how strong this part's defects are.
     """
     alone, both = threshold_for(first.good_scores), first.scorer.threshold()
     return alone / both if 0 < alone < both else 1.0
@@ -201,15 +203,24 @@ def _share_of_unchanged(first: Inspection) -> float:
 def _place_to_repair(
     first: Inspection, fused: F32, repaired: Bools, weighed: bool, above: float = -math.inf
 ) -> tuple[Tile, Tensor | None]:
-    """The tile around the highest place of the fused map that is not `repaired`, the whole picture if it was
-    not tiled, and the weight [1, 1, size, size] of its anomalous places: None if there is nothing to repair,
-    if the score is not `above` that, or if the whole picture shall move.
+    """Choose where to repair.
+
+    Args:
+        first: inspection of the unchanged picture.
+        fused: current fused map.
+        repaired: cells that are not to be repaired again.
+        weighed: whether only anomalous places are repaired.
+        above: repair only if the score is above this.
+
+    Returns:
+        The tile around the highest place (the whole picture if it was not tiled), and the weight of its
+        anomalous places, [1, 1, size, size]; None if there is nothing to repair, or if not `weighed`.
     """
     tiling = first._tiling
     left = np.where(repaired, np.float32(0), fused)
     row, column = np.unravel_index(left.argmax(), left.shape)
     tile = tiling.tiles[0] if first.tile is None else tiling.around(int(row), int(column))
-    # a threshold moved below good parts must not repair everything
+    # the lower limit prevents repairing everything if the threshold is set below the scores of good parts
     high = max(first.threshold * _share_of_unchanged(first), 1.0)
     if not weighed or tiling.score(left, first.scorer) <= above:
         return tile, None

@@ -359,7 +359,7 @@ def test_an_inspection_of_too_many_tiles_is_refused(http, app, tmp_path):
             stream = http.get(f"{API}/queue/data", params={"session_hash": "tiles"}).text
         else:
             assert http.post(f"{API}/run/predict", json=body).status_code == 200
-    assert "a picture of 1280 × 1280 px needs 49 tiles of 256 px, and no more than 4 are taken here" in stream
+    assert "a picture of 1280 × 1280 px needs 49 tiles of 256 px, and no more than 4 are allowed" in stream
 
 
 # -- logins ------------------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""Artificial defects on normal pictures: what a model is taught to remove, and measured on when no defective
-part is at hand.
+"""Artificial defects on normal pictures, for training and for measuring without defective parts.
 
-Eight kinds, from specks to bent pieces, after the idea of CutPaste (Li et al. 2021) and DRAEM (Zavrtanik
-et al. 2021). Real defects look otherwise: a forecast ranks settings and warns of a hopeless case, it does
-not replace measured defects.
+Eight kinds, from specks to bent pieces, after the idea of CutPaste (Li et al. 2021) and DRAEM (Zavrtanik et
+al. 2021). Real defects look different: results on artificial ones rank settings and reveal hopeless cases,
+but do not replace measurements on real defects.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import numpy as np
 
 from diffad.pictures.arrays import F32, F64, I64, U8, Array, Bools
 
-# On a texture the last three kinds put good texture in the place of good texture, where there is nothing to
-# find: they serve to teach but not to measure.
+# The last three kinds replace texture by the same texture on textured parts, which leaves nothing to find.
+# They are used for training but not for measuring.
 MEASURED_KINDS = ("patch", "stain", "scratch", "speck", "worn")
 KINDS = (*MEASURED_KINDS, "displaced", "missing", "bent")
-_LEAST_CHANGE = 12  # grey values of 255 by which a visible defect changes its pixels; more on a coarse grain
+_LEAST_CHANGE = 12  # minimum change of a visible defect, grey values of 255; more on coarse grain
 _TRIES = 12
-_GRID = 32  # cells a side in which the place of a defect is drawn
+_GRID = 32  # cells per side of the grid on which a defect's place is drawn
 
 
 def add_defect(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Generator) -> tuple[U8, Bools]:
@@ -31,10 +30,14 @@ def add_defect(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Gene
     Args:
         picture: uint8 [s, s, 3], is not changed.
         others: good pictures of the same size, from which patches and colours are taken.
-        kind: of KINDS, otherwise ValueError is raised.
+        kind: one of KINDS.
+        rng: random generator.
 
     Returns:
-        The defective picture, and the mask of what changed visibly, bool [s, s].
+        The defective picture, and the mask of visible changes, bool [s, s].
+
+    Raises:
+        ValueError: unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
@@ -59,9 +62,16 @@ def add_defect(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Gene
 
 
 def add_small_defect(picture: U8, kind: str, side: int, rng: np.random.Generator) -> tuple[U8, Bools]:
-    """`add_defect` in a square of `side` px somewhere on the part: as small as in a picture of that size.
+    """`add_defect` within a random square of `side` px, so that the defect is small relative to the picture.
 
-    picture: uint8 [h, w, 3]. Returns the defective copy and the mask, bool [h, w].
+    Args:
+        picture: uint8 [h, w, 3], is not changed.
+        kind: one of KINDS.
+        side: px.
+        rng: random generator.
+
+    Returns:
+        The defective picture, and the mask of visible changes, bool [h, w].
     """
     spoiled, mask = picture.copy(), np.zeros(picture.shape[:2], bool)
     side = min(side, *picture.shape[:2])
@@ -78,7 +88,7 @@ def add_small_defect(picture: U8, kind: str, side: int, rng: np.random.Generator
 
 
 def random_hole(picture: U8, rng: np.random.Generator) -> Bools:
-    """One to three shapes, bool [s, s], such as a repair may have to draw anew in a picture [s, s, 3]."""
+    """One to three random shapes, bool [s, s], like those that a repair fills in a picture [s, s, 3]."""
     centres = _likely_centres(picture)
     shapes = [_shape("hole", len(picture), centres, rng) for _ in range(rng.integers(1, 4))]
     hole: Bools = np.logical_or.reduce(shapes)
@@ -86,9 +96,9 @@ def random_hole(picture: U8, rng: np.random.Generator) -> Bools:
 
 
 def _likely_centres(picture: U8) -> F64:
-    """Probability of each cell of a grid to carry a defect, float64 [32, 32].
+    """Probability of each grid cell to be a defect's centre, float64 [32, 32].
 
-    Nine defects of ten lie on the part, which is what differs from the colour of the picture's rim.
+    Nine of ten defects are placed on the part, which is what differs in colour from the picture's border.
     """
     rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     apart = np.abs(picture.astype(np.float32) - np.median(rim, axis=0)).max(axis=2)
@@ -103,7 +113,7 @@ def _likely_centres(picture: U8) -> F64:
 
 
 def _shape(kind: str, size: int, centres: Array, rng: np.random.Generator) -> Bools:
-    """A random place and outline, bool [size, size]."""
+    """A defect's area at a random place, bool [size, size]."""
     unit = size / 256
     cell = np.unravel_index(rng.choice(centres.size, p=centres.ravel()), centres.shape)
     centre = (np.array(cell) + rng.uniform(size=2)) * size / _GRID
@@ -129,17 +139,17 @@ def _shape(kind: str, size: int, centres: Array, rng: np.random.Generator) -> Bo
 
 
 def _spoiled(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Generator) -> F32:
-    """What the defect's place shows instead, float32 [s, s, 3]."""
+    """The picture that shows inside the defect's area, float32 [s, s, 3]."""
     size = picture.shape[0]
     whole = picture.astype(np.float32)
-    if kind == "patch":  # from elsewhere in another good part, twice as large: so it shows on a texture too
+    if kind == "patch":  # from another good part, enlarged twice so that it is visible on a texture too
         other = others[int(rng.integers(len(others)))]
         y, x = rng.integers(0, size // 2 + 1, 2)
         large = cv2.resize(other[y : y + size // 2, x : x + size // 2], (size, size))
         return np.rot90(large, int(rng.integers(4))).astype(np.float32)
     if kind == "displaced":
         return np.roll(whole, rng.integers(-size // 18, size // 18 + 1, 2), (0, 1))
-    if kind == "missing":  # what lies far off in the same picture
+    if kind == "missing":  # shows a distant place of the same picture
         far = rng.uniform(0.25, 0.75, 2) * size
         return np.roll(whole, np.rint(far).astype(int), (0, 1))
     if kind == "bent":
@@ -149,10 +159,10 @@ def _spoiled(picture: U8, others: Sequence[U8], kind: str, rng: np.random.Genera
         y, x = np.mgrid[:size, :size].astype(np.float32)
         bent = cv2.remap(whole, x + flow[0], y + flow[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(bent, np.float32)
-    if kind == "worn":  # its detail is gone
+    if kind == "worn":  # blurred
         worn = cv2.GaussianBlur(whole, (0, 0), rng.uniform(3, 6) * size / 256)
         return np.asarray(worn * np.float32(rng.uniform(0.8, 1.2)), np.float32)
-    other = others[int(rng.integers(len(others)))]  # a colour that the parts know, lighter or darker
+    other = others[int(rng.integers(len(others)))]  # a colour of the parts, lighter or darker
     colour = other[tuple(rng.integers(0, size, 2))] * rng.uniform(0.3, 1.7)
     opacity = rng.uniform(0.2, 0.5) if kind == "stain" else rng.uniform(0.4, 0.9)
     spoiled: F32 = (1 - opacity) * whole + np.float32(opacity) * colour.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How maps of good pictures are distributed, by which raw maps are brought to σ and to image scores."""
+"""Calibration: statistics of good pictures' maps, which standardise raw maps to σ and yield image scores."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from diffad.method.image_score import (
 )
 from diffad.method.scoring import TIMESTEPS, RawMaps, grid_of, smooth
 
-# closer where the scores change fast, and none between two grids (`grid_of`)
+# denser where the scores change quickly; no interpolation across two grids (`grid_of`)
 CALIBRATION_TIMESTEPS = (0, 20, 50, 99, 100, 200, 299, 300, 400, 600, 800, 999)
 _ZERO = 48  # the code of 0 σ
-_STEPS = 16  # codes to a unit of asinh σ
-_COARSE = 64  # cells a side of good pictures' maps while statistics are fitted
-_TAIL = 3.09  # σ that one value in a thousand of a normal law exceeds
-_LEVEL_GRID = 32  # cells a side of the level of good maps by place
+_STEPS = 16  # codes per unit of asinh σ
+_COARSE = 64  # cells per side of good pictures' maps while statistics are fitted
+_TAIL = 3.09  # σ; one value in a thousand of a normal distribution is higher
+_LEVEL_GRID = 32  # cells per side of `Calibration.level`
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the maps of good pictures are distributed.
+    """Distribution of the maps of a category's good pictures.
 
-    Standardised maps are in σ of the good pictures' maps: 0 is a good picture's average place, whatever the
-    timestep and branch. All float32 unless said otherwise.
+    Standardised maps are in σ of the good pictures' maps: 0 is the average place of a good picture, for every
+    timestep and branch. Tensors are float32 unless stated otherwise.
 
     Attributes:
-        timesteps: the n calibrated t, rising; other t are interpolated between them.
-        level: how high good maps lie at each place, relative to their mean, [2 (pixel, feature), g, g]; raw
+        timesteps: the n calibrated t, rising; other t are interpolated.
+        level: mean of good maps at each place relative to their overall mean, [2 (pixel, feature), g, g]; raw
             maps are divided by it (`place_level`).
-        moments: of the raw maps divided so, [2, 2 (mean, σ), n]. σ is measured at the tail, so that one place
-            in a thousand of good pictures lies above 3.09 σ, as in a normal law: otherwise the branch with
-            the heavier tail would drown the other.
-        remembered: the m timesteps of good_maps; at another t the nearest on its grid stands for it.
-        good_maps: standardised maps of good pictures, uint8 [pictures, 2, m, CELLS, CELLS] (`to_codes`):
-            enough for their image scores at any α and timesteps without the network.
-        plain_moments: as moments, of the plain features, [2]; None without.
-        good_plain: as good_maps, of the plain features, uint8 [pictures, CELLS, CELLS]; None without.
-        changed: how the scores of changed copies of good pictures are distributed (`law_of_changed`); None
-            if that is unknown.
+        moments: of the divided maps, [2, 2 (mean, σ), n]. σ is fitted to the tail, so that one place in a
+            thousand of good pictures is above 3.09 σ as in a normal distribution; otherwise the branch with
+            the heavier tail would dominate.
+        remembered: the m timesteps of `good_maps`; another t uses the nearest one on its grid.
+        good_maps: standardised maps of good pictures, uint8 [pictures, 2, m, CELLS, CELLS] (`to_codes`), from
+            which their image scores at any α and timesteps are computed without the network.
+        plain_moments: mean and σ of the maps of the plain features, [2]; None without plain features.
+        good_plain: as `good_maps`, of the plain features, uint8 [pictures, CELLS, CELLS]; None likewise.
+        changed: distribution of the scores of changed copies of good pictures (`law_of_changed`); None if
+            unknown.
     """
 
     timesteps: tuple[int, ...]
@@ -66,11 +66,13 @@ class Calibration:
 
     @staticmethod
     def fit(maps: RawMaps, by_place: bool = False, coarse: RawMaps | None = None) -> Calibration:
-        """From raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
+        """Fit the statistics.
 
-        by_place: divide by `place_level`; otherwise the level is 1 everywhere. coarse: `coarse_maps` of these
-        pictures and of more after them, at some of the timesteps, from which level and remembered maps come;
-        None: of these pictures at all timesteps.
+        Args:
+            maps: raw maps [b, n, size, size] of b ≥ 1 good pictures at the timesteps to calibrate.
+            by_place: divide by `place_level`; otherwise the level is 1 everywhere.
+            coarse: `coarse_maps` of these pictures followed by more, at some of the timesteps, from which
+                level and remembered maps are computed; None uses `maps`.
         """
         coarse = coarse_maps(maps) if coarse is None else coarse
         both = torch.stack([maps.pixel, maps.feature], dim=1).float()  # [b, 2, n, size, size]
@@ -97,7 +99,7 @@ class Calibration:
         )  # fmt: skip
 
     def _interpolation(self, timesteps: Sequence[int]) -> Tensor:
-        """Weights [len(timesteps), n] of linear interpolation in t, constant beyond the calibrated range."""
+        """Weights [len(timesteps), n] of linear interpolation in t, constant outside the calibrated range."""
         known = torch.tensor(self.timesteps, dtype=torch.float32)
         t = torch.tensor(timesteps, dtype=torch.float32).clamp(known[0], known[-1])
         right = torch.searchsorted(known, t).clamp(1, max(1, len(known) - 1))
@@ -110,9 +112,11 @@ class Calibration:
         return weights
 
     def standardise(self, maps: RawMaps, levels: Tensor | None = None) -> RawMaps:
-        """(s / level − mean) / std per t and branch: the same shapes, in σ of good pictures.
+        """(s / level − mean) / σ per timestep and branch, in the shapes given.
 
-        levels: one for each picture instead of `level`, [b, 2, g, g].
+        Args:
+            maps: raw maps.
+            levels: a level for each picture instead of `level`, [b, 2, g, g].
         """
         weights = self._interpolation(maps.timesteps)
         mean, std = (self.moments @ weights.T).unbind(dim=1)  # [2, n_t] each
@@ -126,7 +130,7 @@ class Calibration:
         return RawMaps((pixel - mean[0]) / std[0], (feature - mean[1]) / std[1], maps.timesteps, plain)
 
     def scorer(self, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
-        """How maps are scored at this α and these timesteps."""
+        """The image score of maps fused at this α and these timesteps."""
         codes = self.good_maps[:, :, self.nearest(timesteps)]
         pixel, feature = from_codes(codes).mean(dim=2).unbind(dim=1)
         plain = None if self.good_plain is None else from_codes(self.good_plain).numpy()
@@ -143,10 +147,10 @@ class Calibration:
         return replace(self, good_maps=to_codes(from_codes(self.good_maps) * kept), good_plain=plain)
 
     def nearest(self, timesteps: Sequence[int]) -> list[int]:
-        """Which of the `remembered` timesteps stands for each of these in `good_maps`.
+        """Index of the `remembered` timestep that is used for each of these.
 
-        The mean over several t of a grid then is that of one: a little high for good pictures, since such
-        maps are alike but not the same.
+        Averaging several t of one grid then repeats a map, which makes good scores slightly too high: maps of
+        neighbouring t are similar but not equal.
         """
         return [
             min(
@@ -158,29 +162,29 @@ class Calibration:
 
 
 def _tail_deviation(values: Tensor, mean: Tensor) -> Tensor:
-    """σ of values [..., n] by their tail: one in a thousand lies above mean + 3.09 σ; float64 [...]."""
+    """σ of values [..., n] such that one in a thousand is above mean + 3.09 σ; float64 [...]."""
     above = max(1, values.shape[-1] // 1000)
     return ((values.topk(above, dim=-1).values[..., -1].double() - mean) / _TAIL).clamp(min=1e-8)
 
 
 def to_codes(maps: Tensor) -> Tensor:
-    """Maps in σ as uint8 of the same shape: a step is 0.06 σ where maps are calm, 6 % where they are high."""
+    """Encode maps in σ as uint8 of the same shape, in steps of 0.06 σ near 0 and of 6 % at high values."""
     return (maps.float().asinh() * _STEPS + _ZERO).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def from_codes(codes: Tensor) -> Tensor:
-    """`to_codes` undone, float32; coding again changes nothing."""
+    """Inverse of `to_codes`, float32; encoding the result again gives the same codes."""
     return ((codes.float() - _ZERO) / _STEPS).sinh()
 
 
 def _to_cells(maps: Tensor) -> Tensor:
-    """Square maps [..., s, s] → [..., CELLS, CELLS], means; repeated where there are fewer."""
+    """Average square maps [..., s, s] over CELLS × CELLS cells; smaller maps are repeated."""
     flat = F.adaptive_avg_pool2d(maps.reshape(-1, 1, *maps.shape[-2:]), CELLS)
     return flat.reshape(*maps.shape[:-2], CELLS, CELLS)
 
 
 def coarse_maps(maps: RawMaps) -> RawMaps:
-    """Means of maps over 64 × 64 cells: of pixels where those are fewer."""
+    """Average maps over 64 × 64 cells; smaller maps keep their size."""
     cells = min(_COARSE, maps.pixel.shape[-1])
     pixel, feature = (F.adaptive_avg_pool2d(branch, cells) for branch in (maps.pixel, maps.feature))
     plain = None if maps.plain is None else F.adaptive_avg_pool2d(maps.plain, cells)
@@ -188,19 +192,19 @@ def coarse_maps(maps: RawMaps) -> RawMaps:
 
 
 def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
-    """How high the maps of good pictures lie at each place, relative to their mean.
+    """Mean of good pictures' maps at each place, relative to their overall mean.
 
-    Edges and lettering of a part that lies still are hard in every good picture, and a defect elsewhere
-    drowns in them; a part that turns has no such places. So the relative mean is raised to the power √ICC,
-    where ICC, the intraclass correlation of log maps, is the share of their variance that the place explains:
-    1 if all good pictures light up at the same places, 0 (no correction) if each does elsewhere.
+    Edges and lettering of a part in a fixed position have high values in every good picture and would mask
+    defects elsewhere; a part in varying positions has no such places. The relative mean is therefore raised
+    to the power √ICC, where ICC is the intraclass correlation of log maps, i.e. the share of their variance
+    explained by the place: 1 if all good pictures are high at the same places, 0 (no correction) if not.
 
     Args:
         both: raw maps of both branches, [b, 2, n, size, size].
 
     Returns:
-        The level [2, g, g], and for each picture the level from the other pictures, [b, 2, g, g], so that
-        calibration does not flatter the pictures it is made of.
+        The level [2, g, g], and for each picture the level computed from the other pictures, [b, 2, g, g],
+        which keeps the calibration unbiased on its own pictures.
     """
     overall = both.mean(dim=(0, 3, 4), keepdim=True).clamp(min=1e-12)
     relative = (both / overall).mean(dim=2)  # [b, 2, size, size]
@@ -214,21 +218,21 @@ def place_level(both: Tensor) -> tuple[Tensor, Tensor]:
     power = (between / (between + within).clamp(min=1e-12)).sqrt()[:, None, None]
     wide = smooth(maps, sigma=8)
 
-    def level(mean: Tensor) -> Tensor:  # never below a half: a calm place must not turn noise into evidence
+    def level(mean: Tensor) -> Tensor:  # the lower limit keeps noise low at calm places
         return (mean / mean.mean(dim=(-2, -1), keepdim=True)).clamp(min=0.5) ** power
 
     return level(wide.mean(dim=0)), level((wide.sum(dim=0) - wide) / (count - 1))
 
 
 def _to_size(grid: Tensor, size: int) -> Tensor:
-    """Maps [..., 2, g, g] → [..., 2, size, size], bilinear."""
+    """Resize maps [..., g, g] to [..., size, size], bilinear."""
     flat = F.interpolate(
         grid.reshape(-1, 1, *grid.shape[-2:]), (size, size), mode="bilinear", align_corners=False
     )
     return flat.reshape(*grid.shape[:-2], size, size)
 
 
-# What the browser needs to score as `ImageScore` does.
+# Constants that the page's scripts need to compute scores as `ImageScore` does.
 RULE = {
     "cells": CELLS, "peak": PEAK, "level": LEVEL, "excess_from": EXCESS_FROM,
     "plain_weight": PLAIN_WEIGHT, "pixel_trust": PIXEL_TRUST, "steps": _STEPS, "zero": _ZERO,

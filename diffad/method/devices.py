@@ -1,8 +1,8 @@
-"""Where a model computes: on which device, and with how many threads of a CPU that other programs use too.
+"""Choice of the device, and of the number of threads on a CPU shared with other programs.
 
-Threads that compute together wait for one another many times in an inspection, so one that gets no core holds
-up all of them: beside a single busy program, two threads on two cores take several times as long as one
-thread does. Therefore whatever computes asks for its share of the machine when it begins (`sharing`).
+Parallel threads wait for each other many times during an inspection, so one thread without a core delays all
+of them: beside one busy program, two threads on two cores take several times as long as a single thread.
+Every computation therefore uses only as many threads as there are free cores (`sharing`).
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from typing import TypeVar
 import torch
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-_LOOKS, _APART = 3, 0.001  # s; what wants a core for a moment only is not in all looks
-_computing: set[int] = set()  # threads inside `sharing`, by the system's numbers
+_LOOKS, _APART = 3, 0.001  # samples of the load and s between them; short peaks are not in all samples
+_computing: set[int] = set()  # native ids of the threads inside `sharing`
 _lock = threading.Lock()
 _T = TypeVar("_T")
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The named device; "auto" is the first CUDA device if there is one, else the CPU.
+    """The named device; "auto" is the first CUDA device if there is one, otherwise the CPU.
 
-    Raises ValueError for a device that does not exist.
+    Raises:
+        ValueError: the device does not exist.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # "meta" holds no values
+        torch.zeros(1, device=chosen).item()  # fails for "meta", which holds no values
     except (RuntimeError, AssertionError):
         raise ValueError(f"there is no device {device!r} here; use 'auto' or 'cpu'") from None
     return chosen
@@ -43,11 +44,11 @@ def pick_device(device: str = "auto") -> torch.device:
 
 @contextmanager
 def sharing(device: torch.device) -> Iterator[None]:
-    """Compute on the CPU with a fair number of threads; on a GPU nothing changes.
+    """Context manager that limits torch's CPU threads to a fair number; has no effect for a GPU.
 
-    That is the number of cores that no other program wants at this moment, divided by the threads of this
-    process that are in this context; at least one, and never more than the calling thread's
-    torch.get_num_threads(), which is restored afterwards.
+    The number is that of the cores which no other program uses at the moment, divided by the threads of this
+    process inside this context; at least 1 and at most the calling thread's torch.get_num_threads(), which is
+    restored afterwards.
     """
     usual, own = torch.get_num_threads(), threading.get_native_id()
     if device.type != "cpu" or own in _computing:
@@ -66,10 +67,7 @@ def sharing(device: torch.device) -> Iterator[None]:
 
 
 def stepwise(steps: Iterator[_T], within: Callable[[], AbstractContextManager[None]]) -> Iterator[_T]:
-    """The same steps, each computed `within` a context of its own (as `sharing`).
-
-    The context is not held while the caller uses the step.
-    """
+    """Iterate over `steps`, each computed in a context of its own that is left before the step is yielded."""
     while True:
         with within():
             try:
@@ -80,9 +78,9 @@ def stepwise(steps: Iterator[_T], within: Callable[[], AbstractContextManager[No
 
 
 def _set_threads(count: int, usual: int) -> None:
-    """Set the number of threads of the calling thread.
+    """Set torch's number of threads for the calling thread.
 
-    A thread that is new to torch starts with the number that any thread set last; that stays the usual one.
+    New threads start with the number that any thread set last, so another thread sets the usual one again.
     """
     if torch.get_num_threads() == count:
         return
@@ -96,7 +94,7 @@ def _share(usual: int) -> int:
 
 
 def _free_cores() -> int:
-    """The cores that this process may use and that no other program wants now; may be below 1.
+    """Number of cores that this process may use and that no other program uses now; may be below 1.
 
     In a container the system reports the whole machine, so free cores are counted on all of it.
     """
@@ -106,7 +104,7 @@ def _free_cores() -> int:
             time.sleep(_APART)
         try:
             existing, wanted = _load()
-        except (OSError, ValueError, IndexError):  # macOS and Windows do not say
+        except (OSError, ValueError, IndexError):  # not available on macOS and Windows
             return allowed
         if existing - wanted >= allowed:
             return allowed
@@ -115,17 +113,17 @@ def _free_cores() -> int:
 
 
 def cores() -> int:
-    """How many cores this process may use, by its affinity and by the time that its container is allowed."""
+    """Number of cores that this process may use, by its affinity and its container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
         return min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no container, or one without a limit
+    except (OSError, ValueError):  # no container, or no quota
         return cores
 
 
 def _load() -> tuple[int, int]:
-    """The machine's cores, and how many threads run or wait for one apart from those that compute here."""
+    """The machine's cores, and how many threads other than this process's computing ones run or wait."""
     stat = (_PROC / "stat").read_text()
     cores = len(re.findall(r"^cpu\d", stat, re.MULTILINE))
     running = int(stat.split("procs_running ")[1].split()[0])
@@ -133,8 +131,9 @@ def _load() -> tuple[int, int]:
 
 
 def _own_running() -> int:
-    """Running threads of this process that compute: those in `sharing` and the workers of their pools, which
-    may only be spinning. Python's other threads have work of their own.
+    """Number of running compute threads of this process: those in `sharing` and their pools' workers.
+
+    Other Python threads are not counted, as they have other work.
     """
     others = {thread.native_id for thread in threading.enumerate()} - _computing
     count = 0
@@ -142,7 +141,7 @@ def _own_running() -> int:
         if int(task.name) not in others:
             try:
                 state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-            except (OSError, IndexError):  # it has just ended
+            except (OSError, IndexError):  # the thread has just ended
                 continue
             count += state == "R"
     return max(1, count)

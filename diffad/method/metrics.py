@@ -1,11 +1,11 @@
-"""Metrics of detection and localisation, the curves behind them, and how sure they are.
+"""Metrics of detection and localisation, their curves, and confidence intervals.
 
-The metrics and curves are exact: every distinct score is a threshold, ties are handled as ties, nothing is
-binned and no score is transformed. They are None where they are undefined (nothing normal or nothing
-anomalous). Regions of masks are 8-connected, at whatever resolution maps and masks come.
+Metrics and curves are exact: every distinct score is a threshold, ties are handled, and scores are neither
+binned nor transformed. They are None if undefined (nothing normal or nothing anomalous). Regions of masks are
+8-connected, at the resolution of maps and masks.
 
-Intervals come from resampling pictures (`resamples`), good among good and defective among defective: the
-functions `resampled_…` give every metric of every draw at once, `interval` its middle 95 %.
+Confidence intervals are bootstrapped over pictures, good and defective ones separately (`resamples`): the
+functions `resampled_…` compute a metric for all draws at once, `interval` its central 95 %.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ import numpy as np
 
 from diffad.pictures.arrays import F64, I64, Array, Bools
 
-PIMO_RATES = (1e-5, 1e-4)  # between which AUPIMO is taken
-FEWEST_PIMO_PIXELS = 30  # of good pictures between those rates: the curve's steps
+PIMO_RATES = (1e-5, 1e-4)  # false positive rates between which AUPIMO integrates
+FEWEST_PIMO_PIXELS = 30  # minimum pixels of good pictures between those rates, the steps of the curve
 _CURVE_POINTS = 120
-_THRESHOLDS = 2000  # of the resampled pixel metrics
+_THRESHOLDS = 2000  # maximum thresholds of resampled pixel metrics
 
 
 def auroc(scores: Any, labels: Any) -> float | None:
-    """Area under the ROC curve in [0, 1]: how often an anomalous score exceeds a normal one, ties half.
+    """Area under the ROC curve: how often an anomalous score exceeds a normal one, ties counting half.
 
-    scores: any shape, finite. labels: the same shape, true = anomalous. None if one of the two kinds is
-    absent; ValueError if a score is not finite or the shapes differ.
+    Args:
+        scores: any shape, finite.
+        labels: the same shape, true = anomalous.
+
+    Returns:
+        A value in [0, 1], or None if one of the two kinds is absent.
+
+    Raises:
+        ValueError: a score is not finite, or the shapes differ.
     """
     positive, negative = _split(scores, labels)
     if not positive.size or not negative.size:
@@ -57,9 +64,9 @@ def f1_max(scores: Any, labels: Any) -> float | None:
 
 
 def roc_curve(scores: Any, labels: Any) -> F64 | None:
-    """Points of the ROC curve, float64 [k, 2]: false and true positive rate, (0, 0) to (1, 1).
+    """Points of the ROC curve, float64 [k, 2]: false and true positive rate, from (0, 0) to (1, 1).
 
-    Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `auroc`.
+    Points are exact; about 120 of a long curve are kept, evenly spaced. Arguments as in `auroc`.
     """
     positive, negative = _split(scores, labels)
     if not positive.size or not negative.size:
@@ -80,23 +87,31 @@ def pixel_auroc(maps: Sequence[Any], masks: Sequence[Any]) -> float | None:
 
 
 def aupro(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> float | None:
-    """Area under the per-region overlap (PRO) over false positive rates up to `max_fpr`, divided by it.
+    """Area under the per-region overlap (PRO) curve for false positive rates up to `max_fpr`, divided by it.
 
-    PRO is the mean, over the 8-connected regions of all masks, of the share of a region that lies at or
-    above the threshold; the rate is over the normal pixels of all pictures. Every distinct value is a
-    threshold, the curve starts at (0, 0), is linear between its points and is cut exactly at `max_fpr`.
+    PRO is the mean over the 8-connected regions of all masks of the share of a region at or above the
+    threshold; the rate is over the normal pixels of all pictures. Every distinct value is a threshold. The
+    curve starts at (0, 0), is linear between its points and is cut exactly at `max_fpr`.
 
-    maps: n arrays [h, w], finite. masks: n bool arrays of the same shapes. Returns a value in [0, 1], or
-    None without regions or without normal pixels. Raises ValueError unless 0 < max_fpr <= 1.
+    Args:
+        maps: n arrays [h, w], finite.
+        masks: n bool arrays of the same shapes.
+        max_fpr: in (0, 1].
+
+    Returns:
+        A value in [0, 1], or None without regions or without normal pixels.
+
+    Raises:
+        ValueError: max_fpr out of range, or maps and masks that do not fit.
     """
     points = _pro_points(maps, masks, max_fpr)
     return None if points is None else _area_until(points[:, 0], points[:, 1], max_fpr) / max_fpr
 
 
 def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> F64 | None:
-    """Points of the PRO curve for drawing, float64 [k, 2]: false positive rate and PRO, (0, 0) to `max_fpr`.
+    """Points of the PRO curve, float64 [k, 2]: false positive rate and PRO, from (0, 0) to `max_fpr`.
 
-    Each point is exact; of a long curve some 120 are kept, evenly along it. Arguments as in `aupro`.
+    Points are exact; about 120 of a long curve are kept, evenly spaced. Arguments as in `aupro`.
     """
     points = _pro_points(maps, masks, max_fpr)
     if points is None:
@@ -107,17 +122,23 @@ def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -
 
 
 def aupimo(maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float] = PIMO_RATES) -> F64 | None:
-    """Area under the per-image overlap (Bertoldo et al. 2024) of each picture with a defect, float64 [k].
+    """Area under the per-image overlap curve (AUPIMO, Bertoldo et al. 2024) of each defective picture.
 
-    The overlap is the share of the picture's own defect that lies above a threshold; the rate of a threshold
-    is the mean, over the pictures without a defect, of the share of their pixels at or above it. At each rate
-    between `rates` the overlap is that of the lowest threshold which does not exceed the rate, and the mean
-    of the overlaps over the logarithm of the rate is the area, in [0, 1].
+    The overlap is the share of the picture's defect above a threshold. The rate of a threshold is the mean
+    over the good pictures of the share of their pixels at or above it. The overlap at a rate is that of the
+    lowest threshold which does not exceed the rate; the area is its mean over the logarithm of the rate.
 
-    maps: n arrays [h, w], finite. masks: n bool arrays of the same shapes, empty for good pictures. Returns
-    None without good or without defective pictures, or if fewer than `FEWEST_PIMO_PIXELS` pixels of the
-    good ones lie between the rates, since the curve then has too few steps. Raises ValueError unless
-    0 < rates[0] < rates[1] <= 1.
+    Args:
+        maps: n arrays [h, w], finite.
+        masks: n bool arrays of the same shapes, empty for good pictures.
+        rates: lower and upper limit, 0 < rates[0] < rates[1] <= 1.
+
+    Returns:
+        float64 [defective pictures] in [0, 1]. None without good or without defective pictures, or if fewer
+        than FEWEST_PIMO_PIXELS pixels of good pictures lie between the rates.
+
+    Raises:
+        ValueError: rates out of range, or maps and masks that do not fit.
     """
     kinds = _pimo_kinds(maps, masks, rates)
     if kinds is None:
@@ -126,13 +147,14 @@ def aupimo(maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
     needed = int(np.ceil(rates[1] * len(good) * max(values.size for values in good))) + 1
     highest = np.concatenate([values[-needed:] for values in good])
     overlaps, alarms = _pimo_steps(good, bad, np.unique(np.sort(highest)[-needed:]))
-    return (overlaps @ _log_widths(alarms.mean(axis=0), rates)).clip(0, 1)  # but for rounding it lies there
+    return (overlaps @ _log_widths(alarms.mean(axis=0), rates)).clip(0, 1)  # clip rounding errors
 
 
 def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[Array, Array]:
-    """All pixels of all pictures in one row: scores and labels, for the metrics of scores.
+    """Scores and labels of all pixels of all pictures, flattened.
 
-    Raises ValueError if a map and its mask differ in shape, are not [h, w], or a value is not finite.
+    Raises:
+        ValueError: a map and its mask differ in shape, are not [h, w], or a value is not finite.
     """
     maps, masks = _checked(maps, masks)
     return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
@@ -150,14 +172,14 @@ def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[Array], li
     return maps, masks
 
 
-# -- how sure
+# -- confidence intervals
 
 
 def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> I64:
-    """How often each of n pictures is drawn, int64 [draws, n].
+    """Bootstrap draws: how often each of n pictures is drawn, int64 [draws, n].
 
-    Pictures are drawn with replacement, as many good ones and as many defective ones (labels [n], true =
-    defective) as there are. The same arguments give the same draws.
+    Good and defective pictures (labels [n], true = defective) are drawn separately with replacement, as many
+    as there are. The same arguments give the same draws.
     """
     labels = np.asarray(labels, bool)
     rng = np.random.default_rng(seed)
@@ -170,9 +192,9 @@ def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> I64:
 
 
 def interval(values: Any) -> list[float] | None:
-    """The 2.5 % and 97.5 % quantiles of a metric's resampled values, a 95 % percentile interval.
+    """95 % percentile interval of a metric's resampled values.
 
-    Draws where the metric is undefined (NaN) are left out; None if it always is.
+    Undefined values (NaN) are ignored; None if all are undefined.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
@@ -180,7 +202,7 @@ def interval(values: Any) -> list[float] | None:
 
 
 def rate_interval(rate: float, count: int) -> list[float]:
-    """Wilson's 95 % interval of a rate in `count` trials, which has a width at 0 and 1 too."""
+    """Wilson's 95 % interval of a rate in `count` trials."""
     z2 = 1.959964**2
     centre = (rate + z2 / (2 * count)) / (1 + z2 / count)
     half = (z2 * (rate * (1 - rate) + z2 / (4 * count)) / count) ** 0.5 / (1 + z2 / count)
@@ -188,10 +210,14 @@ def rate_interval(rate: float, count: int) -> list[float]:
 
 
 def resampled_image_metrics(scores: Any, labels: Any, weights: Array) -> dict[str, Array]:
-    """auroc, ap and f1 of every draw, float64 [draws] each, exact; NaN where undefined.
+    """auroc, ap and f1 of every draw, exact.
 
-    scores, labels: [n] as in `auroc`. weights: [draws, n], how often each picture counts; all 1 gives
-    `auroc`, `average_precision` and `f1_max`.
+    Args:
+        scores, labels: [n], as in `auroc`.
+        weights: [draws, n], how often each picture counts.
+
+    Returns:
+        float64 [draws] for each metric, NaN if undefined.
     """
     labels = np.asarray(labels, bool)
     order = np.argsort(np.asarray(scores), kind="stable")
@@ -204,13 +230,20 @@ def resampled_image_metrics(scores: Any, labels: Any, weights: Array) -> dict[st
 def resampled_pixel_metrics(
     maps: Sequence[Any], masks: Sequence[Any], weights: Array, max_fprs: Sequence[float] = (0.3, 0.05)
 ) -> dict[str, Array]:
-    """auroc, ap, f1 and aupro of every draw, float64 [draws] each (aupro [len(max_fprs), draws]).
+    """auroc, ap, f1 and aupro of every draw.
 
-    maps, masks: n as in `aupro`. weights: [draws, n], how often each picture counts, with all its pixels and
-    regions. Up to 2000 pixels this is exact. Beyond, 2000 of the scores serve as thresholds, dense where the
-    metrics live (even ranks of anomalous pixels, even logarithms of the false positive rate): every curve
-    passes through exact points and is straight between them, which moves a metric by less than 0.001 and
-    costs one histogram a picture instead of one sort of all pixels a draw.
+    Exact up to 2000 pixels. For more pixels, 2000 of the scores are used as thresholds, at even ranks of
+    anomalous pixels and even logarithms of the false positive rate. The curves are linear between exact
+    points, which changes a metric by less than 0.001 and needs one histogram per picture instead of sorting
+    all pixels for each draw.
+
+    Args:
+        maps, masks: n each, as in `aupro`.
+        weights: [draws, n], how often each picture counts, with all its pixels and regions.
+        max_fprs: limits of aupro.
+
+    Returns:
+        float64 [draws] for each metric, for aupro [len(max_fprs), draws]; NaN if undefined.
     """
     scores, labels = pixels(maps, masks)
     edges = _thresholds(*_split(scores, labels), _THRESHOLDS)
@@ -218,7 +251,7 @@ def resampled_pixel_metrics(
     normal, anomalous, overlap, regions = np.zeros((4, len(maps), edges.size))
     for i, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
         mask = np.asarray(mask, bool)
-        bins = np.searchsorted(edges, np.asarray(anomaly_map), "right") - 1  # [h, w], no value below edge 0
+        bins = np.searchsorted(edges, np.asarray(anomaly_map), "right") - 1  # [h, w]; edge 0 is the minimum
         share, regions[i, 0] = _region_shares(mask)
         normal[i] = np.bincount(bins[~mask], minlength=edges.size)
         anomalous[i] = np.bincount(bins[mask], minlength=edges.size)
@@ -237,13 +270,17 @@ def resampled_pixel_metrics(
 def resampled_aupimo(
     maps: Sequence[Any], masks: Sequence[Any], weights: Array, rates: tuple[float, float] = PIMO_RATES
 ) -> F64 | None:
-    """The mean of `aupimo` of every draw, float64 [draws], NaN for draws without a defect.
+    """The mean of `aupimo` of every draw.
 
-    None where `aupimo` is None.
+    Exact up to 4000 pixels of good pictures. For more pixels, 2000 of them are used as thresholds, at even
+    steps of the logarithm of the rate, which changes a value by less than 0.01.
 
-    weights: [draws, n], how often each picture counts. Up to 4000 pixels of good pictures this is exact.
-    Beyond, 2000 of them serve as thresholds, at even steps of the logarithm of their rate, which moves a
-    value by less than 0.01.
+    Args:
+        maps, masks, rates: as in `aupimo`.
+        weights: [draws, n], how often each picture counts.
+
+    Returns:
+        float64 [draws], NaN for draws without a defective picture; None if `aupimo` is None.
     """
     kinds = _pimo_kinds(maps, masks, rates)
     if kinds is None:
@@ -263,7 +300,7 @@ def resampled_aupimo(
 def _pimo_kinds(
     maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
 ) -> tuple[list[Array], list[Array]] | None:
-    """The sorted values of each good picture and of each defect; None where `aupimo` is None."""
+    """Sorted values of each good picture and of each defect; None if `aupimo` is None."""
     low, high = rates
     if not 0 < low < high <= 1:
         raise ValueError(f"rates rise from above 0 to at most 1, unlike {low}, {high}")
@@ -276,9 +313,11 @@ def _pimo_kinds(
 
 
 def _pimo_steps(good: Sequence[Array], bad: Sequence[Array], edges: Array) -> tuple[Array, Array]:
-    """Shares of each defect above, and of each good picture at or above, the thresholds `edges` (ascending).
+    """Overlaps and rates at the thresholds `edges` (ascending).
 
-    Returns [len(bad), k] and [len(good), k], the highest threshold first.
+    Returns:
+        Share of each defect above, [len(bad), k], and of each good picture at or above a threshold,
+        [len(good), k], highest threshold first.
     """
     edges = edges[::-1]
     overlaps = [1 - np.searchsorted(values, edges, "right") / values.size for values in bad]
@@ -287,7 +326,7 @@ def _pimo_steps(good: Sequence[Array], bad: Sequence[Array], edges: Array) -> tu
 
 
 def _log_widths(rate: Array, rates: tuple[float, float]) -> F64:
-    """The part of `rates`, on a logarithmic scale, that each step to a rising rate [..., k] covers; sum 1."""
+    """Share of `rates`, on a logarithmic scale, that each step of a rising rate [..., k] covers."""
     before = np.concatenate([np.zeros_like(rate[..., :1]), rate[..., :-1]], axis=-1)
     until, since = (np.log(np.clip(each, *rates)) for each in (rate, before))
     widths: F64 = (until - since) / np.log(rates[1] / rates[0])
@@ -295,11 +334,11 @@ def _log_widths(rate: Array, rates: tuple[float, float]) -> F64:
 
 
 def _counted(normal: Array, anomalous: Array) -> dict[str, Array]:
-    """auroc, ap and f1 [draws] of weighted counts [draws, k] at k ascending scores; equal scores are ties."""
+    """auroc, ap and f1 [draws] from weighted counts [draws, k] at k distinct ascending scores."""
     new, false_alarms = anomalous[:, ::-1], normal[:, ::-1].cumsum(axis=1)
     found, normals, defects = new.cumsum(axis=1), false_alarms[:, -1:], anomalous.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        below = normals - false_alarms + normal[:, ::-1] / 2  # normal items that an anomalous one exceeds
+        below = normals - false_alarms + normal[:, ::-1] / 2  # normal items below an anomalous one
         defined = np.where((normals > 0) & (defects > 0), 1.0, np.nan)[:, 0]
         precision = found / np.maximum(found + false_alarms, 1e-12)
         return {
@@ -310,7 +349,7 @@ def _counted(normal: Array, anomalous: Array) -> dict[str, Array]:
 
 
 def _split(scores: Any, labels: Any) -> tuple[Array, Array]:
-    """Sorted anomalous and sorted normal scores; all that threshold metrics need."""
+    """Sorted anomalous and sorted normal scores."""
     scores, labels = np.asarray(scores), np.asarray(labels, bool)
     if scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape} must have the same shape")
@@ -320,9 +359,12 @@ def _split(scores: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def _precision_counts(scores: Any, labels: Any) -> tuple[Array, Array, Array, int] | None:
-    """Per distinct anomalous score, highest first: new and all true positives, false positives; the total.
+    """Counts at each distinct anomalous score, highest first; None if undefined.
 
-    Only those thresholds matter: between them recall stands still while precision can only fall.
+    Other thresholds are not needed: between these, recall is constant and precision can only fall.
+
+    Returns:
+        New true positives, all true positives and false positives, [k] each; the number of positives.
     """
     positive, negative = _split(scores, labels)
     if not positive.size or not negative.size:
@@ -333,10 +375,10 @@ def _precision_counts(scores: Any, labels: Any) -> tuple[Array, Array, Array, in
 
 
 def _thresholds(positive: Array, negative: Array, count: int) -> Array:
-    """At most `count` of the distinct scores, ascending, the lowest among them; both arguments are sorted.
+    """At most `count` distinct scores as thresholds, ascending and including the lowest.
 
-    All scores if they are so few; else half at even ranks of the anomalous ones, half at normal ones with
-    even steps in the logarithm of the false positive rate.
+    All scores if possible; otherwise half at even ranks of the anomalous scores and half at normal scores
+    with even steps in the logarithm of the false positive rate. Both arguments are sorted.
     """
     if positive.size + negative.size <= count:
         return np.unique(np.concatenate([positive, negative]))
@@ -350,7 +392,7 @@ def _thresholds(positive: Array, negative: Array, count: int) -> Array:
 
 
 def _region_shares(mask: Bools) -> tuple[Array, int]:
-    """For each pixel of a mask, in row order, its share of its 8-connected region; the number of regions."""
+    """1 / area of its region for each pixel of a mask, in row order, and the number of regions."""
     mask = np.asarray(mask, bool)
     count, names = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
     areas = np.bincount(names.ravel(), minlength=count)
@@ -370,7 +412,7 @@ def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> F6
     order = np.argsort(-positive, kind="stable")
     overlap = np.concatenate([[0.0], np.cumsum(np.concatenate(shares)[order])]) / regions
     ascending = np.sort(positive)
-    # Thresholds below the first one past max_fpr cannot matter, so most normal pixels never enter the curve.
+    # Thresholds below the first one past max_fpr do not matter, so most normal pixels are skipped.
     needed = min(negative.size, int(max_fpr * negative.size) + 1)
     cut = negative[-needed]
     thresholds = np.unique(np.concatenate([negative[-needed:], ascending[ascending >= cut]]))[::-1]
@@ -380,7 +422,7 @@ def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> F6
 
 
 def _area_until(x: Array, y: Array, end: float) -> float:
-    """∫ y dx from 0 to `end` under a polyline with non-decreasing x; vertical pieces add nothing."""
+    """∫ y dx from 0 to `end` under a polyline with non-decreasing x."""
     inside = int(np.searchsorted(x, end, "right"))  # points with x <= end
     area = float((np.diff(x[:inside]) * (y[1:inside] + y[: inside - 1]) / 2).sum())
     if inside < x.size:
@@ -391,7 +433,7 @@ def _area_until(x: Array, y: Array, end: float) -> float:
 
 
 def _thinned(points: Array) -> F64:
-    """About `_CURVE_POINTS` of a curve's points [k, 2], evenly along it, both ends among them."""
+    """About _CURVE_POINTS of a curve's points [k, 2], evenly spaced and including both ends."""
     if len(points) <= _CURVE_POINTS:
         return points
     steps = np.abs(np.diff(points, axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-12)

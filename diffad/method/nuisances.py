@@ -1,9 +1,9 @@
-"""Changes that leave a good part good: light, colour, noise, sharpness, compression and position.
+"""Harmless changes of pictures: light, colour, noise, sharpness, compression and position.
 
-Pictures from a factory change like this every day. Statistics are fitted on good pictures and on a
-`random_copy` of each, so that a verdict does not depend on these changes; `NUISANCES` are the single changes
-by which that is measured. Pictures are uint8 [H, W, 3] RGB; lengths are in pixels of a picture whose longest
-side has 256.
+Pictures from a factory vary like this from day to day. Statistics are fitted to good pictures and to a
+`random_copy` of each, so that verdicts do not depend on these changes; `NUISANCES` are the single changes by
+which that is tested. Pictures are uint8 RGB [H, W, 3]. Lengths are in pixels of a picture whose longest side
+is 256.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ Change = Callable[[Array, float, np.random.Generator], Array]
 class Nuisance:
     """One kind of change.
 
-    strength: the usual one, in `unit`, which must not make a good part anomalous; 0 changes (nearly) nothing.
-    apply: (picture, strength, rng) → a changed copy, uint8 [H, W, 3].
+    Attributes:
+        name: shown in reports.
+        strength: the usual strength, which must not make a good part anomalous; 0 is (nearly) no change.
+        unit: of the strength.
+        apply: (picture, strength, rng) → changed copy, uint8 [H, W, 3].
     """
 
     name: str
@@ -38,7 +41,7 @@ def _rounded(values: Array) -> Array:
 
 
 def _unit(picture: Array) -> float:
-    """Pixels of the picture to one of a picture of 256."""
+    """Pixels of this picture per pixel of a 256 px picture."""
     return float(max(picture.shape[:2]) / 256)
 
 
@@ -47,7 +50,7 @@ def _gain(picture: Array, percent: float, rng: np.random.Generator) -> Array:
 
 
 def _ramp(angle: float) -> Change:
-    """Light that rises from −strength to +strength per cent across the picture, towards `angle` (degrees)."""
+    """Light gradient from −strength to +strength per cent across the picture, towards `angle` (degrees)."""
 
     def apply(picture: Array, percent: float, rng: np.random.Generator) -> Array:
         rows, columns = (np.linspace(-1, 1, count, dtype=np.float32) for count in picture.shape[:2])
@@ -79,7 +82,7 @@ def _sharpen(picture: Array, amount: float, rng: np.random.Generator) -> Array:
 
 
 def _encoded(suffix: str, setting: int, whole_colour: bool = False) -> Change:
-    """A copy through a lossy format. strength: 100 − quality."""
+    """A copy compressed in a lossy format; its strength is 100 − quality."""
 
     def apply(picture: Array, strength: float, rng: np.random.Generator) -> Array:
         settings = [setting, max(1, round(100 - strength))]
@@ -103,7 +106,7 @@ def _turn(picture: Array, degrees: float, rng: np.random.Generator) -> Array:
 
 
 def _moved(picture: Array, x: float, y: float, degrees: float) -> Array:
-    """Shifted by whole pixels, or turned about its middle; the edge is mirrored where there is no picture."""
+    """Shift a picture by whole pixels and rotate it about its centre; uncovered areas are mirrored."""
     height, width = picture.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
     matrix[:, 2] += np.rint(np.array([x, y]) * _unit(picture))
@@ -135,9 +138,9 @@ NUISANCES = (
 
 
 def random_copy(picture: Array, rng: np.random.Generator) -> U8:
-    """The picture as it might have been taken on another day.
+    """The picture, uint8 [H, W, 3], as it might look on another day.
 
-    Moved, lit, tinted, blurred or sharpened, with noise, and compressed, each by a random amount.
+    Moved, relit, tinted, blurred or sharpened, with noise, and compressed, each by a random amount.
     """
     x, y = rng.uniform(-4, 4, 2)
     changed = _moved(picture, x, y, rng.uniform(-2, 2)).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Parts that lie at any angle, shown to the model in one pose.
+"""Pose normalisation for parts that are photographed at any angle.
 
-Statistics by place tell most if a place always shows the same part of the part. So if the silhouettes of a
-category's good parts have a long axis that points anywhere, its pictures are turned until that axis is level,
-the heavier end to the left, and what the model then finds is turned back. Coordinates are those of torch's
-`affine_grid`: −1 … 1 from edge to edge of the model's square, x to the right, y down.
+Statistics by place are most useful if a place always shows the same part of the object. If the silhouettes of
+a category's good parts have a long axis of varying direction, its pictures are rotated until the axis is
+horizontal, with the heavier end to the left, and the resulting maps are rotated back. Coordinates are those
+of torch's `affine_grid`: −1 to 1 from edge to edge of the model's square, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from torch import Tensor
 from diffad.pictures.arrays import U8
 from diffad.pictures.geometry import to_float, to_square, to_uint8
 
-_AREA = 0.01, 0.6  # of the square that a silhouette covers
-_ON_RIM = 0.02  # of an outline that may lie on the square's rim: of a part cut off no pose is known
-_LONG = 1.3  # ratio of a silhouette's deviations along and across, from which it has a long axis
-_LOOKED_AT = 48  # good pictures of a category
-_FOUND = 0.95  # share of them that must show a pose
-_LEVEL = 0.8  # resultant length of their doubled angles from which they lie one way already (σ of 19°)
-_ALIKE = 0.5  # of their variance by place that may be left when they are turned
-_CELLS = 32  # a side, by which they are compared
-_REACH = 0.95  # how far from the middle of the square a part may reach
+_AREA = 0.01, 0.6  # minimum and maximum share of the square that a silhouette covers
+_ON_RIM = 0.02  # maximum share of the outline on the square's border; more means that the part is cut off
+_LONG = 1.3  # minimum ratio of the standard deviations along and across a long axis
+_LOOKED_AT = 48  # maximum number of good pictures examined
+_FOUND = 0.95  # minimum share of them that must have a pose
+_LEVEL = 0.8  # maximum resultant length of the doubled angles; above (σ < 19°), all parts are aligned already
+_ALIKE = 0.5  # maximum share of the variance by place that remains after rotation
+_CELLS = 32  # per side, for computing that variance
+_REACH = 0.95  # maximum distance of a part's ends from the centre of the square
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How a part lies.
+    """Position and orientation of a part.
 
-    angle: of its long axis in radians, from the heavier end to the lighter one. x, y: centroid of its
-    silhouette. left, right, top, bottom: how far it reaches from the centroid, along the axis and across.
+    Attributes:
+        angle: direction of the long axis from the heavier to the lighter end, radians.
+        x, y: centroid of the silhouette.
+        left, right, top, bottom: extent from the centroid, along the axis and across it.
     """
 
     angle: float
@@ -50,10 +52,10 @@ class Pose:
 
 
 def find_pose(square: Tensor) -> Pose | None:
-    """The pose of the part in a picture, float32 [3, s, s] in [−1, 1].
+    """Find the pose of the part in a picture, float32 [3, s, s] in [−1, 1].
 
-    Its silhouette is the largest region that sharp edges enclose, so that shadows do not belong to it. None
-    if there is no silhouette, if it is cut off, or if it has no long axis.
+    The silhouette is the largest region enclosed by sharp edges, which excludes shadows. Returns None if
+    there is no silhouette, if it is cut off, or if it has no long axis.
     """
     pixels = to_uint8(square).permute(1, 2, 0).numpy()
     size = len(pixels)
@@ -78,7 +80,7 @@ def find_pose(square: Tensor) -> Pose | None:
     if variances[1] < _LONG**2 * variances[0]:
         return None
     axis = axes[:, 1]
-    if (((places - centroid) @ axis) ** 3).mean() < 0:  # the lighter end reaches further
+    if (((places - centroid) @ axis) ** 3).mean() < 0:  # the lighter end is farther from the centroid
         axis = -axis
     turned = (places - centroid) @ np.stack([axis, [-axis[1], axis[0]]], axis=1)
     (left, top), (right, bottom) = np.quantile(turned, (0.005, 0.995), axis=0).tolist()
@@ -88,7 +90,7 @@ def find_pose(square: Tensor) -> Pose | None:
 
 @dataclass(frozen=True)
 class Upright:
-    """How all parts of a category are shown: level, with their centroid at x, y, scaled by at most 1."""
+    """The normalised pose of a category: axis horizontal, centroid at (x, y), scaled by `scale` ≤ 1."""
 
     scale: float
     x: float
@@ -96,17 +98,17 @@ class Upright:
 
     @staticmethod
     def fit(pictures: Tensor) -> Upright | None:
-        """From good pictures, uint8 [n, 3, s, s].
+        """Fit the pose to good pictures, uint8 [n, 3, s, s].
 
-        None if more than a few show no pose, if all parts lie the same way already, or if turning them does
-        not make them far more alike.
+        Returns None if too many pictures have no pose, if all parts are aligned already, or if rotating them
+        does not make them much more alike.
         """
         few = pictures[:: math.ceil(len(pictures) / _LOOKED_AT)].float() / 127.5 - 1
         found = [(square, pose) for square, pose in zip(few, map(find_pose, few)) if pose is not None]
         if len(found) < _FOUND * len(few):
             return None
         squares, poses = zip(*found)
-        # doubled, since an axis whose ends weigh the same has no direction
+        # angles are doubled, since an axis with equally heavy ends has no direction
         if abs(np.mean([np.exp(2j * pose.angle) for pose in poses])) > _LEVEL:
             return None
         ends = np.array([[(pose.left, pose.right), (pose.top, pose.bottom)] for pose in poses])
@@ -121,14 +123,14 @@ class Upright:
         return upright if standing < _ALIKE * lying else None
 
     def turn(self, square: Tensor) -> Turn | None:
-        """What a picture in the model's square, float32 [3, s, s], needs; None if it shows no pose."""
+        """The rotation for a letterboxed picture, float32 [3, s, s]; None if it has no pose."""
         pose = find_pose(square)
         return None if pose is None else Turn.of(pose, self)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What brings a part with its axis at `angle` and its centroid at x, y upright."""
+    """Rotation of a part with its axis at `angle` and its centroid at (x, y) to the pose `upright`."""
 
     angle: float
     x: float
@@ -140,21 +142,23 @@ class Turn:
         return cls(pose.angle, pose.x, pose.y, upright)
 
     def square(self, image: U8, size: int) -> Tensor:
-        """As `geometry.to_square`, turned: float32 [3, size, size].
+        """Letterbox a picture as `geometry.to_square` and rotate it: float32 [3, size, size].
 
-        Where there is no picture it is mirrored: a repeated edge would leave streaks, which the model would
-        find. The square is turned and not the picture, so that a part looks the same whatever the size of its
-        picture.
+        Uncovered areas are mirrored, since a repeated edge would leave streaks that the model detects. The
+        letterboxed square is rotated rather than the picture, so that the result does not depend on the
+        picture's resolution.
         """
         square, _ = to_square(image, size)
         whole = to_uint8(self.forth(square, "reflection", "bicubic"))
         return to_float(whole, whole.device)
 
     def forth(self, maps: Tensor, outside: str = "zeros", mode: str = "bilinear") -> Tensor:
-        """Maps [..., s, s] over the letterbox → over the turned square, float32.
+        """Rotate maps [..., s, s] of the letterboxed square to the normalised pose, float32.
 
-        outside: what lies where they do not reach, "zeros" or their "reflection". mode: of interpolation,
-        "bilinear" or "bicubic".
+        Args:
+            maps: of the letterboxed square.
+            outside: padding of uncovered areas, "zeros" or "reflection".
+            mode: interpolation, "bilinear" or "bicubic".
         """
         cos, sin = math.cos(self.angle) / self.upright.scale, math.sin(self.angle) / self.upright.scale
         x, y = self.upright.x, self.upright.y
@@ -162,7 +166,7 @@ class Turn:
         return _resampled(maps, rows, outside, mode)
 
     def back(self, maps: Tensor) -> Tensor:
-        """`forth` undone; 0 where the model saw nothing."""
+        """Inverse of `forth`; 0 in areas outside the rotated square."""
         cos, sin = math.cos(self.angle) * self.upright.scale, math.sin(self.angle) * self.upright.scale
         x, y = self.upright.x, self.upright.y
         rows = (cos, sin, x - cos * self.x - sin * self.y), (-sin, cos, y + sin * self.x - cos * self.y)
@@ -170,7 +174,7 @@ class Turn:
 
 
 def _resampled(maps: Tensor, rows: Sequence[Sequence[float]], outside: str, mode: str = "bilinear") -> Tensor:
-    """rows: [2, 3], from where a value comes to lie to where it is taken."""
+    """Resample maps affinely. rows: [2, 3], maps output coordinates to input coordinates."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
     theta = torch.tensor([rows], dtype=torch.float32, device=maps.device).expand(len(flat), -1, -1)
     grid = F.affine_grid(theta, list(flat.shape), align_corners=False)

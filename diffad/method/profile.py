@@ -1,4 +1,4 @@
-"""What one category adds to the shared network: its distances, its calibration, its choices."""
+"""Everything that is specific to one category: Gaussians, calibration and settings."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ from diffad.method.scoring import RawMaps, plain_map, residual_maps
 
 @dataclass(frozen=True)
 class Profile:
-    """What the good pictures of one category look like.
+    """Statistics of the good pictures of one category.
 
     Attributes:
-        gaussian: PaDiM's Gaussian of the features by place, by which a picture's category is recognised.
-        residual: the Gaussian of the features' residual, f(x_0) − f_θ.
-        perceptual: the Gaussian of what a backbone sees of the picture less what it sees of x̂_0.
+        gaussian: Gaussian of the features by place (PaDiM), which recognises the category.
+        residual: Gaussian of the feature residual f(x_0) − f_θ.
+        perceptual: Gaussian of the perceptual residual φ(x_0) − φ(x̂_0) (`scoring.evidence`).
         calibration: statistics of the good pictures' maps.
-        forecast: how well artificial defects were found, and the choices made by that; free JSON.
-        upright: how parts are turned before they are looked at; None: they are seen as they lie.
-        bits: of the pictures' values, if they were no 8-bit files.
-        quality: the range of each of `quality.MEASURES` over the pictures, if it is known.
-        size: px a side of the model's square in which pictures are looked at; None: that of the network's own
-            training.
-        plain: the Gaussian of the features themselves, of a category that the network never learned from;
-            None: the residuals say all.
-        ignored: where nothing is judged, bool [s, s] over the square in which the model sees the part
-            (upright, if it is turned); None: everything is judged.
+        forecast: results on artificial defects and the settings chosen by them; free JSON.
+        upright: pose to which parts are rotated; None leaves them as they are.
+        bits: bit depth of the training pictures; None for 8-bit files.
+        quality: range of each of `quality.MEASURES` over the good pictures, if known.
+        size: side of the model's square in px; None is the size that the network was trained at.
+        plain: Gaussian of the features themselves, for a category that the network was not trained on.
+        ignored: places that are not judged, bool [s, s] over the model's square (rotated, if parts are);
+            None if all are.
     """
 
     gaussian: PlaceGaussian
@@ -57,22 +55,22 @@ class Profile:
     def raw_maps(
         self, pixel: Tensor, residual: Tensor, features: Tensor, size: int, timesteps: Sequence[int]
     ) -> RawMaps:
-        """Raw maps by the distances of this category.
+        """Raw maps by this category's Mahalanobis distances.
 
         Args:
-            pixel, residual: what `scoring.evidence` returns.
+            pixel, residual: as returned by `scoring.evidence`.
             features: of the picture, [b, c, g, g].
-            size: px a side of the maps.
+            size: side of the maps, px.
             timesteps: of the evidence.
         """
-        if pixel.dim() > 4:  # residuals, not yet maps
+        if pixel.dim() > 4:  # perceptual residuals rather than maps
             pixel = residual_maps(pixel, self.perceptual.squared_mahalanobis, size, timesteps)
         feature = residual_maps(residual, self.residual.squared_mahalanobis, size, timesteps)
         plain = None if self.plain is None else plain_map(self.plain.squared_mahalanobis(features), size)
         return RawMaps(pixel, feature, tuple(timesteps), plain)
 
     def to(self, device: torch.device) -> Profile:
-        """The distances on a device; the calibration is small and stays where it is."""
+        """Move the Gaussians to a device; the small calibration stays on the CPU."""
         return replace(
             self,
             gaussian=self.gaussian.to(device),

@@ -1,4 +1,4 @@
-"""Connected parts of an anomaly map above a limit."""
+"""Connected regions of an anomaly map above a threshold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from diffad.pictures.arrays import F32
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the map above the threshold.
+    """A connected region of the map above the threshold.
 
-    box: x, y, width, height in px. area: in px. peak, mean: in σ.
+    Attributes:
+        box: x, y, width, height, px.
+        area: px.
+        peak, mean: highest and mean value of the map in the region, σ.
     """
 
     box: tuple[int, int, int, int]
@@ -24,7 +27,7 @@ class Region:
     mean: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The region as JSON values."""
         return {"box": list(self.box), "area": self.area, "peak": self.peak, "mean": self.mean}
 
 

@@ -1,13 +1,14 @@
-"""Gradient denoising (12), (13), Algorithm 1: walk a picture down the Mahalanobis distance of its deep
-features, and let the diffusion model remove what the gradient leaves behind.
+"""Gradient denoising, equations (12), (13) and Algorithm 1: gradient descent of a picture on the Mahalanobis
+distance of its features, alternating with denoising by the diffusion model.
 
-Both repairs are generators that yield every step: one loop serves result, animation and live page.
-`gradient_denoising` is the algorithm as printed: the whole picture moves towards the Gaussian of good parts'
-features at each place, and every N_d steps it becomes μ_θ(x, t) at a small fixed t. `weighed_repair` moves
-only what is anomalous; the rest stays the original to the last bit. It moves towards the features that the
-network expects of this very picture, by the distances of the anomaly score, so that a part may lie at any
-angle. Every N_d steps x moves half-way to x̂_0. Since a gradient does not lead out of a large defect, the
-model can first draw the place anew from its surroundings, at a t that falls from coarse to fine.
+Both repairs are generators that yield every step, for the result, the animation and the live page.
+
+- `gradient_denoising` is the published algorithm: the whole picture moves towards the Gaussian of good parts'
+  features, and every N_d steps it is replaced by μ_θ(x, t) at a small fixed t.
+- `weighed_repair` changes only anomalous places; all other pixels are exactly preserved. It descends on the
+  distances of the anomaly score, between the picture's features and those that the network predicts for it,
+  so that parts may have any pose. Every N_d steps x moves half-way to x̂_0. Since gradients do not lead out
+  of a large defect, the model can first fill the place from its surroundings, at falling t.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from diffad.method.gaussian import PlaceGaussian, ResidualGaussian
 from diffad.method.scoring import TIMESTEPS, grid_of, noise_for, offset_of, shifted, smooth
 from diffad.pictures.arrays import Bools
 
-FILLING = 1 / 3  # share of a weighed repair's steps in which holes are filled; others cost several times more
-FILLED_TO = 100  # t at which a hole is filled; training teaches it from there on up
-FINEST = 20  # t of the last pull towards x̂_0
-RENEWED = 0.7  # σ of the noise that is drawn anew between two fillings
+FILLING = 1 / 3  # share of a weighed repair's steps that fill holes; they cost a fraction of gradient steps
+FILLED_TO = 100  # lowest t of filling; the network is trained to fill holes at this t and above
+FINEST = 20  # t of the last denoising step
+RENEWED = 0.7  # σ of the new noise mixed in between two fillings
 
 
 @dataclass(frozen=True)
 class GradientStep:
     """One step of a repair.
 
-    x: the picture so far, [1, 3, size, size] in [−1, 1]. mahalanobis: mean squared distance per dimension
-    before this step's move; if weighed, over the places that move and the score's timesteps, each as last
-    measured. denoised: whether this step ended with the diffusion model.
+    Attributes:
+        index: number of the step.
+        x: the picture after the step, [1, 3, size, size] in [−1, 1].
+        mahalanobis: mean squared distance per dimension before the step; in a weighed repair, over the places
+            under repair and the score's timesteps, as last measured for each.
+        denoised: whether the step ended with the diffusion model.
     """
 
     index: int
@@ -60,14 +64,20 @@ def gradient_denoising(
     step_size: float = 0.02,
     timestep: int = 32,
 ) -> Iterator[GradientStep]:
-    """Algorithm 1 as printed; yields `steps` repairs.
+    """Algorithm 1 as published.
 
     Args:
+        schedule, denoise: the diffusion model.
         extract: x → standardised features, differentiable.
-        x_start: [1, 3, size, size] in [−1, 1].
+        gaussian: of good parts' features.
+        x_start: the picture, [1, 3, size, size] in [−1, 1].
+        steps: N, number of steps.
         denoise_every: N_d, steps between two reverse steps.
         step_size: s in x ← √(1 − s²) x − s g with g of unit standard deviation.
         timestep: t of the reverse steps, index in the full chain.
+
+    Yields:
+        Every step, from 1.
     """
     x, t = x_start, torch.tensor([timestep])
     everywhere = torch.ones_like(x[:, :1])
@@ -97,17 +107,23 @@ def weighed_repair(
     filling: bool = True,
     seed: int = 0,
 ) -> Iterator[GradientStep]:
-    """Yields the picture as it is, then `steps` repairs of it where `weight` is above 0.
+    """Repair a picture where `weight` is above 0.
 
     Args:
+        schedule, denoise: the diffusion model.
         extract: x → standardised features [1, c, g, g], differentiable.
-        covariance: of the residual between these and the predicted ones, on good pictures.
-        x_start: [1, 3, size, size] in [−1, 1].
-        weight: [1, 1, size, size] in [0, 1].
-        denoise_every: N_d, steps between two pulls towards x̂_0.
-        step_size: s in x ← x − s g with g of unit mean square where it acts; falls linearly to a tenth.
-        timestep: t of the first filling, falls geometrically to 100; pulls go on from there to 20.
-        filling: whether the first third of the steps draws the place anew.
+        covariance: of the residual between these and the predicted features, on good pictures.
+        x_start: the picture, [1, 3, size, size] in [−1, 1].
+        weight: where to repair, [1, 1, size, size] in [0, 1].
+        steps: number of steps.
+        denoise_every: N_d, gradient steps between two denoising steps.
+        step_size: s in x ← x − s g, where g has unit mean square over the weight; falls linearly to a tenth.
+        timestep: t of the first filling, which falls geometrically to 100; denoising continues to 20.
+        filling: whether the first third of the steps fills the place from its surroundings.
+        seed: of the noise.
+
+    Yields:
+        Step 0, the unchanged picture, then every step.
     """
     x, holes = x_start, weight > 0
     with torch.no_grad():
@@ -120,20 +136,10 @@ def weighed_repair(
         return torch.where(holes, (1 - weight) * x_start + weight * drawn, x_start)
 
     def distance_at(index: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """x → squared distances [1, g, g] to what the network expects now, and the weight on their grid.
-
-        The score's three timesteps take turns.
-        """
+        """The distance at one of the score's timesteps, in turn, and the weight shifted to its grid."""
         t = TIMESTEPS[index % len(TIMESTEPS)]
-        times = torch.full((1,), t)
         by = offset_of(t, cell)
-        with torch.no_grad():
-            x_t = schedule.q_sample(shifted(x, by), times, fresh(index, t))
-            expected = denoise(x_t, times).features.float()
-
-        def distance(y: Tensor) -> Tensor:
-            return covariance.squared_mahalanobis(extract(shifted(y, by)) - expected, grid_of(t))
-
+        distance = _distance_to_expected(schedule, denoise, extract, covariance, x, t, by, fresh(index, t))
         return distance, shifted(weight, by)
 
     with torch.no_grad():
@@ -154,11 +160,11 @@ def weighed_repair(
     for index in range(fillings + 1, steps + 1):
         done = (index - fillings - 1) / (steps - fillings)
         gradient, distances[index % len(distances)] = _gradient(*distance_at(index), x)
-        # unit deviation where it acts: the size of the defect must not change the size of the step
+        # normalised over the weight, so that the step does not depend on the size of the defect
         power = (gradient**2 * weight).sum() / (3 * weight.sum()).clamp(min=1e-6)
         s = step_size * (1 - 0.9 * done)
         x = (x - s * weight * gradient / power.sqrt().clamp(min=1e-12)).clamp(-1, 1)
-        denoising = index % denoise_every == 0 or index == steps  # the gradient's grain must not stay
+        denoising = index % denoise_every == 0 or index == steps  # removes the gradient's grain at the end
         if denoising:
             t = _between(coarsest, FINEST, done)
             drawn, _ = fill(schedule, denoise, x, t, torch.ones_like(holes), fresh(index, t))
@@ -167,13 +173,37 @@ def weighed_repair(
 
 
 @torch.no_grad()
+def _distance_to_expected(
+    schedule: Schedule,
+    denoise: Denoiser,
+    extract: Callable[[Tensor], Tensor],
+    covariance: ResidualGaussian,
+    x: Tensor,
+    t: int,
+    by: int,
+    noise: Tensor,
+) -> Callable[[Tensor], Tensor]:
+    """y → squared distances [1, g, g] of y's features to those predicted for x at t, both shifted by `by`."""
+    times = torch.full((1,), t)
+    x_t = schedule.q_sample(shifted(x, by), times, noise)
+    expected = denoise(x_t, times).features.float()
+    return lambda y: covariance.squared_mahalanobis(extract(shifted(y, by)) - expected, grid_of(t))
+
+
+@torch.no_grad()
 def fill(
     schedule: Schedule, denoise: Denoiser, x: Tensor, t: int, holes: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(x̂_0, ε) of x [1, 3, s, s] noised to t in its holes [1, 1, s, s] and undisturbed elsewhere.
+    """Predict the contents of holes.
 
-    x̂_0 is what the model expects in the holes, ε the noise that leads from it to x_t. Called again with this
-    ε at the next lower t it makes a DDIM step.
+    Args:
+        x: [b, 3, s, s], noised to t in its holes and clean elsewhere.
+        t: timestep.
+        holes: [b, 1, s, s].
+        noise: ε for the holes, shaped as x.
+
+    Returns:
+        x̂_0 and the ε that leads from it to x_t. Calling again with this ε at a lower t makes a DDIM step.
     """
     steps = torch.full((len(x),), t)
     x_t = schedule.q_sample(x, steps, noise * holes)
@@ -183,15 +213,21 @@ def fill(
 
 
 def _between(first: int, last: int, share: float) -> int:
-    """Geometrically from the first t to the last, which is never above it."""
+    """Geometric interpolation from the first t to the last; a last t above the first counts as the first."""
     return round(first * math.pow(min(last, first) / max(1, first), share))
 
 
 def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
-    """Where to repair, [1, 1, s, s] in [0, 1]; exactly 0 away from anomalies, so that good places stay.
+    """Where to repair, by an anomaly map.
 
-    The weight is 0 where the map [..., s, s] in σ is below `low` (of the same shape, or one number) and 1
-    from a fifth above it, also in what such places enclose; a little wider, with a soft rim.
+    Args:
+        anomaly_map: [..., s, s], σ.
+        low: limit of the map, a number or shaped as the map. The weight rises from 0 at this limit to 1 at a
+            fifth above it, and areas enclosed by such places have weight 1. The result is slightly dilated
+            and blurred.
+
+    Returns:
+        [1, 1, s, s] in [0, 1], exactly 0 away from anomalies.
     """
     size = anomaly_map.shape[-1]
     ramp = ((anomaly_map - low) / (0.2 * low)).clamp(0, 1).reshape(1, 1, size, size)
@@ -203,10 +239,9 @@ def repair_weight(anomaly_map: Tensor, low: Tensor | float) -> Tensor:
 
 
 def _enclosed(above: Bools) -> Bools:
-    """What regions enclose, bool [s, s]: the map of a wide even stain shows only its rim.
+    """Areas enclosed by regions, bool [s, s]: the map of a large uniform stain is high only along its edge.
 
-    Only holes smaller than the region around them count: inside a thin ring around a part's own middle all is
-    sound.
+    Only holes smaller than the region around them count: a thin ring usually encloses a sound part.
     """
     regions = above.astype(np.uint8)
     outlines, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -220,7 +255,7 @@ def _enclosed(above: Bools) -> Bools:
 
 
 def _gradient(distance: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> tuple[Tensor, float]:
-    """∇_x of the weighed sum of squared Mahalanobis distances (12), x → [1, g, g], and their mean."""
+    """Gradient in x of the weighted sum of squared distances (12), and their weighted mean."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         distances = distance(x)
@@ -238,5 +273,5 @@ def _mean_distance(distance: Tensor, weight: Tensor) -> float:
 
 
 def _places(weight: Tensor, distance: Tensor) -> Tensor:
-    """[1, 1, s, s] → [1, g, g]."""
+    """Average a weight [1, 1, s, s] over the grid of the distances, [1, g, g]."""
     return F.adaptive_avg_pool2d(weight, distance.shape[-1])[:, 0]

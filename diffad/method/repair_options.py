@@ -1,28 +1,29 @@
-"""What a repair may be asked for. Imports nothing heavy, so that the command line can show the defaults."""
+"""Settings of a repair. Imports nothing heavy, so that the command line can show the defaults quickly."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # repair method → its usual step size s and t
+METHODS = {"weighed": (0.03, 900), "paper": (0.02, 32)}  # default step size s and t by repair method
 MOST_STEPS = 5000
 
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """What a repair may be asked for, checked when it is made.
+    """Settings of a repair, checked on creation.
 
     Args:
-        steps: N, gradient steps of a round, 1 to 5000.
+        steps: N, steps per round, 1 to 5000.
         denoise_every: N_d, gradient steps between two denoising steps, at least 1.
-        step_size: s, in (0, 1); None: the method's own, 0.03 for "weighed", 0.02 for "paper".
-        timestep: t of the reverse steps, 0 to 999; None: the method's own, 900 for "weighed", 32 for "paper".
-        method: "weighed" by the anomaly map (s and t are the first ones, they fall), or "paper" as printed
-            (the authors' N is 500).
+        step_size: s, in (0, 1); None is the method's default, 0.03 for "weighed" and 0.02 for "paper".
+        timestep: t of the denoising steps, 0 to 999; None is the method's default, 900 for "weighed" and 32
+            for "paper".
+        method: "weighed" repairs by the anomaly map, with s and t as initial values that fall; "paper" is the
+            published algorithm (whose authors use N = 500).
         stop_at_threshold: end as soon as the score is at most the threshold.
 
     Raises:
-        ValueError: for values outside these ranges.
+        ValueError: a value is out of range.
     """
 
     steps: int = 90

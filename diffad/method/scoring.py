@@ -1,12 +1,12 @@
-"""Pixel and feature scores by timestep.
+"""Pixel and feature scores at each timestep.
 
-One inspection: all (t, draw) pairs are one batch and one network call (`evidence`). Its result is kept, so
-that α, threshold and the choice among the computed timesteps act afterwards (`Calibration.standardise`,
-`fuse`) without a network.
+An inspection evaluates all pairs of timestep and noise draw with one network call (`evidence`). α, threshold
+and the choice among the computed timesteps are applied later (`Calibration.standardise`, `fuse`) without the
+network.
 
-Units: raw feature scores are squared Mahalanobis distances per component between the picture's features and
-the predicted ones, raw pixel scores those between what a backbone sees of the picture and of x̂_0 (or another
-kind that a checkpoint names): about 1 where normal. Both are smoothed at the model's resolution.
+Raw feature scores are squared Mahalanobis distances per component between the picture's features and the
+predicted ones. Raw pixel scores are by default those between the perceptual features of the picture and of
+x̂_0. Both are about 1 for normal places, and are smoothed at the model's resolution.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from torch import Tensor
 from diffad.method.diffusion import Denoiser, Prediction, Schedule
 
 TIMESTEPS = (20, 200, 400)  # ᾱ = 0.994, 0.656, 0.194: the paper's indices 5, 50, 100 of 250
-SMOOTHING = 3.0  # σ of the Gaussian filter in px of a 256 px picture
+SMOOTHING = 3.0  # σ of the Gaussian filter, px of a 256 px picture
 PIXEL_SCORES = ("perceptual", "uncertainty", "kl", "rgb")
-# Lower bound on σ of x̂_0 (8 grey values of 255), so that invisible errors do not dominate where the network
-# is very sure, as on an even background.
+# Lower bound on σ of x̂_0, 8 grey values of 255, so that invisible errors do not dominate where the network
+# is very certain, as on a uniform background.
 UNSEEN = 8 / 127.5
-_SHIFTED_FROM, _SHIFTED_BACK_FROM = 100, 300  # t
+_SHIFTED_FROM, _SHIFTED_BACK_FROM = 100, 300  # t at which the second and the third grid begin
 
 
 @dataclass(frozen=True)
 class RawMaps:
-    """Smoothed maps of a batch of pictures, float32, before they are brought to the units of good pictures.
+    """Smoothed maps of a batch of pictures, float32, before calibration.
 
-    pixel, feature: [b, n_t, size, size], about 1 where normal. A KL may be slightly below 0, and so may a
-    feature map where its enlargement swings. plain: of the features alone, without timestep and network,
-    [b, size, size]; None in a category without them. timesteps: the n_t timesteps.
+    Attributes:
+        pixel, feature: [b, n_t, size, size], about 1 for normal places. Slightly negative values are possible
+            in a KL, and in feature maps by bicubic overshoot.
+        timesteps: the n_t timesteps.
+        plain: maps of the plain features, which have no timestep, [b, size, size]; None if the category has
+            none.
     """
 
     pixel: Tensor
@@ -47,17 +50,17 @@ class RawMaps:
     plain: Tensor | None = None
 
     def first(self, count: int) -> RawMaps:
-        """Of the first `count` pictures."""
+        """The maps of the first `count` pictures."""
         plain = None if self.plain is None else self.plain[:count]
         return RawMaps(self.pixel[:count], self.feature[:count], self.timesteps, plain)
 
     def scaled(self, factors: Tensor) -> RawMaps:
-        """Pixel and feature maps times a picture's factors [b or more, 2]."""
+        """Pixel and feature maps multiplied by each picture's two factors, [b or more, 2]."""
         pixel, feature = factors[: len(self.pixel), :, None, None, None].unbind(dim=1)
         return RawMaps(self.pixel * pixel, self.feature * feature, self.timesteps, self.plain)
 
     def joined(self, other: RawMaps) -> RawMaps:
-        """With the maps of the same pictures at other timesteps, all by rising t."""
+        """Combine with the maps of the same pictures at other timesteps, ordered by t."""
         timesteps = self.timesteps + other.timesteps
         order = sorted(range(len(timesteps)), key=timesteps.__getitem__)
         pixel = torch.cat([self.pixel, other.pixel], dim=1)[:, order]
@@ -66,29 +69,29 @@ class RawMaps:
 
 
 def noise_for(seed: int, t: int, draw: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of one (seed, t, draw), the same on every device and in every batch."""
+    """Standard normal noise for (seed, t, draw), the same on every device and in every batch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + t * 1_009 + draw) % (1 << 63))
     return torch.randn(tuple(shape), generator=generator)
 
 
 def grid_of(t: int) -> int:
-    """On which of the three grids the picture is looked at: 0 for t below 100, 1 below 300, else 2."""
+    """Index of the shifted grid used at a timestep: 0 for t below 100, 1 below 300, otherwise 2."""
     return 0 if t < _SHIFTED_FROM else 1 if t < _SHIFTED_BACK_FROM else 2
 
 
 def offset_of(t: int, cell: int) -> int:
-    """By how many px the picture is shifted up and left under the features' grid at a timestep.
+    """Shift of the picture up and left relative to the features' grid at a timestep, px.
 
-    Not at all on the first grid, by half a place on the second, half a place back on the third: how well a
-    defect shows depends on how the places cut it, and the mean over low, middle and high t covers three cuts.
+    0 on the first grid, half a place on the second, minus half a place on the third. How visible a defect is
+    depends on its position relative to the grid, so the mean over several t averages over three positions.
 
-    cell: px of a place of the grid.
+    cell: px per place of the grid.
     """
     return (0, 1, -1)[grid_of(t)] * (cell // 2)
 
 
 def shifted(x: Tensor, by: int) -> Tensor:
-    """[b, c, h, w] shifted up and left by `by` px (down and right if negative), edges repeated."""
+    """Shift [b, c, h, w] up and left by `by` px (down and right if negative), repeating the edges."""
     if not by:
         return x
     height, width = x.shape[-2:]
@@ -97,9 +100,11 @@ def shifted(x: Tensor, by: int) -> Tensor:
 
 
 class Embedding(NamedTuple):
-    """A picture through the backbone, standardised, [b, c, g, g] each.
+    """Standardised backbone features of pictures, [b, c, g, g] each.
 
-    features: what the network predicts. perceptual: what the picture is compared with x̂_0 by.
+    Attributes:
+        features: f, which the network predicts.
+        perceptual: φ, for comparing pictures with x̂_0.
     """
 
     features: Tensor
@@ -109,10 +114,10 @@ class Embedding(NamedTuple):
 def shifted_embeddings(
     embed: Callable[[Tensor], Embedding], x_start: Tensor, embedding: Embedding, timesteps: Sequence[int]
 ) -> dict[int, Embedding]:
-    """The picture at each `offset_of` the timesteps. embedding: embed(x_start)."""
+    """Embeddings of the picture shifted by each `offset_of` the timesteps. embedding: embed(x_start)."""
     cell = x_start.shape[-1] // embedding.features.shape[-1]
     others = sorted({offset_of(t, cell) for t in timesteps} - {0})
-    # one after the other: on a CPU a larger batch is slower
+    # one by one, since a larger batch is slower on a CPU
     return {0: embedding} | {by: embed(shifted(x_start, by)) for by in others}
 
 
@@ -125,15 +130,15 @@ def denoise_all(
     draws: int = 1,
     cell: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Prediction]:
-    """One network call for every (picture, t, draw), ordered by picture, then t, then draw.
+    """Denoise every (picture, t, draw) in one network call, ordered by picture, then t, then draw.
 
     Args:
         x_start: [b, 3, h, w] in [−1, 1].
-        cell: px of a place of the features' grid; with 1 no picture is shifted.
+        cell: px per place of the features' grid; 1 disables shifts.
 
     Returns:
-        The pictures as they were shown, each shifted by `offset_of(t, cell)`, and their x_t, both
-        [b·n_t·draws, 3, h, w]; t [b·n_t·draws]; the prediction.
+        The pictures shifted by `offset_of(t, cell)` and their x_t, both [b·n_t·draws, 3, h, w]; t
+        [b·n_t·draws]; the prediction.
     """
     noise = torch.stack(
         [noise_for(seed, t, draw, x_start.shape[1:]) for t in timesteps for draw in range(draws)]
@@ -154,17 +159,24 @@ def pixel_score(
     kind: str,
     stride: int = 4,
 ) -> Tensor:
-    """s_t per pixel, a mean over the colour channels, float32 [b, h, w]; for "perceptual" see `evidence`.
+    """Score s_t of each pixel for all kinds but "perceptual" (see `evidence`).
 
     Args:
-        kind: "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²), the KL's error term for a stride so
-            long that all of the variance is what the network cannot know. The standardised error is averaged
-            over some 3 px before it is squared, since a defect shifts neighbours together and noise does not.
-            "kl": the paper's KL (nats) of a step of `stride`.
-            "rgb": (x_0 − x̂_0)² alone, as reconstruction methods score.
+        prediction: at (x_t, t).
+        x_start, x_t: [b, 3, h, w].
+        t: [b].
+        kind: one of
+            - "uncertainty": (x_0 − x̂_0)² / (Var[x_0 | x_t] + UNSEEN²). The standardised error is averaged
+            over
+              about 3 px before squaring, since a defect changes neighbours together and noise does not;
+            - "kl": the paper's KL of a step of `stride`, nats;
+            - "rgb": (x_0 − x̂_0)², as in reconstruction methods.
+
+    Returns:
+        Mean over the colour channels, float32 [b, h, w].
 
     Raises:
-        ValueError: for another kind.
+        ValueError: another kind.
     """
     if kind == "kl":
         return schedule.kl(prediction, x_start, x_t, t, (t - stride).clamp(min=-1)).mean(dim=1)
@@ -190,21 +202,22 @@ def evidence(
     kind: str = "perceptual",
     stride: int = 4,
 ) -> tuple[Tensor, Tensor]:
-    """What the network cannot explain of a batch of pictures, by one network call.
+    """Residuals between a batch of pictures and the network's predictions, by one network call.
 
     Args:
         x_start: [b, 3, size, size] in [−1, 1].
         embeddings: `shifted_embeddings` for these timesteps.
-        perceive: a picture → its `Embedding.perceptual`.
-        kind: of PIXEL_SCORES.
-        stride: of the kind "kl".
+        perceive: picture → its `Embedding.perceptual`, φ.
+        seed, draws: of the noise.
+        kind: one of PIXEL_SCORES.
+        stride: for the kind "kl".
 
     Returns:
-        (pixels, features). features: the residuals f(x_0) − f_θ, [b, n_t, draws, c, g, g], of the picture as
-        it was shifted for each t. pixels: for the kind "perceptual" residuals of the same shape, φ(x_0) −
-        φ(x̂_0), where φ is what a backbone sees (after Zhang et al. 2018: a change of edges and grain, not of
-        grey values); for other kinds (`pixel_score`) raw smoothed maps [b, n_t, size, size], the mean over
-        the draws.
+        pixels: for the kind "perceptual", the residuals φ(x_0) − φ(x̂_0), [b, n_t, draws, c, g, g] (a
+        perceptual
+            distance after Zhang et al. 2018, sensitive to edges and texture rather than grey values); for
+            other kinds, raw smoothed maps (`pixel_score`) averaged over the draws, [b, n_t, size, size].
+        features: the residuals f(x_0) − f_θ of the picture as shifted for each t, [b, n_t, draws, c, g, g].
     """
     cell = x_start.shape[-1] // embeddings[0].features.shape[-1]
     shown, x_t, t, prediction = denoise_all(schedule, denoise, x_start, timesteps, seed, draws, cell)
@@ -224,9 +237,16 @@ def evidence(
 def residual_maps(
     residual: Tensor, distance: Callable[[Tensor, int], Tensor], size: int, timesteps: Sequence[int]
 ) -> Tensor:
-    """Raw smoothed maps [b, n_t, size, size] of `evidence`'s residuals.
+    """Raw smoothed maps of residuals.
 
-    distance: (residuals [b, c, g, g], grid) → [b, g, g], such as `ResidualGaussian.squared_mahalanobis`.
+    Args:
+        residual: [b, n_t, draws, c, g, g], of `evidence`.
+        distance: (residuals [b, c, g, g], grid) → [b, g, g], such as `ResidualGaussian.squared_mahalanobis`.
+        size: side of the maps, px.
+        timesteps: the n_t timesteps.
+
+    Returns:
+        [b, n_t, size, size].
     """
     by_t = [distance(residual[:, i].flatten(0, 1), grid_of(t)) for i, t in enumerate(timesteps)]
     score = torch.stack(by_t, dim=1).unflatten(0, (len(residual), residual.shape[2])).mean(dim=1)
@@ -239,25 +259,25 @@ def plain_map(distance: Tensor, size: int) -> Tensor:
 
 
 def _enlarged(score: Tensor, size: int) -> Tensor:
-    """[b, n, g, g] → [b, n, size, size], bicubic: peaks stay narrow, and may swing below 0 beside."""
+    """Enlarge [b, n, g, g] to [b, n, size, size]; bicubic keeps peaks narrow but may overshoot below 0."""
     return F.interpolate(score, size=(size, size), mode="bicubic", align_corners=False)
 
 
 def unshifted(maps: Tensor, timesteps: Sequence[int], cell: int) -> Tensor:
-    """Maps [b, n_t, h, w] of pictures that were shifted as `offset_of` says: shifted back, and smoothed."""
+    """Undo the shifts by `offset_of` in maps [b, n_t, h, w], and smooth them."""
     back = [shifted(maps[:, i : i + 1], -offset_of(t, cell)) for i, t in enumerate(timesteps)]
     return smooth(torch.cat(back, dim=1))
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING) -> Tensor:
-    """Gaussian filter of maps [..., h, w], borders mirrored; sigma in px of a 256 px picture."""
+    """Gaussian filter of maps [..., h, w] with mirrored borders; sigma in px of a 256 px picture."""
     height, width = (_filter(side, sigma * side / 256).to(maps) for side in maps.shape[-2:])
     return height @ maps @ width.T
 
 
 @lru_cache(maxsize=32)
 def _filter(side: int, sigma: float) -> Tensor:
-    """The filter along one side as a matrix [side, side]: faster than a thin convolution."""
+    """The filter along one axis as a matrix [side, side], which is faster than a convolution."""
     radius = min(math.ceil(3 * sigma), side - 1)
     if radius < 1:
         return torch.eye(side)

@@ -1,4 +1,4 @@
-"""How much a repaired picture differs from the original."""
+"""Similarity of a repaired picture to the original."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from diffad.pictures.arrays import U8, Array, Bools
 
 
 def psnr(image: U8, other: U8, where: Bools | None = None) -> float | None:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures [H, W, 3] over the pixels `where` (bool [H, W]).
+    """Peak signal-to-noise ratio of two pictures, dB.
 
-    Equal pictures count as 100 dB, which keeps medians and JSON finite. None if `where` is empty.
+    Args:
+        image, other: uint8 [H, W, 3].
+        where: pixels to compare, bool [H, W]; None compares all.
+
+    Returns:
+        At most 100 dB, so that medians and JSON stay finite; None if `where` is empty.
     """
     difference = image.astype(np.float32) - other.astype(np.float32)
     if where is not None:
@@ -23,10 +28,17 @@ def psnr(image: U8, other: U8, where: Bools | None = None) -> float | None:
 
 
 def ssim(image: U8, other: U8, where: Bools | None = None) -> float | None:
-    """Structural similarity (Wang et al. 2004) of two uint8 pictures [H, W, 3], in [−1, 1], 1 for equal ones.
+    """Structural similarity (Wang et al. 2004) of two pictures.
 
-    Gaussian windows of 11×11 with σ = 1.5, the mean over channels; only windows wholly inside the picture and
-    inside `where` (bool [H, W]) count. None if there is no such window.
+    Uses Gaussian windows of 11 × 11 px with σ = 1.5 and the mean over channels. Only windows completely
+    inside the picture and inside `where` count.
+
+    Args:
+        image, other: uint8 [H, W, 3].
+        where: pixels to compare, bool [H, W]; None compares all.
+
+    Returns:
+        A value in [−1, 1], 1 for equal pictures; None if there is no window.
     """
 
     def blur(values: Array) -> Array:

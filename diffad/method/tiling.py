@@ -1,9 +1,10 @@
-"""How a picture is cut up for the model: whole, in a letterbox, or in overlapping squares with blended maps.
+"""Tiling of pictures for the model: one letterboxed tile, or overlapping square tiles with blended maps.
 
-Maps lie on a grid over the picture alone. For a picture inspected whole it is the rectangle that the picture
-fills in the model's square. For a tiled one it has at most `GRID` cells a side, so that memory stays bounded,
-and at least `TILE_CELLS` cells (or one for each pixel) along a tile: maps are smoothed over σ = 1/64 of a
-tile, and a coarser grid would flatten their peaks. Both together limit how small tiles may be.
+Maps are on a grid that covers only the picture. For a picture inspected whole, it is the rectangle that the
+picture fills in the model's square. For a tiled picture, it has at most `GRID` cells per side, which bounds
+memory, and at least `TILE_CELLS` cells (or one per pixel) along a tile: maps are smoothed with σ = 1/64 of a
+tile, and a coarser grid would flatten their peaks. Together these limits determine the smallest allowed
+tiles.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from diffad.pictures.arrays import F32, U8, Array
 from diffad.pictures.geometry import Geometry, resize_maps, to_square
 from diffad.pictures.reading import MIN_SIDE, DataError
 
-GRID = 1024  # cells; longest side of a tiled picture's maps
-_RIM = 8  # px of the square, a place of the features' grid
-TILE_CELLS = 64  # the fewest cells along a tile, unless it has fewer pixels
+GRID = 1024  # cells, maximum side of a tiled picture's maps
+_RIM = 8  # px of the square, one place of the features' grid
+TILE_CELLS = 64  # minimum cells along a tile, unless it has fewer pixels
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One piece of a picture.
+    """One tile of a picture.
 
-    box: its rows and columns in the picture; cells: the same in the grid. weight: float32 over its cells; the
-    weights of all tiles of a picture sum to one in every cell.
+    Attributes:
+        box: its rows and columns in the picture.
+        cells: its rows and columns in the grid.
+        weight: blending weight of each of its cells, float32; the weights of all tiles sum to 1 in each cell.
     """
 
     box: tuple[slice, slice]
@@ -47,11 +50,11 @@ class Tiling:
 
     Attributes:
         height, width: of the picture, px.
-        size: px a side of the model's square, to which each tile is brought.
+        size: side of the model's square, px, to which each tile is resized.
         side: of the tiles in px; None if the whole picture is one tile.
-        cells: of the grid, along a tile.
-        shape: of the grid.
-        turn: what a whole picture is turned by for the model; the grid is that of the picture as it is.
+        cells: grid cells along a tile.
+        shape: rows and columns of the grid.
+        turn: rotation of a whole picture to its normalised pose; the grid is that of the unrotated picture.
     """
 
     height: int
@@ -70,9 +73,10 @@ class Tiling:
 
     @classmethod
     def squares(cls, height: int, width: int, size: int, side: int) -> Tiling:
-        """Squares of `side` px that overlap by a quarter or more, cut where the picture is narrower.
+        """Square tiles of `side` px, overlapping by at least a quarter and cropped to the picture.
 
-        The whole picture if one square covers it. Raises DataError for tiles too small for the grid.
+        Returns the whole picture as one tile if it is not larger. Raises DataError if the tiles are too
+        small.
         """
         longest = max(height, width)
         if side >= longest:
@@ -88,7 +92,7 @@ class Tiling:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """All of them, row by row."""
+        """All tiles, row by row."""
         return tuple(
             Tile((rows, columns), (cell_rows, cell_columns), np.outer(down, across))
             for rows, cell_rows, down in self._spans(self.height, self.shape[0])
@@ -97,32 +101,32 @@ class Tiling:
 
     @property
     def chances(self) -> float:
-        """Area of the picture in tiles, overlap not counted: so many chances it has for a false alarm."""
+        """Area of the picture in tiles without overlap, i.e. the number of chances of a false alarm."""
         if self.side is None:
             return 1.0
         return max(1.0, self.height / self.side) * max(1.0, self.width / self.side)
 
     @property
     def scored_size(self) -> float:
-        """Cells along the model's square, from which a score derives how much of it a map covers.
+        """Side of the model's square in cells, the `size` argument of `ImageScore`.
 
-        More than `cells` if the picture was scaled down in the square to be turned.
+        Larger than `cells` if the part was scaled down to be rotated.
         """
         return self.cells if self.turn is None else self.cells / self.turn.upright.scale
 
     def score(self, fused: F32, score: ImageScore) -> float:
-        """The image score of the worst tile of a map over the grid."""
+        """The highest image score of all tiles of a fused map over the grid."""
         return max(score(fused[tile.cells], self.scored_size) for tile in self.tiles)
 
     def sample(self, most: int = 5) -> list[Tile]:
-        """A handful of tiles from all over the picture, always the same."""
+        """At most `most` tiles, evenly spaced over the picture."""
         last = len(self.tiles) - 1
         return [self.tiles[i] for i in dict.fromkeys(np.linspace(0, last, most).round().astype(int).tolist())]
 
     def around(self, row: int, column: int) -> Tile:
-        """The tile with this cell in its middle, or as near to it as the picture allows.
+        """The tile centred at a cell, moved into the picture if necessary.
 
-        Its weight is one, except for a cosine ramp along the quarter next to borders inside the picture.
+        Its weight is 1, with a cosine ramp to 0 over the outer quarter towards borders inside the picture.
         """
         spans = [
             self._place(centre - self.cells // 2, length, grid)
@@ -133,15 +137,15 @@ class Tiling:
         return Tile((rows, columns), (cell_rows, cell_columns), np.outer(down, across))
 
     def square(self, image: U8, tile: Tile) -> torch.Tensor:
-        """The tile of uint8 [height, width, 3] in the model's square: float32 [3, size, size] in [−1, 1]."""
+        """A tile of a picture, uint8 [height, width, 3], in the model's square: float32 [3, size, size]."""
         if self.turn is not None:
             return self.turn.square(image, self.size)
         return to_square(image[tile.box], self.size)[0]
 
     def to_cells(self, maps: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """Maps of a tile's square [..., size, size] in σ → [..., its rows of cells, its columns of cells].
+        """Resample maps of a tile's square, [..., size, size] in σ, to the tile's cells.
 
-        0 where a turned square does not show the picture (`inside`).
+        The result is 0 where a rotated square does not show the picture (`inside`).
         """
         if self.turn is not None:
             maps = self.turn.back(torch.where(self.inside(tile).to(maps.device), maps, 0.0))
@@ -149,19 +153,19 @@ class Tiling:
         return resize_maps(maps[(..., *self._geometry(tile).inner)], (rows, columns))
 
     def to_pixels(self, change: torch.Tensor, tile: Tile) -> torch.Tensor:
-        """A change of a tile's square [..., size, size] → of its pixels, float32 [..., rows, columns]."""
+        """Resample a change of a tile's square, [..., size, size], to the tile's pixels, float32."""
         return self._geometry(tile).to_picture(change if self.turn is None else self.turn.back(change))
 
     def from_cells(self, cells: F32, tile: Tile) -> torch.Tensor:
-        """A map over the tile's cells in its square, float32 [size, size]."""
+        """Resample a map over the tile's cells to its square, float32 [size, size]."""
         square = torch.from_numpy(letterboxed(cells, self._geometry(tile)))
         return square if self.turn is None else self.turn.forth(square)
 
     def inside(self, tile: Tile) -> torch.Tensor:
         """Where the tile's square shows the picture, bool [size, size].
 
-        In a turned square the picture's rim does not count, up to a place of the features' grid: there the
-        backbone sees the mirror image beyond it.
+        In a rotated square, one place of the features' grid along the picture's border is excluded, since the
+        features there depend on the mirrored padding.
         """
         shown = torch.zeros(self.size, self.size)
         shown[self._geometry(tile).inner] = 1
@@ -185,11 +189,11 @@ class Tiling:
         return Geometry.letterbox(height, width, self.size)
 
     def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, Array]]:
-        """Along one axis: px, cells and weights [cells] of every tile."""
+        """Pixels, cells and weights [cells] of every tile along one axis."""
         if self.side is None or self.side >= length or self.cells >= grid:
             yield slice(0, length), slice(0, grid), np.ones(grid, dtype=np.float32)
             return
-        step = self.cells * 3 // 4 - 1  # one cell less, for rounding: the overlap stays a quarter
+        step = self.cells * 3 // 4 - 1  # one less, so that the overlap is at least a quarter after rounding
         count = math.ceil((grid - self.cells) / step) + 1
         starts = np.linspace(0, grid - self.cells, count).round().astype(int).tolist()
         window = np.sin(np.pi * (np.arange(self.cells) + 0.5) / self.cells) ** 2  # raised cosine
@@ -201,7 +205,7 @@ class Tiling:
             yield px, cells, (window / total[cells]).astype(np.float32)
 
     def _place(self, start: int, length: int, grid: int) -> tuple[slice, slice]:
-        """Px and cells of the tile that starts at a cell, moved into the picture."""
+        """Pixels and cells of the tile that starts at a cell, moved into the picture."""
         if self.side is None or self.side >= length or self.cells >= grid:
             return slice(0, length), slice(0, grid)
         start = min(max(start, 0), grid - self.cells)
@@ -210,7 +214,7 @@ class Tiling:
 
 
 def letterboxed(cells: F32, geometry: Geometry) -> F32:
-    """A map over the picture alone [h, w] in the model's square [size, size], its edge repeated around it."""
+    """Place a map over the picture [h, w] in the model's square [size, size], padded by its edge values."""
     inner = resize_maps(cells, (geometry.inner_height, geometry.inner_width))
     below = geometry.size - geometry.top - geometry.inner_height
     right = geometry.size - geometry.left - geometry.inner_width
@@ -218,12 +222,12 @@ def letterboxed(cells: F32, geometry: Geometry) -> F32:
 
 
 def smallest_side(height: int, width: int) -> int:
-    """The smallest side of tiles, in px, for a picture of height × width."""
+    """Minimum side of tiles, px, for a picture of height × width."""
     return max(MIN_SIDE, math.ceil(max(height, width) * TILE_CELLS / GRID))
 
 
 def _ramp(span: slice, grid: int) -> F32:
-    """One, falling to zero along the outer quarters that do not lie on the picture's border."""
+    """1, falling to 0 over the outer quarters except at the picture's border."""
     count = span.stop - span.start
     rising = np.sin(np.pi / 2 * np.clip((np.arange(count) + 0.5) / (count / 4), 0, 1)) ** 2
     ramp = np.ones(count)

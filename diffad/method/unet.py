@@ -1,8 +1,8 @@
-"""The U-Net: one call at (x_t, t) gives noise, variance, uncertainty and the clean picture's features.
+"""The U-Net, which predicts noise, variance, uncertainty and the clean picture's features from (x_t, t).
 
-The picture is cut into patches by pixel-unshuffle (4 × 4 × 3 = 48 values a patch, fewer than the stem's
-channels, so that the noise stays expressible), which makes a 256 × 256 picture as cheap as a 64 × 64 one.
-Attention only at the coarsest grid.
+Pixel-unshuffle turns the picture into patches, so that a 256 × 256 picture costs as much as a 64 × 64 one. A
+patch has 4 × 4 × 3 = 48 values, fewer than the stem's channels, so that no noise is lost. There is attention
+only on the coarsest grid.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _LIMITS = {
     "size": (1, 4096), "patch": (1, 64), "blocks": (1, 16), "heads": (1, 256),
     "feature_channels": (1, 65_536), "feature_level": (0, 15),
 }  # fmt: skip
-LARGEST = 1024  # px a side of the square in which a category is looked at
+LARGEST = 1024  # maximum size of a category, px
 _MAX_LEVELS, _MAX_WIDTH = 8, 4096
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size of the network. The default has 8.4 M parameters and takes 8.4 GFLOP for a 256 × 256 picture.
+    """Size of the network. The default has 8.4 M parameters and needs 8.4 GFLOP for a 256 × 256 picture.
 
     Attributes:
-        size: px a side of the square pictures that it is trained on; it takes others too (`checked_size`).
-        patch: px a side of a patch.
+        size: side of the training pictures, px; other sizes work too (`checked_size`).
+        patch: side of a patch, px.
         channels: width of each level; each level halves the grid.
-        blocks: residual blocks of a level, both down and up.
+        blocks: residual blocks per level, in each direction.
         feature_channels: width of the feature head.
-        feature_level: the decoder level whose grid the features have (0 is size/patch, 1 is half of it).
+        feature_level: decoder level of the features; level 0 has a grid of size/patch.
         heads: of the attention.
     """
 
@@ -47,7 +47,7 @@ class UNetConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what cannot be built."""
+        """Raise ValueError for invalid sizes."""
         for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
@@ -74,16 +74,16 @@ class UNetConfig:
 
     @property
     def cell(self) -> int:
-        """Px of a place of the feature map."""
+        """Px per place of the feature map."""
         return self.patch << self.feature_level
 
     @property
     def feature_grid(self) -> int:
-        """Side of the feature map in cells."""
+        """Side of the feature map in places."""
         return self.size // self.cell
 
     def checked_size(self, size: int) -> int:
-        """The side of pictures at which a category may be looked at. Raises ValueError for others."""
+        """Return a category's size in px. Raises ValueError unless a multiple of `step` up to LARGEST."""
         if type(size) is not int or size % self.step or not self.step <= size <= LARGEST:
             raise ValueError(
                 f"a size of {size} px does not suit: give a multiple of {self.step} up to {LARGEST}"
@@ -92,12 +92,12 @@ class UNetConfig:
 
     @property
     def step(self) -> int:
-        """A category's size is a multiple of this many px, so that the coarsest grids divide it."""
+        """Sizes of categories must be multiples of this, px, so that the coarsest grids divide them."""
         return max(32, self.patch << (len(self.channels) - 1))  # 32 for the backbone
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm – SiLU – 3×3, twice; the timestep scales and shifts between the two."""
+    """GroupNorm – SiLU – 3×3 convolution, twice, with scale and shift by the timestep in between."""
 
     def __init__(self, channels_in: int, channels_out: int, embedding: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
-        # how much of x_t itself is noise, by timestep: saves the layers from carrying the identity
+        # weight of x_t itself in the noise, by timestep, so that the layers need not pass x_t through
         self.gain = zeroed(nn.Linear(embedding, 1))
         self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
 
@@ -217,19 +217,19 @@ class UNet(nn.Module):
                 if level:
                     h = grow(F.interpolate(h, scale_factor=2, mode="nearest"))
             pixels, gain = self.pixel_head(h), self.gain(embedding)
-        # what follows, and all arithmetic on predictions, is float32
+        # float32 from here on, also for all arithmetic on predictions
         noise, variance, log_variance = F.pixel_shuffle(pixels.float(), patch).chunk(3, dim=1)
         return Prediction(
             noise=noise + gain.float()[:, :, None, None] * x_t,
             variance=torch.sigmoid(variance),
-            # x_0 lies in [−1, 1] on a grid of 1/127.5, which bounds its uncertainty
+            # bounded, since x_0 is in [−1, 1] in steps of 1/127.5
             x_start_log_variance=(log_variance - 3).clamp(-11, 1),
             features=features.float(),
         )
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the processor has it natively (some five times faster in convolutions), else float32."""
+    """bf16 autocast if the processor supports it natively (about five times faster), otherwise float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
@@ -240,14 +240,14 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sines and cosines of t at `width`/2 frequencies from 1 down to 1e-4 rad; [b] -> float32 [b, width]."""
+    """Cosines and sines of t [b] at `width`/2 frequencies from 1 down to 1e-4 rad, float32 [b, width]."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t.float()[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with all its parameters 0, so that its branch starts as nothing."""
+    """Set all parameters of a layer to 0, so that its branch initially contributes nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -1,6 +1,7 @@
 """Bit depths of pictures with more than 8 bits, and their conversion to 8 bits.
 
-Cameras with 10, 12 or 14 bits store pictures in 16-bit files whose header does not give the white level. It is estimated from the highest value, preferably of a whole set, since one picture may be dark.
+Cameras with 10, 12 or 14 bits store pictures in 16-bit files whose header does not give the white level. It
+is estimated from the highest value, preferably of a whole set, since one picture may be dark.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def turned(values: Array, orientation: int) -> Array:
 def _plain(file: bytes) -> bytes:
     """Adapt a file to OpenCV.
 
-    PNGs lose their metadata, since libpng prints warnings about colour profiles. Other files get a final line break, which OpenCV needs after the last number of a plain-text PNM.
+    PNGs lose their metadata, since libpng prints warnings about colour profiles. Other files get a final line
+    break, which OpenCV needs after the last number of a plain-text PNM.
     """
     if not file.startswith(b"\x89PNG\r\n\x1a\n"):
         return file + b"\n"

@@ -1,18 +1,20 @@
-"""Procedural parts with defects and exact masks: demonstration pictures, test data, quick training.
+"""Procedural pictures of parts with defects and exact masks, for demonstration, tests and quick training.
 
-Each category is a small scene of surface layers (height, albedo, metalness, roughness, grain direction) lit
-by three soft boxes, photographed with slight blur, vignetting, exposure and white-balance variation, grain:
+Each category is a small scene of surface layers (height, albedo, metalness, roughness, grain direction), lit
+by
+three soft boxes and photographed with slight blur, vignetting, grain, and varying exposure and white balance:
 
-- ``gear``: a turned brass spur gear with hub, keyway and six lightening holes on a slate plate;
-- ``chip``: a black quad-flat package with laser marking, its 40 gull-wing leads soldered to a green board;
-- ``carbon_fibre``: a 2×2 twill of carbon tows under clear resin;
-- ``leather``: pebbled, semi-gloss cognac leather.
+- `gear`: a turned brass spur gear with hub, keyway and six lightening holes on a slate plate;
+- `chip`: a black quad flat package with laser marking, its 40 gull-wing leads soldered to a green board;
+- `carbon_fibre`: a 2×2 twill of carbon tows under clear resin;
+- `leather`: pebbled, semi-gloss cognac leather.
 
-A defect changes the layers, not the pixels, so it is lit like the rest. The good and the defective part come
-from the same random state and are compared before the grain is added; the mask is where they differ visibly.
+A defect changes the layers rather than the pixels, so it is lit like the rest. The good and the defective
+part are rendered from the same random state and compared before grain is added; the mask is where they differ
+visibly.
 
-Here: the parts and sets one asks for, the light, the camera and the mask. The good scenes are built in
-``synthetic_scenes``, the defects in ``synthetic_defects``.
+This module has the light, the camera, the masks and the sets; the good scenes are in `scenes`, the defects in
+`defects`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from diffad.output import write
 from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.reading import DataError
 from diffad.synthetic.defects import SPOIL
-from diffad.synthetic.scenes import BUILD, Fault, Scene, axis, blur
+from diffad.synthetic.layers import Fault, Scene, axis, blur
+from diffad.synthetic.scenes import BUILD
 
 DEFECTS: dict[str, tuple[str, ...]] = {
     "gear": ("broken_tooth", "scratch", "dent", "corrosion", "crack"),
@@ -48,15 +51,24 @@ DEFECTS: dict[str, tuple[str, ...]] = {
 CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
 SIZES = (64, 1024)
 
-_VISIBLE = 9.0  # 8-bit levels (largest channel) from which a change is seen; the grain deviates by about 2
-_STRONG = 26.0  # some pixels of every defect change by at least this much
-_SMALLEST = 40.0  # least area of a defect at 256×256, pixels
+_VISIBLE = (
+    9.0  # minimum visible change of any channel, grey values of 255; the grain has a deviation of about 2
+)
+_STRONG = 26.0  # 80th percentile of the change that every defect must reach
+_SMALLEST = 40.0  # minimum area of a defect at 256 × 256, px
 _TRIES = 16
 
 
 @dataclass(frozen=True)
 class Part:
-    """image uint8 [S, S, 3] RGB; mask bool [S, S], all False for a good part; defect "good" or a kind."""
+    """A picture of a part.
+
+    Attributes:
+        image: uint8 RGB [size, size, 3].
+        mask: of the defect, bool [size, size].
+        category: one of CATEGORIES.
+        defect: "good" or the kind of defect.
+    """
 
     image: U8
     mask: Bools
@@ -65,17 +77,24 @@ class Part:
 
 
 def make_part(category: str, seed: int, defect: str = "good", size: int = 256) -> Part:
-    """One picture of a part. The same arguments give the same bytes; a seed's defects share its good part.
+    """Render one picture of a part; deterministic.
 
-    size: 64..1024 pixels. Raises DataError for an unknown category or defect, a negative seed, another size.
-    At 1024 a good part takes about half a second of one core's time and a defective one a second; a busy
-    machine doubles that, and so does a defect whose first tries are too faint to see.
+    At 1024 px a good part takes about half a second on one core, and a defective one a second or more.
+
+    Args:
+        category: one of CATEGORIES.
+        seed: at least 0; a good part and its defects share a seed.
+        defect: "good" or one of the category's DEFECTS.
+        size: side in px, 64 to 1024.
+
+    Raises:
+        DataError: unknown category or defect, negative seed, or size out of range.
     """
     _check(category, size, seed)
     if defect != "good" and defect not in DEFECTS[category]:
         kinds = ", ".join(("good", *DEFECTS[category]))
         raise DataError(f"{category} has no defect {defect!r}: choose from {kinds}.")
-    n = size * (2 if size <= 512 else 1)  # above, the lens blur hides what supersampling would mend
+    n = size * (2 if size <= 512 else 1)  # above, the lens blur hides aliasing
 
     def build(fault: Fault | None = None) -> Scene:
         return BUILD[category](_rng(category, seed, "part"), n, fault)
@@ -95,7 +114,7 @@ def make_part(category: str, seed: int, defect: str = "good", size: int = 256) -
                 break
         else:
             raise RuntimeError(f"{category} {seed}: no visible {defect} in {_TRIES} tries")
-        # Beyond the mask's edge the good picture returns: what is left of the change is too faint to see.
+        # Outside the mask the good picture is used; the change there is too faint to see.
         inside = cv2.GaussianBlur(cv2.dilate(mask.astype(np.float32), np.ones((3, 3))), (0, 0), 0.6)
         inside[cv2.dilate(mask.astype(np.uint8), np.ones((7, 7))) == 0] = 0
         picture = picture + (spoiled - picture) * inside[..., None]
@@ -111,11 +130,24 @@ def write_set(
     size: int = 256,
     seed: int = 0,
 ) -> Path:
-    """Writes an MVTec tree of PNG files, ``defective`` pictures a category spread evenly over its kinds.
+    """Write a data set of PNG files as an MVTec tree.
 
-    root/<category>/train/good, test/good, test/<defect>, ground_truth/<defect>/<stem>_mask.png. Train and
-    test parts have different seeds; sets of different ``seed`` share no part. Returns root. Raises DataError
-    for a root that is a file, an unknown or missing category, a size outside 64..1024, a negative number.
+    The folders are root/<category>/train/good, test/good, test/<defect> and ground_truth/<defect>, with masks
+    called <stem>_mask.png.
+
+    Args:
+        root: the folder to write to.
+        categories: some of CATEGORIES.
+        train, good: number of good training and test pictures per category.
+        defective: number of defective pictures per category, spread evenly over its kinds of defects.
+        size: side in px, 64 to 1024.
+        seed: sets of different seeds have no part in common, nor do training and test pictures.
+
+    Returns:
+        The root.
+
+    Raises:
+        DataError: root is a file, no or unknown categories, or a number out of range.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():
@@ -168,12 +200,12 @@ def _rng(*key: object) -> np.random.Generator:
 
 # --- light, camera, mask --------------------------------------------------------------------------
 
-# Soft boxes as seen by a mirror: direction (slope of the half vector), angular radius, radiance.
+# Soft boxes: direction (slope of the half vector in x and y), angular radius, radiance.
 _LIGHTS = ((-0.22, -0.42, 0.13, 7.5), (0.50, -0.12, 0.13, 2.4), (0.10, 0.60, 0.20, 0.6))
 
 
 def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> F32:
-    """The scene as a camera sees it before sensor grain: float32 [size, size, 3], 0..255."""
+    """Render a scene without sensor grain: float32 [size, size, 3], 0 to 255."""
     n = scene.x.shape[0]
     h = scene.height
     jitter = rng.normal(0, 0.015, (3, 2))
@@ -207,7 +239,7 @@ def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> F32:
     along2, across2 = scene.rough**2, scene.across**2
     mirror = 0.10 + 0.08 * np.clip(-sy - 0.4 * sx, -1, 1)
     for i, (hx, hy, radius, radiance) in enumerate(_LIGHTS):
-        # Perspective: the half vector leans with the place, so that flat shiny faces carry a gradient.
+        # Perspective: the half vector depends on the place, so that flat shiny faces have a gradient.
         dx = sx - (np.float32(hx + jitter[i, 0]) - 0.16 * a)[None, :]
         dy = sy - (np.float32(hy + jitter[i, 1]) - 0.16 * a)[:, None]
         along = dx * scene.grain_x + dy * scene.grain_y
@@ -228,7 +260,7 @@ def _photograph(scene: Scene, rng: np.random.Generator, size: int) -> F32:
     b = axis(size)
     picture *= (1 - 0.07 * (b[None, :] ** 2 + b[:, None] ** 2))[..., None]
     picture *= exposure * balance
-    # Film-like: a shoulder keeps highlights from clipping hard, a toe keeps the blacks black.
+    # Film-like tone curve: soft highlights, deep blacks.
     tone = np.power(1 - np.exp(-1.15 * picture), 1 / 2.2, dtype=np.float32)
     return np.asarray(255 * (tone + 0.55 * (tone * tone * (3 - 2 * tone) - tone)), np.float32)
 
@@ -243,7 +275,7 @@ def _grain(picture: U8, rng: np.random.Generator) -> Array:
 
 
 def _clean(changed: Array, size: int, reach: float) -> Bools:
-    """Closes gaps narrower than reach (a fraction of the picture) and drops specks too small for an eye."""
+    """Close gaps narrower than `reach` (a fraction of the picture) and remove invisibly small specks."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(reach * size / 2) + 1,) * 2)
     whole = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, disc)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(whole, connectivity=8)

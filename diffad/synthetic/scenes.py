@@ -1,118 +1,19 @@
 """The four good scenes: surface layers of a gear, a chip, carbon fibre and leather, before light and camera.
 
-``Scene`` holds the layers of one part. ``BUILD[category]`` makes it from a generator, a canvas width in
-pixels and a fault in the part's shape (None for a good part). Beside them: the numbers of the gear and the
-chip that a defect must know, and the tools that layers are drawn with. Lengths are half canvas widths.
+`BUILD[category]` makes a scene from a random generator, a canvas width in pixels and a fault in the part's
+shape (None for a good part). Lengths are in half canvas widths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TypedDict
 
 import cv2
 import numpy as np
 
-from diffad.pictures.arrays import F32, Array, Bools
-
-
-class Fault(TypedDict, total=False):
-    """What is wrong with a part's shape; each scene uses its own entries."""
-
-    bite: Array  # gear: missing where this [n, n] is at least 0.5
-    lean: Sequence[tuple[int, int, float]]  # chip: side, lead, how far it is bent
-    missing: Sequence[tuple[int, int]]  # chip: side, lead
-    smear: Callable[[Array], Array]  # chip: what happens to the laser marking
-    shift: tuple[Array, Array]  # carbon fibre: how far the weave is moved
-
-
-@dataclass
-class Scene:
-    """Surface layers on the supersampled canvas [n, n]; lengths in half canvas widths (it spans -1..1)."""
-
-    x: Array  # part coordinates: pose removed
-    y: Array
-    part: Bools  # bool: where a defect may lie
-    height: Array  # relief that bends the normal
-    lift: Array  # steps that cast shadows but do not bend the normal
-    albedo: Array  # [n, n, 3] linear
-    metal: Array  # 0..1
-    rough: Array  # spread of slopes along the grain
-    across: Array  # spread of slopes across the grain
-    grain_x: Array  # unit direction of the grain
-    grain_y: Array
-    gloss: float = 0.05  # reflectance of what is not metal
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, np.ndarray) and value.dtype == np.float64:
-                setattr(self, f.name, value.astype(np.float32))
-
-    def copy(self) -> Scene:
-        return deepcopy(self)
-
-
-# --- small tools on the canvas --------------------------------------------------------------------
-
-
-def axis(n: int) -> F32:
-    """Canvas coordinates [n] of the pixel centres along one side, -1..1."""
-    return ((np.arange(n, dtype=np.float32) + 0.5) * (2 / n) - 1).astype(np.float32)
-
-
-def _pose(rng: np.random.Generator, n: int, shift: float, turn: float, zoom: float) -> tuple[Array, Array]:
-    """Part coordinates [n, n] of every canvas pixel under a random small pose; turn in degrees."""
-    dx, dy = rng.uniform(-shift, shift, 2)
-    angle = np.deg2rad(rng.uniform(-turn, turn))
-    scale = 1 + rng.uniform(-zoom, zoom)
-    a = axis(n)
-    c, s = np.float32(np.cos(angle) / scale), np.float32(np.sin(angle) / scale)
-    u, v = a - np.float32(dx), (a - np.float32(dy))[:, None]
-    return c * u + s * v, c * v - s * u
-
-
-def smooth(low: float, high: float, value: Array) -> Array:
-    """A soft step: 0 where value is below low, 1 above high."""
-    t = np.clip((value - low) * (1 / (high - low)), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def noise(rng: np.random.Generator, n: int, cells_x: float, cells_y: float | None = None) -> Array:
-    """Smooth noise [n, n] of roughly unit deviation with that many cells across the canvas."""
-    w, h = (max(2, min(n, round(c))) for c in (cells_x, cells_y or cells_x))
-    grid = rng.standard_normal((h + 3, w + 3), dtype=np.float32)
-    wide = cv2.resize(grid, (n + 3 * n // w + 1, n + 3 * n // h + 1), interpolation=cv2.INTER_CUBIC)
-    oy, ox = n // h, n // w
-    return np.ascontiguousarray(wide[oy : oy + n, ox : ox + n])
-
-
-def blur(a: Array, sigma: float) -> Array:
-    """Gaussian blur with sigma in half canvas widths; wide ones on a smaller canvas."""
-    n = a.shape[0]
-    pixels = sigma * n / 2
-    if pixels > 6:
-        k = int(pixels // 3)
-        small = cv2.resize(a, (max(8, n // k), max(8, n // k)), interpolation=cv2.INTER_AREA)
-        return cv2.resize(cv2.GaussianBlur(small, (0, 0), pixels / k), (n, n), interpolation=cv2.INTER_LINEAR)
-    return cv2.GaussianBlur(a, (0, 0), max(pixels, 0.3))
-
-
-def mix(a: Array, b: Sequence[float] | Array | float, weight: Array) -> None:
-    """a becomes b where weight is 1, in place."""
-    if a.ndim == 3:
-        a += weight[..., None] * (np.asarray(b, np.float32) - a)
-    else:
-        a += weight * (np.asarray(b, np.float32) - a)
-
-
-def distance(inside: Array) -> Array:
-    """How far each pixel inside (bool [n, n]) lies from the nearest one outside, half canvas widths."""
-    return cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 5) * np.float32(2 / inside.shape[0])
-
+from diffad.pictures.arrays import F32, Array
+from diffad.synthetic.layers import Fault, Scene, blur, distance, mix, noise, pose, smooth
 
 # --- gear -----------------------------------------------------------------------------------------
 
@@ -121,7 +22,7 @@ TEETH = 24
 
 def _gear(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     fault = fault or {}
-    x, y = _pose(rng, n, 0.028, 5.0, 0.012)
+    x, y = pose(rng, n, 0.028, 5.0, 0.012)
     r, theta = cv2.cartToPolar(x, y)
     phase = theta * np.float32(TEETH / (2 * np.pi))
     tri = np.abs(phase - np.floor(phase) - 0.5) * 2
@@ -179,7 +80,11 @@ LEADS, PITCH, BODY = 10, 0.0862, 0.475  # leads a side; half canvas widths
 
 @lru_cache(maxsize=4)
 def board_art(n: int) -> tuple[Array, Array]:
-    """In part coordinates, 0..1: board [n, n, 4] (copper, metal, silk screen, capacitors), marking [n, n]."""
+    """Artwork of the chip in part coordinates, 0 to 1.
+
+    Returns:
+        The board [n, n, 4] (copper, bare metal, silk screen, capacitors) and the laser marking [n, n].
+    """
     copper, metal, silk, ceramic, laser = (np.zeros((n, n), np.uint8) for _ in range(5))
 
     def at(x: float, y: float) -> tuple[int, int]:
@@ -234,9 +139,41 @@ def board_art(n: int) -> tuple[Array, Array]:
     return np.dstack(soft[:4]), soft[4]
 
 
+def _leads(
+    out: Array, side: Array, slot: Array, k: Array, lean: F32, tin: F32, present: F32, bent: bool
+) -> tuple[Array, Array, Array]:
+    """The chip's leads on the folded canvas, [n, n] each.
+
+    Args:
+        out: distance from the centre towards the lead's end.
+        side: side of the package, 0 to 3.
+        slot: position along the side in units of the pitch.
+        k: number of the nearest lead.
+        lean, tin, present: displacement, brightness and presence of each lead, [4, LEADS].
+        bent: whether a lead may reach into a neighbour's slot.
+
+    Returns:
+        Coverage by a lead, position across it, and its brightness.
+    """
+    swing = np.clip((out - BODY) * np.float32(1 / 0.19), 0, 1) ** 1.3
+    lead = np.zeros_like(out)
+    cross = np.zeros_like(out)
+    shine = np.ones_like(out)
+    for step in (0, -1, 1) if bent else (0,):
+        near = np.clip(k + step, 0, LEADS - 1)
+        j = near.astype(np.int32)
+        offset = (slot - near) * np.float32(PITCH) - lean[side, j] * swing
+        body = (1 - smooth(0.0175, 0.0225, np.abs(offset))) * (out < 0.672) * (out > BODY - 0.01)
+        body = body * present[side, j]
+        cross = np.where(body > lead, offset, cross)
+        shine = np.where(body > lead, tin[side, j], shine)
+        lead = np.maximum(lead, body)
+    return lead, cross, shine
+
+
 def _chip(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     fault = fault or {}
-    x, y = _pose(rng, n, 0.024, 2.2, 0.010)
+    x, y = pose(rng, n, 0.024, 2.2, 0.010)
     half = np.float32(n / 2)
     lean = rng.normal(0, 0.0022, (4, LEADS)).astype(np.float32)
     tin = (1 + rng.normal(0, 0.05, (4, LEADS))).astype(np.float32)
@@ -263,20 +200,7 @@ def _chip(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
     local = (slot - k) * np.float32(PITCH)
     pad = (1 - smooth(0.025, 0.030, np.abs(local))) * smooth(0.555, 0.565, out)
     pad *= 1 - smooth(0.715, 0.725, out)
-    swing = np.clip((out - BODY) * np.float32(1 / 0.19), 0, 1) ** 1.3
-    # A strongly bent lead may lean into its neighbour's slot, so the neighbours' tables are looked up too.
-    lead = np.zeros_like(x)
-    cross = np.zeros_like(x)
-    shine = np.ones_like(x)
-    for step in (0, -1, 1) if "lean" in fault else (0,):
-        near = np.clip(k + step, 0, LEADS - 1)
-        j = near.astype(np.int32)
-        offset = (slot - near) * np.float32(PITCH) - lean[side, j] * swing
-        body = (1 - smooth(0.0175, 0.0225, np.abs(offset))) * (out < 0.672) * (out > BODY - 0.01)
-        body = body * present[side, j]
-        cross = np.where(body > lead, offset, cross)
-        shine = np.where(body > lead, tin[side, j], shine)
-        lead = np.maximum(lead, body)
+    lead, cross, shine = _leads(out, side, slot, k, lean, tin, present, bent="lean" in fault)
     places, levels = [0, 0.505, 0.535, 0.575, 0.60, 1], [0.05, 0.05, 0.044, 0.012, 0.006, 0.004]
     profile = np.interp(np.linspace(0, 1, 512), places, levels)  # the gull wing
     rise = cv2.remap(profile.astype(np.float32)[None, :], out * 511, np.zeros_like(out), cv2.INTER_LINEAR)
@@ -335,7 +259,7 @@ def _chip(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
 
 
 def _carbon(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
-    x, y = _pose(rng, n, 0.06, 2.0, 0.015)
+    x, y = pose(rng, n, 0.06, 2.0, 0.015)
     x = x + 0.004 * noise(rng, n, 4)
     y = y + 0.004 * noise(rng, n, 4)
     if fault and "shift" in fault:
@@ -389,7 +313,7 @@ def _carbon(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
 
 
 def _leather(rng: np.random.Generator, n: int, fault: Fault | None) -> Scene:
-    x, y = _pose(rng, n, 0.0, 0.0, 0.0)
+    x, y = pose(rng, n, 0.0, 0.0, 0.0)
     cells = 31
     grid = (np.arange(-1, cells + 1) + 0.5) / cells
     px, py = np.meshgrid(grid, grid)
