@@ -27,8 +27,8 @@ _QUALITY = {
 
 
 def fill(workspace: Workspace, count: int) -> None:
-    """Rows without files: one every 5 minutes, in 8 categories, of which 1 in 20 is anomalous, 1 in 10 is to be
-    looked at and 1 in 25 is corrected. Row n (from 0) shows the picture "Teil_<n>.PNG".
+    """Rows without files: one every 5 minutes, in 8 categories, of which 1 in 20 is anomalous, 1 in 10 is to
+    be looked at and 1 in 25 is corrected. Row n (from 0) shows the picture "Teil_<n>.PNG".
     """
     rng, settings = random.Random(0), json.dumps({"alpha": 0.5, "timesteps": [50, 150, 250], "seed": 0})
     quality, note = json.dumps(_QUALITY), json.dumps(["The picture is darker than any other one."])
@@ -61,8 +61,9 @@ def questions(history: History, count: int) -> dict[str, Callable[[], object]]:
     recent = Filter(since=end - 7 * DAY)
     asked: dict[str, Filter] = {
         "all": Filter(), "a week": recent, "a category": Filter(category="category 3"),
-        "anomalous": Filter(verdict="anomalous"), "rejected or looked at": Filter(verdict=("look", "anomalous")),
-        "uncorrected": Filter(correction=""), "text": Filter(text="teil_9999"), "text, none": Filter(text="xyz"),
+        "anomalous": Filter(verdict="anomalous"), "flagged": Filter(verdict=("look", "anomalous")),
+        "uncorrected": Filter(correction=""), "text": Filter(text="teil_9999"),
+        "text, none": Filter(text="xyz"),
         "scores": Filter(score_from=3.0, score_to=3.5), "who": Filter(who="user 2", model="parts"),
         "everything": Filter(
             text="eil_", category="category 1", verdict=("good", "look"), correction="", model="parts",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from time import time as now
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import time as now
 from typing import Any
 
 from diffad.workspace.record import plain_text

@@ -15,8 +15,8 @@ from diffad.workspace.record import Entry, plain_text, suffix_of
 
 COLUMNS = (
     "id", "time", "picture", "category", "verdict", "score", "threshold", "look_threshold", "rate", "regions",
-    "correction", "corrected_at", "corrected_by", "model", "model_version", "source", "who", "seconds", "notes",
-    "sha256",
+    "correction", "corrected_at", "corrected_by", "model", "model_version", "source", "who", "seconds",
+    "notes", "sha256",
 )  # fmt: skip
 # As in `batch.csv_file`: with these a spreadsheet lets a formula begin.
 _FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
@@ -45,8 +45,8 @@ def json_text(entries: Iterable[Entry], **about: Any) -> str:
 
 
 def write_zip(file: Path | BinaryIO, history: History, entries: Sequence[Entry], **about: Any) -> list[str]:
-    """Writes history.csv, history.json, and for each inspection its original, thumbnail, map (.npy, float16, σ)
-    and the mask that a person drew into a zip file. All names begin with the inspection's id.
+    """Writes a zip file: history.csv, history.json, and of each inspection its original, thumbnail, map
+    (.npy, float16, σ) and the mask that a person drew, with its id for a name.
 
     Returns:
         The names of files that are gone.
@@ -92,4 +92,4 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     is_formula = value[:1] in _CONTROL or value.lstrip()[:1] in _FORMULA
-    return f"'{value}" if value and is_formula else plain_text(value)
+    return f"'{value}" if is_formula else plain_text(value)
