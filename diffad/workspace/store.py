@@ -74,7 +74,11 @@ class Workspace:
             if not (folder / DATABASE).is_file():
                 raise WorkspaceError(f"there is no workspace in {folder}: {_ELSEWHERE}")
             workspace = cls(folder, None)
-            workspace._check_readable()
+            try:
+                workspace._check_readable()
+            except BaseException:
+                workspace.close()
+                raise
             return workspace
         held = _taken(folder)
         try:
@@ -159,7 +163,6 @@ class Workspace:
         with self.reading() as db:
             version = _version(db, self.folder)
         if version < len(MIGRATIONS):
-            self.close()
             raise WorkspaceError(
                 f"the workspace {self.folder} was written by an older diffad: start its server once"
             )

@@ -85,7 +85,7 @@ class Summary:
         looked_at: how many were for a person to look at.
         corrected: of how many a person said something.
         regions: how many regions the heat map counts.
-        heat: how many regions touch each place of the part, float [32, 32] over the picture's height and width.
+        heat: how many regions touch each place, float [32, 32] over the picture's height and width.
         days: those with pictures, the oldest first.
     """
 

@@ -1,7 +1,11 @@
-"""Prints how long a workspace of 100,000 inspections takes to answer: python tests/workspace_rows.py"""
+"""Inspections for the workspace's tests.
+
+Called by itself it prints how long 100,000 of them take to answer: python tests/workspace_cases.py
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import sys
@@ -10,9 +14,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from diffad.workspace.history import History
 from diffad.workspace.queries import Filter
+from diffad.workspace.record import Record
 from diffad.workspace.store import Workspace
 
 DAY = 86_400.0
@@ -24,6 +33,31 @@ _REGION = {
 _QUALITY = {
     "brightness": 120.5, "contrast": 40.25, "red": 1.02, "blue": 0.97, "sharpness": 0.61, "noise": 2.5
 }  # fmt: skip
+
+
+THUMBNAIL = np.full((12, 16, 3), 90, np.uint8)
+MAP = np.linspace(-1, 9, 48, dtype=np.float32).reshape(6, 8)
+
+
+def png(grey: int) -> bytes:
+    """A picture of its own for each grey value."""
+    buffer = io.BytesIO()
+    Image.new("L", (16, 16), grey).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def record(**changes: Any) -> Record:
+    """A good gear, unless something else is said."""
+    good = {
+        "picture": "part.png", "category": "gear", "model": "parts", "verdict": "good", "score": 1.5,
+        "threshold": 5.0, "look_threshold": 3.5, "rate": 0.01, "time": START,
+    }  # fmt: skip
+    return Record(**good | changes)
+
+
+def keep(history: History, grey: int = 0, **changes: Any) -> int:
+    """Keeps a `record` with the picture `png`."""
+    return history.keep(record(**changes), png(grey), THUMBNAIL, MAP)
 
 
 def fill(workspace: Workspace, count: int) -> None:
