@@ -3,7 +3,8 @@
 Parts that pass are compared with the calibration's good scores up to the same limit, so that real defects,
 and how many there are, change nothing. A day counts as changed when the scores differ much (population
 stability index) and also more than chance would have it (rank-sum test), or when the middle picture lies
-outside the range that was taught. A few outliers move neither.
+outside the range that was taught. A few outliers move neither. Days of few pictures, none of which says
+enough by itself, may do so together.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffad.workspace.record import is_defective
 LEAST = 10  # pictures of a day; one with fewer counts together with those after it
 MUCH = 0.25  # the population stability index above which scores have changed, by convention
 _UNLIKELY = 3.3  # standard deviations of the rank sum, which chance exceeds on 1 day in 1000
+_LEANING = 1.28  # likewise, on 1 day in 10 to either side: such days in a row are looked at together
 _FIRST = 20  # pictures that the first days need to stand for what was taught
 _EXPLAINS = 0.5  # of the way to the edge of the range, from where on a measure may be why scores changed
 # What a lower and a higher value means, and whether the change is given in per cent.
@@ -109,6 +111,11 @@ class Day:
         return self.stability > MUCH and abs(self.shift) > _UNLIKELY
 
     @property
+    def leaning(self) -> int:
+        """1 or −1 if the scores are rather higher or lower than the reference's, be it by chance; else 0."""
+        return int(np.sign(self.shift)) if abs(self.shift) > _LEANING else 0
+
+    @property
     def pictures_changed(self) -> bool:
         return bool((np.abs(np.nan_to_num(self.off)) > 1).any())
 
@@ -124,7 +131,8 @@ class Drift:
     days: tuple[Day, ...]
     reference: Reference
     good_median: float  # of the reference's scores up to the look limit, σ
-    sentence: str | None  # None while all is calm
+    since: int | None  # which of the days is the first of a change that lasts; None while all is calm
+    sentence: str | None  # likewise
 
 
 def stability_index(expected: np.ndarray, found: np.ndarray, bins: int) -> float:
@@ -172,7 +180,10 @@ def drift(observed: Observed, reference: Reference, zone: tzinfo | None = None) 
     good = reference.scores[reference.scores <= look]
     middle = float(np.median(good)) if good.size else math.nan
     days = tuple(_day(observed, expected, reference, *group) for group in groups)
-    return Drift(days, reference, middle, sentence(days, reference, middle))
+    found = [observed.scores[rows][observed.passed[rows]] for _, _, rows in groups]
+    since = _changed_since(days, expected, found)
+    told = None if since is None else sentence(days[since:], reference, middle)
+    return Drift(days, reference, middle, since, told)
 
 
 def category_drift(
@@ -207,26 +218,52 @@ def observed(history: History, chosen: Filter) -> Observed:
     )  # fmt: skip
 
 
-def sentence(days: Sequence[Day], reference: Reference, good_median: float) -> str | None:
-    """What changed since when, and what to do; None unless something is changed up to the last day.
+def sentence(since: Sequence[Day], reference: Reference, good_median: float) -> str:
+    """What changed since when, and what to do.
 
     Args:
-        days: the oldest first.
+        since: the days from the first of the change to the last one.
         good_median: of the reference's good scores, σ; NaN if it is not known.
     """
-    start = len(days)
-    while start and days[start - 1].changed:
-        start -= 1
-    since = days[start:]
-    if not since:
-        return None
     off = np.nan_to_num(np.abs(_median([day.off for day in since])))
     which, begin = int(np.argmax(off)), f"Since {_named(since[0].first)} "
-    if not any(day.scores_changed for day in since):
+    if any(day.pictures_changed for day in since) and not any(day.scores_changed for day in since):
         pictures = _pictures(which, since, reference)
         return f"{begin}{pictures}. Check the light and the camera, or teach 20 new pictures."
     why = f"{_pictures(which, since, reference)}: " if off[which] > _EXPLAINS else ""
     return f"{begin}{why}{_scores(since, good_median)}. Teach 20 new pictures, or check the light."
+
+
+def _changed_since(days: Sequence[Day], expected: np.ndarray, found: Sequence[np.ndarray]) -> int | None:
+    """The first of the days from which on all seem changed, if at least one or all together are.
+
+    Args:
+        found: the scores of parts that passed, by day.
+    """
+    start, leaning = len(days), 0
+    while start:
+        day = days[start - 1]
+        if not day.pictures_changed and day.leaning in (0, -leaning):
+            break
+        start, leaning = start - 1, leaning or day.leaning
+    if any(day.changed for day in days[start:]):
+        return start
+    if start == len(days):
+        return None
+    return start if _differ(expected, np.concatenate(found[start:])) else None
+
+
+def _differ(expected: np.ndarray, found: np.ndarray) -> bool:
+    stability, shift = _compared(expected, found)
+    return stability > MUCH and abs(shift) > _UNLIKELY
+
+
+def _compared(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """Stability index and rank shift; no change where there are too few values to tell."""
+    least = min(len(found), len(expected))
+    if least < LEAST // 2:
+        return 0.0, 0.0
+    return stability_index(expected, found, min(10, max(2, least // 10))), rank_shift(expected, found)
 
 
 def _groups(times: np.ndarray, zone: tzinfo | None) -> list[tuple[date, date, slice]]:
@@ -260,11 +297,7 @@ def _day(
     observed: Observed, expected: np.ndarray, reference: Reference, first: date, last: date, rows: slice
 ) -> Day:
     scores, good = observed.scores[rows], observed.good[rows]
-    found = scores[observed.passed[rows]]
-    stability = shift = 0.0
-    if min(len(found), len(expected)) >= LEAST:
-        bins = min(10, max(2, min(len(found), len(expected)) // 10))
-        stability, shift = stability_index(expected, found, bins), rank_shift(expected, found)
+    stability, shift = _compared(expected, scores[observed.passed[rows]])
     quality = _median(observed.quality[rows])
     off = np.full(len(MEASURES), math.nan)
     if reference.quality is not None:
