@@ -20,22 +20,25 @@ from diffad.workspace.queries import Filter
 from diffad.workspace.schema import MIGRATIONS
 from diffad.workspace.store import Workspace, WorkspaceError, default_folder
 
-ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
 posix = pytest.mark.skipif(os.name != "posix", reason="limits and users of a process are POSIX's")
 VERSION = len(MIGRATIONS)
 HOLDING = """
-import sys; from diffad.workspace.store import Workspace
-held = Workspace.open(sys.argv[1]); print("open", flush=True); sys.stdin.read()
+import sys
+from workspace_cases import keep
+from diffad.workspace.history import History
+from diffad.workspace.store import Workspace
+history = History(Workspace.open(sys.argv[1]))
+keep(history)
+print("open", flush=True)
+sys.stdin.read()
 """
 
 
-def run(code: str, *arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(map(str, (ROOT, TESTS)))
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], env=os.environ | {"PYTHONPATH": path},
-        capture_output=True, text=True, timeout=60, **more,
-    )  # fmt: skip
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
 
 
 def pragma(folder: Path, name: str) -> object:
@@ -66,8 +69,7 @@ def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
 
 def test_a_second_server_is_refused_until_the_first_ends(tmp_path):
     argv = [sys.executable, "-c", HOLDING, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(argv, **pipes, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}) as first:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as first:
         assert first.stdout.readline() == b"open\n"
         with pytest.raises(WorkspaceError) as refused:
             Workspace.open(tmp_path)
@@ -77,6 +79,8 @@ def test_a_second_server_is_refused_until_the_first_ends(tmp_path):
         )
         first.kill()
         first.wait()
+    with Workspace.open(tmp_path, lock=False) as other:  # what the first one left behind
+        assert History(other).counts().total == 1
     Workspace.open(tmp_path).close()
 
 

@@ -58,7 +58,7 @@ class Workspace:
 
     @classmethod
     def open(cls, folder: str | Path, lock: bool = True) -> Workspace:
-        """Opens the workspace in a folder.
+        """Opens the workspace in a folder, and locks it until it is closed, or nobody holds it any more.
 
         Args:
             folder: made if it is not there, as is all that a workspace consists of.
