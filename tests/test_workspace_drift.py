@@ -96,6 +96,17 @@ def test_defects_are_no_drift_however_many_there_are():
     assert found.sentence is None and [day.pictures for day in found.days] == [120] * 5
 
 
+def test_a_strict_threshold_is_no_drift():
+    """Of the good parts half are rejected: those that pass are compared with the lower half of the taught."""
+    rng = np.random.default_rng(18)
+    seen = observe([good_scores(rng, 200) for _ in range(3)])
+    seen.limits[:] = 2
+    seen.good[:] = seen.passed[:] = seen.scores <= 2
+    found = drift.drift(seen, taught(rng, 200), UTC)
+    assert found.sentence is None and found.days[0].stability < drift.MUCH
+    assert found.good_median == pytest.approx(found.days[0].median, abs=0.25)
+
+
 def test_single_outliers_are_no_drift():
     rng = np.random.default_rng(4)
     days = [good_scores(rng, 30) for _ in range(5)]
