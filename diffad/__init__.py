@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: torch takes seconds to load, and `diffad --help` does not need it."""
+    """Import a public name on first use: torch takes seconds to load, and `diffad --help` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'diffad' has no attribute {name!r}")
     return getattr(import_module(f"diffad.{_HOMES[name]}"), name)

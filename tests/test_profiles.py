@@ -13,7 +13,7 @@ from diffad.synthetic.parts import make_part
 from diffad.teaching import residuals
 from diffad.teaching import statistics as profiles
 from diffad.teaching.forecast import artificial_defects, in_words, judged_artificial_defects
-from diffad.teaching.stress import robustness
+from diffad.teaching.robustness import robustness
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_words_follow_the_numbers():
     strong = in_words("bracket", forecast | {"found": 0.95, "good": 40, "found_by_kind": {"stain": 1.0}})
     assert "good enough to try" in strong and "missed" not in strong and "guess" not in strong
     few = in_words("bracket", forecast | {"found": 1.0, "good": 29})
-    assert "good enough" not in few and "With 29 good pictures take the threshold as a guess" in few
+    assert "good enough" not in few and "With only 29 good pictures the threshold is a guess" in few
     assert "guess" not in in_words("bracket", forecast | {"good": 30})
     assert "unusual" not in (weak + strong).lower()
     changed = robustness([np.full((32, 32, 3), 99, np.uint8)], lambda image: image.mean() < 90)

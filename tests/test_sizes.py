@@ -155,7 +155,7 @@ def test_words_name_every_size_that_was_tried():
              "384": {"found": 0.91, "aupro": 0.9, "seconds": 0.28}}  # fmt: skip
     assert in_words("bracket", {"size": 384, "defects": 24, "tried": tried}) == (
         "bracket: inspected at 384 px: of 24 small artificial defects 91% were found (AUPRO 0.90), "
-        "62% at 256 px (AUPRO 0.70); 0.28 s an inspection."
+        "62% at 256 px (AUPRO 0.70); 0.28 s per inspection."
     )
 
 

@@ -9,20 +9,13 @@ import pytest
 from PIL import Image
 
 from diffad.cli.main import main
+from diffad.measuring.stress import _bears, robustness_rows, stress, stress_table
 from diffad.method.nuisances import NUISANCES, random_copy
 from diffad.pictures import quality
 from diffad.pictures.reading import DataError
 from diffad.pictures.samples import find_samples
 from diffad.synthetic.parts import make_part
-from diffad.teaching.stress import (
-    VERDICTS_EACH,
-    _bears,
-    in_words,
-    robustness,
-    robustness_rows,
-    stress,
-    stress_table,
-)
+from diffad.teaching.robustness import VERDICTS_EACH, in_words, robustness
 
 
 class LightMeter:
@@ -140,15 +133,15 @@ def test_words_about_changes_count_verdicts_and_say_what_is_flattered():
         return in_words(robustness(greys(100, 100), lambda image: image.mean() < limit) | more)
 
     assert said(50) == (
-        "It bears changes of light, noise, sharpness, compression and position: none of 32 "
+        "It tolerates changes of light, noise, sharpness, compression and position: none of 32 "
         "changed good pictures rejected."
     )
     some = said(95, held_out=True)
-    assert "It does not bear all changes of light" in some
+    assert "It does not tolerate all changes of light" in some
     assert some.endswith(": 2 of 32 changed good pictures rejected (darker); held out.")
-    assert said(50, held_out=False).endswith("; they are among those learned from, which flatters.")
+    assert said(50, held_out=False).endswith("; measured on training pictures, so optimistic.")
     assert said(150).endswith(
-        ": none of 32 changed good pictures rejected, beside 2 of 2 rejected as they are."
+        ": none of 32 changed good pictures rejected, apart from 2 of 2 rejected unchanged."
     )
 
 

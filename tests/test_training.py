@@ -188,7 +188,7 @@ def test_changed_pictures_are_called_held_out_only_if_nothing_was_learned_from_t
         return read_image(path, bits)
 
     monkeypatch.setattr("diffad.teaching.categories.fit_profile", fit)
-    monkeypatch.setattr("diffad.teaching.stress.read_image", read)
+    monkeypatch.setattr("diffad.teaching.robustness.read_image", read)
     found = []
     for stressed in (1, 2):  # of four that are held out: three times one, not three times two
         out = train(config(steps=0, stressed=stressed), data, tmp_path / "m.safetensors", start_from=trained)
@@ -201,7 +201,7 @@ def test_changed_pictures_are_called_held_out_only_if_nothing_was_learned_from_t
     assert (one["good"], one["verdicts"], one["held_out"]) == (1, 16, True)
     assert (two["good"], two["verdicts"], two["held_out"]) == (2, 32, False)
     said = [in_words(name, forecast) for forecast in found]
-    assert "; held out." in said[0] and "which flatters." in said[1]
+    assert "; held out." in said[0] and "so optimistic." in said[1]
     assert "of 16 changed good pictures rejected" in said[0] and "of 32 changed" in said[1]
 
 
@@ -292,12 +292,12 @@ def test_copies_are_trained_on_once_and_named(trained, tmp_path):
     out = train(settings, [source], tmp_path / "m.safetensors", start_from=trained, tell=told.append)
     model = checkpoints.load(out)
     assert model.provenance["data"]["gear"] == 11 and model.profiles["gear"].forecast["good"] == 11
-    said = "29 of 40 training pictures show what another one shows, and were left out: "
+    said = "29 of 40 training pictures are duplicates of others and were left out: "
     assert all("unusual" in sentence for sentence in told[1:])
     assert told[0].startswith(f"gear: {said}") and "gear/01.png" in told[0]
     assert "and 19 more" in told[0]
     words = in_words("gear", model.profiles["gear"].forecast)
-    assert said in words and "With 11 good pictures take the threshold as a guess" in words
+    assert said in words and "With only 11 good pictures the threshold is a guess" in words
 
 
 def test_too_few_different_pictures_are_refused(tmp_path):
@@ -312,7 +312,8 @@ def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path):
     photos(tmp_path / "gear" / "test" / "OK", [20, 3, 4], "jpg")
     told, out = [], tmp_path / "m.safetensors"
     train(config(steps=0), [tmp_path / "gear"], out, start_from=trained, tell=told.append)
-    said = "2 of 3 test pictures are also among the training pictures, so that measuring on them flatters: "
+    said = "2 of 3 test pictures are also among the training pictures, so "
+    said += "results measured on them are too good: "
     assert f"{said}test/OK/01.jpg = train/OK/03.png" in told[0]
     assert said in in_words("gear", checkpoints.load(out).profiles["gear"].forecast)
 

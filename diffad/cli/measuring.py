@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 def evaluate(arguments: argparse.Namespace) -> int:
     from diffad.measuring.evaluation import evaluate
     from diffad.measuring.repairs import evaluate_repair
+    from diffad.measuring.stress import robustness_rows
+    from diffad.measuring.stress import stress as stress_all
     from diffad.measuring.tables import (
         announced_rows,
         evaluation_table,
@@ -35,8 +37,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         markdown,
         repair_table,
     )
-    from diffad.teaching.stress import robustness_rows
-    from diffad.teaching.stress import stress as stress_all
 
     out = arguments.out
     if arguments.sheet and not (arguments.repair and out):
@@ -165,8 +165,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def stress(arguments: argparse.Namespace) -> int:
+    from diffad.measuring.stress import stress, stress_plot, stress_table
     from diffad.measuring.tables import markdown
-    from diffad.teaching.stress import stress, stress_plot, stress_table
 
     out, samples = _labelled_folders(arguments)
     inspector = load_inspector(arguments)

@@ -31,6 +31,7 @@ from diffad.measuring.peers import (
     PeerFit,
     checked,
 )
+from diffad.measuring.stress import robustness_rows
 from diffad.measuring.tables import (
     Column,
     Progress,
@@ -49,7 +50,7 @@ from diffad.pictures.labels import folders_in_words, look_over
 from diffad.pictures.masks import check_readable, mask_inside
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import Sample, labelled
-from diffad.teaching.stress import VERDICTS_EACH, robustness, robustness_rows
+from diffad.teaching.robustness import VERDICTS_EACH, robustness
 
 RGB_TIMESTEP = 250  # AnoDDPM's λ, of 1000
 COLUMNS: tuple[Column, ...] = (

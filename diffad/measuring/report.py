@@ -17,6 +17,7 @@ from PIL import Image
 from diffad import __version__
 from diffad.measuring.charts import pro_chart, roc_chart, score_chart
 from diffad.measuring.repairs import REPAIR_MARGIN
+from diffad.measuring.stress import robustness_rows, stress_table
 from diffad.measuring.tables import (
     DEFECT_COLUMNS,
     REPAIR_COLUMNS,
@@ -35,7 +36,6 @@ from diffad.method.nuisances import NUISANCES
 from diffad.pictures.drawing import overlay
 from diffad.report.rendering import data_uri, render, words
 from diffad.report.sheet import evidence_sheet
-from diffad.teaching.stress import robustness_rows, stress_table
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector

@@ -1,4 +1,4 @@
-"""What a trained network learns of each category: its size, its statistics, its unusual pictures."""
+"""Learn a category with a trained network: its size, its statistics and its unusual pictures."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from diffad.teaching.sizes import find_size, in_words
 from diffad.teaching.state import Run
 from diffad.teaching.statistics import fit_profile
 
-_FOREIGN = 1e-8  # share of good pictures below which one that lies so far out is not taken for one of them
-_MOST_FOREIGN = 0.2  # share of the pictures above which they are of several kinds
-_SHOWN, _LONGEST_NAME = 12, 32  # unusual pictures on a sheet, at most, and the end of a name under each
+_FOREIGN = 1e-8  # a picture whose score so small a share of good pictures would reach is left out
+_MOST_FOREIGN = 0.2  # if more of the pictures stand out, they show several kinds of part and all stay
+_SHOWN, _LONGEST_NAME = 12, 32  # at most: unusual pictures on a sheet, characters of a name under each
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +88,12 @@ def study(
 
 
 class Category(NamedTuple):
-    """A category's profile, and the good pictures that it is to be judged by when they are changed.
+    """A category's profile, and good pictures with which to test it under changes.
 
-    judged: files with their bits. unseen: whether nothing was learned from these.
+    Attributes:
+        profile: the fitted profile.
+        judged: the test pictures: files and their bits.
+        unseen: whether neither the network nor the profile has seen these pictures.
     """
 
     profile: Profile
@@ -104,12 +107,16 @@ def learn_category(
 ) -> Category:  # fmt: skip
     """`study` a category in a training.
 
-    Writes <stem of out>.<name>.unusual.png where good pictures are unusual.
+    Writes <stem of out>.<name>.unusual.png if good pictures are unusual.
 
     Args:
-        base: the checkpoint that the run started from.
-        repeated: sentences about pictures that repeat each other, for the forecast.
-        tell: called with sentences for the user.
+        run: the training.
+        base: the checkpoint that the run started from, if any.
+        name: the category.
+        good: its good pictures.
+        repeated: sentences about duplicate pictures, kept in the forecast.
+        out: the checkpoint's file.
+        tell: called with messages for the user.
     """
     learned_from = learned_before(base, name)
     config = run.config
@@ -124,10 +131,10 @@ def learn_category(
 
 
 def learned_before(base: Checkpoint | None, category: str) -> int | None:
-    """From how many pictures of a category the network of `base` learned, 0 if that is unknown.
+    """The number of pictures of a category that the network of `base` was trained on; 0 if unknown.
 
-    None if it never did, even if statistics of the category were added to it. A network that learned from as
-    many pictures as there are now had the same ones held out.
+    None if it was never trained on the category, even if the checkpoint has statistics of it. If the number
+    equals that of the pictures at hand, the same pictures were held out then.
     """
     if base is None or category not in base.profiles or base.profiles[category].plain is not None:
         return None
@@ -135,7 +142,7 @@ def learned_before(base: Checkpoint | None, category: str) -> int | None:
 
 
 def pictures_in(provenance: Mapping[str, object]) -> dict[str, int]:
-    """How many good pictures a model learned from, by category, as far as its provenance says."""
+    """The number of good training pictures by category, as far as a model's provenance states it."""
     data = provenance.get("data")
     known = data.items() if isinstance(data, dict) else ()
     return {str(name): count for name, count in known if isinstance(count, int)}
@@ -144,12 +151,20 @@ def pictures_in(provenance: Mapping[str, object]) -> dict[str, int]:
 def _fitted(
     observer: Observer, used: Tensor, held: Tensor, inside: Tensor, plain: bool
 ) -> tuple[Profile, dict[int, float], dict[int, float]]:
-    """Fit a profile without the pictures that hardly belong with the others.
+    """Fit a profile, leaving out pictures that hardly belong to the others, such as a defective part.
 
-    Such as a defective part among the good ones; they stay if there are many of them. Returns the profile,
-    and by number, those held out first, the scores of unusual good pictures and of those left out.
+    If many pictures stand out, none is left out.
+
+    Args:
+        used, held: pictures that the network was trained on, and those held out, uint8 [n, 3, s, s].
+        inside: where the pictures are without padding, those held out first, bool [n, s, s].
+        plain: see `statistics.fit_profile`.
+
+    Returns:
+        The profile; the scores of unusual good pictures and of those left out, by number, counted from the
+        first picture held out.
     """
-    # not with the run's seed: noise is part of what is calibrated, and an inspection's has seed 0
+    # The run's seed is not used: the noise is part of the calibration, and inspections use seed 0.
     fit = partial(
         fit_profile, observer.network, observer.extractor, observer.schedule, kind=observer.kind,
         stride=observer.stride, plain=plain,
@@ -164,7 +179,7 @@ def _fitted(
         left_out = {int(i): float(scores[i]) for i in foreign.nonzero()}
         profile, numbers = fit(used[kept_used], held[kept_held], inside[~foreign]), numbers[~foreign]
     scorer = profile.calibration.scorer()
-    # the score tells what is unusual in places, the level what is unusual as a whole
+    # The score reveals local differences, the level differences of the picture as a whole.
     odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
     return profile, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
 

@@ -1,7 +1,7 @@
-"""Batches of good pictures with artificial defects, drawn for training.
+"""Training batches: good pictures, shifted and turned, some with artificial defects.
 
-A batch depends on (seed, step, rank) alone, so that a resumed run draws what it would have drawn, in whatever
-process. Drawing takes some 0.2 s a batch of one core, so beside a GPU worker processes do it.
+A batch depends only on (seed, step, rank), so a resumed run draws the same batches, in whichever process.
+A batch takes one core about 0.2 s, so worker processes draw them when the network runs on a GPU.
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ from diffad.pictures.geometry import to_float
 from diffad.teaching.recipe import TrainConfig
 from diffad.teaching.state import Run
 
-_WORKERS = 8  # at most; enough for 40 batches of 16 a second
+_WORKERS = 8  # at most; enough for 40 batches of 16 pictures per second
 
 Key = tuple[int, int, int]  # category, picture, variant
 
 
 def turned(pictures: Tensor, symmetry: int) -> Tensor:
-    """One of the square's eight symmetries: 0 … 3 quarter turns, from 4 on after mirroring; [..., s, s]."""
+    """Apply one of the square's eight symmetries to [..., s, s].
+
+    Args:
+        symmetry: 0 to 3 quarter turns; 4 to 7 the same after mirroring.
+    """
     return torch.rot90(pictures.flip(-1) if symmetry >= 4 else pictures, symmetry % 4, (-2, -1))
 
 
 @torch.no_grad()
 def symmetries(extractor: FeatureExtractor, pictures: Tensor, device: torch.device) -> tuple[int, ...]:
-    """The symmetries (see `turned`) under which a category's pictures, uint8 [n, 3, s, s], look as before.
+    """The symmetries (see `turned`) that leave a category's pictures, uint8 [n, 3, s, s], looking the same.
 
-    A Gaussian by place, fitted on three quarters of the pictures, measures the others as they are and turned;
-    a symmetry is allowed if it raises their mean distance by less than 30 %.
+    A Gaussian per place is fitted on three quarters of the pictures and measures the others, both as they are
+    and turned. A symmetry is allowed if it raises the mean distance by less than 30 %.
     """
     few = pictures[:256]
     held = max(2, min(24, len(few) // 4))
@@ -59,11 +63,15 @@ def symmetries(extractor: FeatureExtractor, pictures: Tensor, device: torch.devi
 
 
 class Draw(NamedTuple):
-    """A batch, as arrays: between processes these need no shared memory, of which containers have little.
+    """A batch, as arrays: tensors from worker processes would need shared memory, which containers lack.
 
-    keys: which variant of which picture each is. pictures: uint8 [b, 3, s, s]. shown: the same with
-    artificial defects on some. t: int64 [b]. noise: float32 [b, 3, s, s]. holes: where each is noised, bool
-    [b, 1, s, s].
+    Attributes:
+        keys: category, picture and variant of each.
+        pictures: uint8 [b, 3, s, s].
+        shown: the same pictures, some with artificial defects.
+        t: int64 [b].
+        noise: float32 [b, 3, s, s].
+        holes: where each picture is noised, bool [b, 1, s, s].
     """
 
     keys: list[Key]
@@ -75,10 +83,16 @@ class Draw(NamedTuple):
 
 
 class Draws(Dataset[Draw]):
-    """The batch of every step: `variants` seeded variants of each picture, shifted and turned, every category
-    equally often.
+    """The batch of each step, with every category equally often.
 
-    categories: pictures uint8 [n, 3, s, s] each. allowed: the `symmetries` of each. steps: T of the schedule.
+    Each picture has `variants` variants, shifted and turned, which depend only on its number.
+
+    Args:
+        config: the recipe.
+        categories: pictures of each category, uint8 [n, 3, s, s].
+        allowed: the `symmetries` of each category.
+        steps: T of the schedule.
+        rank: of this process in its group.
     """
 
     def __init__(
@@ -110,7 +124,11 @@ class Draws(Dataset[Draw]):
         return Draw(keys, *(each.numpy() for each in (pictures, shown, t, noise, holes)))
 
     def batches(self, first: int, workers: int) -> Iterator[Draw]:
-        """The draws of the steps from `first` on; workers: processes that draw ahead, 0 for none."""
+        """The batches of all steps from `first` on.
+
+        Args:
+            workers: number of processes that draw in advance; 0 for none.
+        """
         loader = DataLoader(
             self,
             batch_size=None,
@@ -119,13 +137,14 @@ class Draws(Dataset[Draw]):
             collate_fn=_unchanged,
             worker_init_fn=_without_threads,
             multiprocessing_context="fork" if workers else None,
-            generator=torch.Generator(),  # or it would draw from the global one
+            generator=torch.Generator(),  # otherwise it would draw from the global generator
         )
         return iter(loader)
 
     def _spoiled(self, pictures: Tensor, categories: list[int], rng: np.random.Generator) -> Tensor:
-        """A copy, uint8 [b, 3, s, s]; patches and colours come from pictures of any category, half of them
-        from their own.
+        """A copy, uint8 [b, 3, s, s], with defects on some pictures.
+
+        Patches and colours come from pictures of the same category in half of the cases, otherwise of any.
         """
         shown = pictures.clone()
         for index, own in enumerate(categories):
@@ -140,7 +159,7 @@ class Draws(Dataset[Draw]):
         return shown
 
     def _variant(self, category: int, picture: int, variant: int) -> Tensor:
-        """uint8 [3, s, s], shifted (edges repeated) and turned as (category, picture, variant) seed it."""
+        """A variant, uint8 [3, s, s]: shifted, with edges repeated, and turned."""
         image, shift = self.categories[category][picture], self.config.shift
         seed = (category * 1_000_003 + picture) * 1_009 + variant
         generator = torch.Generator().manual_seed(seed)
@@ -155,8 +174,8 @@ class Draws(Dataset[Draw]):
 class Features:
     """Features of the drawn pictures.
 
-    The backbone is frozen, so on the CPU the features of a variant are computed once and kept in fp16, as
-    long as they fit into a quarter of the memory.
+    The backbone is frozen, so on a CPU each variant's features are computed once and kept in fp16, until they
+    fill a quarter of the memory.
     """
 
     def __init__(self, run: Run) -> None:
@@ -166,7 +185,7 @@ class Features:
         self.room = _memory() // 4 // bytes_each if run.device.type == "cpu" else 0
 
     def __call__(self, keys: Sequence[Key], x_start: Tensor) -> Tensor:
-        """float32 [b, c, g, g] of x_start [b, 3, s, s] in [−1, 1]."""
+        """Features float32 [b, c, g, g] of x_start [b, 3, s, s] in [−1, 1]."""
         missing = [index for index, key in enumerate(keys) if key not in self.kept]
         found = {}
         if missing:
@@ -182,7 +201,8 @@ class Features:
 def holes_in(pictures: Tensor, t: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     """Where each picture, uint8 [b, 3, s, s], is noised, bool [b, 1, s, s].
 
-    Everywhere, or for a `share` of the pictures in a few blobs, as repairs ask for; not so at small t.
+    A `share` of the pictures is noised only in a few blobs, as in a repair, unless t is small; all others are
+    noised everywhere.
     """
     holes = torch.ones_like(pictures[:, :1], dtype=torch.bool)
     for index, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
@@ -192,11 +212,11 @@ def holes_in(pictures: Tensor, t: Tensor, share: float, rng: np.random.Generator
 
 
 def workers_for(run: Run) -> int:
-    """Processes that draw for a run.
+    """The number of processes that draw batches for a run.
 
-    None on a CPU: threads that compute together wait for one another, so a process that takes a core from
-    them would cost more than it saves. None either where processes cannot be forked: others would import the
-    caller's script.
+    On a CPU there are none: the network's threads wait for each other, so a process that takes one of their
+    cores would cost more than it saves. Nor are there any where processes cannot be forked, because spawned
+    ones would import the caller's script.
     """
     if run.device.type == "cpu" or sys.platform != "linux":
         return 0
@@ -208,7 +228,7 @@ def _unchanged(draw: Any) -> Any:
 
 
 def _without_threads(_: int) -> None:
-    cv2.setNumThreads(0)  # its threads do not survive a fork
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
 
 
 def _rng(generator: torch.Generator) -> np.random.Generator:
@@ -216,7 +236,7 @@ def _rng(generator: torch.Generator) -> np.random.Generator:
 
 
 def _memory() -> int:
-    """Bytes of this machine's memory; 8 GB where the system does not say."""
+    """This machine's memory in bytes; 8 GB if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""What may be expected of a category, measured on artificial defects before any real one is at hand."""
+"""A forecast of how well a category will be inspected, measured on artificial defects."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from diffad.method.fusion import fuse
 from diffad.method.image_score import ImageScore
 from diffad.method.metrics import aupro, auroc
 from diffad.method.scoring import RawMaps
-from diffad.teaching.stress import in_words as changes_in_words
+from diffad.teaching.robustness import in_words as changes_in_words
 
-ENOUGH = 30  # good pictures from which the threshold is more than a guess
+ENOUGH = 30  # good pictures; with fewer, the threshold is only a guess
 _DEFECTS_EACH = 2
-_PATCH_SOURCES = 96  # pictures that patches and colours are taken from, at most
-_SMALLEST = 12  # px of a picture of 256 × 256, the smallest defect that anyone could find
-_NAMED = 5  # unusual pictures named in a sentence, at most
+_PATCH_SOURCES = 96  # most pictures that patches and colours are taken from
+_SMALLEST = 12  # px² in a picture of 256 × 256; smaller defects are not counted
+_NAMED = 5  # most unusual pictures named in a sentence
 
 
 def artificial_defects(
     pictures: Tensor, inside: Tensor, used: Tensor
 ) -> tuple[Tensor, list[np.ndarray], list[str], list[int]]:
-    """Put two artificial defects on copies of each picture; the same ones in every run.
+    """Make two copies of each picture, each with one artificial defect; the same ones in every run.
 
     Args:
         pictures: good pictures, uint8 [n, 3, s, s].
-        inside: where each lies in the model's square and not its padding, bool [n or more, s, s].
+        inside: where the pictures are without padding, bool [n or more, s, s].
         used: good pictures from which patches and colours are taken, uint8 [m, 3, s, s].
 
     Returns:
         The defective pictures uint8 [k, 3, s, s], their masks bool [s, s] without the padding, their kinds,
-        and the numbers of the pictures that they were made of. k is below 2n where a defect hardly shows,
-        and 0 for pictures that are all but black.
+        and the numbers of the original pictures. Defects that hardly show are left out, so k can be below
+        2n; it is 0 for nearly black pictures.
     """
     rng = np.random.default_rng(0)
     sources = [picture.permute(1, 2, 0).numpy() for picture in used[:_PATCH_SOURCES]]
@@ -56,7 +56,7 @@ def artificial_defects(
 
 
 def fused_maps(maps: RawMaps) -> list[np.ndarray]:
-    """Fuse standardised maps at α = 0.5, one map [s, s] for each picture."""
+    """Fuse standardised maps at α = 0.5: a map [s, s] of each picture."""
     return [
         fuse(pixel.numpy(), feature.numpy(), 0.5, None if maps.plain is None else maps.plain[i].numpy())
         for i, (pixel, feature) in enumerate(zip(maps.pixel, maps.feature))
@@ -66,7 +66,7 @@ def fused_maps(maps: RawMaps) -> list[np.ndarray]:
 def judged_artificial_defects(
     good: RawMaps, spoiled: RawMaps, masks: list[npt.NDArray[np.bool_]], kinds: list[str], score: ImageScore
 ) -> dict[str, Any]:
-    """Measure how well artificial defects are told from good pictures at α = 0.5.
+    """Measure how well artificial defects are distinguished from good pictures at α = 0.5.
 
     Args:
         good: standardised maps of good pictures.
@@ -76,8 +76,10 @@ def judged_artificial_defects(
         score: the image score at α = 0.5.
 
     Returns:
-        image_auroc, aupro, worth (the mean of the two, by which settings are chosen), found (share of
-        defects above the threshold), found_by_kind, good and defects (counts).
+        image_auroc, aupro: in [0, 1].
+        worth: the mean of the two, by which settings are chosen.
+        found: the share of defects above the threshold; found_by_kind: the same by kind of defect.
+        good, defects: counts.
     """
     fused = fused_maps(good) + fused_maps(spoiled)
     count, size = len(good.pixel), good.pixel.shape[-1]
@@ -101,12 +103,12 @@ def judged_artificial_defects(
 
 
 def in_words(category: str, forecast: Mapping[str, Any]) -> str:
-    """What may be expected of a category, in a few honest sentences."""
+    """The forecast of a category in a few sentences."""
     remarks = _remarks(forecast)
     if not forecast["defects"]:
         return (
-            f"{category}: its pictures are too dark for artificial defects to show, so that there is no "
-            f"forecast: measure with `diffad evaluate`.{remarks}"
+            f"{category}: there is no forecast, because the pictures are too dark for artificial defects: "
+            f"measure with `diffad evaluate`.{remarks}"
         )
     share, few = forecast["found"], forecast["good"] < ENOUGH
     if share >= 0.8:
@@ -125,22 +127,22 @@ def in_words(category: str, forecast: Mapping[str, Any]) -> str:
 
 
 def _remarks(forecast: Mapping[str, Any]) -> str:
-    """Sentences about the pictures themselves, each after a space."""
+    """Sentences about the training pictures, each after a space."""
     sentences = [changes_in_words(forecast["changed"])] if "changed" in forecast else []
     if forecast["good"] < ENOUGH:
         sentences.append(
-            f"With {forecast['good']} good pictures take the threshold as a guess: {ENOUGH} or more are "
+            f"With only {forecast['good']} good pictures the threshold is a guess: {ENOUGH} or more are "
             "better."
         )
     sentences += forecast.get("duplicates", ())
     if unusual := _highest_first(forecast.get("unusual", {})):
         sentences.append(
             f"Unusual among the good pictures: {', '.join(unusual[:_NAMED])}. Look at them, and train again "
-            "without those that are not good."
+            "without any that show a defect."
         )
     if left_out := _highest_first(forecast.get("left_out", {})):
         sentences.append(
-            "Left out of the statistics, since hardly a good picture lies so far from the others: "
+            "Left out of the statistics, because they differ too much from the other pictures: "
             f"{', '.join(left_out)}."
         )
     return "".join(f" {sentence}" for sentence in sentences)

@@ -1,4 +1,4 @@
-"""The good pictures of each category: found, read, each different one once, turned upright."""
+"""Find and read the good pictures of each category, drop duplicates, and turn the parts upright."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import Sample, all_unusable, find_all
 from diffad.teaching.forecast import ENOUGH
 
-FEWEST = 8  # different good pictures of a category
+FEWEST = 8  # different good pictures that a category needs
 
 
 def normal_paths(sources: Sequence[str | Path]) -> dict[str, list[Path]]:
-    """Normal training pictures by category, sorted by name, each file once.
+    """Find the normal training pictures by category, sorted by name, each file once.
 
-    Raises DataError if there are none or a category has fewer than FEWEST.
+    Raises:
+        DataError: there are none, or a category has fewer than FEWEST.
     """
     found: dict[str, list[Path]] = {}
     for sample in find_all(sources, "train"):
@@ -43,9 +44,18 @@ def _check_enough(count: int, counted: str) -> None:
 def readable(
     paths: Mapping[str, Sequence[Path]], skip: bool, tell: Callable[[str], None]
 ) -> tuple[dict[str, list[Path]], dict[str, int | None]]:
-    """The pictures that can be read, and their bits (`survey`), by category.
+    """Check that pictures can be read.
 
-    Raises DataError that names the others, unless they are to be skipped and enough are left.
+    Args:
+        paths: by category.
+        skip: leave out unreadable pictures instead of raising an error.
+        tell: called with messages about pictures left out and bit depths.
+
+    Returns:
+        The readable pictures and their bits (`masks.survey`), both by category.
+
+    Raises:
+        DataError: pictures cannot be read (it names them all), or too few are left.
     """
     bits, unusable = survey({name: [Sample(path, name) for path in some] for name, some in paths.items()})
     if unusable and not skip:
@@ -62,7 +72,7 @@ def readable(
 
 
 def told_apart(paths: Sequence[Path]) -> list[str]:
-    """Names of files, each with as many of its folders as distinguish it from the others."""
+    """File names, with as many parent folders as are needed to tell them apart."""
     names, depth = [path.name for path in paths], 1
     while (twice := Counter(names) - Counter(set(names))) and depth < max(len(path.parts) for path in paths):
         depth += 1
@@ -77,9 +87,12 @@ def told_apart(paths: Sequence[Path]) -> list[str]:
 class GoodPictures:
     """The good pictures of one category, in the model's square.
 
-    paths, bits: the files, and the bits of their values as `read_image` takes them. pictures: uint8
-    [n, 3, s, s]. inside: where each lies in the square and not its padding, bool [n, s, s]. upright: how they
-    are turned, if their parts lie at any angle.
+    Attributes:
+        paths: the files.
+        bits: of their values, as for `read_image`.
+        pictures: uint8 [n, 3, s, s].
+        inside: where the pictures are without padding, bool [n, s, s].
+        upright: how to turn the parts upright; None if they always have the same orientation.
     """
 
     paths: list[Path]
@@ -90,7 +103,7 @@ class GoodPictures:
 
     @staticmethod
     def read(paths: Sequence[Path], size: int, bits: int | None) -> GoodPictures:
-        """All of them as they lie. Raises DataError for one that cannot be read."""
+        """Read pictures without turning them. Raises DataError if one cannot be read."""
         pictures = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
         inside = torch.empty(len(paths), size, size, dtype=torch.bool)
         for picture, where, path in zip(pictures, inside, paths):
@@ -102,15 +115,15 @@ class GoodPictures:
         return self.pictures.shape[-1]
 
     def at(self, size: int) -> GoodPictures:
-        """Read again at another size, turned upright."""
+        """The same pictures, read again at another size and turned upright."""
         return GoodPictures.read(self.paths, size, self.bits).turned_upright()
 
     def some(self, numbers: Sequence[int], paths: list[Path]) -> GoodPictures:
-        """Those with these numbers, whose files are `paths`."""
+        """The pictures with these numbers, whose files are `paths`."""
         return replace(self, paths=paths, pictures=self.pictures[numbers], inside=self.inside[numbers])
 
     def turned_upright(self) -> GoodPictures:
-        """Turned in place, if the parts lie at any angle."""
+        """Turn the pictures upright, in place, if the parts have no fixed orientation."""
         upright = Upright.fit(self.pictures)
         if upright is not None:
             for picture, where, path in zip(self.pictures, self.inside, self.paths):
@@ -122,14 +135,18 @@ class GoodPictures:
 def load_normal(
     paths: Mapping[str, Sequence[Path]], size: int, bits: Mapping[str, int | None] | None = None
 ) -> tuple[dict[str, GoodPictures], dict[str, Different]]:
-    """Read `normal_paths`' pictures and take each different one once, by category.
+    """Read the pictures of `normal_paths`, without duplicates.
 
     Args:
-        size: px a side of the model's square.
-        bits: by category, as `read_image` takes them.
+        paths: by category.
+        size: side of the model's square, px.
+        bits: by category, as for `read_image`.
+
+    Returns:
+        By category the pictures, and what was found about duplicates.
 
     Raises:
-        DataError: if a picture cannot be read, or fewer than FEWEST of a category differ.
+        DataError: a picture cannot be read, or a category has fewer than FEWEST different ones.
     """
     read, different = {}, {}
     for category, some in paths.items():
@@ -149,27 +166,32 @@ def repetitions(
     size: int,
     bits: Mapping[str, int | None],
 ) -> dict[str, list[str]]:
-    """Sentences by category about pictures that repeat each other, and about test pictures beside them that
-    are among the training pictures.
+    """Sentences about duplicates, by category: among the training pictures, and between training and test.
+
+    Args:
+        different: the training pictures, from `load_normal`.
+        sources: the folders, where test pictures are looked for.
+        size: side of the model's square, px.
+        bits: by category, as for `read_image`.
     """
     try:
         test = [sample for sample in find_all(sources, "test") if sample.split == "test"]
-    except DataError:  # there are none, or nothing certain: this is training
+    except DataError:  # none are needed for training
         test = []
     found: dict[str, list[str]] = {name: [] for name in different}
     for name, each in different.items():
         if count := len(each.copies):
             found[name].append(
-                f"{count} of {len(each.paths) + count} training pictures show what another one shows, and "
-                f"were left out: {pairs_in_words(each.copies)}."
+                f"{count} of {len(each.paths) + count} training pictures are duplicates of others and were "
+                f"left out: {pairs_in_words(each.copies)}."
             )
         beside = [sample.image for sample in test if sample.category == name]
         paths, looks = thumbnails_of(beside, size, bits[name])
         first = first_alike(looks, each.looks)
         if both := [(path, each.paths[number]) for path, number in zip(paths, first) if number >= 0]:
             found[name].append(
-                f"{len(both)} of {len(paths)} test pictures are also among the training pictures, so that "
-                f"measuring on them flatters: {pairs_in_words(both)}."
+                f"{len(both)} of {len(paths)} test pictures are also among the training pictures, so results "
+                f"measured on them are too good: {pairs_in_words(both)}."
             )
     return found
 
@@ -186,10 +208,10 @@ def _read_into(
 
 
 def split_held_out(pictures: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Split along the first dimension: (for training, held out); 4 to 48 pictures are held out.
+    """Split along the first dimension into pictures for training and 4 to 48 that are held out.
 
-    They are the same ones in every run, whatever its seed: otherwise a run that starts from a checkpoint
-    would train on what that one held out.
+    The split does not depend on the run's seed: otherwise a run that starts from a checkpoint would train on
+    pictures that were held out before.
     """
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     held = min(48, max(4, round(share * len(pictures))))

@@ -1,6 +1,6 @@
-"""Raw maps of good pictures as if they had been left out of the Gaussians that are fitted on them.
+"""Leave-one-out maps: raw maps of good pictures as if the Gaussians had been fitted without them.
 
-Otherwise the Gaussians would flatter the pictures that they are made of, and with them the calibration.
+Maps of pictures that are part of the fit would be too low, and so would the calibration made from them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ from diffad.method.scoring import TIMESTEPS, RawMaps, plain_map, residual_maps
 from diffad.pictures.geometry import to_float
 from diffad.teaching.residuals import FEATURE_BLOCK, ROWS, Observations, Observer, block
 
-_MAPS = 256  # cells a side; of maps with at least twice as many only every step-th cell is kept
+_MAPS = 256  # cells per side; maps at least twice as large are thinned out, see `cell_step`
 
 
 def cell_step(size: int) -> int:
-    """Every how many-th cell of a map with `size` cells a side is kept."""
+    """The step at which cells of a map with `size` cells per side are kept."""
     return max(1, size // _MAPS)
 
 
 @dataclass(frozen=True)
 class LeftOutMaps:
-    """Maps of the calibrated pictures, of their copies, and of pictures with defects made of them.
+    """Leave-one-out maps of the calibrated pictures, of their changed copies, and of defects put on them.
 
-    pictures, copies: uint8 [n, 3, s, s] each. inside: where they are and not their padding, bool [n, s, s].
-    own: by branch, the residuals with which the first pictures and their copies are part of the fit
-    (`Observations.own`). left_out: by branch. plain: None for a category without plain features.
+    Attributes:
+        observer: the networks.
+        pictures, copies: uint8 [n, 3, s, s] each.
+        inside: where the pictures are without padding, bool [n, s, s].
+        own: by branch, the residuals that the first pictures and their copies contributed to the fit
+            (`Observations.own`).
+        left_out: by branch, distances to the fit without a picture.
+        plain: the maps of the plain features; None for a category without them.
     """
 
     observer: Observer
@@ -43,7 +48,7 @@ class LeftOutMaps:
     plain: PlainMaps | None
 
     def of_copy(self, number: int) -> RawMaps:
-        """Of the calibrated pictures (number 0) or of one of their changed copies, at TIMESTEPS."""
+        """Maps of the calibrated pictures (number 0) or of one of their changed copies, at TIMESTEPS."""
         origins = range(len(self.own[0]))
         pictures = (self.pictures, *self.copies)[number][: len(origins)]
         if self.observer.kind == "perceptual":
@@ -53,8 +58,11 @@ class LeftOutMaps:
         return replace(self._maps(found, TIMESTEPS, origins), plain=self._plain(pictures, origins))
 
     def look(self, pictures: Tensor, timesteps: tuple[int, ...], origins: Sequence[int]) -> RawMaps:
-        """Of any pictures, uint8 [n, 3, s, s], without plain maps. origins: the numbers of the calibrated
-        pictures that these are, or were made of.
+        """Maps of any pictures, without plain maps.
+
+        Args:
+            pictures: uint8 [n, 3, s, s].
+            origins: the numbers of the calibrated pictures that these are, or were made from.
         """
         parts = []
         for begin in range(0, len(pictures), 2 * ROWS):  # all residuals at once would fill the memory
@@ -64,11 +72,11 @@ class LeftOutMaps:
         return RawMaps(pixel, feature, timesteps)
 
     def spoiled(self, defects: Tensor, origins: Sequence[int]) -> RawMaps:
-        """Of pictures with defects at TIMESTEPS, with plain maps. origins: as of `look`."""
+        """Maps of pictures with defects at TIMESTEPS, with plain maps; arguments as for `look`."""
         return replace(self.look(defects, TIMESTEPS, origins), plain=self._plain(defects, origins))
 
     def _maps(self, found: Sequence[Tensor], timesteps: tuple[int, ...], origins: Sequence[int]) -> RawMaps:
-        """Of both branches' residuals [n, n_t, 1, c, g, g], or of raw maps [n, n_t, s, s]."""
+        """Maps from both branches' residuals [n, n_t, 1, c, g, g], or from raw maps [n, n_t, s, s]."""
         size, numbers, branches = self.pictures.shape[-1], list(origins), []
         step = cell_step(size)
         for values, own, left_out in zip(found, self.own, self.left_out):
@@ -85,9 +93,13 @@ class LeftOutMaps:
 
 @dataclass(frozen=True)
 class PlainMaps:
-    """Maps of the plain features as if no picture were part of their Gaussian.
+    """Leave-one-out maps of the plain features.
 
-    own: features of the first pictures and of their copies, fp16 [n, 1 + copies, c, g, g].
+    Attributes:
+        left_out: distances to the Gaussian without a picture.
+        own: features of the first pictures and of their copies, fp16 [n, 1 + copies, c, g, g].
+        extractor: the backbone.
+        inside: where the pictures are without padding, bool [n, s, s].
     """
 
     left_out: PlainLeftOut
@@ -104,7 +116,7 @@ class PlainMaps:
         return PlainMaps(left_out.to(torch.device("cpu")), own, extractor, inside)
 
     def maps(self, pictures: Tensor, origins: list[int]) -> Tensor:
-        """Raw maps [n, s, s] of uint8 [n, 3, size, size]; origins as of `LeftOutMaps.look`."""
+        """Raw maps [n, s, s] of pictures uint8 [n, 3, size, size]; origins as for `LeftOutMaps.look`."""
         size = pictures.shape[-1]
         step, maps = cell_step(size), []
         for picture, origin in zip(pictures, origins):
@@ -117,11 +129,17 @@ class PlainMaps:
 def _residual_maps(
     residuals: Tensor, timesteps: tuple[int, ...], left_out: LeftOut, own: Tensor, size: int
 ) -> Tensor:
-    """Raw maps [n, n_t, size / step, size / step] of residuals [n, n_t, 1, c, g, g] of pictures that are part
-    of the fit by own [n, m, 3, c, g, g].
+    """Leave-one-out raw maps.
+
+    Args:
+        residuals: [n, n_t, 1, c, g, g].
+        own: the residuals that the same pictures contributed to the fit, [n, m, 3, c, g, g].
+
+    Returns:
+        [n, n_t, size / step, size / step].
     """
     maps, step = [], cell_step(size)
-    for begin in range(0, len(residuals), 2 * ROWS):  # all in float32 would fill the memory
+    for begin in range(0, len(residuals), 2 * ROWS):  # all of them in float32 would fill the memory
         rows = slice(begin, begin + 2 * ROWS)
 
         def distance(residual: Tensor, grid: int, own: Tensor = own[rows]) -> Tensor:
@@ -133,7 +151,7 @@ def _residual_maps(
 
 
 def _levelled(maps: Tensor, inside: Tensor) -> Tensor:
-    """Maps [n, n_t, s, s] with their own mean in the padding, which no inspection looks at."""
+    """Maps [n, n_t, s, s] with the padding, which inspections ignore, set to the mean of the rest."""
     weight = inside[:, None].to(maps)
     mean = (maps * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True)
     return torch.where(inside[:, None], maps, mean)

@@ -1,4 +1,4 @@
-"""What a training may be asked for, checked when it is made."""
+"""The recipe of a training, whose values are checked when it is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diffad.method.features import DEFAULT_BACKBONE
 from diffad.method.scoring import PIXEL_SCORES
 from diffad.method.unet import UNetConfig
 
-_RANGES = {  # of a recipe's numbers, which are whole numbers if the lower limit is
+_RANGES = {  # of the numbers; where the lower limit is an int, only whole numbers are valid
     "steps": (0, 10**9), "minutes": (1e-9, 1e9), "batch": (1, 2**20), "learning_rate": (1e-12, 1.0),
     "warm_up": (1, 10**9), "ema": (0.0, 1.0), "clip": (1e-9, 1e9), "low_t": (0.01, 100.0),
     "spoiled": (0.0, 1.0), "holes": (0.0, 1.0), "shift": (0, 2048), "variants": (1, 1000),
@@ -21,23 +21,34 @@ class TrainConfig:
     """Recipe of one run.
 
     Attributes:
-        steps, minutes: give exactly one; it determines the learning rate and the end. 0 steps fit profiles
-            only.
-        batch: pictures of a step and process; every category has the same share of them.
-        low_t: t = T·u^low_t, so that 2 favours the timesteps that are scored; 1 is uniform.
-        spoiled: share of the pictures shown with one to three artificial defects, to be removed like noise.
-        holes: share of the pictures that are noised only in holes, to learn to fill these (from t = 100 on;
-            below, variances are learned).
+        steps, minutes: the length of the training, which also determines the learning rate; give exactly one.
+            With 0 steps only profiles are fitted.
+        unet: the network's size.
+        backbone: timm's name of the network that computes the features.
+        batch: pictures per step and process, with the same share for every category.
+        learning_rate: the highest; it rises during `warm_up` steps, then falls along a cosine.
+        ema: decay of the moving average of the weights.
+        clip: largest norm of the gradient.
+        low_t: timesteps are drawn as T·u^low_t: 1 is uniform, 2 favours the low ones that are scored.
+        spoiled: share of pictures that get one to three artificial defects, which the network learns to
+            remove like noise.
+        holes: share of pictures that are noised only in holes, which the network learns to fill (for t of
+            100 and more).
         shift: largest random translation, px.
-        variants: different shifts and turns (`draws.symmetries`) of each picture.
-        held_out: share of each category's pictures kept from training, which show how much lower the maps of
-            the others are for having been trained on (4 to 48 pictures, the same ones whatever the seed).
-        stressed: how many of those held out are judged changed in the end (`stress.robustness`); if three
-            times as many are held out, the statistics are made without them.
-        pixel_score, stride: of `scoring.evidence`.
-        size: px a side of the square in which pictures are looked at, and trained on if there are steps.
-            None: trained on at the network's own size, then looked at as large as necessary
+        variants: number of different shifts and turns (`draws.symmetries`) of each picture.
+        held_out: share of each category's pictures that are not trained on (4 to 48 pictures, which do not
+            depend on the seed). They show how much lower the maps of trained pictures are.
+        stressed: number of pictures held out that are used to test robustness (`robustness.robustness`). If
+            at least three times as many are held out, the statistics are fitted without them.
+        pixel_score, stride: as for `scoring.evidence`.
+        seed: the random seed.
+        licence: of the pictures, kept in the checkpoint.
+        size: side of the square in which pictures are inspected, and trained if there are steps, px. With
+            None, training uses the network's own size, and inspections the smallest that suffices
             (`sizes.find_size`).
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     steps: int | None = None
@@ -73,8 +84,8 @@ class TrainConfig:
                 kind = "a whole number" if isinstance(low, int) else "a number"
                 raise ValueError(f"{name} is {kind} from {low} to {high}, not {value}")
         if self.shift >= self.unet.size:
-            raise ValueError(f"shift is less than the {self.unet.size} px of a picture, not {self.shift}")
-        if self.pixel_score not in PIXEL_SCORES:  # otherwise noticed hours later, by the profile
+            raise ValueError(f"shift must be below the picture's {self.unet.size} px, not {self.shift}")
+        if self.pixel_score not in PIXEL_SCORES:  # otherwise the profile would fail hours later
             raise ValueError(f"the pixel score is one of {', '.join(PIXEL_SCORES)}, not {self.pixel_score!r}")
         if self.unet.feature_grid % 4:  # blocks of a profile's covariances
             raise ValueError(f"a size of {self.unet.size} px does not suit: give a multiple of 32")

@@ -1,4 +1,4 @@
-"""What the networks cannot explain of good pictures, summed up for the Gaussians that are fitted on it."""
+"""Residuals of good pictures (what the network fails to predict), summed up for fitting Gaussians."""
 
 from __future__ import annotations
 
@@ -18,43 +18,46 @@ from diffad.method.scoring import TIMESTEPS, Embedding, evidence, shifted_embedd
 from diffad.method.unet import UNet
 from diffad.pictures.geometry import to_float
 
-ROWS = 4  # pictures a network call; a CPU is slower with more
-FITTED = 768  # pictures that the covariances are fitted on, at most
-CALIBRATED = 192  # of them, whose scores are remembered
-_USUAL = 32  # places a side of the grid at 256 px; finer grids need fewer pictures
-_KEPT_PLACES = 96 * 64**2  # of all calibrated pictures, whose residuals are in memory at once: 2 GB
-FEATURE_BLOCK, PERCEPTUAL_BLOCK = 2, 4  # places a side that share a covariance; more on finer grids
-_COPIES, _ENOUGH_COPIES = 4, 128  # of a picture at most, of all
+ROWS = 4  # pictures per network call; a CPU is slower with more
+FITTED = 768  # most pictures that covariances are fitted on
+CALIBRATED = 192  # most of these whose scores are kept
+_USUAL = 32  # places per side of the grid at 256 px; finer grids need fewer pictures
+_KEPT_PLACES = 96 * 64**2  # of all calibrated pictures together: 2 GB of residuals in memory
+FEATURE_BLOCK, PERCEPTUAL_BLOCK = 2, 4  # places per side that share a covariance; more on finer grids
+_COPIES, _ENOUGH_COPIES = 4, 128  # most changed copies of a picture; copies of all pictures that suffice
 
 
 def limits(grid: int) -> tuple[int, int]:
-    """How many pictures are fitted, and how many of these calibrated, at most. grid: places a side.
+    """The largest numbers of pictures to fit, and to calibrate among these.
 
-    A block of a finer grid has more places, so that fewer pictures give as many observations; and the
-    residuals of the calibrated pictures are all kept until the end.
+    A block of a finer grid has more places, so fewer pictures give as many observations. The residuals of
+    all calibrated pictures are kept in memory until the end.
+
+    Args:
+        grid: places per side.
     """
     fitted = min(FITTED, FITTED * _USUAL**2 // grid**2)
     return fitted, min(CALIBRATED, fitted, _KEPT_PLACES // grid**2)
 
 
 def block(grid: int, least: int) -> int:
-    """Places a side of a block that shares a covariance: `least` on grids of up to 32 places a side.
+    """Places per side of a block that shares a covariance: `least` on grids of up to 32 places per side.
 
-    Blocks of finer grids are larger, so that there are no more of them and a file stays as small.
+    Finer grids have larger blocks, so the number of blocks, and the size of the checkpoint, stay the same.
     """
     wanted = max(least, least * grid / _USUAL)
     return next(places for places in range(1, grid + 1) if grid % places == 0 and places >= wanted)
 
 
 def copies_of(count: int) -> int:
-    """How many changed copies of each of `count` pictures are fitted: more of few, which vary less."""
+    """The number of changed copies of each of `count` pictures: few pictures need more copies."""
     return max(1, min(_COPIES, _ENOUGH_COPIES // count))
 
 
 def changed_copies(pictures: Tensor, number: int = 0) -> Tensor:
-    """A changed copy of each picture, uint8 [n, 3, s, s] → the same shape (`nuisances.random_copy`).
+    """A changed copy of each picture (`nuisances.random_copy`), uint8 [n, 3, s, s] → the same shape.
 
-    A picture always has the same copy of this number, whatever the other pictures are.
+    The copy depends only on the picture and on `number`.
     """
     images = [picture.permute(1, 2, 0).contiguous().numpy() for picture in pictures]
     rngs = [np.random.default_rng((0, zlib.crc32(image), number)) for image in images]
@@ -64,7 +67,7 @@ def changed_copies(pictures: Tensor, number: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Observer:
-    """The networks that look at a category's pictures. kind, stride: of the pixel score (`evidence`)."""
+    """The networks, and the pixel score (`kind` and `stride`, see `scoring.evidence`)."""
 
     network: UNet
     extractor: FeatureExtractor
@@ -86,7 +89,7 @@ class Observer:
         )  # fmt: skip
 
     def look(self, pictures: Tensor, timesteps: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """`evidence` of the scored kind for uint8 [n, 3, s, s], on the CPU; residuals in fp16."""
+        """`evidence` of the scored kind for pictures uint8 [n, 3, s, s], on the CPU, residuals in fp16."""
         found = []
         for picture in pictures.split(1):
             x_start = to_float(picture, self.device)
@@ -96,12 +99,12 @@ class Observer:
         return torch.cat([pixel for pixel, _ in found]), torch.cat([feature for _, feature in found])
 
     def observe(self, pictures: Tensor, copies: Sequence[Tensor], kept: int) -> Observations:
-        """Residuals of good pictures and of their changed copies at every timestep, on its grid.
+        """Sum up the residuals of good pictures and of their changed copies, at each timestep's grid.
 
         Args:
             pictures: uint8 [n, 3, s, s].
-            copies: changed copies of all of them, of the same shape.
-            kept: of how many of the first pictures the residuals themselves are kept.
+            copies: changed copies of all pictures, of the same shape.
+            kept: number of pictures, from the first, whose residuals themselves are kept.
         """
         grid = pictures.shape[-1] // self.extractor.cell
         shape = min(kept, len(pictures)), 1 + len(copies), len(TIMESTEPS), self.extractor.channels, grid, grid
@@ -130,11 +133,13 @@ class Observer:
 
 @dataclass(frozen=True)
 class Observations:
-    """Residuals of good pictures and of their copies, of both branches: perceptual, then features.
+    """Residuals of good pictures and of their copies in both branches: perceptual, then features.
 
-    sums: by branch and grid. own: by branch, the residuals of the first pictures and of their copies, fp16 on
-    the CPU, [kept, 1 + copies, 3, c, g, g]. features: of every batch, and after each those of its copies,
-    fp16 [b, c, g, g].
+    Attributes:
+        sums: by branch and grid.
+        own: by branch, the residuals of the first pictures and of their copies, fp16
+            [kept, 1 + copies, 3, c, g, g], on the CPU.
+        features: of each batch, followed by those of its copies, fp16 [b, c, g, g].
     """
 
     sums: list[list[Scatter]]
@@ -142,14 +147,14 @@ class Observations:
     features: list[Tensor]
 
     def add(self, residuals: tuple[Tensor, Tensor], rows: slice, number: int, grid: int) -> None:
-        """Residuals [b, 1, 1, c, g, g] of the pictures `rows`: themselves (number 0) or a copy."""
+        """Add residuals [b, 1, 1, c, g, g] of the pictures `rows`: as they are (number 0) or a copy."""
         for total, own, residual in zip(self.sums, self.own, residuals):
             total[grid].add(residual[:, 0, 0])
             kept = own[rows, number, grid]
             kept.copy_(residual[: len(kept), 0, 0])
 
     def fit(self, stages: Sequence[int]) -> list[tuple[ResidualGaussian, LeftOut]]:
-        """Of each branch its Gaussian, and how that would measure these pictures left out; on the CPU."""
+        """For each branch, the Gaussian and its leave-one-out distances for these pictures, on the CPU."""
         cpu = torch.device("cpu")
         fits = [ResidualGaussian.fit(grids, stages=stages) for grids in self.sums]
         return [(gaussian.to(cpu), left_out.to(cpu)) for gaussian, left_out in fits]

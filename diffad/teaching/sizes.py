@@ -1,9 +1,9 @@
-"""At which size a category is looked at: as large as necessary to find small defects, and no larger.
+"""Choose the size at which a category is inspected: the smallest that shows small defects.
 
-The network is convolutional and takes any size; statistics hold for one of them. A fine texture shows its
-small defects only at more pixels, while a part that lies at any angle, with few good pictures, has worse maps
-there, at several times the cost. No real defect may decide it, so artificial ones do: as small as can just be
-seen, put on good pictures at their own resolution and scaled down with them.
+The network is convolutional and works at any size, but the statistics belong to one. On fine textures, small
+defects show only at a large size. For parts at any angle with few good pictures, a large size gives worse
+maps, and it costs several times as much. Real defects must not influence the choice, so artificial ones do:
+just visible, put on good pictures at full resolution and scaled down with them.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from diffad.pictures.geometry import to_float, to_square, to_uint8
 from diffad.pictures.reading import read_image
 from diffad.teaching.residuals import FEATURE_BLOCK, block, changed_copies
 
-_TIMES = 1, 1.5, 2  # sizes that are tried, relative to the network's own
-_LARGEST = 512  # px, the largest size that is tried
-_PICTURES = 24  # good ones, and as many artificial defects
-_MEASURED = 5  # pictures whose resolution is looked at
-# A defect is drawn for a square of 256 px, or of half a large picture's side: specks have a radius of 1.5 to
-# 5 px in a picture of 512.
+_TIMES = 1, 1.5, 2  # sizes to try, relative to the network's own
+_LARGEST = 512  # px, the largest size to try
+_PICTURES = 24  # number of good pictures, and of artificial defects
+_MEASURED = 5  # pictures whose resolution is checked
+# A defect is drawn in a window of 256 px, or of half a large picture's side: specks have a radius of 1.5 to
+# 5 px in a picture of 512 px.
 _WINDOW, _WINDOWS = 256, 2
 _TRIES = 4  # to draw a visible defect
-_CLEARLY = 0.05  # by how much a larger size's worth must be above that of a smaller one
-_MIDDLE = TIMESTEPS[1]  # the only t that is tried
-_SHOWN = -0.8  # of a mask scaled down, −1 … 1: at least a tenth of a pixel is defective
+_CLEARLY = 0.05  # margin in worth by which a larger size must beat a smaller one
+_MIDDLE = TIMESTEPS[1]  # the only timestep used
+_SHOWN = -0.8  # a scaled mask in [−1, 1] above this: at least a tenth of the pixel is defective
 
 
 class _Shown(NamedTuple):
-    """Pictures at one size, uint8 [n, 3, s, s], and where they are, bool [n, s, s]."""
+    """Pictures at one size, uint8 [n, 3, s, s], and where they are without padding, bool [n, s, s]."""
 
     good: Tensor
     spoiled: Tensor
@@ -62,23 +62,26 @@ def find_size(
     upright: Upright | None = None,
     bits: int | None = None,
 ) -> dict[str, Any]:
-    """Find the size at which a category's pictures are looked at.
+    """Find the size at which a category's pictures are inspected.
 
-    It looks at 24 pictures at one timestep, by the features alone, which make nearly all of a score.
+    The trial uses 24 pictures at one timestep and the features alone, which dominate the score.
 
     Args:
+        network, extractor, schedule: the model.
         paths: good pictures.
-        upright: how they are turned.
-        bits: as `read_image` takes them.
+        upright: how to turn them upright, if necessary.
+        bits: as for `read_image`.
 
     Returns:
-        size (px); good, defects (counts); and tried, by size as text: found (share of the artificial defects
-        above the score of 1 good picture in 100), image_auroc, aupro, worth (the mean of these three, which
-        decides: `smallest_that_finds`) and seconds (of an inspection, about). Empty if the pictures have too
-        few pixels for more than the network's own size.
+        size: px.
+        good, defects: counts.
+        tried: by size (as text) found (share of the artificial defects above the score that 1 good picture
+            in 100 exceeds), image_auroc, aupro, worth (the mean of these three, which decides: see
+            `smallest_that_finds`) and seconds (of an inspection, roughly).
+        Empty if the pictures have too few pixels for more than the network's own size.
 
     Raises:
-        DataError: for a picture that cannot be read.
+        DataError: a picture cannot be read.
     """
     network.eval()
     some = [paths[i] for i in np.linspace(0, len(paths) - 1, min(_PICTURES, len(paths))).round().astype(int)]
@@ -87,7 +90,7 @@ def find_size(
     if len(sizes) == 1:
         return {}
     shown, masks, origins = _pictures(some, sizes, upright, bits)
-    if not masks:  # pictures that are all but black show no defect
+    if not masks:  # nearly black pictures show no defect
         return {}
     inside = shown[sizes[0]].inside.numpy()[[*range(len(some)), *origins]]
 
@@ -105,9 +108,10 @@ def find_size(
 
 
 def sizes_for(config: UNetConfig, longest: int) -> list[int]:
-    """The sizes worth trying, rising: the network's own, and up to twice as much if the pictures have it.
+    """The sizes to try, in ascending order from the network's own; none larger than the pictures.
 
-    longest: px of the pictures' longest side.
+    Args:
+        longest: the pictures' longest side, px.
     """
     larger = [round(config.size * times) for times in _TIMES[1:]]
     suits = [size for size in larger if size <= min(longest, _LARGEST) and not size % config.step]
@@ -117,10 +121,17 @@ def sizes_for(config: UNetConfig, longest: int) -> list[int]:
 def smallest_that_finds(
     sizes: Sequence[int], judge: Callable[[int], dict[str, float]]
 ) -> tuple[int, dict[int, dict[str, float]]]:
-    """The smallest size to which no larger one is clearly superior, and what `judge` says of those tried.
+    """Find the smallest size that no larger one clearly beats.
 
-    A size is superior if it has more worth and no lower AUPRO. Sizes are tried rising, until no larger one
-    can be superior, since each costs about twice as much.
+    A size beats another if its worth is clearly higher and its AUPRO no lower. Sizes are tried in ascending
+    order, until none can be better, because each costs about twice as much as the one before.
+
+    Args:
+        sizes: in ascending order.
+        judge: size → its values, among them worth and aupro.
+
+    Returns:
+        The size, and the values of the sizes that were tried.
     """
     tried: dict[int, dict[str, float]] = {}
     for size in sizes:
@@ -139,7 +150,7 @@ def smallest_that_finds(
 
 
 def in_words(category: str, found: Mapping[str, Any]) -> str:
-    """At which size a category is looked at, and why, in a sentence."""
+    """A sentence on the size at which a category is inspected, and why."""
     tried = dict(found["tried"])
     own = tried.pop(str(found["size"]))
     others = ", ".join(
@@ -147,7 +158,7 @@ def in_words(category: str, found: Mapping[str, Any]) -> str:
     )
     return (
         f"{category}: inspected at {found['size']} px: of {found['defects']} small artificial defects "
-        f"{own['found']:.0%} were found (AUPRO {own['aupro']:.2f}), {others}; {own['seconds']:.2g} s an "
+        f"{own['found']:.0%} were found (AUPRO {own['aupro']:.2f}), {others}; {own['seconds']:.2g} s per "
         "inspection."
     )
 
@@ -155,8 +166,11 @@ def in_words(category: str, found: Mapping[str, Any]) -> str:
 def _pictures(
     paths: Sequence[Path], sizes: Sequence[int], upright: Upright | None, bits: int | None
 ) -> tuple[dict[int, _Shown], list[np.ndarray], list[int]]:
-    """Good pictures and ones with a small defect at each size, the defects' masks at the smallest, and the
-    numbers of the pictures that carry them.
+    """Put small defects on good pictures.
+
+    Returns:
+        By size, the good and the defective pictures; the defects' masks at the smallest size; the numbers of
+        the good pictures that each defective one was made from.
     """
     rng = np.random.default_rng(0)
     good, spoiled, inside = (dict[int, list[Tensor]]((size, []) for size in sizes) for _ in range(3))
@@ -167,7 +181,7 @@ def _pictures(
             where, square = _square(image, size, upright)
             good[size].append(square)
             inside[size].append(where)
-        for nth in range(number, _PICTURES, len(paths)):  # several on each of few
+        for nth in range(number, _PICTURES, len(paths)):  # few pictures get several defects each
             defective, mask = _with_defect(image, MEASURED_KINDS[nth % len(MEASURED_KINDS)], rng)
             white = np.repeat(255 * mask[..., None].astype(np.uint8), 3, axis=2)
             tiling = _tiling(defective, sizes[0], upright)
@@ -187,7 +201,7 @@ def _pictures(
 def _with_defect(
     image: npt.NDArray[np.uint8], kind: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A copy with a small defect, and its mask: of the first of some tries that is visible."""
+    """A copy with a small defect, and its mask, which is empty if no try gave a visible defect."""
     side = max(_WINDOW, max(image.shape[:2]) // _WINDOWS)
     for _ in range(_TRIES):
         defective, mask = add_small_defect(image, kind, side, rng)
@@ -203,7 +217,7 @@ def _tiling(image: npt.NDArray[np.uint8], size: int, upright: Upright | None) ->
 
 
 def _square(image: npt.NDArray[np.uint8], size: int, upright: Upright | None) -> tuple[Tensor, Tensor]:
-    """Where the model's square shows the picture, and the square, uint8 [3, s, s]."""
+    """Where the model's square shows the picture, bool [s, s], and the square itself, uint8 [3, s, s]."""
     tiling = _tiling(image, size, upright)
     (tile,) = tiling.tiles
     return tiling.inside(tile), to_uint8(tiling.square(image, tile))
@@ -214,9 +228,9 @@ def _maps(
     network: UNet, extractor: FeatureExtractor, schedule: Schedule, pictures: _Shown,
     origins: Sequence[int], cells: int,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Maps [cells, cells] of the good pictures, then of those with defects.
+    """Leave-one-out maps [cells, cells] of the good pictures, then of those with defects.
 
-    Each is measured as if neither the good picture nor its changed copy were part of the statistics.
+    The statistics for each picture exclude the good picture it was made from and its changed copy.
     """
     device = extractor.mean.device
 
@@ -242,7 +256,7 @@ def _maps(
 
 
 def _judged(maps: Sequence[np.ndarray], masks: Sequence[npt.NDArray[np.bool_]]) -> dict[str, float]:
-    """How well the last maps, of defects with these masks, are told from the first, of good pictures."""
+    """How well the maps of defects, which come last, are distinguished from those of good pictures."""
     good, size = len(maps) - len(masks), len(masks[0])
     scores = np.array([top_mean(values, size) for values in maps])
     image = auroc(scores, np.arange(len(maps)) >= good)
@@ -254,12 +268,12 @@ def _judged(maps: Sequence[np.ndarray], masks: Sequence[npt.NDArray[np.bool_]]) 
 
 @torch.no_grad()
 def _seconds(network: UNet, extractor: FeatureExtractor, schedule: Schedule, x_start: Tensor) -> float:
-    """Seconds that the networks take for an inspection, the better of two."""
+    """Seconds that the networks take for an inspection, the best of two runs."""
 
     def look() -> None:
         embeddings = shifted_embeddings(extractor.embed, x_start, extractor.embed(x_start), TIMESTEPS)
         found = evidence(schedule, network, x_start, embeddings, TIMESTEPS, perceive=extractor.perceptual)
-        float(found[0].sum())  # a GPU has finished then
+        float(found[0].sum())  # waits for a GPU to finish
 
     return min(_timed(look) for _ in range(2))
 

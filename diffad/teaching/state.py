@@ -1,4 +1,4 @@
-"""A training's state on disk, from which it goes on."""
+"""A training run, and its state on disk, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from diffad.teaching.recipe import TrainConfig
 
 @dataclass
 class Run:
-    """A training: what it needs and what changes. average: of the weights. step, seconds: done so far."""
+    """A training run.
+
+    Attributes:
+        average: moving average of the network's weights.
+        world, rank: number of processes, and this one's number.
+        step, seconds: progress so far.
+    """
 
     config: TrainConfig
     schedule: Schedule
@@ -36,12 +42,12 @@ class Run:
 
 
 def state_file(out: Path) -> Path:
-    """The file from which an unfinished run that writes `out` goes on."""
+    """The file from which an unfinished run that writes `out` is resumed."""
     return out.with_suffix(".resume.safetensors")
 
 
 def write_state(run: Run, file: Path, fingerprint: str) -> None:
-    """Write what `read_state` needs, atomically; fingerprint: of the recipe and the pictures."""
+    """Write a run's state atomically. fingerprint: identifies the recipe and the pictures."""
     tensors = {f"network.{name}": value for name, value in run.network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in run.average.items()}
     for name, parameter in run.network.named_parameters():
@@ -53,7 +59,7 @@ def write_state(run: Run, file: Path, fingerprint: str) -> None:
 
 
 def cut_log(file: Path, step: int) -> None:
-    """Remove from a log what comes after this step, which is done again, and an incomplete line."""
+    """Remove the steps after `step`, which will be repeated, and an incomplete line from a log."""
     if not file.exists():
         return
     end = 0
@@ -69,16 +75,16 @@ def cut_log(file: Path, step: int) -> None:
 
 
 def read_state(run: Run, file: Path, fingerprint: str) -> None:
-    """Put a run where `write_state` left it. Raises CheckpointError for a state of another run."""
+    """Restore a run from the file of `write_state`. Raises CheckpointError if it belongs to another run."""
     tensors, metadata = checkpoints.load_tensors(file)
     if metadata.get("fingerprint") != fingerprint:
         raise CheckpointError(
-            f"{file} belongs to a run with other settings or pictures; give those again, or drop --resume"
+            f"{file} belongs to a run with other settings or pictures; use the same ones, or omit --resume"
         )
     try:
         _restore(run, tensors, metadata)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error!r:.200}); drop --resume") from None
+        raise CheckpointError(f"{file} is damaged ({error!r:.200}); omit --resume") from None
 
 
 def _restore(run: Run, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

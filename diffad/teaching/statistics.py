@@ -1,8 +1,8 @@
-"""A category's profile from its good pictures: Gaussians, calibration, forecast.
+"""Fit a category's profile from its good pictures: Gaussians, calibration, forecast.
 
-Dividing maps by how hard each place is helps some categories and spoils others. No real defect may decide
-that, so artificial defects on good pictures do (`forecast`); what they say is kept, as the only forecast
-there is before real defects are measured.
+Dividing maps by how strongly good parts vary at each place helps some categories and harms others. Real
+defects must not influence that choice, so artificial defects on good pictures do (`forecast`). The result is
+kept as a forecast until real defects are measured.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from diffad.teaching.residuals import (
 )
 
 LOOKED = 24  # calibrated pictures that are measured at all calibrated timesteps
-SPOILED = 24  # of those, that carry artificial defects
+SPOILED = 24  # of these, the pictures that artificial defects are put on
 
 
 @torch.no_grad()
@@ -56,24 +56,24 @@ def fit_profile(
     stride: int = 4,
     plain: bool = False,
 ) -> Profile:
-    """Learn what the good pictures of one category look like.
+    """Fit the profile of one category.
 
-    The Gaussians are fitted on all pictures and on changed copies of each (`nuisances.random_copy`), at every
-    timestep on its grid: what light, noise, compression and position do to a good picture must not count as a
-    defect. The first 192 pictures are then calibrated, each as if neither it nor its copies were part of the
-    fit (`LeftOutMaps`). The maps of pictures that the network was trained on are raised to those of the
-    pictures held out. Above 256 px fewer pictures are fitted and calibrated (`limits`), so that time and
-    memory stay bounded.
+    The Gaussians are fitted on all pictures and on changed copies of each (`nuisances.random_copy`), at each
+    timestep's grid, so that changes of light, noise, compression and position do not count as defects. The
+    first 192 pictures are then calibrated, each with statistics that exclude it and its copies
+    (`LeftOutMaps`). The maps of pictures that the network was trained on are raised to the level of those
+    held out. Above 256 px fewer pictures are fitted and calibrated (`limits`), to bound time and memory.
 
     Args:
+        network, extractor, schedule: the model.
         used: pictures that the network was trained on, uint8 [n, 3, s, s].
         held: pictures held out of the training, at least 2.
-        inside: where those held out, then those used, lie and not their padding, bool [n, s, s]; None:
+        inside: where the pictures are without padding, those held out first, bool [n, s, s]; None means
             everywhere.
-        kind: the pixel score, of `scoring.PIXEL_SCORES`.
+        kind: the pixel score, one of `scoring.PIXEL_SCORES`.
         stride: of the pixel score "kl".
-        plain: also fit a Gaussian of the features themselves, for a category that the network never learned
-            from: it explains some of such a part's defects away.
+        plain: also fit a Gaussian of the features themselves. It serves categories that the network was not
+            trained on, where its predictions reproduce some defects.
     """
     network.eval()
     observer = Observer(network, extractor, schedule, kind, stride)
@@ -105,7 +105,7 @@ def fit_profile(
 
 
 def _calibrated(maps: LeftOutMaps, held: int) -> tuple[Calibration, dict[str, Any]]:
-    """The calibration that finds more artificial defects, by place or not, and the forecast by it."""
+    """The calibration, by place or not, that finds more artificial defects; and its forecast."""
     good = _GoodMaps.measured(maps, held)
     calibration = good.calibration(by_place=False)
     forecast: dict[str, Any] = {"by_place": False, "defects": 0}
@@ -136,9 +136,13 @@ def _calibrated(maps: LeftOutMaps, held: int) -> tuple[Calibration, dict[str, An
 class _GoodMaps:
     """Raw maps of the calibrated pictures, from which calibrations are made.
 
-    maps: at TIMESTEPS. looked: of the first ones, at all calibrated timesteps. coarse, changed: over coarse
-    cells, of the pictures and of each of their changed copies. levels: `place_level` of each picture from the
-    others. raised: factors [n, 2] that all these maps were multiplied by (see `_raised`).
+    Attributes:
+        maps: at TIMESTEPS.
+        looked: those of the first pictures, at all calibrated timesteps.
+        coarse: over coarse cells.
+        changed: the same for each set of changed copies.
+        levels: `place_level` for each picture, computed from the others.
+        raised: factors [n, 2] that all these maps were multiplied by (see `_raised`).
     """
 
     maps: RawMaps
@@ -150,7 +154,7 @@ class _GoodMaps:
 
     @staticmethod
     def measured(maps: LeftOutMaps, held: int) -> _GoodMaps:
-        """held: how many of the first pictures were held out of the training."""
+        """Measure the maps. held: the number of pictures, from the first, that were held out."""
         good = maps.of_copy(0)
         raised = _raised(good, held)
         good = good.scaled(raised)
@@ -161,12 +165,12 @@ class _GoodMaps:
         changed = [
             coarse_maps(maps.of_copy(number).scaled(raised)) for number in range(1, 1 + len(maps.copies))
         ]
-        # no picture is part of the level that it is judged by
+        # The level for each picture excludes that picture.
         _, levels = place_level(torch.stack([coarse.pixel, coarse.feature], dim=1))
         return _GoodMaps(good, good.first(LOOKED).joined(looked), coarse, changed, levels, raised)
 
     def calibration(self, by_place: bool) -> Calibration:
-        """by_place: whether maps are divided by how high good maps lie at each place."""
+        """Fit a calibration. by_place: divide maps by the level of good maps at each place."""
         fit = Calibration.fit(self.looked, by_place, self.coarse)
         score, cells = fit.scorer(), self.coarse.pixel.shape[-1]
         standard = [fit.standardise(maps, self.levels if by_place else None) for maps in self.changed]
@@ -175,10 +179,10 @@ class _GoodMaps:
 
 
 def _raised(good: RawMaps, held: int) -> Tensor:
-    """By how much the maps of pictures that the network was trained on must be raised.
+    """Factors [n, 2 (pixel, feature)] that raise the maps of trained pictures to the level of unseen ones.
 
-    Returns factors [n, 2 (pixel, feature)]: 1 for the first `held` pictures; for the others how much higher a
-    typical picture held out lies than a typical one of them, at least 1.
+    They are 1 for the first `held` pictures. For the others they are the ratio of a typical picture held out
+    to a typical one of theirs, at least 1.
     """
     factors = torch.ones(len(good.pixel), 2)
     if held < len(good.pixel):

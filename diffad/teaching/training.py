@@ -1,5 +1,6 @@
-"""Training: one network for all categories, then a profile for each; resumable at any moment, in one process
-or many.
+"""Training: one network for all categories, then a profile for each.
+
+A run can be interrupted and resumed at any time, and use one process or several (torchrun).
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from diffad.teaching.good_pictures import (
     split_held_out,
 )
 from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.robustness import forecast_changes
 from diffad.teaching.state import Run, cut_log, read_state, state_file, write_state
-from diffad.teaching.stress import forecast_changes
 
 log = logging.getLogger(__name__)
-_TIMED = 4  # steps
+_TIMED = 4  # steps in `training_rate`
 
 
 def train(
@@ -63,26 +64,32 @@ def train(
 ) -> Path:
     """Train on the normal pictures of `sources` and write the checkpoint `out`.
 
-    Beside it appear <stem>.log.jsonl (a JSON line every ten steps), <stem>.loss.png,
-    <stem>.<category>.unusual.png where good pictures are unusual, and until the run is finished
-    <stem>.resume.safetensors. Under torchrun every process trains and the first one writes.
+    Besides the checkpoint, a run writes <stem>.log.jsonl (a JSON line every ten steps), <stem>.loss.png,
+    <stem>.<category>.unusual.png if good pictures are unusual, and <stem>.resume.safetensors until it is
+    finished. Under torchrun every process trains, and the first one writes.
 
     Args:
-        resume: go on from the state that an interrupted run left.
-        start_from: checkpoint whose network and standardisation of features are the start. Its profiles are
-            kept only if the network does not change (0 steps).
+        config: the recipe.
+        sources: folders of pictures, see `samples.find_all`.
+        out: the checkpoint's file, *.safetensors.
+        resume: continue an interrupted run.
+        start_from: a checkpoint to start from: its network, its standardisation of features and, if the
+            network does not change (0 steps), its profiles.
+        device: "auto", "cpu" or "cuda".
         progress: called with {step, seconds, eta, done, loss, …} after every step.
-        save_every: seconds between two states to resume from; one is also written at an interruption.
+        save_every: seconds between saved states; a state is also saved when the run is interrupted.
         skip_unreadable: leave out pictures that cannot be read.
-        tell: called with sentences for the user: before anything is learned which pictures are left out, how
-            many bits they have, which repeat each other and which test pictures are among them; then at which
-            size each category is looked at, and where its unusual pictures are shown.
+        tell: called with messages for the user: before the training, which pictures are left out, their bit
+            depth, duplicates, and test pictures among them; after it, the size at which each category is
+            inspected and where its unusual pictures are shown.
 
     Returns:
         The path of the checkpoint.
 
     Raises:
-        DataError, CheckpointError, OutputError.
+        DataError: pictures are missing, too few or cannot be read.
+        CheckpointError: the request makes no sense, or a checkpoint or state cannot be used.
+        OutputError: a file cannot be written.
     """
     out = Path(out)
     _check_request(config, out, resume, start_from)
@@ -95,7 +102,7 @@ def train(
     for name, sentences in repeated.items():
         if sentences:
             tell(f"{name}: {' '.join(sentences)}")
-    out.parent.mkdir(parents=True, exist_ok=True)  # an error here must not come after hours
+    out.parent.mkdir(parents=True, exist_ok=True)  # fail now rather than after hours
     used = [split_held_out(each.pictures, config.held_out)[0] for each in good.values()]
     run = _prepare(config, base, used, *_join(device))
     if config.steps != 0:
@@ -113,20 +120,22 @@ def _check_request(config: TrainConfig, out: Path, resume: bool, start_from: str
     if out.suffix != ".safetensors":
         raise CheckpointError(f"the checkpoint's name must end in .safetensors, not {out.name!r}")
     if config.steps == 0 and not start_from:
-        raise CheckpointError("0 steps learn statistics for a trained network: start from a checkpoint")
+        raise CheckpointError("with 0 steps only statistics are fitted: start from a checkpoint")
     if config.steps == 0 and resume:
-        raise CheckpointError("0 steps resume nothing: give the steps or minutes of the interrupted run")
+        raise CheckpointError(
+            "with 0 steps there is nothing to resume: give the steps or minutes of the interrupted run"
+        )
     if resume and not state_file(out).exists():
-        raise CheckpointError(f"there is no unfinished run to go on with ({state_file(out)}): drop --resume")
+        raise CheckpointError(f"there is no unfinished run to resume ({state_file(out)}): omit --resume")
 
 
 def _write_checkpoint(
     run: Run, base: Checkpoint | None, start_from: str | Path | None, good: Mapping[str, GoodPictures],
     repeated: Mapping[str, list[str]], out: Path, tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Learn every category and write the checkpoint; then judge changed good pictures and write it again."""
+    """Fit every category's profile and write the checkpoint; then test robustness and write it again."""
     config = run.config
-    run.network.load_state_dict(rounded(run.average))  # profiles must belong to the weights that are stored
+    run.network.load_state_dict(rounded(run.average))  # profiles must match the stored, rounded weights
     learned = {
         name: learn_category(run, base, name, each, repeated[name], out, tell) for name, each in good.items()
     }
@@ -138,7 +147,7 @@ def _write_checkpoint(
         profiles, pixel_score=config.pixel_score, stride=config.stride,
         provenance=_provenance(run, base, start_from, counts, profiles),
     )  # fmt: skip
-    checkpoints.save(out, finished)  # already now: what follows may fail
+    checkpoints.save(out, finished)  # now, because the next step may fail
     if config.stressed:
         judged = {name: each.judged for name, each in learned.items()}
         for name, values in forecast_changes(finished, judged, str(run.device)).items():
@@ -154,11 +163,11 @@ def _provenance(
     run: Run, base: Checkpoint | None, start_from: str | Path | None, counts: Mapping[str, int],
     categories: Iterable[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Where a model comes from. counts: good pictures by category. categories: all that it knows."""
+    """Where a model comes from. counts: good pictures by category. categories: all that the model knows."""
     config, before = run.config, base.provenance if base else {}
     known = pictures_in(before)
     kept = {name: known[name] for name in categories if name in known and name not in counts}
-    # also the licences of what the network learned from before
+    # The pictures of the checkpoint that the run started from keep their licences.
     licences = [each.strip() for each in f"{config.licence};{before.get('licence') or ''}".split(";")]
     return {
         "version": diffad.__version__,
@@ -174,9 +183,10 @@ def _provenance(
 
 
 def _continued(config: TrainConfig, base: Checkpoint | None) -> TrainConfig:
-    """The recipe with the base's network, trained at the recipe's size.
+    """The recipe with the network of `base`, to be trained at the recipe's size.
 
-    Raises CheckpointError for a size that does not suit the network.
+    Raises:
+        CheckpointError: the size does not suit the network.
     """
     if base:
         try:
@@ -192,12 +202,15 @@ def _continued(config: TrainConfig, base: Checkpoint | None) -> TrainConfig:
 
 
 def training_rate(unet: UNetConfig, backbone: str, picture: Tensor, device: torch.device) -> float:
-    """Pictures a second that a network of this size is trained on; on a CPU once all features are known.
+    """The speed of training in pictures per second, on a CPU after all features have been computed.
 
-    picture: uint8 [3, size, size].
+    Args:
+        unet, backbone: the networks.
+        picture: uint8 [3, size, size].
+        device: where to train.
     """
     config = TrainConfig(steps=_TIMED + 1, unet=unet, backbone=backbone, variants=1)
-    pictures = picture.expand(8, -1, -1, -1)  # few: nearly all features are known after the first step
+    pictures = picture.expand(8, -1, -1, -1)  # so few that nearly all features are known after the first step
     run = _prepare(config, None, [pictures], 1, 0, device)
     spent = [run.seconds for _ in _loop(run, Draws.of(run, [pictures]))]
     return _TIMED * config.batch / (spent[-1] - spent[0])
@@ -215,7 +228,9 @@ def _prepare(
     network = UNet(config.unet).to(device)
     extractor = FeatureExtractor(config.backbone, config.unet.cell).to(device)
     if extractor.channels != config.unet.feature_channels:
-        raise ValueError(f"{config.backbone} has {extractor.channels} channels: set feature_channels to it")
+        raise ValueError(
+            f"{config.backbone} has {extractor.channels} channels: feature_channels must be the same"
+        )
     if base:
         network.load_state_dict(base.network)
         extractor.mean.copy_(base.feature_mean)
@@ -239,7 +254,7 @@ def _prepare(
 
 @torch.no_grad()
 def _rescale_head(network: UNet, mean: Tensor, std: Tensor, extractor: FeatureExtractor) -> None:
-    """Let the head go on predicting the same features in their new units; mean, std: the old ones, [c]."""
+    """Convert the head's predictions to the new standardisation. mean, std: the old one, [c] each."""
     head = network.feature_head[-1]
     assert isinstance(head, nn.Conv2d) and head.bias is not None
     head.weight.mul_((std / extractor.std).view(-1, 1, 1, 1))
@@ -250,7 +265,7 @@ def _fit_network(
     run: Run, draws: Draws, counts: Mapping[str, int], out: Path, resume: bool,
     progress: Callable[[dict[str, Any]], None] | None, save_every: float,
 ) -> None:  # fmt: skip
-    """The loop with its files: log, state to resume from, loss picture. counts: pictures by category."""
+    """Run the training loop and write its log, states and loss plot. counts: pictures by category."""
     state, log_file = state_file(out), out.with_suffix(".log.jsonl")
     fingerprint = json.dumps({"config": asdict(run.config), "categories": counts}, sort_keys=True)
     if resume:
@@ -259,7 +274,10 @@ def _fit_network(
             cut_log(log_file, run.step)
     elif run.rank == 0:
         if state.exists():
-            log.warning("%s is an unfinished run; it is started over (--resume would go on)", state)
+            log.warning(
+                "%s is an unfinished run; it starts again from the beginning (--resume would continue it)",
+                state,
+            )
         log_file.unlink(missing_ok=True)
     saved = time.monotonic()
     try:
@@ -281,11 +299,12 @@ def _fit_network(
         loss_plot(rows, out.with_suffix(".loss.png"))
 
 
-# -- the loop ----------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
+# The loop
 
 
 def _loop(run: Run, draws: Draws) -> Iterator[dict[str, Any]]:
-    """Train until the budget is spent; yields a row after every step."""
+    """Train until the budget is spent; yields a row of the log after every step."""
     model = DistributedDataParallel(run.network) if run.world > 1 else run.network
     run.network.train()
     features, batches = Features(run), draws.batches(run.step, workers_for(run))
@@ -309,7 +328,7 @@ def _loop(run: Run, draws: Draws) -> Iterator[dict[str, Any]]:
 
 
 def _step(run: Run, model: nn.Module, draw: Draw, features: Features, done: float) -> dict[str, Tensor]:
-    """One step of the optimiser; returns the loss and its terms. done: share of the budget."""
+    """Take one step of the optimiser; returns the loss and its terms. done: share of the budget used."""
     config = run.config
     x_start, shown = (to_float(torch.from_numpy(each), run.device) for each in (draw.pictures, draw.shown))
     noise, holes = (torch.from_numpy(each).to(run.device) for each in (draw.noise, draw.holes))
@@ -323,16 +342,16 @@ def _step(run: Run, model: nn.Module, draw: Draw, features: Features, done: floa
     run.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
-    if torch.isfinite(norm):  # one overflowing batch must not spoil the run
+    if torch.isfinite(norm):  # one overflowing batch must not ruin the run
         run.optimizer.step()
     return terms
 
 
 @torch.no_grad()
 def _average(run: Run) -> None:
-    """Move the average of the weights; it spans a tenth of the run so far, at most what `ema` allows.
+    """Update the average of the weights, which spans a tenth of the run so far, limited by `ema`.
 
-    `torch.optim.swa_utils.AveragedModel` would do the same but for the first step, which it copies.
+    `torch.optim.swa_utils.AveragedModel` does the same except for the first step, which it copies.
     """
     decay = min(run.config.ema, 1 - 10 / (run.step + 11))
     for name, value in run.network.state_dict().items():
@@ -340,7 +359,7 @@ def _average(run: Run) -> None:
 
 
 def _budget_spent(run: Run, seconds: float) -> float:
-    """Share of the budget used, in [0, 1]; all processes agree on the first one's clock."""
+    """Share of the budget used, from 0 to 1; all processes use the clock of the first."""
     if run.config.steps is not None:
         return run.step / run.config.steps
     assert run.config.minutes is not None  # a recipe has one of the two
@@ -351,7 +370,7 @@ def _budget_spent(run: Run, seconds: float) -> float:
 
 
 def _join(device: str) -> tuple[int, int, torch.device]:
-    """(processes, own rank, own device), joining torchrun's group if there is one."""
+    """Join torchrun's group if there is one; returns (number of processes, own rank, own device)."""
     chosen = pick_device(device)
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 1, 0, chosen
