@@ -25,8 +25,9 @@ from torch import Tensor
 from diffad.method.calibration import Calibration
 from diffad.method.diffusion import Schedule
 from diffad.method.encoding import coded, decoded, differences, pack, restored, stored, sums, unpack
-from diffad.method.gaussian import PlaceGaussian, PlainGaussian, ResidualGaussian, from_steps, to_steps
+from diffad.method.gaussian import PlainGaussian, ResidualGaussian, from_steps, to_steps
 from diffad.method.image_score import CELLS
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.pose import Upright
 from diffad.method.profile import Profile
 from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS
@@ -81,7 +82,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
             tensors[f"scale.{name}"] = scale
     tensors["features.mean"], tensors["features.std"] = checkpoint.feature_mean, checkpoint.feature_std
     for index, profile in enumerate(checkpoint.profiles.values()):
-        tensors |= _profile_tensors(profile, f"profile.{index}.")
+        tensors |= profile_tensors(profile, f"profile.{index}.")
     header = {
         "format": FORMAT,
         "config": asdict(checkpoint.config),
@@ -89,7 +90,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> Path:
         "backbone": checkpoint.backbone,
         "pixel_score": checkpoint.pixel_score,
         "stride": checkpoint.stride,
-        "categories": [_category(name, profile) for name, profile in checkpoint.profiles.items()],
+        "categories": [profile_header(name, profile) for name, profile in checkpoint.profiles.items()],
         "provenance": dict(checkpoint.provenance),
     }
     return save_tensors(path, tensors, {"diffad": json.dumps(header)})
@@ -104,7 +105,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     return path
 
 
-def _profile_tensors(profile: Profile, prefix: str) -> dict[str, Tensor]:
+def profile_tensors(profile: Profile, prefix: str) -> dict[str, Tensor]:
     gaussian, calibration = profile.gaussian, profile.calibration
     tensors = {
         f"{prefix}gaussian.projection": gaussian.projection.half(),
@@ -135,7 +136,7 @@ def _covariance_tensors(covariance: ResidualGaussian, prefix: str) -> dict[str, 
     return tensors
 
 
-def _category(name: str, profile: Profile) -> dict[str, Any]:
+def profile_header(name: str, profile: Profile) -> dict[str, Any]:
     """The header's entry for a category."""
     return {
         "name": name,
@@ -210,7 +211,7 @@ def _built(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     for index, category in enumerate(header["categories"]):
         if category["name"] in profiles:
             raise ValueError(f"two categories are called {category['name']!r}")
-        profiles[category["name"]] = _profile(category, tensors, f"profile.{index}.")
+        profiles[category["name"]] = profile_from(category, tensors, f"profile.{index}.")
     return Checkpoint(
         config=config,
         network=_network(config, tensors),
@@ -225,7 +226,7 @@ def _built(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     )
 
 
-def _profile(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Profile:
+def profile_from(category: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> Profile:
     def part(name: str) -> Tensor:
         return tensors.pop(prefix + name).float()
 
@@ -338,7 +339,7 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, profile in checkpoint.profiles.items():
         _require(isinstance(name, str) and 0 < len(name) <= 255, "a category's name is empty or too long")
         try:
-            _check_profile(profile, width, _grid(profile, checkpoint.config))
+            check_profile(profile, width, _grid(profile, checkpoint.config))
         except ValueError as error:
             raise ValueError(f"category {name!r}: {error}") from None
 
@@ -348,7 +349,7 @@ def _grid(profile: Profile, config: UNetConfig) -> int:
     return config.feature_grid if profile.size is None else config.checked_size(profile.size) // config.cell
 
 
-def _check_profile(profile: Profile, width: int, grid: int) -> None:
+def check_profile(profile: Profile, width: int, grid: int) -> None:
     gaussian, calibration = profile.gaussian, profile.calibration
     dims, blocks, side = len(gaussian.projection), len(gaussian.whitening), len(calibration.level[0])
     known, remembered = calibration.timesteps, calibration.remembered

@@ -16,7 +16,8 @@ from diffad.checkpoint import Checkpoint, CheckpointError
 from diffad.inspector import Inspector
 from diffad.method import encoding
 from diffad.method.calibration import Calibration
-from diffad.method.gaussian import PlaceGaussian, PlainGaussian
+from diffad.method.gaussian import PlainGaussian
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.profile import Profile
 from diffad.method.scoring import RawMaps
 from diffad.method.unet import UNet, UNetConfig

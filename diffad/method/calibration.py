@@ -137,6 +137,18 @@ class Calibration:
         fused = weighed(pixel.numpy(), feature.numpy(), alpha, plain)
         return ImageScore.of(fused.reshape(len(fused), -1), self.changed)
 
+    def plus(self, coarse: RawMaps) -> Calibration:
+        """With the `coarse_maps` of further good pictures, at the remembered timesteps.
+
+        They are standardised as before.
+        """
+        maps = self.standardise(coarse)
+        codes = to_codes(_to_cells(torch.stack([maps.pixel, maps.feature], dim=1)))
+        plain = self.good_plain
+        if plain is not None and maps.plain is not None:
+            plain = torch.cat([plain, to_codes(_to_cells(maps.plain))])
+        return replace(self, good_maps=torch.cat([self.good_maps, codes]), good_plain=plain)
+
     def ignoring(self, share: Tensor) -> Calibration:
         """The calibration of maps that are multiplied by 1 − share at each place, float32 [s, s] in [0, 1].
 

@@ -1,100 +1,23 @@
-"""Compact Gaussians of features and of residuals by place (after PaDiM, Defard et al. 2021).
+"""Compact Gaussians of residuals, and of all of the features, by place (after PaDiM, Defard et al. 2021).
 
 PaDiM stores a covariance for every place, which takes gigabytes on a fine grid. Here a block of neighbouring
-places shares one covariance. The Gaussian of the features, used in eq. (12), has one mean per place after a
-fixed orthogonal projection to 32 dimensions, and takes less than 1 MB.
+places shares one covariance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-DIMS = 32  # maximum dimensions of the projected features
-RIDGE = 0.05  # added to a covariance's diagonal; features are standardised, so 1 is a typical variance
 SHRINKAGE = 0.1  # λ, by which a residual's common covariance is shrunk to its diagonal
 KEPT = 48  # maximum directions kept of a stage's residual
 _FINEST = 0.5  # weight of a direction of the finest stage; other stages have 1
 _CODES = 3  # entries of factors are quantised to integers from −3 to 3
-
-
-@dataclass(frozen=True)
-class PlaceGaussian:
-    """N(μ_p, Σ_B) of the projected features at each place p; the places of block B share Σ_B.
-
-    Attributes (float32):
-        projection: [dims, channels], rows orthonormal.
-        mean: [dims, grid, grid].
-        whitening: L⁻¹ of Σ = L Lᵀ, lower triangular [grid/block, grid/block, dims, dims].
-    """
-
-    projection: Tensor
-    mean: Tensor
-    whitening: Tensor
-
-    @staticmethod
-    def fit(batches: Iterable[Tensor], *, block: int = 4) -> PlaceGaussian:
-        """Fit in one streaming pass.
-
-        Args:
-            batches: standardised features [b, channels, grid, grid] of normal pictures.
-            block: places per side that share a covariance.
-
-        Raises:
-            ValueError: no pictures, or the grid is not divisible into blocks.
-        """
-        count, projection = 0, None
-        for batch in batches:
-            if projection is None:
-                channels, grid = batch.shape[1], batch.shape[-1]
-                if grid % block:
-                    raise ValueError(f"a grid of {grid} does not divide into blocks of {block}")
-                projection = orthogonal_projection(channels, min(DIMS, channels)).to(batch.device)
-                dims, blocks = len(projection), grid // block
-                total = batch.new_zeros(dims, grid, grid, dtype=torch.float64)
-                outer = batch.new_zeros(blocks, blocks, dims, dims, dtype=torch.float64)
-            z = torch.einsum("dc,bchw->bdhw", projection, batch.float()).double()
-            count += len(z)
-            total += z.sum(dim=0)
-            outer += _outer_by_block(z, block)
-        if projection is None:
-            raise ValueError("the Gaussian needs at least one normal picture")
-        mean = total / count
-        covariance = (outer - count * _outer_by_block(mean[None], block)) / max(1, (count - 1) * block**2)
-        covariance += RIDGE * torch.eye(len(projection), dtype=torch.float64, device=covariance.device)
-        return PlaceGaussian(projection, mean.float(), inverse_cholesky(covariance).float())
-
-    def squared_mahalanobis(self, features: Tensor) -> Tensor:
-        """(f − μ)ᵀ Σ⁻¹ (f − μ) / dims at every place, about 1 for normal features; differentiable.
-
-        features: [b, channels, grid, grid]. Returns [b, grid, grid].
-        """
-        z = self.project(features) - self.mean
-        blocks = self.whitening.shape[0]
-        b, d, grid, _ = z.shape
-        cells = z.reshape(b, d, blocks, grid // blocks, blocks, grid // blocks)
-        white = torch.einsum("ijed,bdiyjx->beiyjx", self.whitening, cells)
-        return white.square().mean(dim=1).reshape(b, grid, grid)
-
-    def project(self, features: Tensor) -> Tensor:
-        """Project features [b, channels, grid, grid] to [b, dims, grid, grid]."""
-        return torch.einsum("dc,bchw->bdhw", self.projection, features.float())
-
-    def log_likelihood(self, features: Tensor) -> Tensor:
-        """Log density per dimension at every place, up to a constant, [b, grid, grid]."""
-        # −½ log|Σ| / dims, [blocks, blocks]
-        log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().mean(-1)
-        repeat = self.mean.shape[-1] // len(log_det)
-        log_det = log_det.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)
-        return log_det - 0.5 * self.squared_mahalanobis(features)
-
-    def to(self, device: torch.device) -> PlaceGaussian:
-        return PlaceGaussian(self.projection.to(device), self.mean.to(device), self.whitening.to(device))
 
 
 class Scatter:
@@ -114,7 +37,7 @@ class Scatter:
         if residual.shape[-1] % self.block:
             raise ValueError(f"a grid of {residual.shape[-1]} does not divide into blocks of {self.block}")
         self.count += len(residual) * self.block**2
-        products = _outer_by_block(residual.float(), self.block)
+        products = outer_by_block(residual.float(), self.block)
         self._total = (
             products if self._total is None else self._total.add_(products)
         )  # in place to save memory
@@ -175,31 +98,7 @@ class ResidualGaussian:
         Raises:
             ValueError: a grid has no pictures, or the stages do not match the residual's channels.
         """
-        moments = [grid.mean() for grid in grids]
-        overall = reduce(torch.add, (moment.mean(dim=(0, 1)) for moment in moments)) / len(moments)
-        rows, weight = _kept(overall, stages, kept)  # [k, c], [k]
-        overall = rows @ overall @ rows.T
-        variance = overall.diagonal()
-        only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
-        common = inverse_cholesky((1 - SHRINKAGE) * overall + SHRINKAGE * only_variances) @ rows
-        eye = torch.eye(len(common)).to(overall)
-        factors, prior_count = [], 2 * len(common)
-        for moment, grid in zip(moments, grids):
-            prior = prior_count / (prior_count + grid.count)
-            mixed = (1 - prior) * common @ moment @ common.T + prior * eye
-            variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-            missing = (variance.median() - variance).clamp(min=0)
-            factors.append(inverse_cholesky(mixed + missing[..., None, None] * eye))
-        exact = torch.stack(factors)
-        factor = exact * weight.sqrt()[:, None]
-        below = factor.tril(-1)
-        # quantised as in a file
-        scale = from_steps(*to_steps((below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6)))
-        diagonal = from_steps(*to_steps(factor.diagonal(dim1=-2, dim2=-1)))
-        codes = (below / scale[..., None]).round().clamp(-_CODES, _CODES).to(torch.int8)
-        gaussian = ResidualGaussian(common.float(), codes, scale, diagonal)
-        observations = tuple(prior_count + grid.count for grid in grids)
-        return gaussian, LeftOut(gaussian, exact.float(), weight.float(), observations)
+        return Moments.of(grids, stages=stages, kept=kept).fitted()
 
     def squared_mahalanobis(self, residual: Tensor, grid: int = 0) -> Tensor:
         """rᵀ Σ_B⁻¹ r / k at every place, about 1 for normal residuals.
@@ -225,6 +124,73 @@ class ResidualGaussian:
         return ResidualGaussian(
             *(part.to(device) for part in (self.common, self.codes, self.scale, self.diagonal))
         )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a `ResidualGaussian` is fitted to: second moments in its coordinates z = L⁻¹ P r.
+
+    Further pictures can be added to them without the pictures that they were made from.
+
+    Attributes:
+        common: L⁻¹ P, float64 [k, c].
+        weight: of each direction, [k].
+        second: mean of z zᵀ per grid and block, float64 [g, n, n, k, k].
+        counts: observations per block, for each grid.
+    """
+
+    common: Tensor
+    weight: Tensor
+    second: Tensor
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(grids: Sequence[Scatter], *, stages: Sequence[int], kept: int = KEPT) -> Moments:
+        """The moments of normal pictures' residuals; see `ResidualGaussian.fit`."""
+        moments = [grid.mean() for grid in grids]
+        overall = reduce(torch.add, (moment.mean(dim=(0, 1)) for moment in moments)) / len(moments)
+        rows, weight = _kept(overall, stages, kept)  # [k, c], [k]
+        overall = rows @ overall @ rows.T
+        variance = overall.diagonal()
+        only_variances = torch.diag(variance.clamp(min=1e-6 * float(variance.mean()) + 1e-12))
+        common = inverse_cholesky((1 - SHRINKAGE) * overall + SHRINKAGE * only_variances) @ rows
+        second = torch.stack([common @ moment @ common.T for moment in moments])
+        return Moments(common, weight, second, tuple(grid.count for grid in grids))
+
+    def plus(self, grids: Sequence[Scatter]) -> Moments:
+        """With the residuals of further pictures, one sum per grid. The coordinates stay as they are."""
+        second, counts = [], []
+        for own, count, grid in zip(self.second, self.counts, grids, strict=True):
+            more = self.common @ grid.mean().to(self.common.device) @ self.common.T
+            second.append((count * own + grid.count * more) / (count + grid.count))
+            counts.append(count + grid.count)
+        return replace(self, second=torch.stack(second), counts=tuple(counts))
+
+    def fitted(self) -> tuple[ResidualGaussian, LeftOut]:
+        """The Gaussian, and its leave-one-out distances for the pictures behind it."""
+        common, weight = self.common, self.weight
+        eye = torch.eye(len(common)).to(common)
+        factors, prior_count = [], 2 * len(common)
+        for second, count in zip(self.second, self.counts):
+            prior = prior_count / (prior_count + count)
+            mixed = (1 - prior) * second + prior * eye
+            variance = mixed.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+            missing = (variance.median() - variance).clamp(min=0)
+            factors.append(inverse_cholesky(mixed + missing[..., None, None] * eye))
+        exact = torch.stack(factors)
+        factor = exact * weight.sqrt()[:, None]
+        below = factor.tril(-1)
+        # quantised as in a file
+        scale = from_steps(*to_steps((below.abs().amax(dim=-1) / _CODES).clamp(min=1e-6)))
+        diagonal = from_steps(*to_steps(factor.diagonal(dim1=-2, dim2=-1)))
+        codes = (below / scale[..., None]).round().clamp(-_CODES, _CODES).to(torch.int8)
+        gaussian = ResidualGaussian(common.float(), codes, scale, diagonal)
+        observations = tuple(prior_count + count for count in self.counts)
+        return gaussian, LeftOut(gaussian, exact.float(), weight.float(), observations)
+
+    def to(self, device: torch.device) -> Moments:
+        common, weight, second = (part.to(device) for part in (self.common, self.weight, self.second))
+        return Moments(common, weight, second, self.counts)
 
 
 @dataclass(frozen=True)
@@ -318,14 +284,7 @@ class PlainGaussian:
         Returns:
             The Gaussian, and its leave-one-out distances for these pictures.
         """
-        count = sum(map(len, batches))
-        mean = reduce(torch.add, (batch.float().sum(dim=0) for batch in batches)) / count
-        scatter = Scatter(block)
-        for batch in batches:
-            scatter.add(batch.float() - mean)
-        covariance, left_out = ResidualGaussian.fit([scatter], stages=stages, kept=max(stages))
-        plain = PlainGaussian(mean, covariance)
-        return plain, PlainLeftOut(plain, left_out, count)
+        return PlainMoments.of(batches, block=block, stages=stages).fitted()
 
     def squared_mahalanobis(self, features: Tensor) -> Tensor:
         """Squared distance per direction at every place, about 1 if normal: [b, c, g, g] → [b, g, g]."""
@@ -333,6 +292,46 @@ class PlainGaussian:
 
     def to(self, device: torch.device) -> PlainGaussian:
         return PlainGaussian(self.mean.to(device), self.covariance.to(device))
+
+
+@dataclass(frozen=True)
+class PlainMoments:
+    """What a `PlainGaussian` is fitted to: the mean of `count` pictures, and moments about it."""
+
+    mean: Tensor
+    moments: Moments
+    count: int
+
+    @staticmethod
+    def of(batches: Sequence[Tensor], *, block: int, stages: Sequence[int]) -> PlainMoments:
+        """See `PlainGaussian.fit`."""
+        count = sum(map(len, batches))
+        mean = reduce(torch.add, (batch.float().sum(dim=0) for batch in batches)) / count
+        scatter = Scatter(block)
+        for batch in batches:
+            scatter.add(batch.float() - mean)
+        return PlainMoments(mean, Moments.of([scatter], stages=stages, kept=max(stages)), count)
+
+    def plus(self, features: Tensor) -> PlainMoments:
+        """With the features [b, c, g, g] of further pictures."""
+        apart = features.to(self.mean) - self.mean
+        count = self.count + len(apart)
+        step = apart.sum(dim=0) / count  # by which the mean moves
+        block = self.mean.shape[-1] // self.moments.second.shape[1]
+        moments = self.moments.plus([Scatter(block).add(apart)])
+        common = moments.common
+        moved = common @ outer_by_block(step[None], block).to(common) @ common.T
+        second = moments.second - count * moved / moments.counts[0]
+        return PlainMoments(self.mean + step, replace(moments, second=second), count)
+
+    def fitted(self) -> tuple[PlainGaussian, PlainLeftOut]:
+        """The Gaussian, and its leave-one-out distances for the pictures behind it."""
+        covariance, left_out = self.moments.fitted()
+        plain = PlainGaussian(self.mean, covariance)
+        return plain, PlainLeftOut(plain, left_out, self.count)
+
+    def to(self, device: torch.device) -> PlainMoments:
+        return PlainMoments(self.mean.to(device), self.moments.to(device), self.count)
 
 
 @dataclass(frozen=True)
@@ -392,14 +391,6 @@ def from_steps(steps: Tensor, ends: Tensor) -> Tensor:
     return (low + steps.double() / 255 * (high - low)).exp().float()
 
 
-def orthogonal_projection(channels: int, dims: int) -> Tensor:
-    """A fixed matrix with orthonormal rows, float32 [dims, channels]."""
-    generator = torch.Generator().manual_seed(0)
-    square: Tensor
-    square, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
-    return square[:, :dims].T.float().contiguous()
-
-
 def inverse_cholesky(covariance: Tensor) -> Tensor:
     """L⁻¹ of Σ = L Lᵀ for a batch of matrices, lower triangular, so that |L⁻¹ r|² = rᵀ Σ⁻¹ r."""
     factor = torch.linalg.cholesky(covariance)
@@ -408,7 +399,7 @@ def inverse_cholesky(covariance: Tensor) -> Tensor:
     return inverse
 
 
-def _outer_by_block(z: Tensor, block: int) -> Tensor:
+def outer_by_block(z: Tensor, block: int) -> Tensor:
     """Sum of z zᵀ over pictures and the places of each block: [b, d, g, g] → [g/block, g/block, d, d]."""
     b, d, grid, _ = z.shape
     cells = z.reshape(b, d, grid // block, block, grid // block, block).permute(2, 4, 1, 0, 3, 5).flatten(3)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from diffad.method.calibration import Calibration
-from diffad.method.gaussian import PlaceGaussian, PlainGaussian, ResidualGaussian
+from diffad.method.gaussian import PlainGaussian, ResidualGaussian
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.pose import Upright
 from diffad.method.scoring import RawMaps, plain_map, residual_maps
 

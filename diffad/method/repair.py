@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffad.method.diffusion import Denoiser, Schedule
-from diffad.method.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.method.gaussian import ResidualGaussian
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.scoring import TIMESTEPS, grid_of, noise_for, offset_of, shifted, smooth
 from diffad.pictures.arrays import Bools
 

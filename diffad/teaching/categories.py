@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from diffad.teaching.recipe import TrainConfig
 from diffad.teaching.residuals import Observer
 from diffad.teaching.sizes import find_size, in_words
 from diffad.teaching.state import Run
-from diffad.teaching.statistics import fit_profile
+from diffad.teaching.statistics import Fitted, fit
 
 _FOREIGN = 1e-8  # a picture whose score so small a share of good pictures would reach is left out
 _MOST_FOREIGN = 0.2  # if more of the pictures stand out, they show several kinds of part and all stay
@@ -32,20 +31,24 @@ class Lesson:
     """What was learned of a category, and from what.
 
     Attributes:
-        profile: with the names of unusual and left-out pictures in its forecast.
+        fitted: the profile, with the names of unusual and left-out pictures in its forecast; and its sums.
         pictures, names: of the statistics, those held out first, uint8 [n, 3, s, s].
         unusual, left_out: scores by number among these; nothing was learned from those left out.
         judged: files with their bits, by which the category is to be judged when they are changed.
         aside: whether these are not part of the statistics.
     """
 
-    profile: Profile
+    fitted: Fitted
     pictures: Tensor
     names: list[str]
     unusual: dict[int, float]
     left_out: dict[int, float]
     judged: list[tuple[Path, int | None]]
     aside: bool
+
+    @property
+    def profile(self) -> Profile:
+        return self.fitted.profile
 
 
 def study(
@@ -71,20 +74,22 @@ def study(
         if sizes["size"] != good.size:
             good = good.at(sizes["size"])
     order = torch.cat([held[aside:], used])
-    profile, odd, left_out = _fitted(
+    fitted, odd, left_out = _fitted(
         observer, good.pictures[used], good.pictures[held[aside:]], good.inside[order], plain
     )
     names = told_apart(good.paths)
     names = [names[i] for i in order]
     forecast = {
-        **profile.forecast,
+        **fitted.profile.forecast,
         "unusual": {names[i]: score for i, score in odd.items()},
         "left_out": {names[i]: score for i, score in left_out.items()},
     }
     if sizes:
         forecast["sizes"] = sizes
-    profile = replace(profile, forecast=forecast, upright=good.upright, bits=good.bits)
-    return Lesson(profile, good.pictures[order], names, odd, left_out, judged, bool(aside))
+    profile = replace(fitted.profile, forecast=forecast, upright=good.upright, bits=good.bits)
+    return Lesson(
+        replace(fitted, profile=profile), good.pictures[order], names, odd, left_out, judged, bool(aside)
+    )
 
 
 class Category(NamedTuple):
@@ -150,7 +155,7 @@ def pictures_in(provenance: Mapping[str, object]) -> dict[str, int]:
 
 def _fitted(
     observer: Observer, used: Tensor, held: Tensor, inside: Tensor, plain: bool
-) -> tuple[Profile, dict[int, float], dict[int, float]]:
+) -> tuple[Fitted, dict[int, float], dict[int, float]]:
     """Fit a profile, leaving out pictures that hardly belong to the others, such as a defective part.
 
     If many pictures stand out, none is left out.
@@ -158,30 +163,27 @@ def _fitted(
     Args:
         used, held: pictures that the network was trained on, and those held out, uint8 [n, 3, s, s].
         inside: where the pictures are without padding, those held out first, bool [n, s, s].
-        plain: see `statistics.fit_profile`.
+        plain: see `statistics.fit`.
 
     Returns:
-        The profile; the scores of unusual good pictures and of those left out, by number, counted from the
+        The profile with its sums; the scores of unusual good pictures and of those left out, by number, counted from the
         first picture held out.
     """
     # The run's seed is not used: the noise is part of the calibration, and inspections use seed 0.
-    fit = partial(
-        fit_profile, observer.network, observer.extractor, observer.schedule, kind=observer.kind,
-        stride=observer.stride, plain=plain,
-    )  # fmt: skip
-    profile, numbers = fit(used, held, inside), torch.arange(len(inside))
+    fitted, numbers = fit(observer, used, held, inside, plain=plain), torch.arange(len(inside))
     left_out: dict[int, float] = {}
-    scores = profile.calibration.scorer().good
+    scores = fitted.profile.calibration.scorer().good
     foreign = torch.zeros(len(inside), dtype=torch.bool)
     foreign[: len(scores)] = torch.from_numpy(unusual(scores, _FOREIGN))
     kept_held, kept_used = ~foreign[: len(held)], ~foreign[len(held) :]
     if 0 < foreign.sum() <= _MOST_FOREIGN * len(scores) and kept_held.sum() >= 2 and kept_used.any():
         left_out = {int(i): float(scores[i]) for i in foreign.nonzero()}
-        profile, numbers = fit(used[kept_used], held[kept_held], inside[~foreign]), numbers[~foreign]
-    scorer = profile.calibration.scorer()
+        fitted = fit(observer, used[kept_used], held[kept_held], inside[~foreign], plain=plain)
+        numbers = numbers[~foreign]
+    scorer = fitted.profile.calibration.scorer()
     # The score reveals local differences, the level differences of the picture as a whole.
     odd = (unusual(scorer.good) | unusual(scorer.levels)).nonzero()[0]
-    return profile, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
+    return fitted, {int(numbers[i]): float(scorer.good[i]) for i in odd}, left_out
 
 
 def _show(file: Path, lesson: Lesson) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffad.method.artificial_defects import KINDS, add_defect, random_hole
 from diffad.method.devices import cores
 from diffad.method.features import FeatureExtractor
-from diffad.method.gaussian import PlaceGaussian
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.repair import FILLED_TO
 from diffad.pictures.geometry import to_float
 from diffad.teaching.recipe import TrainConfig

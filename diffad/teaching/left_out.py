@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffad.method.features import FeatureExtractor
-from diffad.method.gaussian import LeftOut, PlainGaussian, PlainLeftOut
+from diffad.method.gaussian import LeftOut, PlainGaussian, PlainLeftOut, ResidualGaussian
 from diffad.method.scoring import TIMESTEPS, RawMaps, plain_map, residual_maps
 from diffad.pictures.geometry import to_float
-from diffad.teaching.residuals import FEATURE_BLOCK, ROWS, Observations, Observer, block
+from diffad.teaching.residuals import ROWS, Observations, Observer, Sums
 
 _MAPS = 256  # cells per side; maps at least twice as large are thinned out, see `cell_step`
 
@@ -108,12 +109,13 @@ class PlainMaps:
     inside: Tensor
 
     @staticmethod
-    def fit(observed: Observations, extractor: FeatureExtractor, inside: Tensor) -> PlainMaps:
+    def of(
+        left_out: PlainLeftOut, observed: Observations, extractor: FeatureExtractor, inside: Tensor
+    ) -> PlainMaps:
+        """Maps of the observed pictures, which are part of the Gaussian's fit."""
         features, (kept, copies) = observed.features, observed.own[0].shape[:2]
-        places = block(features[0].shape[-1], FEATURE_BLOCK)
-        _, left_out = PlainGaussian.fit(features, block=places, stages=extractor.stage_channels)
         own = torch.stack([torch.cat(features[i::copies]).cpu()[:kept] for i in range(copies)], dim=1)
-        return PlainMaps(left_out.to(torch.device("cpu")), own, extractor, inside)
+        return PlainMaps(left_out, own, extractor, inside)
 
     def maps(self, pictures: Tensor, origins: list[int]) -> Tensor:
         """Raw maps [n, s, s] of pictures uint8 [n, 3, size, size]; origins as for `LeftOutMaps.look`."""
@@ -155,3 +157,33 @@ def _levelled(maps: Tensor, inside: Tensor) -> Tensor:
     weight = inside[:, None].to(maps)
     mean = (maps * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True)
     return torch.where(inside[:, None], maps, mean)
+
+
+class Gaussians(NamedTuple):
+    """Of a profile: of both branches, and of the plain features, if it has them."""
+
+    perceptual: ResidualGaussian
+    residual: ResidualGaussian
+    plain: PlainGaussian | None
+
+
+def left_out_maps(
+    sums: Sums,
+    observer: Observer,
+    observed: Observations,
+    pictures: Tensor,
+    copies: Sequence[Tensor],
+    inside: Tensor,
+) -> tuple[Gaussians, LeftOutMaps]:
+    """The Gaussians fitted to sums, and the leave-one-out maps of observed pictures that are part of these.
+
+    Args:
+        observed: of `pictures` and `copies`, which are as for `LeftOutMaps`.
+    """
+    (perceptual, pixel), (residual, feature) = sums.perceptual.fitted(), sums.residual.fitted()
+    plain_gaussian = plain_maps = None
+    if sums.plain is not None:
+        plain_gaussian, without = sums.plain.fitted()
+        plain_maps = PlainMaps.of(without, observed, observer.extractor, inside)
+    maps = LeftOutMaps(observer, pictures, copies, inside, observed.own, (pixel, feature), plain_maps)
+    return Gaussians(perceptual, residual, plain_gaussian), maps

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
-from diffad.method.gaussian import LeftOut, ResidualGaussian, Scatter
+from diffad.method.gaussian import Moments, PlainMoments, Scatter
 from diffad.method.nuisances import random_copy
 from diffad.method.scoring import TIMESTEPS, Embedding, evidence, shifted_embeddings
 from diffad.method.unet import UNet
@@ -153,8 +153,31 @@ class Observations:
             kept = own[rows, number, grid]
             kept.copy_(residual[: len(kept), 0, 0])
 
-    def fit(self, stages: Sequence[int]) -> list[tuple[ResidualGaussian, LeftOut]]:
-        """For each branch, the Gaussian and its leave-one-out distances for these pictures, on the CPU."""
+    def moments(self, stages: Sequence[int], plain: bool) -> Sums:
+        """What the Gaussians are fitted to, on the CPU. stages: see `ResidualGaussian.fit`."""
         cpu = torch.device("cpu")
-        fits = [ResidualGaussian.fit(grids, stages=stages) for grids in self.sums]
-        return [(gaussian.to(cpu), left_out.to(cpu)) for gaussian, left_out in fits]
+        perceptual, residual = (Moments.of(grids, stages=stages).to(cpu) for grids in self.sums)
+        if not plain:
+            return Sums(perceptual, residual, None)
+        places = block(self.features[0].shape[-1], FEATURE_BLOCK)
+        return Sums(perceptual, residual, PlainMoments.of(self.features, block=places, stages=stages).to(cpu))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a profile's Gaussians are fitted to, from which they are fitted again with further pictures.
+
+    Attributes:
+        perceptual, residual: second moments of both branches' residuals.
+        plain: of the plain features; None for a category without them.
+    """
+
+    perceptual: Moments
+    residual: Moments
+    plain: PlainMoments | None
+
+    def plus(self, observed: Observations) -> Sums:
+        """With the pictures that were observed, and their copies."""
+        pixel, feature = observed.sums
+        plain = None if self.plain is None else self.plain.plus(torch.cat(observed.features).float().cpu())
+        return Sums(self.perceptual.plus(pixel), self.residual.plus(feature), plain)

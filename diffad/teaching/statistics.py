@@ -19,8 +19,8 @@ from torch import Tensor
 from diffad.method.calibration import CALIBRATION_TIMESTEPS, Calibration, coarse_maps, place_level
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
-from diffad.method.gaussian import PlaceGaussian
 from diffad.method.image_score import law_of_changed
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.profile import Profile
 from diffad.method.scoring import TIMESTEPS, RawMaps
 from diffad.method.unet import UNet
@@ -28,11 +28,12 @@ from diffad.pictures.geometry import to_float
 from diffad.pictures.quality import measured as measured_quality
 from diffad.pictures.quality import ranges
 from diffad.teaching.forecast import artificial_defects, fused_maps, judged_artificial_defects
-from diffad.teaching.left_out import LeftOutMaps, PlainMaps, cell_step
+from diffad.teaching.left_out import LeftOutMaps, cell_step, left_out_maps
 from diffad.teaching.residuals import (
     PERCEPTUAL_BLOCK,
     ROWS,
     Observer,
+    Sums,
     block,
     changed_copies,
     copies_of,
@@ -56,6 +57,23 @@ def fit_profile(
     stride: int = 4,
     plain: bool = False,
 ) -> Profile:
+    """The profile alone of `fit`."""
+    observer = Observer(network, extractor, schedule, kind, stride)
+    return fit(observer, used, held, inside, plain=plain).profile
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A category's profile, and the sums from which it can be fitted again with further pictures."""
+
+    profile: Profile
+    sums: Sums
+
+
+@torch.no_grad()
+def fit(
+    observer: Observer, used: Tensor, held: Tensor, inside: Tensor | None = None, *, plain: bool = False
+) -> Fitted:
     """Fit the profile of one category.
 
     The Gaussians are fitted on all pictures and on changed copies of each (`nuisances.random_copy`), at each
@@ -65,18 +83,16 @@ def fit_profile(
     held out. Above 256 px fewer pictures are fitted and calibrated (`limits`), to bound time and memory.
 
     Args:
-        network, extractor, schedule: the model.
+        observer: the networks.
         used: pictures that the network was trained on, uint8 [n, 3, s, s].
         held: pictures held out of the training, at least 2.
         inside: where the pictures are without padding, those held out first, bool [n, s, s]; None means
             everywhere.
-        kind: the pixel score, one of `scoring.PIXEL_SCORES`.
-        stride: of the pixel score "kl".
         plain: also fit a Gaussian of the features themselves. It serves categories that the network was not
             trained on, where its predictions reproduce some defects.
     """
-    network.eval()
-    observer = Observer(network, extractor, schedule, kind, stride)
+    observer.network.eval()
+    extractor = observer.extractor
     pictures = torch.cat([held, used])
     inside = torch.ones_like(pictures[:, 0], dtype=torch.bool) if inside is None else inside
     grid = pictures.shape[-1] // extractor.cell
@@ -86,21 +102,50 @@ def fit_profile(
     observed = observer.observe(pictures[:fitted], copies, calibrated)
     others = (extractor(to_float(batch, observer.device)) for batch in pictures[fitted:].split(ROWS))
     gaussian = PlaceGaussian.fit(chain(observed.features, others), block=block(grid, PERCEPTUAL_BLOCK))
-    plain_maps = PlainMaps.fit(observed, extractor, inside) if plain else None
-    (perceptual, pixel_left_out), (residual, feature_left_out) = observed.fit(extractor.stage_channels)
-    maps = LeftOutMaps(
-        observer, pictures, copies, inside, observed.own, (pixel_left_out, feature_left_out), plain_maps
-    )
+    sums = observed.moments(extractor.stage_channels, plain)
+    gaussians, maps = left_out_maps(sums, observer, observed, pictures, copies, inside)
     calibration, forecast = _calibrated(maps, len(held))
     quality = ranges(
         measured_quality(picture.permute(1, 2, 0).numpy(), where.numpy())
         for some in (pictures, *copies)
         for picture, where in zip(some[:fitted], inside)
     )
-    return Profile(
-        gaussian.to(torch.device("cpu")), residual, perceptual, calibration, forecast,
-        quality=quality, size=pictures.shape[-1],
-        plain=None if plain_maps is None else plain_maps.left_out.plain,
+    profile = Profile(
+        gaussian.to(torch.device("cpu")), gaussians.residual, gaussians.perceptual, calibration, forecast,
+        quality=quality, size=pictures.shape[-1], plain=gaussians.plain,
+    )  # fmt: skip
+    return Fitted(profile, sums)
+
+
+@torch.no_grad()
+def fit_with(observer: Observer, before: Fitted, picture: Tensor, inside: Tensor) -> Fitted:
+    """Fit a profile again with one more good picture, which takes a few calls of the network.
+
+    Its residuals and those of its changed copies join the sums, and its leave-one-out map joins those by
+    which scores are calibrated. The remembered maps of the other pictures, and how they are brought to σ,
+    stay as they are: one picture among many hardly moves them.
+
+    Args:
+        observer: the networks that the profile was fitted with.
+        before: what to add to.
+        picture: uint8 [3, s, s], at the profile's size and pose.
+        inside: where it is without padding, bool [s, s].
+    """
+    observer.network.eval()
+    pictures, where = picture[None], inside[None]
+    profile, calibration = before.profile, before.profile.calibration
+    known = len(calibration.good_maps)
+    copies = [changed_copies(pictures, number) for number in range(copies_of(known + 1))]
+    observed = observer.observe(pictures, copies, 1)
+    sums = before.sums.plus(observed)
+    gaussians, maps = left_out_maps(sums, observer, observed, pictures, copies, where)
+    return Fitted(
+        replace(
+            profile, residual=gaussians.residual, perceptual=gaussians.perceptual, plain=gaussians.plain,
+            calibration=calibration.plus(coarse_maps(maps.of_copy(0))),
+            forecast={**profile.forecast, "good": known + 1},
+        ),
+        sums,
     )  # fmt: skip
 
 
