@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "checkpoint.files",
     "DataError": "pictures.reading",
     "Inspection": "inspection",
     "Inspector": "inspector",
@@ -27,7 +27,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
-    from diffad.checkpoint import CheckpointError as CheckpointError
+    from diffad.checkpoint.files import CheckpointError as CheckpointError
     from diffad.inspection import Inspection as Inspection
     from diffad.inspection import RepairStep as RepairStep
     from diffad.inspector import Inspector as Inspector

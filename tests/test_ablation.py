@@ -22,7 +22,7 @@ from diffad.measuring.ablation import METRICS, ablate, ablation_report
 from diffad.measuring.ablation_settings import other_pixel_scores
 from diffad.measuring.evaluation import evaluate
 from diffad.method.calibration import Calibration
-from diffad.method.gaussian import PlaceGaussian
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.profile import Profile
 from diffad.method.scoring import (
     TIMESTEPS,

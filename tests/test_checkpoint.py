@@ -33,7 +33,7 @@ def model():
     features = torch.randn(20, 12, 8, 8, generator=generator)
     maps = torch.rand(5, 2, 64, 64, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffad.method.gaussian.DIMS", 6)
+        patch.setattr("diffad.method.place_gaussian.DIMS", 6)
         gaussian = PlaceGaussian.fit([features])
     profile = Profile(
         gaussian,

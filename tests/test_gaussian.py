@@ -9,15 +9,16 @@ from gaussian_world import residual_gaussian, summed
 from torch.distributions import MultivariateNormal
 
 from diffad.method import gaussian as gaussians
+from diffad.method import place_gaussian
 from diffad.method.gaussian import (
-    PlaceGaussian,
     PlainGaussian,
+    PlainMoments,
     ResidualGaussian,
     from_steps,
     inverse_cholesky,
-    orthogonal_projection,
     to_steps,
 )
+from diffad.method.place_gaussian import PlaceGaussian, orthogonal_projection
 
 CHANNELS, GRID, BLOCK, RIDGE = 6, 4, 2, 0.05
 
@@ -53,8 +54,8 @@ def place_gaussian(
     batches: Iterable[torch.Tensor], dims: int = 4, block: int = BLOCK, ridge: float = RIDGE
 ) -> PlaceGaussian:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gaussians, "DIMS", dims)
-        patch.setattr(gaussians, "RIDGE", ridge)
+        patch.setattr(place_gaussian, "DIMS", dims)
+        patch.setattr(place_gaussian, "RIDGE", ridge)
         return PlaceGaussian.fit(batches, block=block)
 
 
@@ -420,3 +421,19 @@ def test_steps_of_equal_ratio_keep_the_ends_and_are_off_by_half_a_step_at_most(r
     assert float((back / values).log().abs().max()) <= 0.5001 / 255 * float((ends[1] / ends[0]).log()) + 1e-6
     again = to_steps(back)
     assert torch.equal(again[0], steps) and torch.equal(from_steps(*again), back)
+
+
+def test_further_pictures_join_the_moments_as_if_they_had_been_there_from_the_start():
+    """Of the same coordinates: moments and mean are then sums, which do not depend on the order."""
+    x = torch.randn(40, CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(1)) + 2
+    first = PlainMoments.of([x[:30]], block=2, stages=(2, 4))
+    more = first.plus(x[30:36]).plus(x[36:])
+    cells = x.double() - x.double().mean(dim=0)
+    z = torch.einsum("dc,bchw->bdhw", first.moments.common, cells)
+    blocks = z.reshape(40, -1, 2, 2, 2, 2).permute(2, 4, 1, 0, 3, 5).flatten(3)  # [n, n, k, b · places]
+    expected = blocks @ blocks.transpose(-1, -2) / blocks.shape[-1]
+    torch.testing.assert_close(more.moments.second[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(more.mean, x.mean(dim=0), rtol=1e-5, atol=1e-5)
+    assert more.count == 40 and more.moments.counts == (160,)
+    plain, _ = more.fitted()
+    assert float(plain.squared_mahalanobis(x).mean()) == pytest.approx(1, abs=0.25)

@@ -20,7 +20,8 @@ from diffad.inspector import Inspector
 from diffad.measuring import ablation_maps
 from diffad.method.calibration import Calibration
 from diffad.method.encoding import rounded
-from diffad.method.gaussian import PlaceGaussian, ResidualGaussian, Scatter
+from diffad.method.gaussian import ResidualGaussian, Scatter
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.repair import gradient_denoising, weighed_repair
 from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, _filter, evidence, shifted_embeddings

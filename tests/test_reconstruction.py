@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from gaussian_world import ALPHA_BAR, BETAS, GaussianWorld, residual_gaussian, smooth_mean
 
 from diffad.method.diffusion import Prediction, Schedule
-from diffad.method.gaussian import PlaceGaussian, ResidualGaussian
+from diffad.method.gaussian import ResidualGaussian
+from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.repair import (
     FILLED_TO,
     FINEST,

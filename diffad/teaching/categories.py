@@ -166,8 +166,8 @@ def _fitted(
         plain: see `statistics.fit`.
 
     Returns:
-        The profile with its sums; the scores of unusual good pictures and of those left out, by number, counted from the
-        first picture held out.
+        The profile with its sums; the scores of unusual good pictures and of those left out, by number,
+        counted from the first picture held out.
     """
     # The run's seed is not used: the noise is part of the calibration, and inspections use seed 0.
     fitted, numbers = fit(observer, used, held, inside, plain=plain), torch.arange(len(inside))
