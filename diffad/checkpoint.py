@@ -278,7 +278,7 @@ def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
     def part(name: str) -> Tensor:
         steps, ends = tensors.pop(prefix + name), tensors.pop(f"{prefix}{name}.ends")
         holds = steps.dtype == torch.uint8 and ends.shape == (2,) and bool(0 < ends[0] <= ends[1] < math.inf)
-        _require(holds, f"the range {ends.tolist()} of its {name} is invalid")
+        _require(holds, f"its quantised {name}, range {ends.tolist()}, is invalid")
         return from_steps(steps, ends)
 
     scale, diagonal = part("scale"), part("diagonal")
@@ -333,7 +333,7 @@ def _check(checkpoint: Checkpoint) -> None:
     about = checkpoint.provenance
     _require(isinstance(about, dict), "its provenance is not a JSON object")
     for key, kind in (("data", dict), ("licence", str), ("minutes", (int, float))):
-        _require(isinstance(about.get(key), (kind, type(None))), f"its provenance has an invalid {key}")
+        _require(isinstance(about.get(key), (kind, type(None))), f"invalid {key} in its provenance")
     _require(len(checkpoint.profiles) > 0, "it has no categories")
     for name, profile in checkpoint.profiles.items():
         _require(isinstance(name, str) and 0 < len(name) <= 255, "a category's name is empty or too long")
@@ -389,7 +389,7 @@ def _check_profile(profile: Profile, width: int, grid: int) -> None:
     if profile.upright is not None:
         numbers = list(asdict(profile.upright).values())
         plain = all(type(value) in (int, float) and abs(value) <= 4 for value in numbers)
-        _require(plain and 0 < profile.upright.scale <= 1, "its pose is invalid")
+        _require(plain and 0 < profile.upright.scale <= 1, "its upright pose is invalid")
 
 
 def _check_shapes(parts: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:

@@ -135,10 +135,6 @@ class Inspector:
 
     # -- good parts, without the network ---------------------------------------------------------------------
 
-    def good_scores(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> F32:
-        """Leave-one-out scores of a category's good pictures, inspected whole, float32 [pictures]."""
-        return self.scorer(category, alpha, timesteps).good
-
     def threshold(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS, rate: float = 0.01
     ) -> float:
@@ -147,12 +143,6 @@ class Inspector:
         For tiled pictures see `Inspection.threshold_at`.
         """
         return self.scorer(category, alpha, timesteps).threshold(rate)
-
-    def rate(
-        self, category: str, score: float, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
-    ) -> float:
-        """Share of good parts expected above a score if inspected whole, in [0, 1]."""
-        return self.scorer(category, alpha, timesteps).rate(score)
 
     def scorer(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
         """The image score of a category at this α and these timesteps. Raises ValueError for invalid ones."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffad.output import whole
 from diffad.pictures.arrays import U8, Array
-from diffad.pictures.drawing import resized, shrunk
+from diffad.pictures.drawing import shrunk
 from diffad.pictures.reading import DataError
 
 FRAME_SIDE = 768  # px; maximum side of a frame
@@ -74,10 +74,7 @@ def animation(frames: Sequence[Array], path: str | Path, seconds: float = 4.0) -
     if not path.parent.is_dir():
         raise DataError(f"the folder {path.parent} does not exist: make it first")
     chosen, durations = _timing(len(frames), seconds)
-    height, width = frames[0].shape[:2]
-    scale = FRAME_SIDE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    kept = [resized(frames[i], size) if scale < 1 else frames[i] for i in chosen]
+    kept = [shrunk(frames[i], FRAME_SIDE) for i in chosen]
     with whole(path, sync=False) as partial:
         _WRITERS[path.suffix.lower()](kept, partial, durations)
     return path
