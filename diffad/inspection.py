@@ -294,7 +294,8 @@ class Inspection:
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
         if missing := [t for t in chosen if t not in self._maps]:
             raise ValueError(
-                f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect anew"
+                f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect the "
+                "picture again"
             )
         changed = replace(self, alpha=alpha, timesteps=chosen)
         same = alpha == self.alpha and chosen == self.timesteps
@@ -444,5 +445,5 @@ def checked_threshold(threshold: float) -> float:
 def checked_alpha(alpha: float) -> float:
     """Return α. Raises ValueError outside [0, 1]."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha lies between 0 and 1, not {alpha}")
+        raise ValueError(f"alpha must be between 0 and 1, not {alpha}")
     return float(alpha)

@@ -153,7 +153,7 @@ class Inspector:
     def _known(self, category: str) -> str:
         if category not in self.profiles:
             raise ValueError(
-                f"there is no category {category!r} in {self.name}; it knows {', '.join(self.categories)}"
+                f"there is no category {category!r} in {self.name}; it has {', '.join(self.categories)}"
             )
         return category
 
@@ -392,7 +392,7 @@ class Inspector:
 def _check_settings(draws: int, tile: TileSide, bits: int | None, batch_bits: int | None) -> None:
     """Raise ValueError for settings of `Inspector.inspect` that are out of range."""
     if not 1 <= draws <= 16:
-        raise ValueError(f"draws must lie in 1 … 16, not {draws}")
+        raise ValueError(f"draws must be from 1 to 16, not {draws}")
     if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
         raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
     for each in (bits, batch_bits):

@@ -240,7 +240,7 @@ def test_paths_pictures_and_arrays_are_the_same_picture(inspector, defective, tm
         ({"category": "spoon"}, "no category 'spoon'"),
         ({"timesteps": ()}, "1 to 12 timesteps"),
         ({"timesteps": (20, 1000)}, "between 0 and 999"),
-        ({"alpha": 1.5}, "alpha lies between"),
+        ({"alpha": 1.5}, "alpha must be between"),
         ({"draws": 0}, "draws"),
         ({"threshold": float("nan")}, "NaN"),
         ({"look_threshold": float("nan")}, "NaN"),
