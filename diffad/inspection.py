@@ -15,7 +15,7 @@ from diffad.method.fusion import branch_weights, fuse, weights_in_words
 from diffad.method.image_score import ImageScore, checked_rate
 from diffad.method.regions import Region, find_regions
 from diffad.method.tiling import Tiling, letterboxed
-from diffad.pictures.arrays import F32, U8, Array
+from diffad.pictures.arrays import F32, U8
 from diffad.pictures.geometry import Geometry, resize_maps
 
 Verdict = Literal["good", "look", "anomalous"]
@@ -58,10 +58,10 @@ class Inspection:
     seconds: float
     threshold: float
     _look: float  # the look limit, which may exceed the threshold
-    _maps: Mapping[int, tuple[Array, Array]]  # by t: (pixel, feature), on the tiling's grid
+    _maps: Mapping[int, tuple[F32, F32]]  # by t: (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
-    _plain: Array | None = None  # map of the plain features, on the same grid
+    _plain: F32 | None = None  # map of the plain features, on the same grid
     bits: int = 8
     notes: tuple[str, ...] = ()
 
@@ -184,21 +184,21 @@ class Inspection:
         return resize_maps(self._fused_map, self.image.shape[:2])
 
     @property
-    def pixel_maps(self) -> Mapping[int, Array]:
+    def pixel_maps(self) -> Mapping[int, F32]:
         """The pixel branch's maps ŝ_t by t, resized to the picture on access and not cached."""
         return _PictureMaps(self, 0)
 
     @property
-    def feature_maps(self) -> Mapping[int, Array]:
+    def feature_maps(self) -> Mapping[int, F32]:
         """The feature branch's maps ŝ^f_t by t, likewise."""
         return _PictureMaps(self, 1)
 
     @property
-    def plain_map(self) -> Array | None:
+    def plain_map(self) -> F32 | None:
         """The map of the plain features; None if the category does not use them."""
         return None if self._plain is None else resize_maps(self._plain, self.image.shape[:2])
 
-    def grid_maps(self, longest: int = 512) -> dict[int, tuple[Array, Array]]:
+    def grid_maps(self, longest: int = 512) -> dict[int, tuple[F32, F32]]:
         """Maps for display, with the picture's aspect ratio.
 
         The score is the maximum over `windows` of `scorer` at `scored_size`, approximately so for a tiled
@@ -217,7 +217,7 @@ class Inspection:
             for t, (pixel, feature) in self._maps.items()
         }
 
-    def grid_plain(self, longest: int = 512) -> Array | None:
+    def grid_plain(self, longest: int = 512) -> F32 | None:
         """The plain features' map at the resolution of `grid_maps`; None if there is none."""
         return None if self._plain is None else resize_maps(self._plain, self._grid_shape(longest))
 
@@ -240,7 +240,7 @@ class Inspection:
         height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
         return height, width
 
-    def good_evidence(self) -> tuple[Array, list[int], Array | None]:
+    def good_evidence(self) -> tuple[U8, list[int], U8 | None]:
         """Encoded maps of good pictures (`calibration.to_codes`), the input of `ImageScore.of`.
 
         Returns:
@@ -332,7 +332,7 @@ class Inspection:
         }
 
 
-class _PictureMaps(Mapping[int, Array]):
+class _PictureMaps(Mapping[int, F32]):
     """One branch's maps by t at the picture's size, not cached: a map of a 12 MP picture has 48 MB."""
 
     def __init__(self, inspection: Inspection, branch: int) -> None:

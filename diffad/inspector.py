@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffad import checkpoint as checkpoints
@@ -39,14 +38,13 @@ from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import TIMESTEPS, Embedding, RawMaps, evidence, shifted_embeddings
 from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet
-from diffad.pictures.arrays import F32, U8, Array
+from diffad.pictures.arrays import F32, U8
 from diffad.pictures.depth import DEPTHS
 from diffad.pictures.geometry import to_square
-from diffad.pictures.reading import MIN_SIDE, DataError, decode, read_image
+from diffad.pictures.reading import MIN_SIDE, DataError, Picture, decode, read_image
 from diffad.recognition import FITS, Look, Recognition, TileSide, Turn
 from diffad.repairing import Repair
 
-Picture = str | Path | Image.Image | Array
 SCALE_TOP = 8.0  # σ; minimum top of the colour scale of maps
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles per network call; more are not faster on a CPU and need memory
 
@@ -284,7 +282,7 @@ class Inspector:
         draws: int,
         progress: Callable[[int, int], None] | None,
         turn: Turn,
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[F32, F32 | None]:
         """Blend the standardised maps of all tiles on the tiling's grid.
 
         Returns:

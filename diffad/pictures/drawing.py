@@ -150,7 +150,7 @@ def _colours(colormap: str) -> U8:  # [256, 3]
     return colormaps[colormap](np.arange(256), bytes=True)[:, :3].copy()
 
 
-def shrunk(picture: U8, longest: int) -> Array:
+def shrunk(picture: Array, longest: int) -> Array:
     """Shrink a picture or map [H, W(, 3)] so that its longest side is at most `longest` pixels."""
     height, width = picture.shape[:2]
     if max(height, width) <= longest:
