@@ -15,7 +15,7 @@ from diffad.method.fusion import branch_weights, fuse, weights_in_words
 from diffad.method.image_score import ImageScore, checked_rate
 from diffad.method.regions import Region, find_regions
 from diffad.method.tiling import Tiling, letterboxed
-from diffad.pictures.arrays import F32, U8
+from diffad.pictures.arrays import F32, U8, Array
 from diffad.pictures.geometry import Geometry, resize_maps
 
 Verdict = Literal["good", "look", "anomalous"]
@@ -381,7 +381,7 @@ def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdic
     return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
 
 
-def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: F32) -> float:
+def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: Array) -> float:
     """Value in σ above which a fused map is outlined, as on the page (`outlinedFrom` in scores.js).
 
     The look limit for the verdict "look", otherwise the threshold. If a part that is not good has no value
