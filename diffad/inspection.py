@@ -245,8 +245,8 @@ class Inspection:
 
         Returns:
             Maps of both branches, uint8 [pictures, 2 (pixel, feature), m, CELLS, CELLS]; for each of
-            `computed_timesteps` its index among the m; maps of the plain features, uint8
-            [pictures, CELLS, CELLS], or None.
+            `computed_timesteps` its index among the m; maps of the plain features, uint8 [pictures, CELLS,
+            CELLS], or None.
         """
         calibration = self._calibration
         plain = None if calibration.good_plain is None else calibration.good_plain.numpy()

@@ -56,10 +56,9 @@ class Repair:
 
     A weighed repair ends as soon as the score is at most the median of good parts. While fewer than 1 in 10
     good parts have a higher score, another round of `steps` follows where the map is still high, up to five
-    rounds.
-    Each round first fills the place from its surroundings, unless the previous round did not lower the score:
-    then it uses gradient steps only, and if the score is not lowered either, the repair ends. The last step
-    has the best picture that was scored, so the result is never worse than the original.
+    rounds. Each round first fills the place from its surroundings, unless the previous round did not lower
+    the score: then it uses gradient steps only, and if the score is not lowered either, the repair ends. The
+    last step has the best picture that was scored, so the result is never worse than the original.
 
     In a tiled picture, the tiles around the highest places of the map are repaired in one round each: all
     anomalous places, at most four (only the highest one with the method "paper").
