@@ -59,10 +59,10 @@ class Inspection:
     seconds: float
     threshold: float
     _look: float  # the look limit, which may exceed the threshold
-    _maps: Mapping[int, tuple[Array, Array]]  # by t: (pixel, feature), on the tiling's grid
+    _maps: Mapping[int, tuple[F32, F32]]  # by t: (pixel, feature), on the tiling's grid
     _tiling: Tiling
     _calibration: Calibration
-    _plain: Array | None = None  # map of the plain features, on the same grid
+    _plain: F32 | None = None  # map of the plain features, on the same grid
     _ignored: F32 | None = None  # share of each cell that is not judged, on the same grid
     bits: int = 8
     notes: tuple[str, ...] = ()
@@ -199,21 +199,21 @@ class Inspection:
         return resize_maps(self._fused_map, self.image.shape[:2])
 
     @property
-    def pixel_maps(self) -> Mapping[int, Array]:
+    def pixel_maps(self) -> Mapping[int, F32]:
         """The pixel branch's maps ŝ_t by t, resized to the picture on access and not cached."""
         return _PictureMaps(self, 0)
 
     @property
-    def feature_maps(self) -> Mapping[int, Array]:
+    def feature_maps(self) -> Mapping[int, F32]:
         """The feature branch's maps ŝ^f_t by t, likewise."""
         return _PictureMaps(self, 1)
 
     @property
-    def plain_map(self) -> Array | None:
+    def plain_map(self) -> F32 | None:
         """The map of the plain features; None if the category does not use them."""
         return None if self._plain is None else resize_maps(self._plain, self.image.shape[:2])
 
-    def grid_maps(self, longest: int = 512) -> dict[int, tuple[Array, Array]]:
+    def grid_maps(self, longest: int = 512) -> dict[int, tuple[F32, F32]]:
         """Maps for display, with the picture's aspect ratio.
 
         The score is the maximum over `windows` of `scorer` at `scored_size`, approximately so for a tiled
@@ -232,7 +232,7 @@ class Inspection:
             for t, (pixel, feature) in self._maps.items()
         }
 
-    def grid_plain(self, longest: int = 512) -> Array | None:
+    def grid_plain(self, longest: int = 512) -> F32 | None:
         """The plain features' map at the resolution of `grid_maps`; None if there is none."""
         return None if self._plain is None else resize_maps(self._plain, self._grid_shape(longest))
 
@@ -255,13 +255,13 @@ class Inspection:
         height, width = (max(1, round(side * shrink)) for side in self._tiling.shape)
         return height, width
 
-    def good_evidence(self) -> tuple[Array, list[int], Array | None]:
+    def good_evidence(self) -> tuple[U8, list[int], U8 | None]:
         """Encoded maps of good pictures (`calibration.to_codes`), the input of `ImageScore.of`.
 
         Returns:
             Maps of both branches, uint8 [pictures, 2 (pixel, feature), m, CELLS, CELLS]; for each of
-            `computed_timesteps` its index among the m; maps of the plain features, uint8
-            [pictures, CELLS, CELLS], or None.
+            `computed_timesteps` its index among the m; maps of the plain features, uint8 [pictures, CELLS,
+            CELLS], or None.
         """
         calibration = self._calibration
         plain = None if calibration.good_plain is None else calibration.good_plain.numpy()
@@ -309,7 +309,8 @@ class Inspection:
         chosen = self.timesteps if timesteps is None else checked_timesteps(timesteps)
         if missing := [t for t in chosen if t not in self._maps]:
             raise ValueError(
-                f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect anew"
+                f"t = {missing} was not computed; choose from {list(self.computed_timesteps)} or inspect the "
+                "picture again"
             )
         changed = replace(self, alpha=alpha, timesteps=chosen)
         same = alpha == self.alpha and chosen == self.timesteps
@@ -347,7 +348,7 @@ class Inspection:
         }
 
 
-class _PictureMaps(Mapping[int, Array]):
+class _PictureMaps(Mapping[int, F32]):
     """One branch's maps by t at the picture's size, not cached: a map of a 12 MP picture has 48 MB."""
 
     def __init__(self, inspection: Inspection, branch: int) -> None:
@@ -396,7 +397,7 @@ def verdict_for(score: float, threshold: float, look_threshold: float) -> Verdic
     return "anomalous" if score > threshold else "look" if score > look_threshold else "good"
 
 
-def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: F32) -> float:
+def map_limit_for(verdict: Verdict, threshold: float, look_threshold: float, fused: Array) -> float:
     """Value in σ above which a fused map is outlined, as on the page (`outlinedFrom` in scores.js).
 
     The look limit for the verdict "look", otherwise the threshold. If a part that is not good has no value
@@ -460,5 +461,5 @@ def checked_threshold(threshold: float) -> float:
 def checked_alpha(alpha: float) -> float:
     """Return α. Raises ValueError outside [0, 1]."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha lies between 0 and 1, not {alpha}")
+        raise ValueError(f"alpha must be between 0 and 1, not {alpha}")
     return float(alpha)

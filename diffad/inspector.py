@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffad import checkpoint as checkpoints
@@ -41,14 +40,13 @@ from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import TIMESTEPS, Embedding, RawMaps, evidence, shifted_embeddings
 from diffad.method.tiling import Tiling
 from diffad.method.unet import UNet
-from diffad.pictures.arrays import F32, U8, Array, Bools
+from diffad.pictures.arrays import F32, U8, Bools
 from diffad.pictures.depth import DEPTHS
 from diffad.pictures.geometry import resize_maps, to_square
-from diffad.pictures.reading import MIN_SIDE, DataError, decode, read_image
+from diffad.pictures.reading import MIN_SIDE, DataError, Picture, decode, read_image
 from diffad.recognition import FITS, Look, Recognition, TileSide, Turn
 from diffad.repairing import Repair
 
-Picture = str | Path | Image.Image | Array
 SCALE_TOP = 8.0  # σ; minimum top of the colour scale of maps
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles per network call; more are not faster on a CPU and need memory
 
@@ -166,10 +164,6 @@ class Inspector:
 
     # -- good parts, without the network ---------------------------------------------------------------------
 
-    def good_scores(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> F32:
-        """Leave-one-out scores of a category's good pictures, inspected whole, float32 [pictures]."""
-        return self.scorer(category, alpha, timesteps).good
-
     def threshold(
         self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS, rate: float = 0.01
     ) -> float:
@@ -178,12 +172,6 @@ class Inspector:
         For tiled pictures see `Inspection.threshold_at`.
         """
         return self.scorer(category, alpha, timesteps).threshold(rate)
-
-    def rate(
-        self, category: str, score: float, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS
-    ) -> float:
-        """Share of good parts expected above a score if inspected whole, in [0, 1]."""
-        return self.scorer(category, alpha, timesteps).rate(score)
 
     def scorer(self, category: str, alpha: float = 0.5, timesteps: Sequence[int] = TIMESTEPS) -> ImageScore:
         """The image score of a category at this α and these timesteps. Raises ValueError for invalid ones."""
@@ -194,7 +182,7 @@ class Inspector:
     def _known(self, category: str) -> str:
         if category not in self.profiles:
             raise ValueError(
-                f"there is no category {category!r} in {self.name}; it knows {', '.join(self.categories)}"
+                f"there is no category {category!r} in {self.name}; it has {', '.join(self.categories)}"
             )
         return category
 
@@ -328,7 +316,7 @@ class Inspector:
         draws: int,
         progress: Callable[[int, int], None] | None,
         turn: Turn,
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[F32, F32 | None]:
         """Blend the standardised maps of all tiles on the tiling's grid.
 
         Returns:
@@ -439,7 +427,7 @@ class Inspector:
 def _check_settings(draws: int, tile: TileSide, bits: int | None, batch_bits: int | None) -> None:
     """Raise ValueError for settings of `Inspector.inspect` that are out of range."""
     if not 1 <= draws <= 16:
-        raise ValueError(f"draws must lie in 1 … 16, not {draws}")
+        raise ValueError(f"draws must be from 1 to 16, not {draws}")
     if tile not in (None, "auto") and not (isinstance(tile, int) and tile >= MIN_SIDE):
         raise ValueError(f'tile is None, "auto" or at least {MIN_SIDE} px, not {tile!r}')
     for each in (bits, batch_bits):

@@ -20,7 +20,7 @@ from diffad.method.repair import GradientStep, gradient_denoising, repair_weight
 from diffad.method.repair_options import RepairOptions
 from diffad.method.tiling import Tile
 from diffad.method.unet import UNet
-from diffad.pictures.arrays import F32, U8, Array, Bools
+from diffad.pictures.arrays import F32, U8, Bools
 from diffad.pictures.geometry import resize_maps
 
 _REPAIRED_TILES, _ROUNDS = 4, 5  # maximum number of rounds for a tiled picture and for a whole one
@@ -56,10 +56,9 @@ class Repair:
 
     A weighed repair ends as soon as the score is at most the median of good parts. While fewer than 1 in 10
     good parts have a higher score, another round of `steps` follows where the map is still high, up to five
-    rounds.
-    Each round first fills the place from its surroundings, unless the previous round did not lower the score:
-    then it uses gradient steps only, and if the score is not lowered either, the repair ends. The last step
-    has the best picture that was scored, so the result is never worse than the original.
+    rounds. Each round first fills the place from its surroundings, unless the previous round did not lower
+    the score: then it uses gradient steps only, and if the score is not lowered either, the repair ends. The
+    last step has the best picture that was scored, so the result is never worse than the original.
 
     In a tiled picture, the tiles around the highest places of the map are repaired in one round each: all
     anomalous places, at most four (only the highest one with the method "paper").
@@ -164,7 +163,7 @@ class Repair:
         self._total += self._options.steps if goes_on else 0
         return goes_on
 
-    def _changed(self, x: Tensor, before: U8, share: F32) -> Array:
+    def _changed(self, x: Tensor, before: U8, share: F32) -> U8:
         """Apply the tile's change at the picture's resolution. before: the tile's pixels so far."""
         change = self._tiling.to_pixels((x - self._x_start)[0].cpu(), self._tile)
         changed = before + 127.5 * share * change.permute(1, 2, 0).numpy()

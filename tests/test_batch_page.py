@@ -175,7 +175,7 @@ def test_a_day_of_pictures(page: Page, inspector: Inspector, tmp_path: Path):
     gear_good = rows[0]["score"]
     threshold_box(page, "score").fill(f"{gear_good - 0.5:.4f}")
     expect(page.locator(".batch-summary h2")).to_have_text("2 of 5 anomalous")
-    rate = inspector.rate("gear", state(page)["view"]["threshold"]["own"]["gear"])
+    rate = inspector.scorer("gear").rate(state(page)["view"]["threshold"]["own"]["gear"])
     box = threshold_box(page, "rate")
     assert box.input_value() == str(round(1 / rate)) if rate < 0.5 else box.is_hidden()
     page.locator(".filters .chip", has_text="Anomalous").click()

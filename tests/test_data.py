@@ -463,7 +463,7 @@ def test_pictures_beside_category_folders_are_told(tmp_path, caplog):
         Image.fromarray(ramp()).save(tmp_path / place)
     assert [sample.image.name for sample in find_samples(tmp_path)] == ["d.png", "c.png"]
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and all("is left out (pictures: 1)" in each for each in said)
+    assert len(said) == 2 and all("are ignored (1)" in each for each in said)
     assert f"in {tmp_path} " in said[0] and f"in {tmp_path / 'nut'} " in said[1]
     caplog.clear()
     assert len(find_samples(tmp_path / "nut" / "test" / "dent")) == 1 and not caplog.records

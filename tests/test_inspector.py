@@ -154,7 +154,8 @@ def test_timesteps_are_a_set(inspector):
     assert [found.fused(alpha).pixel_weight for alpha in (0, 1)] == [0, 1]
     many = 7 * [400, 20]  # more than may be given, were they counted singly
     assert inspector.threshold("gear", timesteps=many) == found.threshold
-    assert inspector.rate("gear", 3.0, timesteps=many) == inspector.rate("gear", 3.0, timesteps=(20, 400))
+    rate = inspector.scorer("gear", timesteps=many).rate(3)
+    assert rate == inspector.scorer("gear", timesteps=(20, 400)).rate(3)
 
 
 def test_what_a_page_is_sent_gives_the_score_and_the_good_scores_without_us(inspector):
@@ -193,11 +194,11 @@ def test_an_inspection_does_not_change(defective):
 
 def test_threshold_and_rate_are_inverse_and_hold_for_good_parts(inspector):
     category = "gear"
-    scores = inspector.good_scores(category)
+    scores = inspector.scorer(category).good
     assert len(scores) >= 4
     assert scores.mean() < inspector.threshold(category)
     for rate in (0.2, 0.05, 0.001):
-        assert inspector.rate(category, inspector.threshold(category, rate=rate)) == pytest.approx(
+        assert inspector.scorer(category).rate(inspector.threshold(category, rate=rate)) == pytest.approx(
             rate, rel=1e-3
         )
     assert inspector.threshold(category, rate=0.001) > inspector.threshold(category, rate=0.1)
@@ -239,7 +240,7 @@ def test_paths_pictures_and_arrays_are_the_same_picture(inspector, defective, tm
         ({"category": "spoon"}, "no category 'spoon'"),
         ({"timesteps": ()}, "1 to 12 timesteps"),
         ({"timesteps": (20, 1000)}, "between 0 and 999"),
-        ({"alpha": 1.5}, "alpha lies between"),
+        ({"alpha": 1.5}, "alpha must be between"),
         ({"draws": 0}, "draws"),
         ({"threshold": float("nan")}, "NaN"),
         ({"look_threshold": float("nan")}, "NaN"),

@@ -157,11 +157,11 @@ def test_only_the_named_endpoints_are_public(client: Client):
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
-    ({"alpha": 7}, "alpha lies between 0 and 1"),
+    ({"alpha": 7}, "alpha must be between 0 and 1"),
     ({"alpha": "much"}, "alpha is a number, not 'much'"),
     ({"timesteps": ["x"]}, "list of whole numbers"),
     ({"timesteps": [5000]}, "between 0 and 999"),
-    ({"draws": 99}, "draws must lie in 1"),
+    ({"draws": 99}, "draws must be from 1"),
     ({"category": "teapot"}, "no category 'teapot'"),
     ({"model": "other"}, "No model 'other' here; there are: parts"),
 ])  # fmt: skip

@@ -67,7 +67,7 @@ def test_the_browser_judges_as_python_does(page: Page, defective: Path, inspecto
         )
         settled(page)
         here = now(page)
-        good = inspector.good_scores(CATEGORIES[0], alpha, timesteps)
+        good = inspector.scorer(CATEGORIES[0], alpha, timesteps).good
         limit = inspector.threshold(CATEGORIES[0], alpha, timesteps, rate)
         assert sorted(here["good"]) == pytest.approx(sorted(good), abs=1e-3)
         assert here["threshold"] == pytest.approx(limit, abs=1e-3)
@@ -140,7 +140,7 @@ def test_a_good_part_that_is_unusual_is_not_called_calm(page: Page, inspector: I
     inspect(page, "gear_good")
     page.evaluate("diffad.decide({ point: [0, 0] })")
     expect(page.locator("#probe")).to_contain_text("calm")
-    rate = inspector.rate("gear", now(page)["score"])
+    rate = inspector.scorer("gear").rate(now(page)["score"])
     words = "as most good parts" if rate > 0.5 else f"1 good part in {1 / rate:.0f} scores this high"
     expect(page.locator(".reading")).to_contain_text(words)
     # At its strongest place, and under a threshold just above that.

@@ -141,12 +141,12 @@ def test_pictures_may_lie_in_train_itself_and_folders_be_written_in_any_case(tmp
     touch(tmp_path / "nut" / "Train" / "bad" / "2.png")
     assert [sample.image.name for sample in find_samples(tmp_path / "nut", "train")] == ["1.png"]
     said = " ".join(record.getMessage() for record in caplog.records)
-    assert "the folder 'bad' is left out" in said and "is left out (pictures: 1)" in said
+    assert "the folder 'bad' is ignored" in said and "are ignored (1)" in said
 
 
 @pytest.mark.parametrize(("place", "split", "said"), [
     ("train/Teile/0.png", "train", r"nut/train holds the folder 'Teile': .*train/good"),
-    ("test/0.png", "test", r"nut/test holds pictures in no folder.*test/good and test/<defect>"),
+    ("test/0.png", "test", r"nut/test holds pictures without a label.*test/good and test/<defect>"),
     ("test/bad/cut/0.png", "test", r"nut/test/bad holds the folder 'cut' and no pictures"),
 ])  # fmt: skip
 def test_a_layout_that_is_not_understood_is_named(tmp_path, place, split, said):

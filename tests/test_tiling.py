@@ -188,7 +188,7 @@ def test_the_threshold_keeps_its_meaning_however_many_tiles(inspector, defective
     # the law of one tile, from the inspector's own rate, by inversion: scores of many good pictures
     shares = np.random.default_rng(0).uniform(size=(4000, 2))
     levels = np.linspace(0, whole + 20, 601)
-    rates = np.array([inspector.rate("leather", level) for level in levels])
+    rates = np.array([inspector.scorer("leather").rate(level) for level in levels])
     scores = np.interp(shares, rates[::-1], levels[::-1]).max(axis=1)
     for rate in (0.2, 0.05, 0.01):
         limit = defective.threshold_at(rate)

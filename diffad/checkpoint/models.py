@@ -159,7 +159,7 @@ def _check(checkpoint: Checkpoint) -> None:
     about = checkpoint.provenance
     require(isinstance(about, dict), "its provenance is not a JSON object")
     for key, kind in (("data", dict), ("licence", str), ("minutes", (int, float))):
-        require(isinstance(about.get(key), (kind, type(None))), f"its provenance has an invalid {key}")
+        require(isinstance(about.get(key), (kind, type(None))), f"invalid {key} in its provenance")
     require(len(checkpoint.profiles) > 0, "it has no categories")
     for name, profile in checkpoint.profiles.items():
         require(isinstance(name, str) and 0 < len(name) <= 255, "a category's name is empty or too long")

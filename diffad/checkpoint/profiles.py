@@ -118,7 +118,7 @@ def _covariance(tensors: dict[str, Tensor], prefix: str) -> ResidualGaussian:
     def part(name: str) -> Tensor:
         steps, ends = tensors.pop(prefix + name), tensors.pop(f"{prefix}{name}.ends")
         holds = steps.dtype == torch.uint8 and ends.shape == (2,) and bool(0 < ends[0] <= ends[1] < math.inf)
-        require(holds, f"the range {ends.tolist()} of its {name} is invalid")
+        require(holds, f"its quantised {name}, range {ends.tolist()}, is invalid")
         return from_steps(steps, ends)
 
     scale, diagonal = part("scale"), part("diagonal")
@@ -201,7 +201,7 @@ def check_profile(profile: Profile, width: int, grid: int) -> None:
     if profile.upright is not None:
         numbers = list(asdict(profile.upright).values())
         plain = all(type(value) in (int, float) and abs(value) <= 4 for value in numbers)
-        require(plain and 0 < profile.upright.scale <= 1, "its pose is invalid")
+        require(plain and 0 < profile.upright.scale <= 1, "its upright pose is invalid")
 
 
 def check_shapes(parts: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from diffad.pictures.arrays import F32, F64, I64, U8, Array, Bools
+from diffad.pictures.arrays import F32, F64, I64, U8, Bools
 
 # The last three kinds replace texture by the same texture on textured parts, which leaves nothing to find.
 # They are used for training but not for measuring.
@@ -112,7 +112,7 @@ def _likely_centres(picture: U8) -> F64:
     return weights
 
 
-def _shape(kind: str, size: int, centres: Array, rng: np.random.Generator) -> Bools:
+def _shape(kind: str, size: int, centres: F64, rng: np.random.Generator) -> Bools:
     """A defect's area at a random place, bool [size, size]."""
     unit = size / 256
     cell = np.unravel_index(rng.choice(centres.size, p=centres.ravel()), centres.shape)

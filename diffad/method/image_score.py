@@ -173,7 +173,7 @@ def _exceeding(law: tuple[float, float], score: float) -> float:
 def checked_rate(rate: float) -> float:
     """Return the rate. Raises ValueError unless 0 < rate < 1."""
     if not 0 < rate < 1:
-        raise ValueError(f"a share of good parts lies between 0 and 1, not {rate}")
+        raise ValueError(f"a share of good parts must be between 0 and 1, not {rate}")
     return rate
 
 

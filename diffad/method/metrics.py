@@ -11,10 +11,10 @@ functions `resampled_…` compute a metric for all draws at once, `interval` its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffad.pictures.arrays import F64, I64, Array, Bools
 
@@ -24,7 +24,7 @@ _CURVE_POINTS = 120
 _THRESHOLDS = 2000  # maximum thresholds of resampled pixel metrics
 
 
-def auroc(scores: Any, labels: Any) -> float | None:
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """Area under the ROC curve: how often an anomalous score exceeds a normal one, ties counting half.
 
     Args:
@@ -45,7 +45,7 @@ def auroc(scores: Any, labels: Any) -> float | None:
     return float((below + not_above) / (2 * positive.size * negative.size))
 
 
-def average_precision(scores: Any, labels: Any) -> float | None:
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """Σ (recall_k − recall_{k−1}) · precision_k over distinct scores, in [0, 1]; arguments as in `auroc`."""
     curve = _precision_counts(scores, labels)
     if curve is None:
@@ -54,7 +54,7 @@ def average_precision(scores: Any, labels: Any) -> float | None:
     return float((new * (found / (found + false_alarms))).sum() / total)
 
 
-def f1_max(scores: Any, labels: Any) -> float | None:
+def f1_max(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """The best F1 = 2 TP / (2 TP + FP + FN) of any threshold, in [0, 1]; arguments as in `auroc`."""
     curve = _precision_counts(scores, labels)
     if curve is None:
@@ -63,7 +63,7 @@ def f1_max(scores: Any, labels: Any) -> float | None:
     return float((2 * found / (found + false_alarms + total)).max())
 
 
-def roc_curve(scores: Any, labels: Any) -> F64 | None:
+def roc_curve(scores: ArrayLike, labels: ArrayLike) -> F64 | None:
     """Points of the ROC curve, float64 [k, 2]: false and true positive rate, from (0, 0) to (1, 1).
 
     Points are exact; about 120 of a long curve are kept, evenly spaced. Arguments as in `auroc`.
@@ -81,12 +81,12 @@ def roc_curve(scores: Any, labels: Any) -> F64 | None:
 # -- maps
 
 
-def pixel_auroc(maps: Sequence[Any], masks: Sequence[Any]) -> float | None:
+def pixel_auroc(maps: Sequence[ArrayLike], masks: Sequence[ArrayLike]) -> float | None:
     """`auroc` over the pixels of all pictures. maps: n arrays [h, w], masks: n bool arrays likewise."""
     return auroc(*pixels(maps, masks))
 
 
-def aupro(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> float | None:
+def aupro(maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], max_fpr: float = 0.3) -> float | None:
     """Area under the per-region overlap (PRO) curve for false positive rates up to `max_fpr`, divided by it.
 
     PRO is the mean over the 8-connected regions of all masks of the share of a region at or above the
@@ -108,7 +108,7 @@ def aupro(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> fl
     return None if points is None else _area_until(points[:, 0], points[:, 1], max_fpr) / max_fpr
 
 
-def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -> F64 | None:
+def pro_curve(maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], max_fpr: float = 0.3) -> F64 | None:
     """Points of the PRO curve, float64 [k, 2]: false positive rate and PRO, from (0, 0) to `max_fpr`.
 
     Points are exact; about 120 of a long curve are kept, evenly spaced. Arguments as in `aupro`.
@@ -121,7 +121,9 @@ def pro_curve(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float = 0.3) -
     return _thinned(np.vstack([inside, [max_fpr, at_end]]))
 
 
-def aupimo(maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float] = PIMO_RATES) -> F64 | None:
+def aupimo(
+    maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], rates: tuple[float, float] = PIMO_RATES
+) -> F64 | None:
     """Area under the per-image overlap curve (AUPIMO, Bertoldo et al. 2024) of each defective picture.
 
     The overlap is the share of the picture's defect above a threshold. The rate of a threshold is the mean
@@ -150,7 +152,7 @@ def aupimo(maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
     return (overlaps @ _log_widths(alarms.mean(axis=0), rates)).clip(0, 1)  # clip rounding errors
 
 
-def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[Array, Array]:
+def pixels(maps: Sequence[ArrayLike], masks: Sequence[ArrayLike]) -> tuple[Array, Array]:
     """Scores and labels of all pixels of all pictures, flattened.
 
     Raises:
@@ -160,22 +162,23 @@ def pixels(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[Array, Array]:
     return np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
 
 
-def _checked(maps: Sequence[Any], masks: Sequence[Any]) -> tuple[list[Array], list[Array]]:
+def _checked(maps: Sequence[ArrayLike], masks: Sequence[ArrayLike]) -> tuple[list[Array], list[Bools]]:
     if len(maps) != len(masks) or len(maps) == 0:
         raise ValueError(f"give a mask for each map, at least one: {len(maps)} maps, {len(masks)} masks")
-    maps, masks = [np.asarray(m) for m in maps], [np.asarray(m, bool) for m in masks]
-    for anomaly_map, mask in zip(maps, masks, strict=True):
+    arrays: list[Array] = [np.asarray(each) for each in maps]
+    areas: list[Bools] = [np.asarray(each, bool) for each in masks]
+    for anomaly_map, mask in zip(arrays, areas, strict=True):
         if anomaly_map.shape != mask.shape or anomaly_map.ndim != 2:
             raise ValueError(f"a map {anomaly_map.shape} and its mask {mask.shape} must both be [h, w]")
         if not np.isfinite(anomaly_map).all():
             raise ValueError("scores must be finite: look for NaN or infinity in the maps")
-    return maps, masks
+    return arrays, areas
 
 
 # -- confidence intervals
 
 
-def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> I64:
+def resamples(labels: ArrayLike, draws: int = 1000, seed: int = 0) -> I64:
     """Bootstrap draws: how often each of n pictures is drawn, int64 [draws, n].
 
     Good and defective pictures (labels [n], true = defective) are drawn separately with replacement, as many
@@ -191,14 +194,14 @@ def resamples(labels: Any, draws: int = 1000, seed: int = 0) -> I64:
     return weights
 
 
-def interval(values: Any) -> list[float] | None:
+def interval(values: ArrayLike) -> list[float] | None:
     """95 % percentile interval of a metric's resampled values.
 
     Undefined values (NaN) are ignored; None if all are undefined.
     """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    return [float(edge) for edge in np.quantile(values, (0.025, 0.975))] if values.size else None
+    every = np.asarray(values, np.float64)
+    defined = every[np.isfinite(every)]
+    return [float(edge) for edge in np.quantile(defined, (0.025, 0.975))] if defined.size else None
 
 
 def rate_interval(rate: float, count: int) -> list[float]:
@@ -209,7 +212,7 @@ def rate_interval(rate: float, count: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def resampled_image_metrics(scores: Any, labels: Any, weights: Array) -> dict[str, Array]:
+def resampled_image_metrics(scores: ArrayLike, labels: ArrayLike, weights: Array) -> dict[str, F64]:
     """auroc, ap and f1 of every draw, exact.
 
     Args:
@@ -228,8 +231,11 @@ def resampled_image_metrics(scores: Any, labels: Any, weights: Array) -> dict[st
 
 
 def resampled_pixel_metrics(
-    maps: Sequence[Any], masks: Sequence[Any], weights: Array, max_fprs: Sequence[float] = (0.3, 0.05)
-) -> dict[str, Array]:
+    maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike],
+    weights: Array,
+    max_fprs: Sequence[float] = (0.3, 0.05),
+) -> dict[str, F64]:
     """auroc, ap, f1 and aupro of every draw.
 
     Exact up to 2000 pixels. For more pixels, 2000 of the scores are used as thresholds, at even ranks of
@@ -268,7 +274,10 @@ def resampled_pixel_metrics(
 
 
 def resampled_aupimo(
-    maps: Sequence[Any], masks: Sequence[Any], weights: Array, rates: tuple[float, float] = PIMO_RATES
+    maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike],
+    weights: Array,
+    rates: tuple[float, float] = PIMO_RATES,
 ) -> F64 | None:
     """The mean of `aupimo` of every draw.
 
@@ -298,7 +307,7 @@ def resampled_aupimo(
 
 
 def _pimo_kinds(
-    maps: Sequence[Any], masks: Sequence[Any], rates: tuple[float, float]
+    maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], rates: tuple[float, float]
 ) -> tuple[list[Array], list[Array]] | None:
     """Sorted values of each good picture and of each defect; None if `aupimo` is None."""
     low, high = rates
@@ -333,7 +342,7 @@ def _log_widths(rate: Array, rates: tuple[float, float]) -> F64:
     return widths
 
 
-def _counted(normal: Array, anomalous: Array) -> dict[str, Array]:
+def _counted(normal: Array, anomalous: Array) -> dict[str, F64]:
     """auroc, ap and f1 [draws] from weighted counts [draws, k] at k distinct ascending scores."""
     new, false_alarms = anomalous[:, ::-1], normal[:, ::-1].cumsum(axis=1)
     found, normals, defects = new.cumsum(axis=1), false_alarms[:, -1:], anomalous.sum(axis=1, keepdims=True)
@@ -348,7 +357,7 @@ def _counted(normal: Array, anomalous: Array) -> dict[str, Array]:
         }
 
 
-def _split(scores: Any, labels: Any) -> tuple[Array, Array]:
+def _split(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Sorted anomalous and sorted normal scores."""
     scores, labels = np.asarray(scores), np.asarray(labels, bool)
     if scores.shape != labels.shape:
@@ -358,7 +367,7 @@ def _split(scores: Any, labels: Any) -> tuple[Array, Array]:
     return np.sort(scores[labels]), np.sort(scores[~labels])
 
 
-def _precision_counts(scores: Any, labels: Any) -> tuple[Array, Array, Array, int] | None:
+def _precision_counts(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array, int] | None:
     """Counts at each distinct anomalous score, highest first; None if undefined.
 
     Other thresholds are not needed: between these, recall is constant and precision can only fall.
@@ -391,7 +400,7 @@ def _thresholds(positive: Array, negative: Array, count: int) -> Array:
     return np.unique(np.concatenate(chosen))
 
 
-def _region_shares(mask: Bools) -> tuple[Array, int]:
+def _region_shares(mask: ArrayLike) -> tuple[Array, int]:
     """1 / area of its region for each pixel of a mask, in row order, and the number of regions."""
     mask = np.asarray(mask, bool)
     count, names = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
@@ -399,7 +408,7 @@ def _region_shares(mask: Bools) -> tuple[Array, int]:
     return 1.0 / areas[names[mask]], count - 1
 
 
-def _pro_points(maps: Sequence[Any], masks: Sequence[Any], max_fpr: float) -> F64 | None:
+def _pro_points(maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], max_fpr: float) -> F64 | None:
     """Points (rate, PRO) [k, 2] by rising rate, from (0, 0) to at least `max_fpr`; None if undefined."""
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr must lie in (0, 1], not {max_fpr}")

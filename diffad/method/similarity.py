@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from diffad.pictures.arrays import U8, Array, Bools
+from diffad.pictures.arrays import F64, U8, Array, Bools
 
 
 def psnr(image: U8, other: U8, where: Bools | None = None) -> float | None:
@@ -41,7 +41,7 @@ def ssim(image: U8, other: U8, where: Bools | None = None) -> float | None:
         A value in [−1, 1], 1 for equal pictures; None if there is no window.
     """
 
-    def blur(values: Array) -> Array:
+    def blur(values: F64) -> Array:
         return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT_101)
 
     shown = np.ones(image.shape[:2], np.uint8) if where is None else where.astype(np.uint8)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from diffad.method.image_score import ImageScore
 from diffad.method.pose import Turn
-from diffad.pictures.arrays import F32, U8, Array
+from diffad.pictures.arrays import F32, U8
 from diffad.pictures.geometry import Geometry, resize_maps, to_square
 from diffad.pictures.reading import MIN_SIDE, DataError
 
@@ -188,7 +188,7 @@ class Tiling:
         height, width = (span.stop - span.start for span in tile.box)
         return Geometry.letterbox(height, width, self.size)
 
-    def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, Array]]:
+    def _spans(self, length: int, grid: int) -> Iterator[tuple[slice, slice, F32]]:
         """Pixels, cells and weights [cells] of every tile along one axis."""
         if self.side is None or self.side >= length or self.cells >= grid:
             yield slice(0, length), slice(0, grid), np.ones(grid, dtype=np.float32)

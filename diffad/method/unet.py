@@ -26,7 +26,7 @@ _MAX_LEVELS, _MAX_WIDTH = 8, 4096
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size of the network. The default has 8.4 M parameters and needs 8.4 GFLOP for a 256 × 256 picture.
+    """Size of the network. The default has 8.4 M parameters and takes 8.4 GFLOP for a 256 × 256 picture.
 
     Attributes:
         size: side of the training pictures, px; other sizes work too (`checked_size`).

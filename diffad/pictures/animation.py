@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from diffad.output import whole
-from diffad.pictures.arrays import U8, Array
-from diffad.pictures.drawing import resized, shrunk
+from diffad.pictures.arrays import U8
+from diffad.pictures.drawing import shrunk
 from diffad.pictures.reading import DataError
 
 FRAME_SIDE = 768  # px; maximum side of a frame
@@ -26,8 +26,8 @@ class Reel:
     """
 
     def __init__(self) -> None:
-        self._kept: list[Array] = []
-        self._newest: Array | None = None
+        self._kept: list[U8] = []
+        self._newest: U8 | None = None
         self._count, self._stride = 0, 1
 
     def add(self, image: U8) -> None:
@@ -40,13 +40,13 @@ class Reel:
         self._count += 1
 
     @property
-    def frames(self) -> list[Array]:
+    def frames(self) -> list[U8]:
         if self._newest is None or self._newest is self._kept[-1]:
             return list(self._kept)
         return [*self._kept, self._newest]
 
 
-def animation(frames: Sequence[Array], path: str | Path, seconds: float = 4.0) -> Path:
+def animation(frames: Sequence[U8], path: str | Path, seconds: float = 4.0) -> Path:
     """Write frames as a looping .gif or .webp, or as an .mp4.
 
     The first and the last frame are held longer. At most 25 frames per second are used, evenly chosen with
@@ -74,10 +74,7 @@ def animation(frames: Sequence[Array], path: str | Path, seconds: float = 4.0) -
     if not path.parent.is_dir():
         raise DataError(f"the folder {path.parent} does not exist: make it first")
     chosen, durations = _timing(len(frames), seconds)
-    height, width = frames[0].shape[:2]
-    scale = FRAME_SIDE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    kept = [resized(frames[i], size) if scale < 1 else frames[i] for i in chosen]
+    kept = [shrunk(frames[i], FRAME_SIDE) for i in chosen]
     with whole(path, sync=False) as partial:
         _WRITERS[path.suffix.lower()](kept, partial, durations)
     return path
@@ -105,7 +102,7 @@ def _timing(count: int, seconds: float) -> tuple[list[int], list[int]]:
     return chosen, [max(int(ms), 20) for ms in np.diff(clock)]
 
 
-def _write_gif(frames: list[Array], path: Path, durations: list[int]) -> None:
+def _write_gif(frames: list[U8], path: Path, durations: list[int]) -> None:
     # One palette for all frames, and unchanged pixels keep their dither: no flicker, and small files.
     # MAXCOVERAGE includes extreme colours, so that dithering can reach white. 255 colours leave one for the
     # transparency by which Pillow stores frame differences.
@@ -123,7 +120,7 @@ def _write_gif(frames: list[Array], path: Path, durations: list[int]) -> None:
     pictures[0].save(path, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
-def _write_webp(frames: list[Array], path: Path, durations: list[int]) -> None:
+def _write_webp(frames: list[U8], path: Path, durations: list[int]) -> None:
     pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
     pictures[0].save(
         path,
@@ -147,7 +144,7 @@ def has_mp4() -> bool:
     return "libx264" in av.codecs_available
 
 
-def _write_mp4(frames: list[Array], path: Path, durations: list[int]) -> None:
+def _write_mp4(frames: list[U8], path: Path, durations: list[int]) -> None:
     import av
 
     height, width = frames[0].shape[:2]

@@ -21,7 +21,7 @@ COLORMAPS = ("inferno", "viridis", "cividis", "magma", "gray")
 INK, MUTED, LINE, ALARM, WARNING, CALM = "#1b2230", "#667085", "#d5dae2", "#c0311e", "#8a5a00", "#1f56d8"
 
 
-def heatmap(anomaly_map: F32, vmax: float, colormap: str = "inferno") -> U8:
+def heatmap(anomaly_map: Array, vmax: float, colormap: str = "inferno") -> U8:
     """Colour a map on the absolute scale 0 to vmax.
 
     Args:
@@ -44,7 +44,7 @@ def heatmap(anomaly_map: F32, vmax: float, colormap: str = "inferno") -> U8:
 
 def overlay(
     image: U8,
-    anomaly_map: F32,
+    anomaly_map: Array,
     vmax: float,
     threshold: float | None = None,
     opacity: float = 0.6,
@@ -83,7 +83,7 @@ def overlay(
 
 def contours(
     image: U8,
-    anomaly_map: F32,
+    anomaly_map: Array,
     threshold: float,
     color: tuple[int, int, int] = (255, 255, 255),
 ) -> U8:
@@ -141,7 +141,7 @@ def _paint(image: U8, paint: U8, weight: F32) -> U8:
     return painted
 
 
-def finite(anomaly_map: F32) -> F32:
+def finite(anomaly_map: Array) -> F32:
     """A map as float32 with NaN replaced by 0. Raises DataError if it is not [H, W]."""
     values = np.asarray(anomaly_map, dtype=np.float32)
     if values.ndim != 2:
@@ -149,7 +149,7 @@ def finite(anomaly_map: F32) -> F32:
     return np.nan_to_num(values)
 
 
-def _fitting(image: U8, anomaly_map: F32) -> F32:
+def _fitting(image: U8, anomaly_map: Array) -> F32:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"this is {image.dtype} {image.shape}, not uint8 [H, W, 3]: use read_image first")
     values = finite(anomaly_map)
@@ -167,7 +167,7 @@ def _colours(colormap: str) -> U8:  # [256, 3]
     return colormaps[colormap](np.arange(256), bytes=True)[:, :3].copy()
 
 
-def shrunk(picture: U8, longest: int) -> Array:
+def shrunk(picture: Array, longest: int) -> Array:
     """Shrink a picture or map [H, W(, 3)] so that its longest side is at most `longest` pixels."""
     height, width = picture.shape[:2]
     if max(height, width) <= longest:

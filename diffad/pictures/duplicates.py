@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffad.pictures.arrays import F32, I64, U8, Array, Bools
+from diffad.pictures.arrays import F32, I64, U8, Bools
 from diffad.pictures.geometry import to_square, to_uint8
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import listed, short
@@ -44,10 +44,10 @@ def thumbnail(image: U8, size: int = 4 * SIDE) -> F32:
 
 def thumbnails_of(
     paths: Sequence[Path], size: int = 4 * SIDE, bits: int | None = None
-) -> tuple[list[Path], Array]:
+) -> tuple[list[Path], F32]:
     """The files that can be read and their thumbnails, float32 [n, SIDE, SIDE]. bits: see `read_image`."""
 
-    def look(path: Path) -> Array | None:
+    def look(path: Path) -> F32 | None:
         try:
             return thumbnail(read_image(path, bits), size)
         except DataError:
@@ -124,7 +124,7 @@ def pairs_in_words(pairs: Iterable[tuple[Path, Path]]) -> str:
     return listed(f"{short(one)} = {short(two)}" for one, two in pairs)
 
 
-def _parts(looks: F32, middle: F32) -> tuple[Array, Array]:
+def _parts(looks: F32, middle: F32) -> tuple[F32, F32]:
     """Split thumbnails [n, SIDE, SIDE] into a blurred part and what the blur removed.
 
     Returns:

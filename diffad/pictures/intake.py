@@ -81,7 +81,7 @@ def below(path: Path, root: Path) -> Path:
         if not path.exists():
             raise DataError("there is no such folder here: choose one from the list")
         if not _is_below(path, root):
-            raise DataError("this lies outside the folder that may be read here: choose one from the list")
+            raise DataError("this is outside the folder that may be read here: choose one from the list")
         return path.resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a symlink loop, no permission
         if isinstance(error, DataError):
@@ -141,7 +141,7 @@ def unpack(archive: Path, folder: Path, claim: Claim | None = None) -> None:
             for entry in opened.infolist():
                 path = PurePosixPath(entry.filename.replace("\\", "/"))
                 if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                    raise DataError(f"{name} holds paths that lead out of it: pack it anew")
+                    raise DataError(f"{name} holds paths outside of the archive: create it again")
                 if entry.is_dir() or path.suffix.lower() not in IMAGE_SUFFIXES or _is_junk(path, entry):
                     continue
                 count += 1
@@ -161,11 +161,13 @@ def unpack(archive: Path, folder: Path, claim: Claim | None = None) -> None:
     except DataError:
         raise
     except RuntimeError as error:  # raised by zipfile for passwords and unknown compression
-        raise DataError(f"{name} is locked or packed in an unusual way: pack it anew as plain zip") from error
+        raise DataError(
+            f"{name} is encrypted or uses an unknown compression: save it as a plain zip file"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, IndexError, OSError) as error:
         if isinstance(error, OSError) and is_full(error):
             raise DataError(f"there is no room to unpack {name}: free some space, or give less") from error
-        raise DataError(f"{name} is damaged or cannot be unpacked: pack it anew") from error
+        raise DataError(f"{name} is damaged or cannot be unpacked: create it again") from error
 
 
 def _is_junk(path: PurePosixPath, entry: zipfile.ZipInfo) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffad.pictures.arrays import F32, Array
+from diffad.pictures.arrays import F32
 from diffad.pictures.depth import most
 from diffad.pictures.duplicates import first_alike, pairs_in_words, thumbnail, thumbnails_of
 from diffad.pictures.masks import mask_of, settled
@@ -69,7 +69,7 @@ def look_over(
 class _Look(NamedTuple):
     """One sample once decoded. wrong: why it cannot be used, if so."""
 
-    thumbnail: Array | None = None
+    thumbnail: F32 | None = None
     bits: int | None = None
     wrong: str = ""
 

@@ -57,13 +57,13 @@ def mask_of(sample: Sample, shape: tuple[int, int]) -> Bools:
     return ~mask if "invert" in sample.mask_needs else mask
 
 
-def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> Array | None:
+def mask_inside(sample: Sample, shape: tuple[int, int], size: int) -> Bools | None:
     """`mask_on_grid` at the resolution that the picture has when letterboxed into a square of `size` px."""
     geometry = Geometry.letterbox(*shape[:2], size)
     return mask_on_grid(sample, shape, (geometry.inner_height, geometry.inner_width))
 
 
-def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> Array | None:
+def mask_on_grid(sample: Sample, shape: tuple[int, int], grid: tuple[int, int]) -> Bools | None:
     """`mask_of` resampled to another resolution by nearest neighbour.
 
     Args:
@@ -129,7 +129,7 @@ def check_readable(groups: Mapping[str, Sequence[Sample]]) -> dict[str, int | No
     return bits
 
 
-def read_mask(path: Path) -> tuple[Array, bool]:
+def read_mask(path: Path) -> tuple[Bools, bool]:
     """Decode a defect mask.
 
     The background is black if at least some of the border is black, otherwise the border's most common colour

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffad.output import whole
-from diffad.pictures.arrays import F64, Array
+from diffad.pictures.arrays import F64, U8
 from diffad.pictures.drawing import CALM, INK, LINE, MUTED
 from diffad.pictures.reading import DataError
 
@@ -26,7 +26,7 @@ _LINES = (
 _Point = tuple[str, float | None, float]  # label, the setting if it is a number, metric
 
 
-def contact_sheet(pictures: Sequence[Array], captions: Sequence[str], path: str | Path) -> None:
+def contact_sheet(pictures: Sequence[U8], captions: Sequence[str], path: str | Path) -> None:
     """Write pictures with captions as one PNG, up to four per row."""
     from matplotlib.figure import Figure
 

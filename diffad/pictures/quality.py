@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from diffad.pictures.arrays import F64, U8, Array, Bools
+from diffad.pictures.arrays import F64, U8, Bools
 
 # For each measure: the words for below and above the range, and whether the deviation is given in per cent.
 WORDS = {
@@ -55,14 +55,14 @@ def measured(square: U8, inside: Bools) -> F64:
     ], np.float64)  # fmt: skip
 
 
-def ranges(of_pictures: Iterable[Array]) -> tuple[tuple[float, float, float], ...]:
+def ranges(of_pictures: Iterable[F64]) -> tuple[tuple[float, float, float], ...]:
     """Minimum, median and maximum of each measure over the `measured` values of pictures."""
     values = np.stack(list(of_pictures))
     low, middle, high = np.quantile(values, (0, 0.5, 1), axis=0).tolist()
     return tuple(zip(low, middle, high))
 
 
-def note(values: Array, known: Sequence[Sequence[float]]) -> str:
+def note(values: F64, known: Sequence[Sequence[float]]) -> str:
     """A sentence naming all measures outside their range, with the deviation from the median; "" if none.
 
     Args:

@@ -17,6 +17,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from diffad.pictures.arrays import U8, Array
 from diffad.pictures.depth import bits_for, deep_colours, to_8_bits, turned, white
 
+Picture = str | Path | Image.Image | Array
+
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
@@ -94,12 +96,12 @@ class Decoded:
         return _over_white(np.dstack([colours, to_8_bits(alpha, opaque)]))
 
 
-def read_image(source: str | Path | Image.Image | Array, bits: int | None = None) -> U8:
+def read_image(source: Picture, bits: int | None = None) -> U8:
     """`decode` a picture and convert it to uint8 RGB [H, W, 3] (`Decoded.image`)."""
     return decode(source).image(bits)
 
 
-def decode(source: str | Path | Image.Image | Array) -> Decoded:
+def decode(source: Picture) -> Decoded:
     """Decode a picture. The source is not modified and shares no memory with the result.
 
     Args:
@@ -357,7 +359,7 @@ def size_text(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} × {shape[0]} pixels"
 
 
-def _grey_to_rgb(grey: Array) -> U8:
+def _grey_to_rgb(grey: U8) -> U8:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 

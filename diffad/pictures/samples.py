@@ -180,8 +180,8 @@ def _samples(root: Path, split: str | None) -> Iterator[Sample]:
         categories = [folder for folder in subfolders(root) if _is_readable_category(folder)]
         if categories and (beside := picture_files(root)) and split != "test":
             log.warning(
-                "what lies beside the category folders in %s is left out (pictures: %d): move it into a "
-                "folder of its own", root, len(beside),
+                "pictures beside the category folders in %s are ignored (%d): move them into a folder of "
+                "their own", root, len(beside),
             )  # fmt: skip
         for folder in categories:
             yield from _category_samples(folder, split)
@@ -193,8 +193,8 @@ def _category_samples(folder: Path, split: str | None) -> Iterator[Sample]:
     category = _folder_name(folder)
     if (beside := picture_files(folder)) and split != "test":
         log.warning(
-            "what lies beside train and test in %s is left out (pictures: %d): move it there, or into a "
-            "folder of its own", folder, len(beside),
+            "pictures beside train and test in %s are ignored (%d): move them into one of these, or into a "
+            "folder of their own", folder, len(beside),
         )  # fmt: skip
     if split != "test":
         for train in named(folder, "train"):
@@ -219,10 +219,10 @@ def _good_folders(train: Path) -> list[Path]:
         )
     if left := [each for each in folders if each not in good]:
         log.warning(
-            "only good parts are for training: in %s the %s left out", train, _folders(left, "is", "are")
+            "only good parts are used for training: in %s the %s ignored", train, _folders(left, "is", "are")
         )
     if beside:
-        log.warning("what lies beside the folders in %s is left out (pictures: %d)", train, len(beside))
+        log.warning("pictures beside the folders in %s are ignored (%d)", train, len(beside))
     return good
 
 
@@ -231,11 +231,10 @@ def _labelled_folders(test: Path) -> list[Path]:
     folders, beside = subfolders(test), picture_files(test)
     if beside and not folders:
         raise DataError(
-            f"{test} holds pictures in no folder, so that nothing tells good from defective: move them into "
-            f"{test.name}/good and {test.name}/<defect>"
+            f"{test} holds pictures without a label: move them into {test.name}/good and {test.name}/<defect>"
         )
     if beside:
-        log.warning("what lies beside the folders in %s is left out (pictures: %d)", test, len(beside))
+        log.warning("pictures beside the folders in %s are ignored (%d)", test, len(beside))
     for folder in folders:
         if (deeper := subfolders(folder)) and not picture_files(folder):
             raise DataError(

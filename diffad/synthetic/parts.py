@@ -1,8 +1,8 @@
 """Procedural pictures of parts with defects and exact masks, for demonstration, tests and quick training.
 
 Each category is a small scene of surface layers (height, albedo, metalness, roughness, grain direction), lit
-by
-three soft boxes and photographed with slight blur, vignetting, grain, and varying exposure and white balance:
+by three soft boxes and photographed with slight blur, vignetting, grain, and varying exposure and white
+balance:
 
 - `gear`: a turned brass spur gear with hub, keyway and six lightening holes on a slate plate;
 - `chip`: a black quad flat package with laser marking, its 40 gull-wing leads soldered to a green board;
