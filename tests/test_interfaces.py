@@ -324,7 +324,7 @@ def test_mcp_where_it_is_not_installed(inspector: Inspector, monkeypatch):
     (["--auth", "{tmp}/empty"], "is empty"),
     (["--auth", "{tmp}/wrong"], "not user:password"),
     (["--data-root", "{tmp}/missing"], "--data-root names a folder"),
-    (["--checkpoint", "{model}", "{model}"], "two models are called parts"),
+    (["--checkpoint", "{model}", "{model}"], "two models are named parts"),
     (["--max-upload", "0"], "from 1 to"),
     (["--max-storage", "0"], "from 0.1 to"),
     (["--max-tiles", "0"], "from 1 to"),

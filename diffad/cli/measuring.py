@@ -18,11 +18,56 @@ from diffad.cli.common import (
     utf8,
 )
 from diffad.cli.console import counter, document, json_text, say, tracked
+from diffad.cli.options import (
+    ALPHA,
+    DATA,
+    JSON,
+    LIMIT,
+    MODEL,
+    REPAIR,
+    SEED,
+    SEVERAL,
+    TIMESTEPS,
+    command,
+    file_path,
+    flag,
+    name_list,
+    option,
+    real,
+    seed_list,
+    whole,
+)
+from diffad.method.repair_options import RepairOptions
 from diffad.output import append, write
 
 if TYPE_CHECKING:
+    from diffad.cli.options import Commands
     from diffad.inspector import Inspector
     from diffad.pictures.samples import Sample
+
+
+def add_evaluate(commands: Commands) -> None:
+    command(
+        commands, evaluate, "measure a model on labelled pictures", """
+DATA: an MVTec category folder (test/good, test/<defect>, ground_truth) or a folder of them. Each picture is
+inspected as its folder's category if the model knows it, otherwise as the recognised one.""",
+        DATA, *MODEL, option("--category", "NAME", str, "inspect all pictures as this category"),
+        ALPHA, TIMESTEPS,
+        option("--seeds", "N,N,…", seed_list, "noise seeds; several give means ± deviations", (0,)),
+        option(
+            "--out", "DIR", file_path,
+            "write results.json, results.md and report.html there, and each score to scores.jsonl as soon as "
+            "it is known",
+        ),
+        option(
+            "--stress", "N", whole(1, 10**6),
+            "also change N good pictures per category in 16 ways, and count how many are then rejected",
+        ),
+        flag("--repair", "also measure the repair (slow); the options below apply to it"),
+        option("--limit", "N", whole(1, 10**6), "with --repair: at most N good and N defective per category"),
+        flag("--sheet", "with --out: draw ten repairs per category as <category>_repairs.png"),
+        *REPAIR, JSON,
+    )  # fmt: skip
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -40,9 +85,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     out = arguments.out
     if arguments.sheet and not (arguments.repair and out):
-        raise Refused("--sheet draws repairs into a folder: give --repair and --out DIR too")
+        raise Refused("--sheet draws repairs in a folder: give --repair and --out DIR too")
     if arguments.limit and not arguments.repair:
-        raise Refused("--limit is for the repairs, all pictures are inspected: give --repair too")
+        raise Refused("--limit applies to repairs only, all pictures are inspected: give --repair too")
     for source in arguments.data:
         must_exist(source)
     samples = _test_and_training_pictures(arguments.data)
@@ -112,6 +157,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return FINISHED
 
 
+def add_ablate(commands: Commands) -> None:
+    command(
+        commands, ablate, "measure what each choice of the method contributes", """
+Tables of image AUROC, pixel AUROC and AUPRO over the balance of the branches, timesteps, noise draws,
+normalisation, one model against one per category, and pixel scores. DATA: as for evaluate; its train/good
+serves to standardise the pixel scores that the checkpoint does not use.""",
+        DATA, *MODEL,
+        ("--single", {"metavar": "CHECKPOINT", "default": [], **SEVERAL,
+                      "help": "models of one category each, to compare with"}),
+        LIMIT,
+        option("--out", "DIR", file_path, "write ablation.md, ablation.json and a plot of each table there"),
+        SEED, JSON,
+    )  # fmt: skip
+
+
 def ablate(arguments: argparse.Namespace) -> int:
     from diffad.measuring.ablation import METRICS, ablate, ablation_report
     from diffad.pictures.plots import ablation_plot
@@ -132,6 +192,26 @@ def ablate(arguments: argparse.Namespace) -> int:
                 ablation_plot(table, METRICS, out / plots[table["name"]])
             write(out / "ablation.md", utf8(f"{ablation_report(result, plots)}\n"))
     return FINISHED
+
+
+def add_compare(commands: Commands) -> None:
+    command(
+        commands, compare, "compare with other methods on the same pictures", """
+DATA: MVTec category folders with train/good and test, or folders of them, of categories that the model knows.
+The peers are anomalib's models on the same backbone with the same weights (pip install "diffad[peers]").""",
+        DATA, *MODEL,
+        option(
+            "--peers", "NAME,…", name_list, "any of padim, patchcore, fre, ganomaly (needs a GPU), or none",
+            ("padim", "patchcore", "fre"),
+        ),
+        option("--minutes-each", "M", real(0.001, 10_000), "longest training time of each trained peer", 5.0),
+        LIMIT,
+        option(
+            "--stress", "N", whole(1, 10**6),
+            "also change N good pictures per category in 16 ways, and count how many each method rejects",
+        ),
+        SEED, option("--out", "DIR", file_path, "write comparison.md and comparison.json there"), JSON,
+    )  # fmt: skip
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -164,6 +244,23 @@ def compare(arguments: argparse.Namespace) -> int:
     return FINISHED
 
 
+def add_stress(commands: Commands) -> None:
+    command(
+        commands, stress, "measure whether verdicts hold when pictures change as they do in a factory", """
+DATA: as for evaluate. Good and defective pictures are inspected unchanged and changed: darker, brighter, lit
+unevenly, tinted, with noise, blurred, sharpened, compressed, moved, turned.""",
+        DATA, *MODEL, ALPHA, TIMESTEPS, SEED,
+        option("--limit", "N", whole(1, 10**6), "at most N good and N defective pictures per category", 8),
+        flag("--curves", "also change good pictures by half, twice and four times as much, and plot it"),
+        option(
+            "--out", "DIR", file_path,
+            "write stress.md, stress.json and, with --curves, stress.png there, and each verdict to "
+            "verdicts.jsonl as soon as it is known",
+        ),
+        JSON,
+    )  # fmt: skip
+
+
 def stress(arguments: argparse.Namespace) -> int:
     from diffad.measuring.stress import stress, stress_plot, stress_table
     from diffad.measuring.tables import markdown
@@ -191,6 +288,20 @@ def stress(arguments: argparse.Namespace) -> int:
             if arguments.curves:
                 stress_plot(result, out / "stress.png")
     return FINISHED
+
+
+def add_benchmark(commands: Commands) -> None:
+    command(
+        commands, benchmark, "measure how fast a model is on this machine", "",
+        *MODEL,
+        option("--picture", "FILE", file_path, "the picture to inspect (default: a synthetic part)"),
+        option("--category", "NAME", str, "the profile to use (default: the model's first)"),
+        TIMESTEPS,
+        option("--runs", "N", whole(1, 10**4), "number of inspections to time", 10),
+        option("--steps", "N", whole(1, 5000), "number of repair steps to time", RepairOptions.steps),
+        flag("--busy", "only time inspections while 0, 1 and 2 other processes keep a core busy"),
+        JSON,
+    )  # fmt: skip
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
@@ -268,7 +379,7 @@ def _beside_table(about: dict[str, Any], rows: list[dict[str, float]]) -> str:
 
 
 def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[Sample]]:
-    """Where to write, and all pictures of DATA, those to train on too."""
+    """The output folder, and all pictures of DATA, including training pictures."""
     from diffad.pictures.samples import find_all
 
     for source in arguments.data:
@@ -279,7 +390,7 @@ def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[
 
 
 def _test_and_training_pictures(data: Sequence[Path]) -> list[Sample]:
-    """Of a training folder that is not understood none: nothing is learned here."""
+    """All pictures of the folders; without training pictures if their folder is not understood."""
     from diffad.pictures.reading import DataError
     from diffad.pictures.samples import find_all
 
@@ -310,7 +421,7 @@ def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repair
 
 
 def _keeper(out: Path | None, name: str) -> Callable[[dict[str, Any]], None] | None:
-    """Adds each row to a file of JSON lines, which begins anew with the first; None without a folder."""
+    """A function that appends rows to a new file of JSON lines; None without a folder."""
     if out is None:
         return None
     fresh = True
