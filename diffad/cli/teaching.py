@@ -132,7 +132,7 @@ def train(arguments: argparse.Namespace) -> int:
                     [
                         f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
                         *(
-                            f"{name}: parts have no fixed orientation and are turned upright before inspection"
+                            f"{name}: parts at any angle, which are turned upright before inspection"
                             for name in categories
                             if profiles[name].upright
                         ),

@@ -23,7 +23,8 @@ from diffad.output import OutputError, whole, write
 from diffad.pictures import drawing
 from diffad.pictures.reading import DataError
 from diffad.pictures.samples import Sample
-from diffad.ui import cards, files
+from diffad.report.rendering import data_uri
+from diffad.ui import files
 from diffad.ui.turns import Turns, Unwanted, caller
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Run:
                 "category": row.result["category"], "fits": row.result["category_fits"],
                 "notes": row.result["notes"],
                 "regions": len(row.result["regions"]), "seconds": row.result["seconds"],
-                "thumbnail": cards.data_uri(thumbnail, "webp"),
+                "thumbnail": data_uri(thumbnail, "webp", 80),
             }  # fmt: skip
         self.rows.append(row)
         self._shown.append(shown)

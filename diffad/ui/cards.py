@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from diffad.pictures import drawing
+from diffad.report.rendering import data_uri
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 VIEW_PIXELS = 1600  # longest side of the picture in the viewer
 LOSSLESS = 512 * 512  # px; larger pictures go to the viewer as JPEG
 STEPS = 2**16 - 1  # between the lowest and the highest value of a map as it is sent
-ENCODING = {
-    "png": (cv2.IMWRITE_PNG_COMPRESSION, 1),
-    "jpeg": (cv2.IMWRITE_JPEG_QUALITY, 92),
-    "webp": (cv2.IMWRITE_WEBP_QUALITY, 80),
-}
-
-
-def data_uri(picture: npt.NDArray[np.uint8], kind: str) -> str:
-    """A picture as a data URI.
-
-    Args:
-        picture: uint8, RGB or grey.
-        kind: "png" (lossless, encoded for speed), "jpeg" (high quality) or "webp" (a few KB).
-    """
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
-    _, data = cv2.imencode(f".{kind}", bgr, ENCODING[kind])
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def base64_of(values: np.ndarray) -> str:
@@ -70,10 +53,10 @@ def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
     """
     height, width = inspection.image.shape[:2]
     small = drawing.shrunk(inspection.image, VIEW_PIXELS)
-    kind = "png" if small.shape[0] * small.shape[1] <= LOSSLESS else "jpeg"
+    kind, level = ("png", 1) if small.shape[0] * small.shape[1] <= LOSSLESS else ("jpeg", 92)
     good, nearest, good_plain = inspection.good_evidence()
     return {
-        "picture": data_uri(small, kind), "size": [width, height],
+        "picture": data_uri(small, kind, level), "size": [width, height],
         "timesteps": list(inspection.computed_timesteps),
         "category": inspection.category, "recognised": inspection.recognised,
         "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
@@ -227,7 +210,7 @@ def thumbnails(samples: Sequence[Path]) -> str:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = data_uri(drawing.shrunk(np.asarray(picture, np.uint8)[..., ::-1], 96), "png")
+        uri = data_uri(drawing.shrunk(np.asarray(picture, np.uint8)[..., ::-1], 96), "png", 1)
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

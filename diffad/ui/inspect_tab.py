@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+import numpy.typing as npt
 
-from diffad.inspector import SCALE_TOP, Picture
+from diffad.inspector import SCALE_TOP
 from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.pictures.reading import DataError
 from diffad.ui import cards, downloads, link
@@ -173,7 +175,7 @@ class InspectTab:
 
         model, *controls = request.settings
         inspector, before = self._inspectors[model], session.shown
-        image: Picture = path
+        image: str | npt.NDArray[np.uint8] = path
         if before is not None and before.request.path == path:
             if before.raw.bits == 8 and not before.raw.notes:  # then every category reads it the same way
                 image = before.raw.image
