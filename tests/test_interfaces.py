@@ -309,7 +309,7 @@ def test_login_health_and_cleaning_up(inspector: Inspector, tmp_path: Path, monk
 def test_logins():
     assert logins("anna:pass:word\n\n bob:x \n", "") == [("anna", "pass:word"), ("bob", "x")]
     for wrong in ("anna", ":x", "anna:"):
-        with pytest.raises(ValueError, match=r"^the file holds a line that is not user:password"):
+        with pytest.raises(ValueError, match=r"^the file contains a line that is not user:password"):
             logins(wrong, "the file")
 
 
