@@ -177,7 +177,7 @@ SHORTCUTS = """
     <dt><kbd>?</kbd></dt><dd>this help</dd>
   </dl>
   <p class="quiet">In a large map the arrow keys move through the evidence. Pinch or use Ctrl and the wheel to
-  zoom the picture; after a click the wheel alone is enough. Drag moves it, a double-click shows all of it.</p>
+  zoom the picture; after a click the wheel alone is enough. Drag moves it, double-click shows all.</p>
 </dialog>"""
 
 
