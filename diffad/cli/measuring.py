@@ -72,19 +72,46 @@ inspected as its folder's category if the model knows it, otherwise as the recog
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from diffad.measuring.evaluation import evaluate
-    from diffad.measuring.repairs import evaluate_repair
-    from diffad.measuring.stress import robustness_rows
-    from diffad.measuring.stress import stress as stress_all
-    from diffad.measuring.tables import (
-        announced_rows,
-        evaluation_table,
-        folders_text,
-        markdown,
-        repair_table,
-    )
+    from diffad.measuring.tables import announced_rows, evaluation_table, folders_text, markdown
 
     out = arguments.out
-    if arguments.sheet and not (arguments.repair and out):
+    samples, good = _samples_to_evaluate(arguments)
+    make_folder(out)
+    inspector = load_inspector(arguments)
+    if arguments.stress and not arguments.category:
+        inspector.check_knows({sample.category for sample in good})
+    with document(arguments.json) as put:
+        with counter("inspecting") as progress:
+            result = evaluate(
+                inspector,
+                samples,
+                arguments.alpha,
+                arguments.timesteps,
+                arguments.seeds,
+                arguments.category,
+                progress,
+                _keeper(out, "scores.jsonl"),
+            )
+        if out and (arguments.stress or arguments.repair):  # which take long
+            _write_tables(out, result)
+        stressed = [_add_stress(arguments, inspector, good, result)] if arguments.stress else []
+        tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result)), *stressed]
+        shown: dict[str, Any] = {}
+        if arguments.repair:
+            tables.append(_add_repairs(arguments, inspector, samples, result, shown))
+        for name, values in result.items():
+            for note in values["notes"] + values.get("repair", {}).get("notes", []):
+                say(f"{name}: {note}")
+        put(result, "\n\n".join(tables))
+        if out:
+            _write_tables(out, result)
+            _write_pages(out, result, inspector, shown)
+    return FINISHED
+
+
+def _samples_to_evaluate(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
+    """All samples, and the good test samples. Raises Refused if the options do not fit each other or them."""
+    if arguments.sheet and not (arguments.repair and arguments.out):
         raise Refused("--sheet draws repairs in a folder: give --repair and --out DIR too")
     if arguments.limit and not arguments.repair:
         raise Refused("--limit applies to repairs only, all pictures are inspected: give --repair too")
@@ -96,65 +123,60 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise Refused("--stress changes good pictures, and there is none: give folders with test/good")
     if all(sample.is_anomalous is None for sample in samples):
         raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
-    make_folder(out)
-    inspector = load_inspector(arguments)
-    if arguments.stress and not arguments.category:
-        inspector.check_knows({sample.category for sample in good})
-    with document(arguments.json) as put:
-        settings = {"category": arguments.category, "alpha": arguments.alpha}
-        with counter("inspecting") as progress:
-            result = evaluate(
-                inspector,
-                samples,
-                timesteps=arguments.timesteps,
-                seeds=arguments.seeds,
-                progress=progress,
-                keep=_keeper(out, "scores.jsonl"),
-                **settings,
-            )
-        if out and (arguments.stress or arguments.repair):  # which take long
-            _write_tables(out, result)
-        if arguments.stress:
-            with counter("judging changed pictures") as progress:
-                changed = stress_all(
-                    inspector,
-                    good,
-                    arguments.stress,
-                    progress=progress,
-                    keep=_keeper(out, "verdicts.jsonl"),
-                    seed=arguments.seeds[0],
-                    timesteps=arguments.timesteps,
-                    **settings,
-                )
-            for name, values in changed.items():
-                result[name] |= {"stress": values, "wrong_when_changed": values["beyond"]}
-        tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result))]
-        if arguments.stress:
-            tables.append(markdown(robustness_rows(changed)))
-        shown: dict[str, Any] = {}
-        if arguments.repair:
-            with counter("repairing") as progress:
-                repaired = evaluate_repair(
-                    inspector,
-                    samples,
-                    limit=arguments.limit,
-                    progress=progress,
-                    seed=arguments.seeds[0],
-                    show=shown.__setitem__ if arguments.sheet else None,
-                    options=repair_options(arguments),
-                    **settings,
-                )
-            tables.append(repair_table(repaired))
-            for name, values in repaired.items():
-                result[name]["repair"] = values
-        for name, values in result.items():
-            for note in values["notes"] + values.get("repair", {}).get("notes", []):
-                say(f"{name}: {note}")
-        put(result, "\n\n".join(tables))
-        if out:
-            _write_tables(out, result)
-            _write_pages(out, result, inspector, shown)
-    return FINISHED
+    return samples, good
+
+
+def _add_stress(
+    arguments: argparse.Namespace, inspector: Inspector, good: Sequence[Sample], result: dict[str, Any]
+) -> str:
+    """Judge changed good pictures and add the values to the result; returns them as a table."""
+    from diffad.measuring.stress import robustness_rows, stress
+    from diffad.measuring.tables import markdown
+
+    with counter("judging changed pictures") as progress:
+        changed = stress(
+            inspector,
+            good,
+            arguments.stress,
+            arguments.seeds[0],
+            progress,
+            _keeper(arguments.out, "verdicts.jsonl"),
+            category=arguments.category,
+            alpha=arguments.alpha,
+            timesteps=arguments.timesteps,
+        )
+    for name, values in changed.items():
+        result[name] |= {"stress": values, "wrong_when_changed": values["beyond"]}
+    return markdown(robustness_rows(changed))
+
+
+def _add_repairs(
+    arguments: argparse.Namespace, inspector: Inspector, samples: Sequence[Sample], result: dict[str, Any],
+    shown: dict[str, Any],
+) -> str:  # fmt: skip
+    """Measure repairs and add the values to the result; returns them as a table.
+
+    Args:
+        shown: gets the repairs to draw, by category, with --sheet.
+    """
+    from diffad.measuring.repairs import evaluate_repair
+    from diffad.measuring.tables import repair_table
+
+    with counter("repairing") as progress:
+        repaired = evaluate_repair(
+            inspector,
+            samples,
+            arguments.limit,
+            arguments.category,
+            progress,
+            shown.__setitem__ if arguments.sheet else None,
+            repair_options(arguments),
+            alpha=arguments.alpha,
+            seed=arguments.seeds[0],
+        )
+    for name, values in repaired.items():
+        result[name]["repair"] = values
+    return repair_table(repaired)
 
 
 def add_ablate(commands: Commands) -> None:

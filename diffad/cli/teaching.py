@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffad.cli.common import FINISHED, Refused, check_folder, must_exist
@@ -27,6 +29,7 @@ from diffad.output import OutputError
 
 if TYPE_CHECKING:
     from diffad.cli.options import Commands
+    from diffad.teaching.recipe import TrainConfig
 
 
 def add_train(commands: Commands) -> None:
@@ -63,39 +66,13 @@ With several GPUs: torchrun --nproc-per-node N -m diffad train …""",
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from diffad import checkpoint
-    from diffad.method.devices import pick_device
-    from diffad.method.features import FeatureExtractor
-    from diffad.method.unet import UNetConfig
     from diffad.pictures.samples import listed, short
     from diffad.teaching import training
-    from diffad.teaching.forecast import in_words
     from diffad.teaching.good_pictures import normal_paths
-    from diffad.teaching.recipe import TrainConfig
     from diffad.teaching.state import state_file
 
-    sizes: dict[str, Any] = {"channels": tuple(arguments.channels)} if arguments.channels else {}
-    if arguments.start and (sizes or arguments.backbone):
-        raise Refused("--channels and --backbone come from the checkpoint given with --from")
-    if arguments.out.suffix != ".safetensors":
-        raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
-    if arguments.out.is_dir():
-        raise Refused(f"{arguments.out} is a folder: --out names a file")
-    check_folder(arguments.out.parent)
-    for source in (*arguments.data, *filter(None, [arguments.start])):
-        must_exist(source)
+    config = _recipe(arguments)
     categories = normal_paths(arguments.data)
-    names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence", "size")
-    recipe = {name: getattr(arguments, name) for name in names}
-    try:
-        pick_device(arguments.device)
-        if arguments.backbone:
-            recipe["backbone"] = arguments.backbone
-            sizes["feature_channels"] = FeatureExtractor(arguments.backbone).channels
-        config = TrainConfig(unet=UNetConfig(**sizes), **recipe)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-
     started = time.perf_counter()
     first = int(os.environ.get("RANK", "0")) == 0  # under torchrun only one process prints
     if first:  # shows a missing folder, or two kinds of part in one, before hours are spent
@@ -120,27 +97,56 @@ def train(arguments: argparse.Namespace) -> int:
                 say("to continue, give the same options and --resume")
             raise
         if first:
-            profiles = checkpoint.load(path).profiles
-            forecasts = {name: profiles[name].forecast for name in categories}
-            put(
-                {
-                    "checkpoint": str(path),
-                    "seconds": round(time.perf_counter() - started, 1),
-                    "forecast": forecasts,
-                },
-                "\n".join(
-                    [
-                        f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`",
-                        *(
-                            f"{name}: parts at any angle, which are turned upright before inspection"
-                            for name in categories
-                            if profiles[name].upright
-                        ),
-                        *(in_words(name, values) for name, values in forecasts.items()),
-                    ]
-                ),
-            )
+            seconds = round(time.perf_counter() - started, 1)
+            forecasts, text = _forecasts(path, categories)
+            put({"checkpoint": str(path), "seconds": seconds, "forecast": forecasts}, text)
     return FINISHED
+
+
+def _recipe(arguments: argparse.Namespace) -> TrainConfig:
+    """The recipe that the options ask for. Raises Refused if they are not usable."""
+    from diffad.method.devices import pick_device
+    from diffad.method.features import FeatureExtractor
+    from diffad.method.unet import UNetConfig
+    from diffad.teaching.recipe import TrainConfig
+
+    sizes: dict[str, Any] = {"channels": tuple(arguments.channels)} if arguments.channels else {}
+    if arguments.start and (sizes or arguments.backbone):
+        raise Refused("--channels and --backbone come from the checkpoint given with --from")
+    if arguments.out.suffix != ".safetensors":
+        raise Refused(f"--out must end in .safetensors, not {arguments.out.name!r}")
+    if arguments.out.is_dir():
+        raise Refused(f"{arguments.out} is a folder: --out names a file")
+    check_folder(arguments.out.parent)
+    for source in (*arguments.data, *filter(None, [arguments.start])):
+        must_exist(source)
+    names = ("steps", "minutes", "batch", "learning_rate", "seed", "licence", "size")
+    recipe = {name: getattr(arguments, name) for name in names}
+    try:
+        pick_device(arguments.device)
+        if arguments.backbone:
+            recipe["backbone"] = arguments.backbone
+            sizes["feature_channels"] = FeatureExtractor(arguments.backbone).channels
+        return TrainConfig(unet=UNetConfig(**sizes), **recipe)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _forecasts(path: Path, categories: Iterable[str]) -> tuple[dict[str, Any], str]:
+    """The forecasts of a new checkpoint by category, and all that there is to say about it."""
+    from diffad import checkpoint
+    from diffad.teaching.forecast import in_words
+
+    profiles = checkpoint.load(path).profiles
+    forecasts = {name: profiles[name].forecast for name in categories}
+    lines = [f"wrote {path}: try it with `diffad inspect PICTURE --checkpoint {path}`"]
+    lines += [
+        f"{name}: parts at any angle, which are turned upright before inspection"
+        for name in forecasts
+        if profiles[name].upright
+    ]
+    lines += [in_words(name, values) for name, values in forecasts.items()]
+    return forecasts, "\n".join(lines)
 
 
 def add_samples(commands: Commands) -> None:
