@@ -50,8 +50,11 @@ from diffad.cli.options import (
 from diffad.output import append, write
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from diffad.cli.options import Commands
-    from diffad.inspection import Inspection
+    from diffad.inspection import Inspection, RepairStep
     from diffad.inspector import Inspector
 
 _VERDICTS, _TABLES = "results.jsonl", ("results.json", "results.csv")  # files that `inspect` writes
@@ -163,7 +166,7 @@ def add_repair(commands: Commands) -> None:
 
 
 def repair(arguments: argparse.Namespace) -> int:
-    from diffad.pictures.animation import Reel, animation, check_format
+    from diffad.pictures.animation import animation, check_format
     from diffad.pictures.drawing import png_bytes
     from diffad.pictures.reading import DataError
 
@@ -180,30 +183,14 @@ def repair(arguments: argparse.Namespace) -> int:
             film, picture = (arguments.out / f"{name}{ending}" for ending in endings)
             started = time.perf_counter()
             try:
-                walk = inspector.repair(
-                    path,
-                    arguments.category,
-                    repair_options(arguments),
-                    seed=arguments.seed,
-                    alpha=arguments.alpha,
-                    threshold=arguments.threshold,
-                    tile=arguments.tile,
-                    **({"bits": arguments.bits} if arguments.bits else {}),
-                )
+                frames, before, last = _repaired(arguments, inspector, path)
             except DataError as error:
                 records.append(unreadable(path, error))
                 continue
-            reel, scores = Reel(), []
-            with counter(str(path)) as progress:
-                for step in walk:
-                    progress(step.index + 1, step.total + 1)  # the total grows with each round
-                    reel.add(step.image)
-                    scores.append(step.score)
-                    repaired, steps, notes = step.image, step.index, step.notes
             seconds = time.perf_counter() - started
             with going_on(unwritten):
-                animation(reel.frames, film)
-                write(picture, png_bytes(repaired), sync=False)
+                animation(frames, film)
+                write(picture, png_bytes(last.image), sync=False)
             if unwritten:  # the next repairs would be lost too
                 break
             records.append(
@@ -211,22 +198,47 @@ def repair(arguments: argparse.Namespace) -> int:
                     "path": str(path),
                     "animation": str(film),
                     "repaired": str(picture),
-                    "steps": steps,
-                    "score_before": scores[0],
-                    "score_after": scores[-1],
+                    "steps": last.index,
+                    "score_before": before,
+                    "score_after": last.score,
                     "seconds": seconds,
-                    "notes": list(notes),
+                    "notes": list(last.notes),
                 }
             )
             if not arguments.json:
-                fall = f"score {scores[0]:.2f} → {scores[-1]:.2f}"
-                tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
-                for note in notes:
+                fall = f"score {before:.2f} → {last.score:.2f}"
+                tell(f"{fall}  {last.index} steps  {seconds:.1f} s  {film}", keep_on=True)
+                for note in last.notes:
                     tell(f"  {note}", keep_on=True)
         put(records)
     if unwritten:
         return REFUSED
     return UNREADABLE if any("error" in record for record in records) else FINISHED
+
+
+def _repaired(
+    arguments: argparse.Namespace, inspector: Inspector, path: Path
+) -> tuple[Sequence[npt.NDArray[np.uint8]], float, RepairStep]:
+    """Repair a picture; returns the frames of the animation, the score before, and the last step."""
+    from diffad.pictures.animation import Reel
+
+    steps = inspector.repair(
+        path,
+        arguments.category,
+        repair_options(arguments),
+        seed=arguments.seed,
+        alpha=arguments.alpha,
+        threshold=arguments.threshold,
+        tile=arguments.tile,
+        **({"bits": arguments.bits} if arguments.bits else {}),
+    )
+    reel, scores = Reel(), []
+    with counter(str(path)) as progress:
+        for step in steps:
+            progress(step.index + 1, step.total + 1)  # the total grows with each round
+            reel.add(step.image)
+            scores.append(step.score)
+    return reel.frames, scores[0], step
 
 
 def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[str]:

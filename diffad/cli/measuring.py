@@ -208,11 +208,10 @@ def ablate(arguments: argparse.Namespace) -> int:
             result = ablate(inspector, samples, singles, arguments.limit, arguments.seed, progress)
         put(result, ablation_report(result))
         if out:
-            write(out / "ablation.json", f"{json_text(result)}\n".encode())
             plots = {table["name"]: f"{table['name']}.png" for table in result["tables"]}
+            _write_report(out, "ablation", result, ablation_report(result, plots))
             for table in result["tables"]:
                 ablation_plot(table, METRICS, out / plots[table["name"]])
-            write(out / "ablation.md", utf8(f"{ablation_report(result, plots)}\n"))
     return FINISHED
 
 
@@ -261,8 +260,7 @@ def compare(arguments: argparse.Namespace) -> int:
         report = comparison_report(result)
         put(result, report)
         if out:
-            write(out / "comparison.json", f"{json_text(result)}\n".encode())
-            write(out / "comparison.md", utf8(f"{report}\n"))
+            _write_report(out, "comparison", result, report)
     return FINISHED
 
 
@@ -305,8 +303,7 @@ def stress(arguments: argparse.Namespace) -> int:
         report = markdown(stress_table(result))
         put(result, report)
         if out:
-            write(out / "stress.json", f"{json_text(result)}\n".encode())
-            write(out / "stress.md", utf8(f"{report}\n"))
+            _write_report(out, "stress", result, report)
             if arguments.curves:
                 stress_plot(result, out / "stress.png")
     return FINISHED
@@ -427,6 +424,11 @@ def _write_tables(out: Path, result: dict[str, Any]) -> None:
 
     write(out / "results.json", f"{json_text(result)}\n".encode())
     write(out / "results.md", utf8(markdown_report(result)))
+
+
+def _write_report(out: Path, name: str, result: dict[str, Any], report: str) -> None:
+    write(out / f"{name}.json", f"{json_text(result)}\n".encode())
+    write(out / f"{name}.md", utf8(f"{report}\n"))
 
 
 def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repairs: dict[str, Any]) -> None:
