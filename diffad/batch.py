@@ -140,13 +140,12 @@ def run(
     """
     for name, sample in pictures.items():
         known = _category_of(inspector, sample, category)
+        own: dict[str, Any] = {"batch_bits": shared[name]} if shared and name in shared else {}
         if sample.image.is_dir():  # a folder without read permission, listed in place of its pictures
             yield Row(name, sample, {}, f"{name} may not be read: check its permissions"), None
             continue
         try:
-            inspection = inspector.inspect(
-                sample.image, category=known, batch_bits=(shared or {}).get(name), **settings
-            )
+            inspection = inspector.inspect(sample.image, category=known, **settings, **own)
             result = inspection.to_dict()
         except DataError as error:
             yield Row(name, sample, {}, str(error).replace(str(sample.image), name)), None

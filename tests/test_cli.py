@@ -748,7 +748,7 @@ def test_train_refuses(workshop, tmp_path, capsys):
         ([data, *out, "--steps", "1", "--from", str(tmp_path / "absent")], "absent"),
         ([data, *out, "--steps", "1", "--resume", "--size", "64", "--channels", "64,64"], "resume"),
         ([data, *out, "--steps", "0", "--size", "64", "--channels", "64,64"], "start from a checkpoint"),
-        ([data, *out, "--steps", "0", "--resume", *tiny], "resume nothing"),
+        ([data, *out, "--steps", "0", "--resume", *tiny], "nothing to resume"),
     ):
         assert main(["train", *argv]) == 2, argv
         out, err = capsys.readouterr()  # what was found may be told before

@@ -36,8 +36,8 @@ from diffad.synthetic.parts import make_part
 
 
 TOO_FEW = (
-    "AUPIMO needs more good pictures: between its false positive rates, 0.001% and 0.01%, lie fewer "
-    "than 30 pixels of all {}."
+    "AUPIMO needs more good pictures: fewer than 30 pixels of all {} are between its false positive "
+    "rates, 0.001% and 0.01%."
 )
 
 

@@ -9,7 +9,7 @@ from gaussian_world import residual_gaussian, summed
 from torch.distributions import MultivariateNormal
 
 from diffad.method import gaussian as gaussians
-from diffad.method import place_gaussian as places
+from diffad.method import place_gaussian as by_place
 from diffad.method.gaussian import (
     PlainGaussian,
     PlainMoments,
@@ -54,8 +54,8 @@ def place_gaussian(
     batches: Iterable[torch.Tensor], dims: int = 4, block: int = BLOCK, ridge: float = RIDGE
 ) -> PlaceGaussian:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(places, "DIMS", dims)
-        patch.setattr(places, "RIDGE", ridge)
+        patch.setattr(by_place, "DIMS", dims)
+        patch.setattr(by_place, "RIDGE", ridge)
         return PlaceGaussian.fit(batches, block=block)
 
 

@@ -309,7 +309,7 @@ def test_login_health_and_cleaning_up(inspector: Inspector, tmp_path: Path, monk
 def test_logins():
     assert logins("anna:pass:word\n\n bob:x \n", "") == [("anna", "pass:word"), ("bob", "x")]
     for wrong in ("anna", ":x", "anna:"):
-        with pytest.raises(ValueError, match=r"^the file holds a line that is not user:password"):
+        with pytest.raises(ValueError, match=r"^the file contains a line that is not user:password"):
             logins(wrong, "the file")
 
 
@@ -324,7 +324,7 @@ def test_mcp_where_it_is_not_installed(inspector: Inspector, monkeypatch):
     (["--auth", "{tmp}/empty"], "is empty"),
     (["--auth", "{tmp}/wrong"], "not user:password"),
     (["--data-root", "{tmp}/missing"], "--data-root names a folder"),
-    (["--checkpoint", "{model}", "{model}"], "two models are called parts"),
+    (["--checkpoint", "{model}", "{model}"], "two models are named parts"),
     (["--max-upload", "0"], "from 1 to"),
     (["--max-storage", "0"], "from 0.1 to"),
     (["--max-tiles", "0"], "from 1 to"),

@@ -213,7 +213,7 @@ def test_a_taken_port_is_told_before_models_are_loaded(tmp_path, monkeypatch, ca
     (["--host", "no such host"], {}, "there is no address no such host"),
     ([], {"DIFFAD_AUTH": "anna"}, "DIFFAD_AUTH holds a line"),
     (["--auth", "absent.txt"], {}, "absent.txt"),
-    (["--auth", "latin.txt"], {}, "latin.txt is no text"),
+    (["--auth", "latin.txt"], {}, "latin.txt is not a text file"),
     (["--checkpoint", "absent.safetensors"], {}, "absent.safetensors"),
     (["--data-root", "absent"], {}, "absent"),
 ])  # fmt: skip

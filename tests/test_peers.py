@@ -96,7 +96,10 @@ def test_methods_are_judged_changed_by_one_rule_on_pictures_put_aside(inspector,
     few = [sample for sample in find_samples(root) if sample.is_anomalous or sample.image.stem < "003"]
     result = comparison.compare(inspector, few, (), stress=2)
     assert "stress" not in result["categories"]["gear"]["diffad"]
-    assert "gear: too few good test pictures to put some aside and change others." in result["notes"]
+    assert (
+        "gear: too few good test pictures to change some and keep others for the threshold."
+        in result["notes"]
+    )
 
 
 def test_pictures_to_change_leave_the_others_for_the_threshold(gears):

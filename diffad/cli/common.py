@@ -1,7 +1,7 @@
-"""What the commands share: exit codes, the model, folders and pictures to work on.
+"""Shared by the commands: exit codes, loading the model, checking folders, finding pictures.
 
-A command takes the parsed arguments and returns an exit code. Everything heavy is imported inside the
-commands, so that `diffad --help` answers at once.
+A command takes the parsed arguments and returns an exit code. Heavy modules are imported inside the commands,
+so that `diffad --help` is fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FINISHED, UNREADABLE, REFUSED, ANOMALOUS, LOOK, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class Refused(ValueError):
-    """The command cannot start as it was given; the message says what to change."""
+    """The command cannot start with these arguments; the message says what to change."""
 
 
 def default_checkpoint() -> Path:
@@ -35,7 +35,7 @@ def default_checkpoint() -> Path:
 
     if found := bundled():
         return found[0]
-    raise Refused("there is no bundled model here: give --checkpoint FILE")
+    raise Refused("there is no bundled model: give --checkpoint FILE")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -60,19 +60,19 @@ def load_inspector(arguments: argparse.Namespace, path: Path | None = None) -> I
 
 
 def make_folder(out: Path | None) -> None:
-    """Before the work, which may take hours. Raises Refused, OSError."""
+    """Make the output folder, before any long work. Raises Refused or OSError if that fails."""
     if out is not None:
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises Refused if it cannot be made, or nothing can be written into it."""
+    """Raise Refused if the folder cannot be made or written to."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise Refused(f"{there} is a file: give the name of a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Refused(f"nothing may be written into {there}: choose another --out")
+        raise Refused(f"{there} is not writable: choose another --out")
 
 
 def must_exist(path: Path) -> None:
@@ -83,7 +83,9 @@ def must_exist(path: Path) -> None:
 def pictures_of(sources: Sequence[Path], out: Path | None) -> list[Sample]:
     """The pictures of all sources, each once, in the order given.
 
-    Raises Refused where `out` is one of the sources: the next run would judge what this one writes.
+    Raises:
+        Refused: a source does not exist, or is also the output folder, whose results the next run would
+            inspect.
     """
     from diffad.pictures.samples import Sample, find_samples
 
@@ -91,14 +93,14 @@ def pictures_of(sources: Sequence[Path], out: Path | None) -> list[Sample]:
     for source in sources:
         must_exist(source)
         if source.is_dir() and out is not None and out.resolve() == source.resolve():
-            raise Refused(f"the results would lie among the pictures in {source}: choose another --out")
+            raise Refused(f"the results would be mixed with the pictures in {source}: choose another --out")
         for sample in find_samples(source) if source.is_dir() else [Sample(source, "")]:
             found.setdefault(os.path.abspath(sample.image), sample)
     return list(found.values())
 
 
 def utf8(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # names may hold what is no Unicode
+    return text.encode("utf-8", "backslashreplace")  # file names may contain invalid Unicode
 
 
 def unreadable(path: Path, error: ValueError) -> dict[str, str]:
@@ -116,7 +118,7 @@ def repair_options(arguments: argparse.Namespace) -> RepairOptions:
 
 @contextlib.contextmanager
 def going_on(unwritten: list[Path]) -> Iterator[None]:
-    """Keeps a run going when a file cannot be written: reports the first one, counts all of them."""
+    """Continue when a file cannot be written: reports the first such file and collects all in `unwritten`."""
     try:
         yield
     except OutputError as error:

@@ -1,5 +1,7 @@
-"""What the commands print. With --json, standard output is exactly one JSON document; progress, warnings and
-what libraries print go to stderr.
+"""Output of the commands.
+
+With --json, standard output is exactly one JSON document; everything else, such as progress, warnings and the
+output of libraries, goes to stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ _Item = TypeVar("_Item")
 
 @contextlib.contextmanager
 def document(as_json: bool) -> Iterator[Callable[..., None]]:
-    """Yields put(value, text), which prints one of them; as JSON nothing else reaches standard output."""
+    """Yield put(value, text), which prints one of the two; with JSON nothing else goes to standard output."""
     out = sys.stdout
 
     def put(value: Any, text: str | None = None) -> None:
@@ -31,13 +33,13 @@ def document(as_json: bool) -> Iterator[Callable[..., None]]:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    from diffad import batch  # brings torch
+    from diffad import batch  # imports torch
 
     return batch.json_text(value, indent)
 
 
 def tracked(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:
-    """The items, with a bar that goes when they end."""
+    """The items, with a progress bar that disappears at the end."""
     from tqdm import tqdm
 
     bar: Iterable[_Item] = tqdm(items, desc=what, total=total, leave=False, disable=None)
@@ -46,7 +48,7 @@ def tracked(items: Iterable[_Item], what: str, total: int | None = None) -> Iter
 
 @contextlib.contextmanager
 def counter(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields progress(done, total), which moves a bar."""
+    """Yield progress(done, total), which updates a progress bar."""
     from tqdm import tqdm
 
     with tqdm(desc=what, leave=False, disable=None) as bar:
@@ -60,7 +62,7 @@ def counter(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields progress(row) for `training.train`."""
+    """Yield progress(row) for `training.train`."""
     from tqdm import tqdm
 
     last_line = -math.inf
@@ -73,7 +75,7 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
             if not bar.disable:
                 bar.n = min(1.0, row["done"])
                 bar.set_postfix_str(line)
-            elif time.monotonic() - last_line > 30:  # into a log: now and then a line
+            elif time.monotonic() - last_line > 30:  # not a terminal: a line now and then
                 _print(line)
                 last_line = time.monotonic()
 
@@ -81,7 +83,7 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def tell(line: str, keep_on: Any) -> None:
-    """Print a line on standard output. keep_on: ignore a closed pipe, since files are still being written."""
+    """Print a line on standard output. keep_on: ignore a closed pipe, as files are still to be written."""
     try:
         _print(line, sys.stdout)
         sys.stdout.flush()
@@ -92,16 +94,16 @@ def tell(line: str, keep_on: Any) -> None:
 
 
 def leave_stdout() -> None:
-    """Print into the void: the reader of our output has left, as in `diffad inspect … | head -1`."""
+    """Discard further output after its reader has closed the pipe, as in `diffad inspect … | head -1`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
+    """Print a message on stderr."""
     _print(f"diffad: {' '.join(message.split())}")
 
 
 def _print(line: str, file: Any = None) -> None:
     from tqdm import tqdm
 
-    tqdm.write(line, file=file or sys.stderr)  # goes above a progress bar instead of through it
+    tqdm.write(line, file=file or sys.stderr)  # appears above a progress bar instead of breaking it

@@ -27,14 +27,58 @@ from diffad.cli.common import (
     unreadable,
 )
 from diffad.cli.console import counter, document, json_text, say, tell, tracked
+from diffad.cli.options import (
+    ALPHA,
+    BITS,
+    CATEGORY,
+    JSON,
+    LOOK_THRESHOLD,
+    MODEL,
+    REPAIR,
+    SEED,
+    SOURCES,
+    THRESHOLD,
+    TILE,
+    TIMESTEPS,
+    choice,
+    command,
+    file_path,
+    flag,
+    option,
+    whole,
+)
 from diffad.output import append, write
 
 if TYPE_CHECKING:
-    from diffad.inspection import Inspection
+    import numpy as np
+    import numpy.typing as npt
+
+    from diffad.cli.options import Commands
+    from diffad.inspection import Inspection, RepairStep
     from diffad.inspector import Inspector
 
-_VERDICTS, _TABLES = "results.jsonl", ("results.json", "results.csv")  # of `inspect`
-_LONGEST_NAME = 200  # bytes, of a result's file without its ending
+_VERDICTS, _TABLES = "results.jsonl", ("results.json", "results.csv")  # files that `inspect` writes
+_LONGEST_NAME = 200  # bytes of a result's file name, without its ending
+
+
+def add_inspect(commands: Commands) -> None:
+    command(
+        commands, inspect, "inspect pictures and show where they are anomalous", """
+A plain folder means all its pictures. An MVTec folder means all pictures below it, inspected as its
+categories if the model knows them.""",
+        SOURCES, *MODEL, CATEGORY, ALPHA, TIMESTEPS, SEED, THRESHOLD, LOOK_THRESHOLD,
+        option("--draws", "N", whole(1, 16), "noise draws per timestep; more are less noisy and slower", 1),
+        TILE, BITS,
+        option(
+            "--out", "DIR", file_path,
+            "write <name>_overlay.png, <name>_map.npy (float32), <name>_evidence.png, results.json and "
+            "results.csv there, and each verdict to results.jsonl as soon as it is known",
+        ),
+        flag("--report", "with --out: also write <name>_report.html, which prints on one A4 page"),
+        ("--fail-on", {"choices": ("anomalous", "look"), "help": "exit with 3 if any picture is anomalous; "
+         "with look, otherwise with 4 if any is worth a look"}),
+        JSON,
+    )  # fmt: skip
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -42,7 +86,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
     out = arguments.out
     if arguments.report and not out:
-        raise Refused("--report writes into a folder: give --out DIR too")
+        raise Refused("--report needs a folder to write to: give --out DIR too")
     samples = pictures_of(arguments.sources, out)
     paths = [sample.image for sample in samples]
     endings = ["_overlay.png", "_map.npy", "_evidence.png", *(["_report.html"] if arguments.report else [])]
@@ -75,7 +119,7 @@ def inspect(arguments: argparse.Namespace) -> int:
                             for file in _evidence(out, name, endings, inspection, inspector):
                                 record["files"].append(file.name)
                         except MemoryError:
-                            say(f"{row.name} is judged, but too large for this machine's memory to be drawn")
+                            say(f"{row.name} was inspected, but drawing it needs more memory than there is")
                 if out:
                     with going_on(unwritten):
                         append(out / _VERDICTS, json_text(record, indent=None), fresh=not records)
@@ -110,8 +154,19 @@ def _verdict(record: dict[str, Any]) -> str:
     )
 
 
+def add_repair(commands: Commands) -> None:
+    command(
+        commands, repair, "repair pictures step by step and write animations of it", "",
+        SOURCES, *MODEL, CATEGORY, ALPHA, SEED, THRESHOLD, TILE, BITS, *REPAIR,
+        flag("--stop-at-threshold", "stop as soon as the picture counts as good"),
+        choice("--format", ("gif", "webp", "mp4"), "format of the animation"),
+        option("--out", "DIR", file_path, "write <name>_repair.gif and <name>_repaired.png there", Path(".")),
+        JSON,
+    )  # fmt: skip
+
+
 def repair(arguments: argparse.Namespace) -> int:
-    from diffad.pictures.animation import Reel, animation, check_format
+    from diffad.pictures.animation import animation, check_format
     from diffad.pictures.drawing import png_bytes
     from diffad.pictures.reading import DataError
 
@@ -128,48 +183,32 @@ def repair(arguments: argparse.Namespace) -> int:
             film, picture = (arguments.out / f"{name}{ending}" for ending in endings)
             started = time.perf_counter()
             try:
-                walk = inspector.repair(
-                    path,
-                    arguments.category,
-                    repair_options(arguments),
-                    seed=arguments.seed,
-                    alpha=arguments.alpha,
-                    threshold=arguments.threshold,
-                    tile=arguments.tile,
-                    **({"bits": arguments.bits} if arguments.bits else {}),
-                )
+                frames, before, last = _repaired(arguments, inspector, path)
             except DataError as error:
                 records.append(unreadable(path, error))
                 continue
-            reel, scores = Reel(), []
-            with counter(str(path)) as progress:
-                for step in walk:
-                    progress(step.index + 1, step.total + 1)  # the total grows with each round
-                    reel.add(step.image)
-                    scores.append(step.score)
-                    repaired, steps, notes = step.image, step.index, step.notes
             seconds = time.perf_counter() - started
             with going_on(unwritten):
-                animation(reel.frames, film)
-                write(picture, png_bytes(repaired), sync=False)
-            if unwritten:  # repairs take long, and nothing would be left of them
+                animation(frames, film)
+                write(picture, png_bytes(last.image), sync=False)
+            if unwritten:  # the next repairs would be lost too
                 break
             records.append(
                 {
                     "path": str(path),
                     "animation": str(film),
                     "repaired": str(picture),
-                    "steps": steps,
-                    "score_before": scores[0],
-                    "score_after": scores[-1],
+                    "steps": last.index,
+                    "score_before": before,
+                    "score_after": last.score,
                     "seconds": seconds,
-                    "notes": list(notes),
+                    "notes": list(last.notes),
                 }
             )
             if not arguments.json:
-                fall = f"score {scores[0]:.2f} → {scores[-1]:.2f}"
-                tell(f"{fall}  {steps} steps  {seconds:.1f} s  {film}", keep_on=True)
-                for note in notes:
+                fall = f"score {before:.2f} → {last.score:.2f}"
+                tell(f"{fall}  {last.index} steps  {seconds:.1f} s  {film}", keep_on=True)
+                for note in last.notes:
                     tell(f"  {note}", keep_on=True)
         put(records)
     if unwritten:
@@ -177,11 +216,38 @@ def repair(arguments: argparse.Namespace) -> int:
     return UNREADABLE if any("error" in record for record in records) else FINISHED
 
 
-def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[str]:
-    """One name per picture for files out/<name><ending>: its stem, after its folder's name where stems meet.
+def _repaired(
+    arguments: argparse.Namespace, inspector: Inspector, path: Path
+) -> tuple[Sequence[npt.NDArray[np.uint8]], float, RepairStep]:
+    """Repair a picture; returns the frames of the animation, the score before, and the last step."""
+    from diffad.pictures.animation import Reel
 
-    No two pictures share a name, no file is an input, and long names are cut, since those of files may have
-    255 bytes. Raises Refused where nothing can be written.
+    steps = inspector.repair(
+        path,
+        arguments.category,
+        repair_options(arguments),
+        seed=arguments.seed,
+        alpha=arguments.alpha,
+        threshold=arguments.threshold,
+        tile=arguments.tile,
+        **({"bits": arguments.bits} if arguments.bits else {}),
+    )
+    reel, scores = Reel(), []
+    with counter(str(path)) as progress:
+        for step in steps:
+            progress(step.index + 1, step.total + 1)  # the total grows with each round
+            reel.add(step.image)
+            scores.append(step.score)
+    return reel.frames, scores[0], step
+
+
+def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> list[str]:
+    """A unique name per picture for files out/<name><ending>: its stem, with its folder's name if necessary.
+
+    No output file overwrites an input. Long names are cut, because file names may have only 255 bytes.
+
+    Raises:
+        Refused: nothing can be written to `out`, or a table would overwrite an input.
     """
     check_folder(out)
     inputs = {path.resolve() for path in paths}
@@ -206,7 +272,7 @@ def _output_names(paths: Sequence[Path], out: Path, endings: Sequence[str]) -> l
 def _evidence(
     out: Path, name: str, endings: Sequence[str], inspection: Inspection, inspector: Inspector
 ) -> Iterator[Path]:
-    """Writes <name><ending> for each of the endings of `inspect`; yields each as it is written."""
+    """Write <name><ending> for each ending; yields each file after it is written."""
     from diffad.pictures.drawing import npy_bytes, overlay, png_bytes
     from diffad.report.document import report
     from diffad.report.sheet import evidence_sheet
@@ -227,13 +293,13 @@ def _evidence(
 
 @contextlib.contextmanager
 def _results(out: Path | None, records: list[dict[str, Any]], unwritten: list[Path]) -> Iterator[None]:
-    """Writes the tables of the records when the context ends, also by an interruption."""
+    """Write the tables of the records when the context ends, even if it is interrupted."""
     from diffad.batch import csv_file
 
     try:
         yield
     finally:
-        if out and records:  # else those of an earlier run stay
+        if out and records:  # otherwise keep those of an earlier run
             for name, data in zip(_TABLES, (f"{json_text(records)}\n".encode(), csv_file(records))):
                 with going_on(unwritten):
                     write(out / name, data)

@@ -18,90 +18,87 @@ from diffad.cli.common import (
     utf8,
 )
 from diffad.cli.console import counter, document, json_text, say, tracked
+from diffad.cli.options import (
+    ALPHA,
+    DATA,
+    JSON,
+    LIMIT,
+    MODEL,
+    REPAIR,
+    SEED,
+    SEVERAL,
+    TIMESTEPS,
+    command,
+    file_path,
+    flag,
+    name_list,
+    option,
+    real,
+    seed_list,
+    whole,
+)
+from diffad.method.repair_options import RepairOptions
 from diffad.output import append, write
 
 if TYPE_CHECKING:
+    from diffad.cli.options import Commands
     from diffad.inspector import Inspector
     from diffad.pictures.samples import Sample
 
 
+def add_evaluate(commands: Commands) -> None:
+    command(
+        commands, evaluate, "measure a model on labelled pictures", """
+DATA: an MVTec category folder (test/good, test/<defect>, ground_truth) or a folder of them. Each picture is
+inspected as its folder's category if the model knows it, otherwise as the recognised one.""",
+        DATA, *MODEL, option("--category", "NAME", str, "inspect all pictures as this category"),
+        ALPHA, TIMESTEPS,
+        option("--seeds", "N,N,…", seed_list, "noise seeds; several give means ± deviations", (0,)),
+        option(
+            "--out", "DIR", file_path,
+            "write results.json, results.md and report.html there, and each score to scores.jsonl as soon as "
+            "it is known",
+        ),
+        option(
+            "--stress", "N", whole(1, 10**6),
+            "also change N good pictures per category in 16 ways, and count how many are then rejected",
+        ),
+        flag("--repair", "also measure the repair (slow); the options below apply to it"),
+        option("--limit", "N", whole(1, 10**6), "with --repair: at most N good and N defective per category"),
+        flag("--sheet", "with --out: draw ten repairs per category as <category>_repairs.png"),
+        *REPAIR, JSON,
+    )  # fmt: skip
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     from diffad.measuring.evaluation import evaluate
-    from diffad.measuring.repairs import evaluate_repair
-    from diffad.measuring.stress import robustness_rows
-    from diffad.measuring.stress import stress as stress_all
-    from diffad.measuring.tables import (
-        announced_rows,
-        evaluation_table,
-        folders_text,
-        markdown,
-        repair_table,
-    )
+    from diffad.measuring.tables import announced_rows, evaluation_table, folders_text, markdown
 
     out = arguments.out
-    if arguments.sheet and not (arguments.repair and out):
-        raise Refused("--sheet draws repairs into a folder: give --repair and --out DIR too")
-    if arguments.limit and not arguments.repair:
-        raise Refused("--limit is for the repairs, all pictures are inspected: give --repair too")
-    for source in arguments.data:
-        must_exist(source)
-    samples = _test_and_training_pictures(arguments.data)
-    good = [sample for sample in samples if sample.is_anomalous is False and sample.split != "train"]
-    if arguments.stress and not good:
-        raise Refused("--stress changes good pictures, and there is none: give folders with test/good")
-    if all(sample.is_anomalous is None for sample in samples):
-        raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
+    samples, good = _samples_to_evaluate(arguments)
     make_folder(out)
     inspector = load_inspector(arguments)
     if arguments.stress and not arguments.category:
         inspector.check_knows({sample.category for sample in good})
     with document(arguments.json) as put:
-        settings = {"category": arguments.category, "alpha": arguments.alpha}
         with counter("inspecting") as progress:
             result = evaluate(
                 inspector,
                 samples,
-                timesteps=arguments.timesteps,
-                seeds=arguments.seeds,
-                progress=progress,
-                keep=_keeper(out, "scores.jsonl"),
-                **settings,
+                arguments.alpha,
+                arguments.timesteps,
+                arguments.seeds,
+                arguments.category,
+                progress,
+                _keeper(out, "scores.jsonl"),
             )
         if out and (arguments.stress or arguments.repair):  # which take long
             _write_tables(out, result)
-        if arguments.stress:
-            with counter("judging changed pictures") as progress:
-                changed = stress_all(
-                    inspector,
-                    good,
-                    arguments.stress,
-                    progress=progress,
-                    keep=_keeper(out, "verdicts.jsonl"),
-                    seed=arguments.seeds[0],
-                    timesteps=arguments.timesteps,
-                    **settings,
-                )
-            for name, values in changed.items():
-                result[name] |= {"stress": values, "wrong_when_changed": values["beyond"]}
-        tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result))]
-        if arguments.stress:
-            tables.append(markdown(robustness_rows(changed)))
+        stressed = [_add_stress(arguments, inspector, good, result)] if arguments.stress else []
+        tables = [folders_text(result), evaluation_table(result), markdown(announced_rows(result)), *stressed]
         shown: dict[str, Any] = {}
         if arguments.repair:
-            with counter("repairing") as progress:
-                repaired = evaluate_repair(
-                    inspector,
-                    samples,
-                    limit=arguments.limit,
-                    progress=progress,
-                    seed=arguments.seeds[0],
-                    show=shown.__setitem__ if arguments.sheet else None,
-                    options=repair_options(arguments),
-                    **settings,
-                )
-            tables.append(repair_table(repaired))
-            for name, values in repaired.items():
-                result[name]["repair"] = values
+            tables.append(_add_repairs(arguments, inspector, samples, result, shown))
         for name, values in result.items():
             for note in values["notes"] + values.get("repair", {}).get("notes", []):
                 say(f"{name}: {note}")
@@ -110,6 +107,91 @@ def evaluate(arguments: argparse.Namespace) -> int:
             _write_tables(out, result)
             _write_pages(out, result, inspector, shown)
     return FINISHED
+
+
+def _samples_to_evaluate(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
+    """All samples, and the good test samples. Raises Refused if the options do not fit each other or them."""
+    if arguments.sheet and not (arguments.repair and arguments.out):
+        raise Refused("--sheet draws repairs in a folder: give --repair and --out DIR too")
+    if arguments.limit and not arguments.repair:
+        raise Refused("--limit applies to repairs only, all pictures are inspected: give --repair too")
+    for source in arguments.data:
+        must_exist(source)
+    samples = _test_and_training_pictures(arguments.data)
+    good = [sample for sample in samples if sample.is_anomalous is False and sample.split != "train"]
+    if arguments.stress and not good:
+        raise Refused("--stress changes good pictures, and there is none: give folders with test/good")
+    if all(sample.is_anomalous is None for sample in samples):
+        raise Refused("no picture is labelled: give folders with test/good and test/<defect> (MVTec layout)")
+    return samples, good
+
+
+def _add_stress(
+    arguments: argparse.Namespace, inspector: Inspector, good: Sequence[Sample], result: dict[str, Any]
+) -> str:
+    """Judge changed good pictures and add the values to the result; returns them as a table."""
+    from diffad.measuring.stress import robustness_rows, stress
+    from diffad.measuring.tables import markdown
+
+    with counter("judging changed pictures") as progress:
+        changed = stress(
+            inspector,
+            good,
+            arguments.stress,
+            arguments.seeds[0],
+            progress,
+            _keeper(arguments.out, "verdicts.jsonl"),
+            category=arguments.category,
+            alpha=arguments.alpha,
+            timesteps=arguments.timesteps,
+        )
+    for name, values in changed.items():
+        result[name] |= {"stress": values, "wrong_when_changed": values["beyond"]}
+    return markdown(robustness_rows(changed))
+
+
+def _add_repairs(
+    arguments: argparse.Namespace, inspector: Inspector, samples: Sequence[Sample], result: dict[str, Any],
+    shown: dict[str, Any],
+) -> str:  # fmt: skip
+    """Measure repairs and add the values to the result; returns them as a table.
+
+    Args:
+        shown: gets the repairs to draw, by category, with --sheet.
+    """
+    from diffad.measuring.repairs import evaluate_repair
+    from diffad.measuring.tables import repair_table
+
+    with counter("repairing") as progress:
+        repaired = evaluate_repair(
+            inspector,
+            samples,
+            arguments.limit,
+            arguments.category,
+            progress,
+            shown.__setitem__ if arguments.sheet else None,
+            repair_options(arguments),
+            alpha=arguments.alpha,
+            seed=arguments.seeds[0],
+        )
+    for name, values in repaired.items():
+        result[name]["repair"] = values
+    return repair_table(repaired)
+
+
+def add_ablate(commands: Commands) -> None:
+    command(
+        commands, ablate, "measure what each choice of the method contributes", """
+Tables of image AUROC, pixel AUROC and AUPRO over the balance of the branches, timesteps, noise draws,
+normalisation, one model against one per category, and pixel scores. DATA: as for evaluate; its train/good
+serves to standardise the pixel scores that the checkpoint does not use.""",
+        DATA, *MODEL,
+        ("--single", {"metavar": "CHECKPOINT", "default": [], **SEVERAL,
+                      "help": "models of one category each, to compare with"}),
+        LIMIT,
+        option("--out", "DIR", file_path, "write ablation.md, ablation.json and a plot of each table there"),
+        SEED, JSON,
+    )  # fmt: skip
 
 
 def ablate(arguments: argparse.Namespace) -> int:
@@ -126,12 +208,31 @@ def ablate(arguments: argparse.Namespace) -> int:
             result = ablate(inspector, samples, singles, arguments.limit, arguments.seed, progress)
         put(result, ablation_report(result))
         if out:
-            write(out / "ablation.json", f"{json_text(result)}\n".encode())
             plots = {table["name"]: f"{table['name']}.png" for table in result["tables"]}
+            _write_report(out, "ablation", result, ablation_report(result, plots))
             for table in result["tables"]:
                 ablation_plot(table, METRICS, out / plots[table["name"]])
-            write(out / "ablation.md", utf8(f"{ablation_report(result, plots)}\n"))
     return FINISHED
+
+
+def add_compare(commands: Commands) -> None:
+    command(
+        commands, compare, "compare with other methods on the same pictures", """
+DATA: MVTec category folders with train/good and test, or folders of them, of categories that the model knows.
+The peers are anomalib's models on the same backbone with the same weights (pip install "diffad[peers]").""",
+        DATA, *MODEL,
+        option(
+            "--peers", "NAME,…", name_list, "any of padim, patchcore, fre, ganomaly (needs a GPU), or none",
+            ("padim", "patchcore", "fre"),
+        ),
+        option("--minutes-each", "M", real(0.001, 10_000), "longest training time of each trained peer", 5.0),
+        LIMIT,
+        option(
+            "--stress", "N", whole(1, 10**6),
+            "also change N good pictures per category in 16 ways, and count how many each method rejects",
+        ),
+        SEED, option("--out", "DIR", file_path, "write comparison.md and comparison.json there"), JSON,
+    )  # fmt: skip
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -159,9 +260,25 @@ def compare(arguments: argparse.Namespace) -> int:
         report = comparison_report(result)
         put(result, report)
         if out:
-            write(out / "comparison.json", f"{json_text(result)}\n".encode())
-            write(out / "comparison.md", utf8(f"{report}\n"))
+            _write_report(out, "comparison", result, report)
     return FINISHED
+
+
+def add_stress(commands: Commands) -> None:
+    command(
+        commands, stress, "measure whether verdicts hold when pictures change as they do in a factory", """
+DATA: as for evaluate. Good and defective pictures are inspected unchanged and changed: darker, brighter, lit
+unevenly, tinted, with noise, blurred, sharpened, compressed, moved, turned.""",
+        DATA, *MODEL, ALPHA, TIMESTEPS, SEED,
+        option("--limit", "N", whole(1, 10**6), "at most N good and N defective pictures per category", 8),
+        flag("--curves", "also change good pictures by half, twice and four times as much, and plot it"),
+        option(
+            "--out", "DIR", file_path,
+            "write stress.md, stress.json and, with --curves, stress.png there, and each verdict to "
+            "verdicts.jsonl as soon as it is known",
+        ),
+        JSON,
+    )  # fmt: skip
 
 
 def stress(arguments: argparse.Namespace) -> int:
@@ -186,11 +303,24 @@ def stress(arguments: argparse.Namespace) -> int:
         report = markdown(stress_table(result))
         put(result, report)
         if out:
-            write(out / "stress.json", f"{json_text(result)}\n".encode())
-            write(out / "stress.md", utf8(f"{report}\n"))
+            _write_report(out, "stress", result, report)
             if arguments.curves:
                 stress_plot(result, out / "stress.png")
     return FINISHED
+
+
+def add_benchmark(commands: Commands) -> None:
+    command(
+        commands, benchmark, "measure how fast a model is on this machine", "",
+        *MODEL,
+        option("--picture", "FILE", file_path, "the picture to inspect (default: a synthetic part)"),
+        option("--category", "NAME", str, "the profile to use (default: the model's first)"),
+        TIMESTEPS,
+        option("--runs", "N", whole(1, 10**4), "number of inspections to time", 10),
+        option("--steps", "N", whole(1, 5000), "number of repair steps to time", RepairOptions.steps),
+        flag("--busy", "only time inspections while 0, 1 and 2 other processes keep a core busy"),
+        JSON,
+    )  # fmt: skip
 
 
 def benchmark(arguments: argparse.Namespace) -> int:
@@ -268,7 +398,7 @@ def _beside_table(about: dict[str, Any], rows: list[dict[str, float]]) -> str:
 
 
 def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[Sample]]:
-    """Where to write, and all pictures of DATA, those to train on too."""
+    """The output folder, and all pictures of DATA, including training pictures."""
     from diffad.pictures.samples import find_all
 
     for source in arguments.data:
@@ -279,7 +409,7 @@ def _labelled_folders(arguments: argparse.Namespace) -> tuple[Path | None, list[
 
 
 def _test_and_training_pictures(data: Sequence[Path]) -> list[Sample]:
-    """Of a training folder that is not understood none: nothing is learned here."""
+    """All pictures of the folders; without training pictures if their folder is not understood."""
     from diffad.pictures.reading import DataError
     from diffad.pictures.samples import find_all
 
@@ -296,6 +426,11 @@ def _write_tables(out: Path, result: dict[str, Any]) -> None:
     write(out / "results.md", utf8(markdown_report(result)))
 
 
+def _write_report(out: Path, name: str, result: dict[str, Any], report: str) -> None:
+    write(out / f"{name}.json", f"{json_text(result)}\n".encode())
+    write(out / f"{name}.md", utf8(f"{report}\n"))
+
+
 def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repairs: dict[str, Any]) -> None:
     from diffad.measuring.charts import repair_sheet
     from diffad.measuring.report import html_report
@@ -310,7 +445,7 @@ def _write_pages(out: Path, result: dict[str, Any], inspector: Inspector, repair
 
 
 def _keeper(out: Path | None, name: str) -> Callable[[dict[str, Any]], None] | None:
-    """Adds each row to a file of JSON lines, which begins anew with the first; None without a folder."""
+    """A function that appends rows to a new file of JSON lines; None without a folder."""
     if out is None:
         return None
     fresh = True

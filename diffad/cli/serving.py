@@ -8,9 +8,33 @@ import os
 import socket
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffad.cli.common import FINISHED, Refused, default_checkpoint, load_inspector, must_exist
+
+if TYPE_CHECKING:
+    from diffad.cli.options import Commands
 from diffad.cli.console import say
+from diffad.cli.options import DEVICE, SEVERAL, command, file_path, flag, option, real, whole
+
+
+def add_serve(commands: Commands) -> None:
+    command(
+        commands, serve, "open the inspection page in the browser", """
+Programs use the same address: named endpoints (see the README) and, without a login, GET /health.
+A login is required if --auth or the environment variable DIFFAD_AUTH lists users.""",
+        ("--checkpoint", {"metavar": "FILE", "help": "one or several models (default: the bundled ones)",
+                          **SEVERAL}),
+        DEVICE,
+        option("--host", "NAME", str, "address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)"),
+        option("--port", "N", whole(1, 65535), "default: GRADIO_SERVER_PORT, else a free one from 7860"),
+        option("--auth", "FILE", file_path, "file with a line user:password for each user"),
+        option("--data-root", "DIR", file_path, "folder below which a batch may read this machine's files"),
+        option("--max-upload", "MB", whole(1, 100_000), "largest file that can be uploaded", 200),
+        option("--max-storage", "GB", real(0.1, 100_000), "for uploads, results and batches together", 20.0),
+        option("--max-tiles", "N", whole(1, 10**6), "most tiles of an inspection", 500),
+        flag("--mcp", 'offer the endpoints as tools to language models (pip install "diffad[mcp]")'),
+    )  # fmt: skip
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -19,7 +43,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
     paths = arguments.checkpoint or bundled() or [default_checkpoint()]
     if twice := [name for name, count in Counter(path.stem for path in paths).items() if count > 1]:
-        raise Refused(f"two models are called {twice[0]}: rename one")
+        raise Refused(f"two models are named {twice[0]}: rename one")
     for path in paths:
         must_exist(path)
     root = arguments.data_root
@@ -35,12 +59,12 @@ def serve(arguments: argparse.Namespace) -> int:
             if not auth:
                 raise ValueError(f"{arguments.auth} is empty: give lines user:password")
             if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
-                say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
+                say(f"everybody on this machine can read {arguments.auth}: protect it with chmod 600")
         else:
             auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
         inspectors = {path.stem: load_inspector(arguments, path) for path in paths}
         if host in ("0.0.0.0", "::") and not auth:
-            say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
+            say("everybody who can reach this machine can use the page: require a login with --auth FILE")
         serve(
             inspectors,
             host,
@@ -55,15 +79,17 @@ def serve(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # malformed logins, or no MCP here
         raise Refused(str(error)) from error
     except OSError as error:
-        if port and "port" in str(error):  # somebody took it meanwhile
+        if port and "port" in str(error):  # taken in the meantime
             raise Refused(f"port {port} is taken: choose another --port") from error
         raise
     return FINISHED
 
 
 def _free_address(host: str | None, port: int | None) -> tuple[str | None, int | None]:
-    """Host and port as given, or as Gradio's variables say. Raises Refused, before any model is loaded, if
-    this machine has no such address or the port is taken.
+    """Host and port as given, or from Gradio's environment variables, checked before any model is loaded.
+
+    Raises:
+        Refused: this machine has no such address, or the port is taken.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or None
     given = os.environ.get("GRADIO_SERVER_PORT")
@@ -76,12 +102,12 @@ def _free_address(host: str | None, port: int | None) -> tuple[str | None, int |
         raise Refused(f"there is no address {host}: choose another --host") from error
     family, kind, protocol, _, address = found[0]
     with socket.socket(family, kind, protocol) as probe:
-        if os.name == "posix":  # there it only means that a port may be taken that was just given up
+        if os.name == "posix":  # on POSIX this allows a port that was closed just now
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except PermissionError as error:
-            raise Refused(f"port {port} needs an administrator's rights: choose another --port") from error
+            raise Refused(f"port {port} needs administrator rights: choose another --port") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise Refused(f"port {port} is taken: choose another --port") from error
@@ -93,4 +119,4 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(f"{path} is no text: give lines user:password in UTF-8") from error
+        raise Refused(f"{path} is not a text file: give lines user:password in UTF-8") from error

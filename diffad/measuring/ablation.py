@@ -1,8 +1,8 @@
-"""Ablations: what each choice of the method is worth, on labelled pictures, from one checkpoint.
+"""Ablations: what each choice of the method contributes, on labelled pictures and from one checkpoint.
 
-All settings are measured on maps of the same noise and the same network answers; the maps are kept (fp16)
-until their category is measured. Labels and masks meet the maps only in the metrics; what has to be fitted is
-fitted on training pictures.
+All settings use the same noise and the same network outputs; the maps are kept (fp16) until their category
+is measured. Labels and masks are used only in the metrics; whatever must be fitted is fitted on training
+pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diffad.pictures.masks import check_readable, mask_inside
 from diffad.pictures.reading import DataError, read_image
 from diffad.pictures.samples import Sample, labelled
 
-TRAINING_PICTURES = 24  # on which the pixel scores that a checkpoint does not store are standardised
+TRAINING_PICTURES = 24  # used to standardise pixel scores that the checkpoint does not store
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 
 Measured = dict[frozenset[tuple[str, float]], dict[str, "float | None"]]  # key of a setting → metrics
@@ -42,29 +42,30 @@ def ablate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure every setting of every table on the labelled test pictures among the samples; ready for JSON.
+    """Measure every setting of every table on the labelled test pictures.
 
     Args:
         inspector: the model.
-        samples: MVTec layout. Normal pictures of the split "train" serve to standardise pixel scores that the
-            checkpoint does not store; without them that table is left out.
-        singles: inspectors trained on one category each; the first that knows a category stands for it.
-        limit: at most this many good and this many defective pictures a category, evenly over the kinds of
-            defect.
+        samples: in MVTec layout. Normal pictures of the split "train" are used to standardise pixel scores
+            that the checkpoint does not store; without them that table is left out.
+        singles: inspectors trained on one category each; the first that knows a category is used for it.
+        limit: at most this many good and this many defective pictures per category, evenly spread over the
+            kinds of defect.
         seed: of the noise, and of the choice of training pictures.
         progress: called with (done, total), counting pictures and settings.
 
     Returns:
+        A dict, ready for JSON:
         checkpoint, seed: as given.
         pictures: category → good, defective: counts.
-        folders: category → which folders were taken as good and as defective.
+        folders: category → a sentence on which folders count as good and as defective.
         notes: sentences.
         tables: a list of {name, title, axis, about, rows}, where a row is {label, series, value, default,
-            categories: {category: {image_auroc, pixel_auroc, aupro}}, mean: {the same}}; metrics in [0, 1],
-            AUPRO to a false positive rate of 0.3, None where undefined.
+            categories: {category: {image_auroc, pixel_auroc, aupro}}, mean: {the same}}. Metrics are in
+            [0, 1], AUPRO up to a false positive rate of 0.3; None where undefined.
 
     Raises:
-        DataError: no test picture has a label, a category is unknown to the model, a file cannot be read, or
+        DataError: no test picture has a label, the model does not know a category, a file cannot be read, or
             a single model has another size.
     """
     samples = list(samples)
@@ -132,7 +133,7 @@ def _check(inspector: Inspector, experts: Mapping[str, Inspector | None]) -> Non
         if expert is not None and expert.size_of(name) != (size := inspector.size_of(name)):
             raise DataError(
                 f"{expert.name} works at {expert.size_of(name)} px, {inspector.name} at {size} px: "
-                "give models of one size"
+                "use models of the same size"
             )
 
 
@@ -171,13 +172,11 @@ def _results(table: Table, measured: Mapping[str, Measured]) -> dict[str, Any]:
 def _notes(training: Mapping[str, list[Sample]], experts: Mapping[str, Inspector | None]) -> list[str]:
     notes = []
     if bare := [name for name, pictures in training.items() if not pictures]:
-        notes.append(
-            f"Without train/good nothing standardises other pixel scores: not compared for {', '.join(bare)}."
-        )
+        notes.append(f"Other pixel scores need train/good and are not compared for {', '.join(bare)}.")
     if named := [f"{name} by {expert.name}" for name, expert in experts.items() if expert is not None]:
         notes.append(f"One per category: {', '.join(named)}.")
         if left := [name for name, expert in experts.items() if expert is None]:
-            notes.append(f"No single model knows {', '.join(left)}: not in that table.")
+            notes.append(f"No single model knows {', '.join(left)}, which that table leaves out.")
     return notes
 
 
@@ -185,7 +184,7 @@ def ablation_report(result: dict[str, Any], plots: Mapping[str, str] | None = No
     """The result of `ablate` as Markdown.
 
     Args:
-        plots: file names of pictures by table name, shown under each table.
+        plots: by table name, the file of the plot to show below the table.
     """
     pictures = ", ".join(
         f"{name} ({count['good']} good, {count['defective']} defective)"
@@ -193,9 +192,9 @@ def ablation_report(result: dict[str, Any], plots: Mapping[str, str] | None = No
     )
     setting = (
         f"Pictures: {pictures}. Unless it varies: α = {ALPHA:g}, t = {listed(TIMESTEPS)}, one noise draw, "
-        f"seed {result['seed']}. Cells: {' / '.join(METRICS.values())} (to a false positive rate of 0.3); "
-        "pictures are scored by the 256 highest px of their maps, which needs no calibration of its own. "
-        "**Bold**: as inspected by default."
+        f"seed {result['seed']}. Cells: {' / '.join(METRICS.values())} (up to a false positive rate of 0.3); "
+        "a picture's score is the mean of the 256 highest values of its map, which needs no calibration. "
+        "**Bold**: the default."
     )
     parts = [f"# Ablations of {result['checkpoint']}", setting]
     parts += [f"{name}: {folders}" for name, folders in result["folders"].items()]

@@ -1,7 +1,7 @@
-"""The maps that ablations are made of: of each picture the network is asked once for each timestep and noise
-draw, and its answers are scored in every way.
+"""The maps that ablations combine.
 
-Pictures are inspected whole, at the model's size.
+The network runs once per picture, timestep and noise draw, and its outputs are scored in every way. Pictures
+are inspected whole, at the model's size.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ def kept_maps(
     expert: Inspector | None,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """All maps of one picture that settings are made of.
+    """All maps of one picture that the settings combine.
 
     Args:
+        inspector: the model.
         image: uint8 [H, W, 3].
-        fitted: statistics of other pixel scores (`fit`), by name.
-        scores: kind and stride of these scores.
+        category: of the picture.
+        fitted: by name, the statistics of other pixel scores (`fit`).
+        scores: by name, kind and stride of these scores.
         expert: a model of this category alone, if there is one.
         seed: of the noise.
 
@@ -74,9 +76,9 @@ def fit(
     seed: int,
     bits: int | None = None,
 ) -> dict[str, Calibration]:
-    """Statistics of the pixel scores that the checkpoint does not store, from normal training pictures.
+    """Fit statistics of the pixel scores that the checkpoint does not store, from normal training pictures.
 
-    Places are weighed as the checkpoint weighs them.
+    As in the checkpoint, maps are divided by the level at each place, or not.
     """
     if not pictures:
         return {}
@@ -106,7 +108,7 @@ def fused(maps: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.nd
 
 
 class _Answers:
-    """The network's answers for one picture: asked once, then scored in any number of ways."""
+    """The network's outputs for one picture, computed once, then scored in any number of ways."""
 
     @torch.no_grad()
     def __init__(self, inspector: Inspector, image: npt.NDArray[np.uint8], category: str, seed: int) -> None:
@@ -122,7 +124,7 @@ class _Answers:
 
     @torch.no_grad()
     def ask(self, timesteps: Sequence[int], draws: int = 1) -> None:
-        """Have the network predict at these timesteps and noise draws, and keep what it predicts."""
+        """Run the network at these timesteps and noise draws, and keep its predictions."""
         *_, answers = denoise_all(
             self.inspector.schedule, self._denoise, self.x_start, timesteps, self.seed, draws, self.cell
         )
@@ -131,7 +133,7 @@ class _Answers:
             self.known[key] = Prediction(*(value[index : index + 1] for value in answers))
 
     def _denoise(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """In parts of an inspection's batch size: this saves memory, and bf16 rounds the same way."""
+        """Predict in batches of an inspection's size, to save memory and to round bf16 in the same way."""
         size = len(TIMESTEPS)
         parts = [self.inspector.network(*part) for part in zip(x_t.split(size), t.split(size))]
         return Prediction(*(torch.cat(values) for values in zip(*parts)))
@@ -140,7 +142,7 @@ class _Answers:
     def raw(
         self, timesteps: Sequence[int], draws: int = 1, kind: str | None = None, stride: int | None = None
     ) -> RawMaps:
-        """Raw maps from the answers of `ask`; by default scored as the checkpoint scores."""
+        """Raw maps from the predictions of `ask`, by default with the checkpoint's pixel score."""
         rows = [self.known[t, draw] for t in timesteps for draw in range(draws)]
         answers = Prediction(*(torch.cat(values) for values in zip(*rows)))
         found = evidence(
@@ -152,23 +154,23 @@ class _Answers:
         return self.profile.raw_maps(*found, self.embeddings[0].features, self.x_start.shape[-1], timesteps)
 
     def kept(self, maps: Tensor) -> np.ndarray:
-        """[1, size, size] → fp16 [h, w], where the picture is."""
+        """Maps [1, size, size] → fp16 [h, w], without padding."""
         limit = torch.finfo(torch.float16).max
         cells = self.tiling.to_cells(maps[0].cpu(), self.tile)
         return cells.clamp(-limit, limit).half().numpy()
 
 
 def _fuse(maps: RawMaps) -> Tensor:
-    """(11) at the usual α: [1, n_t, size, size] of both branches → [1, size, size].
+    """Equation (11) at the default α: [1, n_t, size, size] of both branches → [1, size, size].
 
-    A category's plain features are left out, because the network's choices are what is compared.
+    Plain features are left out, because the settings differ only in their use of the network.
     """
     pixel, feature = branch_weights(ALPHA)
     return pixel * maps.pixel.mean(dim=1) + feature * maps.feature.mean(dim=1)
 
 
 def _by_its_own_values(answers: _Answers) -> RawMaps:
-    """Raw maps, each minus its mean and divided by its standard deviation over the picture (no padding)."""
+    """Raw maps, each standardised by its own mean and standard deviation, without padding."""
     inside = answers.tiling.inside(answers.tile).to(answers.x_start.device)
 
     def normalised(maps: Tensor) -> Tensor:

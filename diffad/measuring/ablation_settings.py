@@ -9,11 +9,11 @@ from diffad.inspector import Inspector
 from diffad.method.fusion import branch_weights
 from diffad.method.scoring import TIMESTEPS
 
-ALPHA = 0.5  # unless α is what varies
+ALPHA = 0.5  # unless α varies
 ALPHAS = tuple(i / 10 for i in range(11))
 SINGLE_TIMESTEPS = (20, 50, 100, 200, 400, 600)
 DRAWS = (1, 2, 4, 8)
-# kind, stride of the KL
+# kind, and stride of the KL divergence
 PIXEL_SCORES = (("rgb", 0), ("kl", 1), ("kl", 4), ("kl", 20), ("uncertainty", 0), ("perceptual", 0))
 
 
@@ -22,11 +22,11 @@ class Setting:
     """A map as a weighted sum of kept maps.
 
     Attributes:
-        label: its name in the rows of tables and on the plots' axes.
+        label: its name in tables and on the axes of plots.
         weights: name of a kept map → its weight.
-        series: the line of the plot that it is on, if a table has several.
-        value: where it is on that line, if it is a number.
-        default: whether an inspection does it this way by default.
+        series: its line in the plot, if the table has several.
+        value: its position on that line, if it is a number.
+        default: whether inspections use it by default.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def key(self) -> frozenset[tuple[str, float]]:
-        """Equal for settings with the same map, which is then measured only once."""
+        """Equal for settings with the same map, which is measured only once."""
         return frozenset(self.weights.items())
 
 
@@ -46,10 +46,10 @@ class Table:
     """One ablation.
 
     Attributes:
-        name: for files.
-        title, axis: for people.
-        about: what the rows compare, in a sentence.
-        settings: its rows.
+        name: used in file names.
+        title, axis: labels.
+        about: a sentence on what the rows compare.
+        settings: the rows.
     """
 
     name: str
@@ -63,9 +63,10 @@ def tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_sin
     """All ablations of a model.
 
     Args:
-        scores: name → kind and stride of the pixel scores that can be compared (`other_pixel_scores`);
-            without any there is no such table.
-        with_singles: whether models of one category each are compared too.
+        inspector: the model.
+        scores: name → kind and stride of the pixel scores to compare (`other_pixel_scores`); if empty, that
+            table is left out.
+        with_singles: whether to compare with models of one category each.
     """
     usual = _fusion(ALPHA, TIMESTEPS)
     result = [_alphas(), _timesteps(), _draws(usual), _normalisations(usual)]
@@ -77,7 +78,7 @@ def tables(inspector: Inspector, scores: Mapping[str, tuple[str, int]], with_sin
 
 
 def other_pixel_scores(inspector: Inspector) -> dict[str, tuple[str, int]]:
-    """Name → kind and stride of the pixel scores whose statistics the checkpoint does not hold."""
+    """Name → kind and stride of the pixel scores that the checkpoint has no statistics of."""
     named = {_score_name(kind, stride): (kind, stride) for kind, stride in PIXEL_SCORES}
     named.pop(_score_name(inspector.pixel_score, inspector.stride), None)
     return named
@@ -123,19 +124,19 @@ def _timesteps() -> Table:
 
 def _draws(usual: Mapping[str, float]) -> Table:
     rows = (Setting(str(n), usual if n == 1 else {f"draws {n}": 1.0}, value=n, default=n == 1) for n in DRAWS)
-    about = "Scores are averaged over so many draws of noise; the calibration is that of one draw."
+    about = "Scores are averaged over this number of noise draws; the calibration is that of one draw."
     return Table("draws", "Noise draws", "noise draws a timestep", about, tuple(rows))
 
 
 def _normalisations(usual: Mapping[str, float]) -> Table:
     rows = Setting("good pictures", usual, default=True), Setting("its own values", {"per image": 1.0})
-    about = "Each map in standard deviations of good pictures' maps, or of its own values."
+    about = "Each map is standardised by good pictures' maps, or by its own values."
     return Table("normalisation", "Normalisation of the maps", "normalised by", about, rows)
 
 
 def _singles(usual: Mapping[str, float]) -> Table:
     rows = Setting("one for all", usual, default=True), Setting("one per category", {"single": 1.0})
-    about = "The same pictures, judged by one model or by the one trained on that category alone."
+    about = "The same pictures, inspected by one model for all or by one trained on that category alone."
     return Table("single", "One model against one per category", "model", about, rows)
 
 
@@ -153,7 +154,7 @@ def _pixel_scores(inspector: Inspector, scores: Mapping[str, tuple[str, int]]) -
 
 
 def _fusion(alpha: float, timesteps: Sequence[int]) -> dict[str, float]:
-    """(11) as weights of the maps of each branch and timestep."""
+    """Equation (11) as weights of the maps of each branch and timestep."""
     pixel, feature = branch_weights(alpha)
     weights = {f"pixel {t}": pixel / len(timesteps) for t in timesteps}
     weights |= {f"feature {t}": feature / len(timesteps) for t in timesteps}

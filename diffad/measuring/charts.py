@@ -1,4 +1,4 @@
-"""The drawings of an evaluation's report: curves and scores as inline SVG, repairs as one picture."""
+"""Charts of the evaluation report (inline SVG), and the sheet of repaired pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# As drawn → the colour of report.css, which has another value in dark mode.
+# Colour in the figure → variable of report.css, which also has a value for dark mode.
 _COLOURS = {
     "#1b2230": "var(--ink)",
     "#5a6579": "var(--quiet)",
@@ -28,12 +28,12 @@ _COLOURS = {
     "#0f7a6c": "var(--pixel)",
 }
 _INK, _QUIET, _LINE, _CALM, _ALARM, _PIXEL = _COLOURS
-_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 270, 44, 30, 10, 42  # of a chart and its margins, px
+_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 270, 44, 30, 10, 42  # size and margins of a chart, px
 _BINS = 32
 
 
 def roc_chart(values: Mapping[str, Any]) -> Markup:
-    """One category's ROC curves of pictures and of pixels, as far as they are defined."""
+    """One category's ROC curves of pictures and of pixels, if defined."""
     figure, axes = _axes("ROC", "false positive rate", "true positive rate")
     kinds = {"pixel": _PIXEL, "image": _CALM}
     kinds = {kind: colour for kind, colour in kinds.items() if values["curves"][f"{kind}_roc"]}
@@ -56,7 +56,7 @@ def pro_chart(values: Mapping[str, Any]) -> Markup:
 
 
 def score_chart(pictures: Sequence[dict[str, Any]], threshold: float | None) -> Markup:
-    """Scores of good parts above the axis, of defective ones below it; beyond the threshold logarithmic."""
+    """Histograms of the scores of good (upwards) and defective parts (downwards), on an arcsinh scale."""
     good, bad = (
         np.array([one["score"] for one in pictures if (one["defect"] == "good") is label])
         for label in (True, False)
@@ -91,7 +91,7 @@ def score_chart(pictures: Sequence[dict[str, Any]], threshold: float | None) -> 
 
 
 def _score_ticks(unit: float, low: float, high: float) -> tuple[list[float], list[str]]:
-    """Round scores that leave room for their labels: their places on the axis, and the labels."""
+    """Positions and labels of ticks at round scores, far enough apart for the labels."""
     apart = 30 / (_WIDTH - _LEFT - _RIGHT) * (high - low)
     places: list[float] = []
     labels: list[str] = []
@@ -124,7 +124,7 @@ def _axes(title: str, x_title: str, y_title: str) -> tuple[Figure, Axes]:
 
 
 def _number(axis: Axis, values: np.ndarray) -> None:
-    """Ticks at these values, from the axis' one end to the other."""
+    """Put ticks at these values, the first and last of which are the ends of the axis."""
     axis.set_ticks(values, [f"{value:.2g}" for value in values])
     axis.set_view_interval(values[0], values[-1], ignore=True)
 
@@ -137,7 +137,7 @@ def _label(
     colour: str,
     bold: bool = False,
 ) -> None:
-    """Text beside a place in fractions of the axes, to its left if the offset (px) goes there."""
+    """Put text beside a position in fractions of the axes; to its left if the offset (px) is negative."""
     side = "left" if offset[0] > 0 else "right"
     weight = "bold" if bold else "normal"
     axes.annotate(text, place, offset, "axes fraction", "offset points", ha=side, color=colour,
@@ -148,7 +148,7 @@ def _label(
 
 
 def repair_sheet(repairs: Sequence[Repaired]) -> npt.NDArray[np.uint8]:
-    """Before, after, |difference| × 4 and the score before → after of each repair; uint8 [h, w, 3]."""
+    """Draw each repair (before, after, |difference| × 4, scores) on one sheet, uint8 [h, w, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

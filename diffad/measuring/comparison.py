@@ -1,7 +1,7 @@
-"""diffad beside what people would pick instead, measured on the same pictures by the same code.
+"""Compare diffad with other methods on the same pictures and with the same metrics.
 
-The peers are in `peers`; RGB error is plain reconstruction error with diffad's own network, as AnoDDPM
-scores.
+The peers are in `peers`. RGB error is the plain reconstruction error of diffad's own network, the score of
+AnoDDPM.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ COLUMNS: tuple[Column, ...] = (
     ("model, MB", "model_megabytes", "{:.0f}"),
 )
 _CHANGED = (
-    "Wrong when changed: good test pictures that a method accepts as they are and rejects changed, in light, "
-    "noise, sharpness, compression or position. One rule for all: the threshold is the score that 1 good "
-    "part in 100 would exceed by an extreme-value law of that method's scores of other good test pictures."
+    "Wrong when changed: the share of verdicts that reject a changed good test picture which the method "
+    "accepts unchanged. Pictures are changed in light, noise, sharpness, compression or position. For every "
+    "method the threshold is the score that 1 good part in 100 would exceed by an extreme-value law of its "
+    "scores of other good test pictures."
 )
 
 Fit = Callable[[str, Tensor], Fitted]  # category, its normal pictures uint8 [n, 3, size, size]
@@ -83,37 +84,35 @@ def compare(
     progress: Progress | None = None,
     stress: int | None = None,
 ) -> dict[str, Any]:
-    """Measure diffad, RGB error and peers on the labelled test samples; ready for JSON.
+    """Measure diffad, RGB error and peers on the labelled test samples.
 
     Args:
         inspector: the model.
-        samples: MVTec layout; the normal training pictures are always all used.
-        peers: names of `PEERS`.
-        limit: at most this many good and this many defective test pictures a category, evenly over the kinds
-            of defect.
-        minutes: after which a peer with a training loop stops.
+        samples: in MVTec layout; all normal training pictures are used.
+        peers: names in `PEERS`.
+        limit: at most this many good and this many defective test pictures per category, evenly spread over
+            the kinds of defect.
+        minutes: the longest training of a peer.
         seed: of the noise and of the peers.
         progress: called with (done, total) after every verdict.
-        stress: judge at most this many good test pictures a category changed, too. The threshold is then the
-            score that 1 good part in 100 would exceed by the method's scores of the other good test pictures,
-            at least half of them.
+        stress: also judge this many good test pictures per category (at most half of them) changed. The other
+            good test pictures give the threshold: the score that 1 good part in 100 would exceed.
 
     Returns:
+        A dict, ready for JSON:
         checkpoint, device, size, seed: of the comparison.
         pictures: category → train, good, defective: counts.
-        folders: category → which folders were taken as good and as defective.
-        categories: category → method → all of `measure`, and
-            fit_seconds: for the methods with diffad's network what its checkpoint says that it was trained
-            for, None if it does not;
-            model_megabytes: what judging needs in memory besides the picture's own maps;
-            stress, wrong_when_changed: where pictures were changed, what `robustness` returns and its
-            "beyond".
+        folders: category → a sentence on which folders count as good and as defective.
+        categories: category → method → the keys of `measure`, and
+            fit_seconds: for methods with diffad's network, the training time that the checkpoint states;
+            model_megabytes: memory that the method needs, apart from a picture's own maps;
+            stress, wrong_when_changed: if pictures were changed, the result of `robustness` and its "beyond".
         notes: sentences.
 
     Raises:
-        DataError: as `labelled`, and for a category that the model does not know or that has no normal
+        DataError: see `labelled`; also if the model does not know a category, or a category has no normal
             training pictures.
-        ValueError: as `checked`.
+        ValueError: see `peers.checked`.
     """
     peers = checked(peers)
     if peers:
@@ -138,7 +137,9 @@ def compare(
         squares = _normal_squares(normal[category], size, bits) if peers else torch.empty(0)
         changed = to_change[category]
         if stress and not changed:
-            notes.append(f"{category}: too few good test pictures to put some aside and change others.")
+            notes.append(
+                f"{category}: too few good test pictures to change some and keep others for the threshold."
+            )
         categories[category], remarks = _compared(
             inspector, methods, category, squares, group, changed, bits, seed, step
         )
@@ -161,8 +162,8 @@ def compare(
 
 
 def comparison_report(result: dict[str, Any]) -> str:
-    """The result of `compare` as Markdown: a table per category, for several one of means, and the notes."""
-    parts = [f"# What people would pick instead of {result['checkpoint']}"]
+    """The result of `compare` as Markdown: a table per category, one of means if there are several, notes."""
+    parts = [f"# {result['checkpoint']} compared with other methods"]
     categories = result["categories"]
     for category, values in categories.items():
         counts = result["pictures"][category]
@@ -186,22 +187,22 @@ def _table(values: Results) -> str:
 
 
 def _means(of_categories: Results) -> dict[str, float | None]:
-    """Of one method, by key of `COLUMNS` as far as any category has it."""
+    """One method's means over categories, for the keys of `COLUMNS` that any category has."""
     keys = [key for _, key, _ in COLUMNS if any(key in values for values in of_categories.values())]
     return {key: mean_over_categories(of_categories, key) for key in keys}
 
 
 def _about(titles: Sequence[str]) -> list[str]:
     about = {
-        "diffad": "diffad: α and timesteps as by default; its fit, and RGB error's, is the training that the "
-        "checkpoint reports, for all its categories together, wherever that was.",
+        "diffad": "diffad: default α and timesteps; its fit time, and RGB error's, is the training time that "
+        "the checkpoint states, for all its categories together and on the machine that trained it.",
         "RGB error": f"RGB error: squared colour error of x̂₀ at t = {RGB_TIMESTEP} with diffad's network in "
-        "one step, smoothed and scored as diffad's maps, not calibrated.",
+        "one step, smoothed and scored like diffad's maps, not calibrated.",
         "PaDiM": "PaDiM: all channels of the three stages, on the finest stage's grid.",
         "PatchCore": f"PatchCore: stages at strides 8 and 16; {CORESET_RATIO:.0%} of at most {CORESET_POOL} "
         "patches, drawn at random from all of the training pictures.",
         "FRE": f"FRE: linear autoencoder of the features at stride 16, {FRE_EPOCHS} epochs if time allows.",
-        "GANomaly": "GANomaly: has no map; no pretrained features.",
+        "GANomaly": "GANomaly: no map, no pretrained features.",
     }
     return [about[title] for title in titles]
 
@@ -228,7 +229,7 @@ def _peer(fit: PeerFit, extractor: FeatureExtractor, seconds: float, _: str, squ
 def _fitted(
     inspector: Inspector, fit: Fit, category: str, squares: Tensor, seed: int
 ) -> tuple[Fitted, float]:
-    """A method fitted to a category, and the seconds that this took."""
+    """Fit a method to a category; returns it and the seconds that this took."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         started = time.perf_counter()
@@ -249,12 +250,12 @@ def _compared(
     seed: int,
     step: Callable[..., None],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What each method makes of one category's test pictures, and remarks on their training.
+    """Measure every method on one category; returns the values by method, and remarks on their training.
 
     Args:
-        squares: what they learn from, uint8 [n, 3, size, size].
+        squares: the training pictures, uint8 [n, 3, size, size].
         group: the test pictures.
-        changed: those of them that are also judged changed.
+        changed: the test pictures that are also judged changed.
     """
     size = inspector.size_of(category)
     images = [read_image(sample.image, bits) for sample in changed]
@@ -316,7 +317,7 @@ def _normal(samples: Sequence[Sample], category: str) -> list[Sample]:
     """All normal training pictures of a category."""
     some = [sample for sample in samples if sample.category == category and sample.split == "train"]
     if not some:
-        raise DataError(f"{category} has no train/good to learn from: add it, or compare with --peers none")
+        raise DataError(f"{category} has no train/good to train peers on: add it, or use --peers none")
     return some
 
 
@@ -326,9 +327,9 @@ def _normal_squares(samples: Sequence[Sample], size: int, bits: int | None) -> T
 
 
 def _to_change(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """Every second good picture, evenly thinned to at most `limit`, so that the others give the threshold.
+    """Every second good picture, thinned evenly to at most `limit`; the others give the threshold.
 
-    None without a limit, or if there are fewer than four good pictures.
+    Empty without a limit, or if there are fewer than four good pictures.
     """
     good = [sample for sample in samples if not sample.is_anomalous]
     if not limit or len(good) < 4:
@@ -344,7 +345,7 @@ def _when_changed(
     seed: int,
     step: Callable[..., None],
 ) -> dict[str, Any]:
-    """How a method judges changed good pictures, against a threshold from the scores of other good ones."""
+    """How a method judges changed good pictures, with a threshold from the scores of other good ones."""
     threshold = threshold_for(np.array(others))
     found = robustness(images, lambda image: judge(image)[0] > threshold, seed, step)
     return {"stress": found, "wrong_when_changed": found["beyond"]}
@@ -363,7 +364,7 @@ def _scored(sample: Sample, judge: Judge, size: int, bits: int | None) -> Scored
 
 
 def _bytes(state: Any) -> int:
-    """The memory of all tensors in a state: modules, dataclasses, tuples and tensors."""
+    """Bytes of all tensors in a state of modules, dataclasses, tuples and tensors."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, nn.Module):

@@ -1,11 +1,11 @@
-"""How good is a model? `evaluate` inspects labelled pictures and measures detection and localisation.
+"""Evaluate a model: inspect labelled pictures and measure detection and localisation.
 
-Maps are measured at the model's resolution, in the rectangle that the picture fills in the model's square:
-masks are brought there by nearest neighbour, nothing is cropped and the letterbox padding is not counted.
-Regions of masks are 8-connected at that resolution.
+Maps are measured at the model's resolution, in the rectangle that the picture fills in the model's square.
+Masks are resampled to it by nearest neighbour; nothing is cropped, and padding does not count. Regions of
+masks are 8-connected at that resolution.
 
-Nothing is fitted: thresholds, calibration and normalisation come from the checkpoint, and each test picture
-is judged alone.
+Nothing is fitted: thresholds, calibration and normalisation come from the checkpoint, and every test picture
+is judged independently.
 """
 
 from __future__ import annotations
@@ -42,32 +42,31 @@ def evaluate(
     progress: Progress | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Inspect labelled samples and measure, per category of the samples.
+    """Inspect labelled samples and measure the results by category.
 
     Args:
-        inspector: an Inspector.
-        samples: those without a label are left out; those for training only serve to tell which test pictures
+        inspector: the model.
+        samples: those without a label are left out; training pictures only serve to find test pictures that
             are among them.
         alpha, timesteps: as for `Inspector.inspect`.
-        seeds: of the noise. Metrics, their intervals and the rates are means over them; by_defect, curves and
-            pictures come from the first.
-        category: the profile that judges all pictures. Without one each picture is judged with its own
-            category's profile if the inspector has one, else with the recognised one.
+        seeds: of the noise. Metrics, their intervals and the rates are means over the seeds; by_defect,
+            curves and pictures come from the first seed.
+        category: the profile that judges all pictures. With None, the profile is that of the picture's own
+            category if the model knows it, otherwise the recognised one.
         progress: called with (done, total) after every picture and seed.
-        keep: called after every picture and seed with its category, its seed and what `pictures` holds of it.
+        keep: called after every picture and seed with category, seed and the picture's entry in `pictures`.
 
     Returns:
         By category, ready for JSON, the keys of `measure`, and
         std: standard deviation of each metric over the seeds (n − 1 in the denominator; empty for one seed).
-        pictures: path, defect, score and anomalous (the verdict) of each.
-        setting: what was asked for.
-        folders: which folders were taken as good and as defective.
-        notes: sentences, among them why a value is None, which masks are doubtful and which pictures are
-            there twice.
+        pictures: path, defect, score and anomalous (the verdict) of each picture.
+        setting: the settings used.
+        folders: a sentence on which folders count as good and as defective.
+        notes: sentences, for instance on undefined values, doubtful masks and duplicate pictures.
 
     Raises:
-        DataError: before the first inspection, if no sample has a label, a file cannot be read or a mask is
-            not of its picture's size.
+        DataError: no sample has a label, a file cannot be read, or a mask does not have its picture's size;
+            raised before the first inspection.
     """
     timesteps, samples = checked_timesteps(timesteps), list(samples)
     training = [sample for sample in samples if sample.split == "train"]
@@ -109,27 +108,29 @@ def evaluate(
 
 
 def profile_for(inspector: Inspector, name: str, category: str | None) -> str | None:
-    """The profile that judges pictures of the category `name`: the one asked for, else its own; None if the
-    inspector has neither and recognises each picture.
+    """The profile that judges pictures of the category `name`: `category` if given, otherwise its own.
+
+    None if the model does not know the category and has to recognise each picture.
     """
     return category if category is not None else (name if name in inspector.categories else None)
 
 
 def bits_to_read(inspector: Inspector, profile: str | None, found: int | None) -> int | None:
-    """How many bits to read pictures with, for a profile (None: the recognised category's).
+    """The bit depth to read pictures with; None for 8-bit files.
 
     Args:
-        found: the bits that their own values need (`labels.look_over`), None if all are 8-bit files.
+        profile: the profile that judges them; None for the recognised one.
+        found: the bits that their values need (`labels.look_over`); None if all are 8-bit files.
     """
     return None if found is None else inspector.bits(profile, found)
 
 
 def bit_notes(bits: int | None, found: int | None) -> list[str]:
-    """A sentence about how pictures of more than 8 bits were read; none where all are 8-bit files.
+    """A sentence on how pictures of more than 8 bits were read; none if all are 8-bit files.
 
     Args:
-        bits: that they were read with.
-        found: that their own values need.
+        bits: the bit depth that was used.
+        found: the bits that the values need.
     """
     return [] if bits is None or found is None else [read_in_words(bits, found)]
 
@@ -154,7 +155,7 @@ def _score(
     image = read_image(sample.image, bits)
     inspection = inspector.inspect(image, **settings)
     recognised = inspection.category
-    if profile not in (None, recognised):  # the score must come from the profile asked for
+    if profile not in (None, recognised):  # the score must come from the given profile
         inspection = inspector.inspect(image, category=profile, **settings)
     height, width = image.shape[:2]
     geometry = Geometry.letterbox(height, width, len(inspection.square_map))
@@ -190,13 +191,13 @@ def _notes(
     if unmasked and masked:
         notes.append(f"{unmasked} defective pictures without a mask are left out of the pixel metrics.")
     if profile is None:
-        notes.append(f"The model has no category {name!r}: each picture was judged as what it resembles.")
+        notes.append(f"The model has no category {name!r}: each picture is judged as the one it resembles.")
     elif profile != name:
         notes.append(f"Judged with the profile {profile!r}.")
     if values["aupro"] is not None and values["aupimo"] is None and not all(labels):
         low, high = PIMO_RATES
         notes.append(
-            f"AUPIMO needs more good pictures: between its false positive rates, {low:.3%} and {high:.2%}, "
-            f"lie fewer than {FEWEST_PIMO_PIXELS} pixels of all {labels.count(False)}."
+            f"AUPIMO needs more good pictures: fewer than {FEWEST_PIMO_PIXELS} pixels of all "
+            f"{labels.count(False)} are between its false positive rates, {low:.3%} and {high:.2%}."
         )
     return notes

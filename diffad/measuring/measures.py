@@ -1,6 +1,6 @@
-"""All metrics of one category from the scores and maps of its pictures, whichever method they come from.
+"""All metrics of one category, from the scores and maps of any method.
 
-Nothing here is fitted: verdicts and maps are compared with labels and masks, each picture alone.
+Nothing is fitted here: verdicts and maps are compared with labels and masks.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from diffad.method.metrics import (
     roc_curve,
 )
 
-ANNOUNCED = (0.001, 0.01, 0.05)  # shares of good parts that thresholds are asked for
+ANNOUNCED = (0.001, 0.01, 0.05)  # nominal shares of good parts above a threshold, which are verified
 
 Draws = dict[str, npt.NDArray[np.float64]]  # metric → its value in each resample, float64 [draws]
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One labelled picture and what a method found in it; None for whatever the method does not tell.
+    """One labelled picture and a method's result for it; None for values that the method does not give.
 
     Attributes:
         path: the picture's file.
         label: whether it is defective.
-        score: the image score, high where anomalous.
-        anomaly_map: float32 [h, w], high where anomalous, over the picture alone (no padding).
+        score: the image score, higher for anomalous pictures.
+        anomaly_map: float32 [h, w], higher at anomalies, without padding.
         mask: bool [h, w] like the map, empty for good pictures. Map and mask are both None if a defective
             picture has no mask.
-        verdict: judged defective, against `threshold`.
-        category_right: whether the category was recognised without help.
+        verdict: whether the picture is judged defective, against `threshold`.
+        category_right: whether the category was recognised correctly.
         defect: the kind of defect, or "good".
-        seconds: how long the inspection took.
+        seconds: duration of the inspection.
         limits: the thresholds that the shares `ANNOUNCED` of good parts would exceed.
     """
 
@@ -74,7 +74,7 @@ def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
 
     Args:
         scored: the pictures.
-        draws: resamples for the intervals; 0 leaves `intervals` empty.
+        draws: number of resamples for the intervals; with 0, `intervals` is empty.
 
     Returns:
         image_auroc, image_ap, image_f1, pixel_auroc, pixel_ap, pixel_f1: in [0, 1].
@@ -82,7 +82,7 @@ def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
         aupimo: the mean over the defective pictures, in [0, 1].
         false_alarm_rate, miss_rate: shares of the good pictures judged defective and of the defective ones
             judged good; good_accuracy, defect_recall: the rest to 1.
-        category_accuracy: share of the pictures whose category was recognised.
+        category_accuracy: share of the pictures whose category was recognised correctly.
         announced: for each of `ANNOUNCED` [rate, false_alarm_rate, miss_rate] at its threshold; None if a
             picture has no such thresholds.
         threshold, seconds_per_image: medians.
@@ -90,15 +90,15 @@ def measure(scored: Sequence[Scored], draws: int = 1000) -> dict[str, Any]:
         by_defect: for each kind of defect, its pictures against all good ones: images, image_auroc,
             pixel_auroc, aupro, aupimo, miss_rate.
         curves: points [x, y] of image_roc, pixel_roc and pro (to 0.3).
-        intervals: 95 % [low, high], of the metrics but F1 by resampling pictures (see `method.metrics`), of
-            false_alarm_rate and miss_rate Wilson's.
+        intervals: 95 % intervals [low, high]: of the metrics except F1 by resampling pictures (see
+            `method.metrics`), of false_alarm_rate and miss_rate by Wilson's method.
     """
     values, drawn = measured(scored, draws)
     return {**values, "intervals": _intervals(values, drawn)}
 
 
 def measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, Any], Draws]:
-    """The values of `measure` but its intervals, and the resampled values that these come from."""
+    """The values of `measure` without the intervals, and the resampled values for computing these."""
     labels = np.array([one.label for one in scored], bool)
     scores = np.array([one.score for one in scored], np.float64)
     maps, masks = _maps(scored)
@@ -120,7 +120,7 @@ def measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, Any
             "aupimo": _aupimo(scored),
         }
         curves |= {"pixel_roc": roc_curve(*every), "pro": pro_curve(maps, masks)}
-        del every  # before the resampling, which needs memory of its own
+        del every  # frees memory for the resampling
     drawn = _drawn(scored, draws, values["aupimo"] is not None) if draws else {}
     values |= _rates(scored)
     values |= {
@@ -137,10 +137,11 @@ def measured(scored: Sequence[Scored], draws: int = 1000) -> tuple[dict[str, Any
 
 
 def mean_of_runs(runs: Sequence[tuple[dict[str, Any], Draws]]) -> dict[str, Any]:
-    """`measure` over several runs of the same pictures, as `measured` returns them.
+    """Combine several runs on the same pictures, from `measured`, into the result of `measure`.
 
-    Metrics and rates are means over the runs, intervals those of the means. std: the standard deviation of
-    each metric (n − 1 in the denominator; empty for one run). Everything else comes from the first run.
+    Metrics and rates are means over the runs, with intervals of these means. The key std is added: the
+    standard deviation of each metric (n − 1 in the denominator; empty for one run). Everything else comes
+    from the first run.
     """
     values, drawn = runs[0]
     every = {key: [run[key] for run, _ in runs] for key, value in values.items() if isinstance(value, float)}
@@ -167,7 +168,7 @@ def _maps(scored: Iterable[Scored]) -> tuple[list[np.ndarray], list[np.ndarray]]
 def _consistent(scored: Iterable[Scored]) -> list[bool]:
     """Which pictures have a map and a mask that agrees with the label.
 
-    A small defect's mask may vanish at the model's resolution, which does not make its picture a good one.
+    The mask of a small defect may vanish at the model's resolution, but its picture must not count as good.
     """
     return [one.mask is not None and one.label == bool(one.mask.any()) for one in scored]
 
@@ -244,7 +245,7 @@ def _by_defect(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
 def _intervals(values: dict[str, Any], drawn: Draws) -> dict[str, list[float] | None]:
     if not drawn:
         return {}
-    # F1 gets no interval: the best threshold of a resample flatters it, so the value would lie below its own.
+    # F1 gets no interval: each resample has its own best threshold, so the interval would be biased upwards.
     known = [key for key in drawn if not key.endswith("_f1") and values[key] is not None]
     found: dict[str, list[float] | None] = {key: interval(drawn[key]) for key in known}
     counts = {"false_alarm_rate": values["images"] - values["defective"], "miss_rate": values["defective"]}

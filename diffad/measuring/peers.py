@@ -1,11 +1,11 @@
-"""What people would pick instead: anomalib's models, driven without its trainer.
+"""Other methods to compare with: anomalib's models, used without its trainer.
 
-PaDiM, PatchCore, FRE and GANomaly come with their own scores, smoothing and default settings. All of them see
-the model's letterboxed squares, learn from all normal training pictures of one category and, except for
-GANomaly, from the features of diffad's backbone with the same weights. Each is a function of
-(normal pictures uint8 [n, 3, size, size], backbone, seconds for training).
+PaDiM, PatchCore, FRE and GANomaly keep their own scores, smoothing and default settings. They get the model's
+letterboxed squares, train on all normal training pictures of one category and, except for GANomaly, use the
+features of diffad's backbone with the same weights. Each is a function of (normal pictures uint8
+[n, 3, size, size], backbone, seconds for training).
 
-anomalib is an optional extra and is imported only inside the functions that need it.
+anomalib is an optional dependency, imported only inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffad.method.features import FeatureExtractor
 from diffad.pictures.geometry import to_float, to_square
 
 CORESET_RATIO = 0.1  # anomalib's default
-CORESET_POOL = 40_000  # patches from which PatchCore's bank is chosen; all would take hours on a CPU
+CORESET_POOL = 40_000  # patches from which PatchCore chooses; all of them would take hours on a CPU
 FRE_EPOCHS = 220
 BATCH = 32  # anomalib's default for training
 _ANOMALIB = 'the peers come from anomalib: pip install "anomalib>=2.7,<3", or compare with --peers none'
@@ -41,10 +41,10 @@ class Fitted:
     """A method ready to judge one category.
 
     Attributes:
-        judge: picture uint8 [H, W, 3] → image score, map float32 [h, w] over the picture alone at the model's
-            resolution (None if the method has none).
-        state: the modules and tensors that judging needs.
-        note: how long it was trained, in a sentence; "" if it was not.
+        judge: picture uint8 [H, W, 3] → image score, and map float32 [h, w] at the model's resolution without
+            padding (None if the method has none).
+        state: the modules and tensors that `judge` needs.
+        note: a sentence on how long it was trained; empty if it was not.
     """
 
     judge: Judge
@@ -53,10 +53,10 @@ class Fitted:
 
 
 def checked(names: Sequence[str]) -> tuple[str, ...]:
-    """The peers' names, each once.
+    """The peers' names without repetitions.
 
     Raises:
-        ValueError: for unknown names, or if anomalib is not installed.
+        ValueError: a name is unknown, or anomalib is not installed.
     """
     if unknown := [name for name in names if name not in PEERS]:
         raise ValueError(f"there is no peer {', '.join(unknown)}: choose from {', '.join(PEERS)}, or none")
@@ -66,7 +66,7 @@ def checked(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def padim(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fitted:
-    """Defard et al. 2021: a Gaussian of the features at every place."""
+    """Defard et al. 2021: a Gaussian of the features at each place."""
     from anomalib.models.image.padim.torch_model import PadimModel
 
     stages = _Stages(extractor, (1, 2, 3))
@@ -79,7 +79,7 @@ def padim(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fitte
 
 
 def patchcore(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fitted:
-    """Roth et al. 2022: distance to the nearest of the training pictures' most different patches."""
+    """Roth et al. 2022: distance to the nearest patch of a coreset of the training pictures' patches."""
     from anomalib.models.components.dimensionality_reduction import SparseRandomProjection
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
@@ -89,18 +89,24 @@ def patchcore(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> F
     patches = torch.vstack(model.embedding_store)
     model.embedding_store.clear()
     pool = patches[torch.randperm(len(patches))[:CORESET_POOL].to(patches.device)]
-    draws = np.random.RandomState(torch.initial_seed() % 2**32)  # unseeded by default
+    draws = np.random.RandomState(torch.initial_seed() % 2**32)  # anomalib's default has no seed
     projected = SparseRandomProjection(eps=0.9, random_state=draws).fit(pool).transform(pool)
     model.memory_bank = pool[coreset(projected, CORESET_RATIO)]
     return Fitted(_judge(model, extractor, squares.shape[-1]), (model,))
 
 
 def coreset(patches: Tensor, ratio: float) -> Tensor:
-    """Greedy k-centres: indices of max(1, int(ratio · n)) of the patches [n, c], each the farthest from all
-    before it.
+    """Choose patches by greedy k-centres: each is the farthest from all those chosen before it.
 
-    The choice is that of anomalib's KCenterGreedy, but squared distances by a matrix product make it an order
-    of magnitude faster.
+    The result equals that of anomalib's KCenterGreedy, but squared distances by a matrix product make it ten
+    times as fast.
+
+    Args:
+        patches: [n, c].
+        ratio: the share to choose.
+
+    Returns:
+        Indices of max(1, int(ratio · n)) patches.
     """
     squares = patches.square().sum(dim=1)
     nearest = torch.full_like(squares, torch.inf)
@@ -118,7 +124,7 @@ def fre(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fitted:
     from anomalib.models.image.fre.torch_model import FREModel
 
     device = extractor.mean.device
-    cells = (squares.shape[-1] // 16 // 2) ** 2  # of the stage at stride 16, pooled by 2
+    cells = (squares.shape[-1] // 16 // 2) ** 2  # at stride 16, pooled by 2
     model = FREModel(
         extractor.backbone_name, 3, extractor.stage_channels[-1] * cells, pre_trained=False,
         pooling_kernel_size=2,
@@ -140,7 +146,7 @@ def fre(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fitted:
 
 
 def ganomaly(squares: Tensor, extractor: FeatureExtractor, seconds: float) -> Fitted:
-    """Akçay et al. 2018: a GAN's distance between a picture's code and its reconstruction's."""
+    """Akçay et al. 2018: the distance between the codes of a picture and of its reconstruction by a GAN."""
     from anomalib.models.image.ganomaly.loss import DiscriminatorLoss, GeneratorLoss
     from anomalib.models.image.ganomaly.torch_model import GanomalyModel
 
@@ -187,7 +193,8 @@ class _Stages(nn.Module):
     """diffad's backbone in place of anomalib's: normalised pictures → layer → features, float32.
 
     Args:
-        layers: timm's numbers of the stages; 1, 2, 3 are at strides 4, 8, 16.
+        extractor: diffad's backbone.
+        layers: timm's numbers of the stages; 1, 2, 3 have strides 4, 8, 16.
     """
 
     def __init__(self, extractor: FeatureExtractor, layers: tuple[int, ...]) -> None:
@@ -201,7 +208,7 @@ class _Stages(nn.Module):
 
 
 def _show(model: nn.Module, stages: _Stages, squares: Tensor) -> None:
-    """Run all pictures once through diffad's backbone; anomalib's models collect the features meanwhile."""
+    """Run all pictures through diffad's backbone once, while anomalib's model collects the features."""
     device = stages.extractor.mean.device
     model.feature_extractor = stages
     model.to(device).train()

@@ -1,6 +1,6 @@
-"""How good are a model's repairs? `evaluate_repair` measures what they do to a defect and to all around it.
+"""Evaluate repairs: measure how they change defects and everything around them.
 
-Colours (PSNR, SSIM) are compared in the picture's own pixels, maps and features at the model's resolution.
+PSNR and SSIM are measured at the picture's own resolution, maps and features at the model's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from diffad.pictures.samples import Sample, labelled, thinned
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
-REPAIR_MARGIN = 8  # pixels at the model's resolution around a defect that a repair may touch
-SHOWN_REPAIRS = 10  # a category
+REPAIR_MARGIN = 8  # px at the model's resolution around a defect that a repair may change
+SHOWN_REPAIRS = 10  # per category
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,41 +54,41 @@ def evaluate_repair(
     options: RepairOptions = RepairOptions(),  # noqa: B008 - immutable
     **settings: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Repair labelled samples and measure what that does to the defect and to everything else, per category.
+    """Repair labelled samples and measure the changes to the defect and to everything else, by category.
 
     The score inside a defect is the mean of the 256 highest values of the anomaly map within the mask.
 
     Args:
-        inspector: an Inspector.
-        samples: those without a label and those for training are left out, and so are defective ones without
-            a mask.
-        limit: at most this many good and this many defective pictures a category, evenly over the kinds of
-            defect.
+        inspector: the model.
+        samples: unlabelled samples, training pictures and defective pictures without a mask are left out.
+        limit: at most this many good and this many defective pictures per category, evenly spread over the
+            kinds of defect.
         category: the profile that judges all pictures, as for `evaluate`.
         progress: called with (done, total) after every picture.
-        show: called for each category with ten of its defective pictures, which are chosen like those of
-            `limit`, before any result is known.
+        show: called for each category with ten repaired defective pictures, spread evenly over the kinds of
+            defect and not chosen by result.
         options: of each repair.
-        settings: passed to `Inspector.repair` (alpha, seed, threshold, ...).
+        settings: passed to `Inspector.repair` (alpha, seed, threshold, …).
 
     Returns:
-        By category, ready for JSON, None where a kind of picture is missing:
-        fall_median, fall_worst_tenth: relative fall 1 − after/before of the score inside the defect, at most
-            1; half of the pictures and nine in ten of them reach these values. A defect that did not score
+        By category, ready for JSON; None where a kind of picture is missing:
+        fall_median, fall_worst_tenth: relative fall 1 − after / before of the score inside the defect, at
+            most 1: the median, and the value that nine in ten pictures reach. A defect whose score was not
             above 0 counts as no fall.
         psnr_outside_median, psnr_outside_worst_tenth (dB), ssim_outside_median: outside the mask, grown by
-            `margin` pixels at the model's resolution.
-        feature_distance_outside_median, feature_distance_outside_worst_tenth: there, the mean squared
-            difference of the backbone's features in units of their variance (0 unchanged, 2 unrelated).
+            `margin` px at the model's resolution.
+        feature_distance_outside_median, feature_distance_outside_worst_tenth: in the same area, the mean
+            squared difference of the backbone's features in units of their variance (0 unchanged, 2
+            unrelated).
         judged_good_before, judged_good_after: shares of the defective pictures.
         psnr_good_median, psnr_good_worst, feature_distance_good_median: of whole good pictures.
-        seconds_per_step, steps: medians over the pictures that had anything to repair.
+        seconds_per_step, steps: medians over the pictures with something to repair.
         good, defective: counts.
         margin: `REPAIR_MARGIN`.
         notes: sentences.
 
     Raises:
-        DataError: if no sample has a label or a file cannot be read.
+        DataError: no sample has a label, or a file cannot be read.
     """
     groups = {name: settled(group)[0] for name, group in labelled(samples).items()}
     chosen = {}
@@ -128,7 +128,7 @@ def _repaired(
     options: RepairOptions,
     settings: dict[str, Any],
 ) -> tuple[dict[str, Any], Repaired | None]:
-    """What a repair did to one picture, and for a defective one its pictures."""
+    """Repair one picture; returns the measured changes and, if it is defective, its pictures."""
     shared = {key: settings[key] for key in ("alpha", "seed", "threshold") if key in settings}
     image = read_image(sample.image, bits)
     before = inspector.inspect(image, category=profile, **shared)
@@ -202,8 +202,8 @@ def _fall(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], size:
     """Relative fall of the score inside a defect.
 
     Args:
-        before, after: the map's values there, of one shape.
-        size: the model's, px; the score is the mean of the highest values, 256 of them at a size of 256.
+        before, after: the map's values inside the defect, of the same shape.
+        size: the model's, px. The score is the mean of the highest values, 256 of them at 256 px.
     """
     if not before.size:
         return 0.0
@@ -219,7 +219,7 @@ def _grown(mask: npt.NDArray[np.bool_], margin: float) -> npt.NDArray[np.bool_]:
 
 
 def _mean_outside(grid: np.ndarray, geometry: Geometry, hidden: npt.NDArray[np.bool_]) -> float | None:
-    """The mean of a grid [g, g] over the square: of its cells in the picture and clear of `hidden` [H, W]."""
+    """The mean of a grid [g, g] over the cells inside the picture and entirely outside `hidden` [H, W]."""
     visible = np.zeros((geometry.size, geometry.size), np.float32)
     visible[geometry.inner] = 1
     visible[mask_to_square(hidden, geometry)] = 0

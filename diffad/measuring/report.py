@@ -1,11 +1,7 @@
-"""What `evaluate` and `evaluate_repair` found, to read and hand on: as Markdown, and as one HTML file.
-
-The HTML holds all that it shows (inline SVG and WebP) and loads nothing from the network.
-"""
+"""The evaluation report, as Markdown and as a self-contained HTML file (inline SVG and WebP)."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +37,7 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 CASES = 3  # evidence sheets of each kind
+WEBP_QUALITY = 82
 _TEMPLATE = Path(__file__).with_suffix(".html")
 _HEADLINES = {"image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "wrong_when_changed"}
 _HOW = (
@@ -48,26 +45,25 @@ _HOW = (
     "masks by nearest neighbour, no crop, no padding counted. Regions of masks are 8-connected at that "
     "resolution. Every distinct value is a threshold (no binning); AUPRO is the area under the mean "
     "per-region overlap up to a false positive rate of 0.3 (and 0.05), divided by that limit. AUPIMO is the "
-    "mean over the defective pictures of the share of the defect that is found, at the thresholds that 1 in "
-    "100,000 to 1 in 10,000 pixels of the good pictures exceed (the rates' logarithms weigh alike).",
+    "share of a defect that is found, averaged over the defective pictures and over the thresholds that 1 in "
+    "100,000 to 1 in 10,000 pixels of the good pictures exceed (on a logarithmic scale).",
     "Nothing is fitted on test pictures: thresholds and calibration come from normal training pictures and "
-    "are stored in the model, and every picture is judged alone. The threshold is the score that 1 good part "
-    "in 100 would exceed.",
-    "The 95 % intervals are the percentile bootstrap of 1000 resamples of whole "
-    "pictures, good among good and defective among defective; Wilson's interval for the rates of false "
-    "alarms and misses. The interval of the mean takes the categories as independent. Where no resample can "
-    "err (an AUROC of 1), the bootstrap has no width, which is no certainty; F1 has none, since the best "
-    "threshold of a resample flatters it. After ± stands the standard "
-    "deviation over noise seeds.",
+    "are stored in the model, and every picture is judged independently. The threshold is the score that 1 "
+    "good part in 100 would exceed.",
+    "The 95 % intervals are percentile bootstrap intervals from 1000 resamples of whole pictures, good and "
+    "defective ones resampled separately; the rates of false alarms and misses have Wilson's intervals. "
+    "The interval of a mean treats the categories as independent. If no resample has an error (an AUROC of "
+    "1), the bootstrap interval has no width, although the value is not certain. F1 has no interval, because "
+    "each resample has its own best threshold. The value after ± is the standard deviation over noise seeds.",
 )
 _THRESHOLDS = (
-    "The good pictures rejected and the defective ones missed, at the thresholds that 0.1, 1 and 5 % of good "
-    "parts are announced to exceed."
+    "The shares of good pictures rejected and of defective ones missed, at the thresholds that nominally "
+    "0.1, 1 and 5 % of good parts exceed."
 )
 _CHANGED = (
-    f"Good pictures changed in {len(NUISANCES)} ways that leave a part good (light, noise, sharpness, "
-    "compression, position), each at its usual strength. Wrong when changed is the share of these verdicts "
-    "that reject a picture which is accepted as it is: the mean over the changes."
+    f"Good pictures are changed in {len(NUISANCES)} ways that leave a part good (light, noise, sharpness, "
+    "compression, position), each at its usual strength. Wrong when changed is the share of the verdicts on "
+    "changed pictures that reject a picture which is accepted unchanged."
 )
 
 
@@ -75,8 +71,8 @@ def markdown_report(results: Results) -> str:
     """The results of `evaluate` as Markdown.
 
     Args:
-        results: by category; "repair" holds what `evaluate_repair` measured and "stress" what `stress` did,
-            where that was done.
+        results: by category; with the results of `evaluate_repair` as "repair" and of `stress` as "stress",
+            if measured.
     """
     parts = [
         "# Evaluation",
@@ -110,11 +106,11 @@ def html_report(
 ) -> str:
     """The results of `evaluate` as one self-contained HTML page.
 
-    The pictures with the lowest and highest scores are inspected once more for their evidence sheets.
+    The pictures with the lowest and highest scores are inspected again for their evidence sheets.
 
     Args:
         results: as for `markdown_report`.
-        inspector: the one that was evaluated.
+        inspector: the model that was evaluated.
         repair_sheets: by category, from `charts.repair_sheet`.
     """
     sheets = repair_sheets or {}
@@ -159,7 +155,7 @@ def _setting(results: Results) -> str:
 
 
 def _part(results: Results, key: str) -> dict[str, Any]:
-    """One part of the results of each category that has it."""
+    """One key's value by category, for the categories that have it."""
     return {name: values[key] for name, values in results.items() if key in values}
 
 
@@ -194,7 +190,7 @@ def _range(limits: Sequence[float] | None, form: str) -> str:
 
 
 def _summary_rows(results: Results) -> list[list[Any]]:
-    """The table of results; a cell is a list of lines: the value, its interval, its deviation over seeds."""
+    """The table of results, in which a cell is a list of lines: value, interval, deviation over seeds."""
     columns = evaluation_columns(results)
     rows: list[list[Any]] = table_rows(results, columns)
     for row, values in zip(rows[1:], [*results.values(), None]):
@@ -210,7 +206,7 @@ def _summary_rows(results: Results) -> list[list[Any]]:
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
-    """Title, value and interval of each of the page's headlines."""
+    """Title, value and interval of each headline figure."""
     tiles = []
     for title, key, form in evaluation_columns(results):
         value = mean_over_categories(results, key)
@@ -221,7 +217,7 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _facts(inspector: Inspector) -> list[tuple[str, str]]:
-    """Names and values of what is known of the model."""
+    """Facts about the model, as (name, value)."""
 
     def text(value: Any) -> str:
         if isinstance(value, dict):
@@ -262,12 +258,12 @@ def _category(
             (title, [_case(picture, values["setting"], inspector) for picture in pictures])
             for title, pictures in _extremes(values["pictures"])
         ],
-        "repairs": "" if sheet is None else _webp(sheet),
+        "repairs": "" if sheet is None else data_uri(sheet, "webp", WEBP_QUALITY),
     }
 
 
 def _extremes(pictures: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The pictures judged worst and best, under their headings; none twice."""
+    """The pictures with the most extreme scores, with a heading for each kind; none appears twice."""
     ranked = sorted(pictures, key=lambda picture: picture["score"])
     good = [picture for picture in ranked if picture["defect"] == "good"]
     bad = [picture for picture in ranked if picture["defect"] != "good"]
@@ -281,20 +277,21 @@ def _extremes(pictures: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[s
 
 
 def _case(picture: dict[str, Any], setting: dict[str, Any], inspector: Inspector) -> dict[str, Any]:
-    """One picture: an overlay at a glance, and its evidence sheet."""
+    """One picture of the report: a thumbnail with its overlay, and the evidence sheet."""
     profile = None if setting["profile"] == "recognised" else setting["profile"]
     settings = {"alpha": setting["alpha"], "timesteps": tuple(setting["timesteps"])}
     settings["seed"] = setting["seeds"][0]
     inspection = inspector.inspect(picture["path"], category=profile, **settings)
     top = inspector.scale_top(inspection.category)
     shown = overlay(inspection.hatched, inspection.anomaly_map, top, inspection.threshold)
+    pair = np.concatenate([_small(inspection.image), _small(shown)], axis=1)
     file = picture["path"].replace("\\", "/").rsplit("/", 1)[-1]
     defective = picture["defect"] != "good"
     found, passed = ("found", "missed") if defective else ("false alarm", "judged good")
     return {
         "name": f"{picture['defect']}/{file}",
-        "pair": _webp(np.concatenate([_small(inspection.image), _small(shown)], axis=1)),
-        "sheet": _webp(evidence_sheet(inspection, top)),
+        "pair": data_uri(pair, "webp", WEBP_QUALITY),
+        "sheet": data_uri(evidence_sheet(inspection, top), "webp", WEBP_QUALITY),
         "score": f"{picture['score']:.2f}",
         "threshold": f"{inspection.threshold:.2f}",
         "right": picture["anomalous"] == defective,
@@ -306,9 +303,3 @@ def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     picture = Image.fromarray(np.ascontiguousarray(image))
     scale = min(200 / picture.height, 1000 / picture.width)
     return np.array(picture.resize([max(1, round(scale * side)) for side in picture.size]))
-
-
-def _webp(image: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "WEBP", quality=82, method=4)
-    return data_uri(buffer.getvalue(), "webp")

@@ -1,7 +1,7 @@
-"""Tables of results, and what all measurements share: means that pass over what is missing, progress.
+"""Tables of results, with means that skip missing values, and the progress of measurements.
 
-A result is what a measurement returns for one category, or for one method: values by key, None where a value
-is undefined. A table has a row for each result and a column for each key.
+A result is the outcome of a measurement for one category or method: values by key, None where undefined. A
+table has a row for each result and a column for each key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all)
 Results = Mapping[str, Mapping[str, Any]]  # category or method → its result
 Column = tuple[str, str, str]  # title, key, format
 
-_COUNT = "{:d}"  # columns of this format are summed in the last row, all others averaged
+_COUNT = "{:d}"  # the last row has the sum of columns with this format, and the mean of all others
 EVALUATION_COLUMNS: tuple[Column, ...] = (
     ("image AUROC", "image_auroc", "{:.3f}"),
     ("image AP", "image_ap", "{:.3f}"),
@@ -29,7 +29,7 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     ("AUPIMO", "aupimo", "{:.3f}"),
     ("false alarms", "false_alarm_rate", "{:.1%}"),
     ("missed", "miss_rate", "{:.1%}"),
-    ("wrong when changed", "wrong_when_changed", "{:.1%}"),  # only where it was measured
+    ("wrong when changed", "wrong_when_changed", "{:.1%}"),  # only if measured
     ("category recognised", "category_accuracy", "{:.1%}"),
     ("s / picture", "seconds_per_image", "{:.3f}"),
     ("pictures", "images", _COUNT),
@@ -76,15 +76,15 @@ def quantile(values: Iterable[float | None], q: float = 0.5) -> float | None:
 
 
 def mean_over_categories(results: Results, key: str) -> float | None:
-    """The mean of one value over the results that have it; None if none has."""
+    """The mean of one value over the results that have it; None if none does."""
     return mean(values.get(key) for values in results.values())
 
 
 def mean_interval(results: Results, key: str) -> list[float] | None:
-    """A 95 % interval [low, high] of the mean over categories, from each one's own interval.
+    """The 95 % interval [low, high] of the mean over categories, from the categories' own intervals.
 
-    The categories' pictures are independent, so the squared distances from value to limit add (Zou and
-    Donner's MOVER, 2008). None if a category with this value has no interval.
+    The categories' pictures are independent, so the squared distances from value to limit add up (MOVER, Zou
+    and Donner 2008). None if a category with this value has no interval.
     """
     known = [values for values in results.values() if values.get(key) is not None]
     if not known or any(key not in values["intervals"] for values in known):
@@ -96,7 +96,7 @@ def mean_interval(results: Results, key: str) -> list[float] | None:
 
 
 def step_counter(progress: Progress | None, total: int) -> Callable[..., None]:
-    """A function that reports one more step to `progress` each time it is called, whatever its arguments."""
+    """A function that reports one more step to `progress` with each call; it ignores its arguments."""
     steps = itertools.count(1)
 
     def step(*_: Any) -> None:
@@ -118,7 +118,7 @@ def cell(value: float | None, form: str, std: float | None = None) -> str:
 def table_rows(
     results: Results, columns: Sequence[Column], head: str = "category", with_mean: bool = True
 ) -> list[list[str]]:
-    """A row for each result, with ± its deviation over seeds, and for several a last row "mean"."""
+    """A row for each result, with ± the deviation over seeds; several results get a last row "mean"."""
     rows = [[head, *(title for title, _, _ in columns)]]
     for name, values in results.items():
         std = values.get("std", {})
@@ -135,9 +135,7 @@ def _last_cell(results: Results, key: str, form: str) -> str:
 
 
 def announced_rows(results: Results) -> list[list[str]]:
-    """False alarms and misses at the threshold of each announced rate (`measures.ANNOUNCED`), and their
-    means.
-    """
+    """Rows of false alarms and misses at the threshold of each rate in `measures.ANNOUNCED`."""
     known = {name: values["announced"] for name, values in results.items() if values.get("announced")}
     if not known:
         return [["category"]]
@@ -163,7 +161,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation_columns(results: Results) -> list[Column]:
-    """`EVALUATION_COLUMNS`; how changed pictures are judged only where that was measured."""
+    """`EVALUATION_COLUMNS`, without those on changed pictures if these were not measured."""
     changed = any("stress" in values for values in results.values())
     return [column for column in EVALUATION_COLUMNS if changed or column[1] != "wrong_when_changed"]
 
@@ -179,5 +177,5 @@ def repair_table(results: Results) -> str:
 
 
 def folders_text(results: Results) -> str:
-    """Which folders were taken as good and as defective, a line for each category."""
+    """The folders that count as good and as defective, a line for each category."""
     return "\n".join(f"{name}: {values['folders']}" for name, values in results.items())

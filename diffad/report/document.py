@@ -130,14 +130,6 @@ def _notes(inspection: Inspection) -> list[str]:
 # Figures
 
 
-def _uri(picture: npt.NDArray[np.uint8], kind: str = "jpeg") -> str:
-    """An RGB picture as a data URI; JPEG for photographs, PNG for maps."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
-    _, data = cv2.imencode(f".{kind}", bgr, settings)
-    return data_uri(data.tobytes(), kind)
-
-
 def _figures(
     inspection: Inspection,
     inspector: Inspector,
@@ -164,7 +156,7 @@ def _figures(
         after = "" if repaired_score is None else f", score {number(repaired_score)}"
         figures.append(("Repaired", f"by the model{after}", drawing.shrunk(repaired, PICTURE_PIXELS), []))
     return [
-        {"title": title, "caption": caption, "source": _uri(shown), "marks": marks}
+        {"title": title, "caption": caption, "source": data_uri(shown, "jpeg", 90), "marks": marks}
         for title, caption, shown, marks in figures
     ]
 
@@ -231,7 +223,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> di
     plain = inspection.grid_plain(MAP_PIXELS)
 
     def shown(values: np.ndarray, text: str) -> dict[str, str]:
-        return {"text": text, "source": _uri(drawing.heatmap(values, top, colormap), "png")}
+        return {"text": text, "source": data_uri(drawing.heatmap(values, top, colormap), "png", 6)}
 
     rows: list[dict[str, Any]] = [
         {
@@ -259,7 +251,7 @@ def _evidence(inspection: Inspection, inspector: Inspector, colormap: str) -> di
         "fused": shown(fuse(pixels[None], features[None], inspection.alpha, plain), "Anomaly map"),
         "fused_wide": f"{fused_wide:.1f}",
         "fused_room": f"{max(34.0, fused_wide):.1f}",
-        "ramp": _uri(ramp, "png"),
+        "ramp": data_uri(ramp, "png", 6),
         "limit": f"{100 * min(max(inspection.threshold / top, 0), 1):.1f}",
         "top": f"{top:.0f}",
     }

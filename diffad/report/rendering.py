@@ -11,12 +11,20 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LEVEL = {
+    "jpeg": cv2.IMWRITE_JPEG_QUALITY,
+    "png": cv2.IMWRITE_PNG_COMPRESSION,
+    "webp": cv2.IMWRITE_WEBP_QUALITY,
+}
 _DRAWING = Lock()  # matplotlib's settings are global, and the page renders reports in several threads
 
 
@@ -54,9 +62,17 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def data_uri(data: bytes, kind: str) -> str:
-    """An encoded picture (kind: jpeg, png, webp) as an address that holds it."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def data_uri(picture: npt.NDArray[np.uint8], kind: str, level: int) -> str:
+    """A picture as a data URI.
+
+    Args:
+        picture: RGB or grey.
+        kind: "jpeg", "png" or "webp".
+        level: quality of JPEG and WebP, 0 to 100; compression of PNG, 0 to 9.
+    """
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    _, data = cv2.imencode(f".{kind}", bgr, (_LEVEL[kind], level))
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def inline_svg(figure: Figure, label: str, colours: Mapping[str, str] | None = None) -> Markup:

@@ -1,15 +1,21 @@
-"""The web page and the endpoints for programs. The only room of the house that uses Gradio.
+"""The web page and the endpoints for programs. Only this package uses Gradio.
 
-page puts the page together: inspect_tab and batch_tab say what its two tabs do, layout what is on the first.
-session: what one open page has asked for · link: the page's address · batch: a batch on the server
-cards: what is sent to the browser, and the HTML that it fills · downloads: files that people take away
-endpoints: the same work for programs · server: how page and endpoints are served
-gate, calls, logins: who is let in, and with what · turns: who may use the network now
-files: how long uploads and results stay
+    page         assembles the page
+    inspect_tab  events of the tab Inspect, whose components are in layout
+    batch_tab    components and events of the tab Batch; a running batch is in batch
+    session      the state of one open page
+    link         the page's address, which holds its settings
+    cards        data and HTML for the browser
+    downloads    files that users download
+    endpoints    the endpoints for programs
+    server       starts the web server
+    gate, calls  check requests; logins checks passwords
+    turns        shares the network among users
+    files        stores uploads and results for a limited time
 
-In the browser, in static/: scores.js computes, page.js holds the choices, page_input.js takes keys and
-uploads; viewer.js, verdict.js, evidence.js and player.js draw Inspect; batch.js, batch_chart.js,
-batch_table.js and measured.js draw Batch; words.js and elements.js are shared.
+In the browser (static/), scores.js computes, page.js holds the settings, and page_input.js handles keys and
+uploads. viewer.js, verdict.js, evidence.js and player.js draw Inspect; batch.js, batch_chart.js,
+batch_table.js and measured.js draw Batch. words.js and elements.js are shared.
 """
 
 from diffad.ui.page import build_app

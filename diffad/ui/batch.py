@@ -1,7 +1,7 @@
-"""One batch: its thread on the server, its rows, and what the page asks about it.
+"""A running batch on the server: its thread, its rows, and its answers to the page.
 
-A run keeps its results. The page polls it by an id that is in the address, so reloading the page or opening
-Inspect loses nothing. The pictures and verdicts themselves are in `diffad.batch`.
+A run keeps its results, and the page's address holds its id, so nothing is lost if the page is reloaded or
+Inspect is opened. The inspections themselves are in `diffad.batch`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from diffad.output import OutputError, whole, write
 from diffad.pictures import drawing
 from diffad.pictures.reading import DataError
 from diffad.pictures.samples import Sample
-from diffad.ui import cards, files
+from diffad.report.rendering import data_uri
+from diffad.ui import files
 from diffad.ui.turns import Turns, Unwanted, caller
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
-SENT = 200  # rows in one piece of news
+SENT = 200  # most rows in one answer of `Run.news`
 THUMBNAIL_PIXELS = 96
-OVERLAY_BYTES = 300_000  # of one picture in the zip, roughly
+OVERLAY_BYTES = 300_000  # rough size of one picture in the zip
 FINISHED = ("done", "stopped", "failed")
 TAKEN_AWAY = {"csv": "CSV", "json": "JSON", "zip": "Everything, zip"}
 
 
 class Run:
-    """One batch, which starts at once in its own thread. Rows are only ever added, so others may read them
-    at any time.
+    """One batch, which starts at once in its own thread.
+
+    Rows are only appended, so other threads may read them at any time.
     """
 
     def __init__(
@@ -48,21 +50,22 @@ class Run:
         """Starts the run.
 
         Args:
-            model: the page's name of the inspector.
-            pictures: by the names that they have in the batch.
-            folder: the run's own, in the storage.
+            model: the inspector's name on the page.
+            inspector: the model.
+            pictures: by their names in the batch.
+            folder: the run's own folder, in the storage.
             settings: arguments of `Inspector.inspect`.
-            turns: shared with everybody else who uses the network.
-            storage: where the results take up room.
+            turns: shared by all users of the network.
+            storage: where results are stored.
         """
         self.id = secrets.token_urlsafe(9)
         self.model, self.inspector, self.pictures, self.settings = model, inspector, pictures, dict(settings)
         self.rows: list[batch.Row] = []
-        self.shared: dict[str, int] = {}  # see `batch.shared_bits`; empty until it is known
+        self.shared: dict[str, int] = {}  # see `batch.shared_bits`; empty until known
         self.state = "running"  # [→ stopping] → measuring → one of FINISHED
-        self.reason = "an internal error; see the server's log"  # of a failure
+        self.reason = "an internal error; see the server's log"  # shown if the run fails
         self.measured: dict[str, dict[str, Any]] = {}
-        self.used = files.clock()  # when it was last asked about
+        self.used = files.clock()  # time of last use, s
         self._folder, self._storage, self._max_tiles = folder, storage, turns.max_tiles
         self._turn = turns.of(caller(), lambda: self.state == "running")
         self._numbers = {name: number for number, name in enumerate(pictures)}
@@ -75,7 +78,7 @@ class Run:
         return self.state in FINISHED
 
     def cancel(self) -> None:
-        """Stops at the next tile and keeps the results so far."""
+        """Stops the run at the next tile; the results so far are kept."""
         if self.state == "running":
             self.state = "stopping"
 
@@ -88,10 +91,10 @@ class Run:
             self.measured = batch.measured(self.rows, self.map_of)
             state = "stopped" if stopped else "done"
         except OutputError:
-            self.reason = "the server's disk is full, no room for more results: free some space"
+            self.reason = "the server's disk is full: free some space"
             self._ended = time.time()
             state = "failed"
-        except Exception:  # nothing above a thread would report it
+        except Exception:  # in a thread, nobody else would report it
             traceback.print_exc()
             self._ended = time.time()
             state = "failed"
@@ -140,7 +143,7 @@ class Run:
                 "category": row.result["category"], "fits": row.result["category_fits"],
                 "notes": row.result["notes"],
                 "regions": len(row.result["regions"]), "seconds": row.result["seconds"],
-                "thumbnail": cards.data_uri(thumbnail, "webp"),
+                "thumbnail": data_uri(thumbnail, "webp", 80),
             }  # fmt: skip
         self.rows.append(row)
         self._shown.append(shown)
@@ -154,17 +157,17 @@ class Run:
         return on_grid
 
     def usual(self, category: str) -> tuple[float, float]:
-        """A category's usual threshold, which 1 good part in 100 exceeds, and its usual look limit."""
+        """A category's default threshold, which 1 good part in 100 exceeds, and default look limit."""
         given = category, self.settings["alpha"], self.settings["timesteps"]
         return self.inspector.threshold(*given), self.inspector.threshold(*given, rate=LOOK_RATE)
 
     def beyond(self, row: batch.Row) -> tuple[float, float]:
-        """How far a row's limits lie above its category's usual ones, as they do for a tiled picture."""
+        """How far a row's limits are above its category's defaults, as is the case for tiled pictures."""
         threshold, look = self.usual(row.result["category"])
         return row.result["threshold"] - threshold, row.result["look_threshold"] - look
 
     def news(self, have: int) -> dict[str, Any]:
-        """What the page does not know yet if it has the first `have` rows."""
+        """The run's state, and the next rows for a page that has the first `have` rows."""
         state, rows = self.state, self._shown[have : have + SENT]
         categories = {row.result["category"] for row in self.rows if not row.error}
         alpha, timesteps = self.settings["alpha"], self.settings["timesteps"]
@@ -183,10 +186,10 @@ class Run:
         }  # fmt: skip
 
     def judged(self, limits: Mapping[str, tuple[float, float]]) -> list[batch.Row]:
-        """All rows, judged by other limits.
+        """All rows, judged with other limits.
 
         Args:
-            limits: by category the threshold and look limit; other categories keep their own.
+            limits: threshold and look limit by category; other categories keep theirs.
         """
         rows = []
         for row in list(self.rows):
@@ -197,10 +200,14 @@ class Run:
         return rows
 
     def file(self, kind: str, limits: Mapping[str, tuple[float, float]]) -> Path:
-        """Writes the results as a file of a kind in TAKEN_AWAY.
+        """Writes the results to a file.
+
+        Args:
+            kind: a key of TAKEN_AWAY.
+            limits: as for `judged`.
 
         Raises:
-            DataError: There is no room for it.
+            DataError: There is no room for the file.
         """
         day = time.strftime("%Y-%m-%d", time.localtime(self._begun))
         path = self._folder / f"diffad-batch-{day}.{kind}"
@@ -220,5 +227,5 @@ class Run:
         return path
 
     def forget(self) -> None:
-        """Deletes the run's files. It must not be used afterwards."""
+        """Deletes the run's files. The run must not be used afterwards."""
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The Batch tab: what happens when something on it is used. What it shows is drawn by batch.js."""
+"""The Batch tab: its components and the handlers of its events. batch.js draws its contents."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 FOLDERS_LISTED, FOLDERS_DEEP = 400, 4
-SETTING = "(...settings) => diffad.setting(...settings)"  # describes how the next batch will be judged
+SETTING = "(...settings) => diffad.setting(...settings)"  # shows the settings of the next batch
 EVENT: dict[str, Any] = {
-    "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",  # none may be lost
+    "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",  # lose none
 }  # fmt: skip
 
 BOARD = f"""
@@ -36,8 +36,8 @@ BOARD = f"""
   <section class="card batch-summary">
     <div><h2 aria-live="polite">No pictures yet</h2><p class="facts"></p>
       <p class="batch-note" hidden></p>
-      <p class="quiet doing">Drop a day's pictures, or a zip of them: each becomes a row, and the same
-      limits judge them all.</p></div>
+      <p class="quiet doing">Drop pictures or a zip file of pictures. Each becomes a row, and all are judged
+      with the same limits.</p></div>
     <div class="progress" role="progressbar" aria-label="Pictures inspected" aria-valuemin="0" hidden>
       <i></i></div>
     <button type="button" class="plain-button cancel" hidden>Cancel</button>
@@ -52,7 +52,7 @@ BOARD = f"""
         <label>look limit <input type="number" class="score" step="0.01"
           aria-label="Look limit, score"></label>
         <label>1 good part in <input type="number" class="rate" min="2" max="100000" step="1"
-          aria-label="1 good part in how many lies above the look limit"> lies above</label>
+          aria-label="1 good part in how many is above the look limit"> is above</label>
         <span class="quiet beyond"></span>
       </div>
       <div class="limit-of" data-limit="threshold">
@@ -95,8 +95,8 @@ class BatchTab:
         """See `page.build_app`.
 
         Args:
-            inspect: the tab whose settings a batch takes over, and in which its pictures open.
-            tab: the one that is being filled.
+            inspect: the Inspect tab, whose settings a batch uses and in which its pictures open.
+            tab: this tab.
         """
         self._inspectors, self._inspect = inspectors, inspect
         self._turns, self._storage, self._data_root = turns, storage, data_root
@@ -122,8 +122,8 @@ class BatchTab:
                     )
                     self.setting = html("")
                     html(
-                        '<p class="quiet">Of a data set in the MVTec layout the test pictures are inspected, '
-                        "and the verdicts are compared with their labels.</p>"
+                        '<p class="quiet">In a data set in MVTec layout, the test pictures are inspected, '
+                        "and their verdicts compared with the labels.</p>"
                     )
             with gr.Column(elem_id="batch-results"):
                 self._board = html(
@@ -147,10 +147,10 @@ class BatchTab:
             None, self._file, None, js="(file) => diffad.save(file)"
         )
 
-    # What batch.js asks the server directly
+    # Functions that batch.js calls directly
 
     def _polls(self) -> list[Any]:
-        """Plain functions, because Gradio sets an attribute on each, which a method does not allow."""
+        """Functions rather than methods, because Gradio sets an attribute on each."""
 
         def news(asked: Any) -> dict[str, Any] | None:
             run = self._find(asked)
@@ -161,7 +161,7 @@ class BatchTab:
                 run.cancel()
 
         def regions(asked: Any) -> list[int] | None:
-            """How many regions each row has under changed limits."""
+            """The number of regions of each row under changed limits."""
             run = self._find(asked)
             if run is None:
                 return None
@@ -179,7 +179,7 @@ class BatchTab:
     # Events
 
     def start_files(self, given: list[str] | None, *settings: Any) -> Any:
-        """Starts a batch of uploaded files and empties the upload."""
+        """Starts a batch of uploaded files, and clears the upload."""
         if not given:
             return gr.skip()
         with self._storage.using(given):
@@ -206,7 +206,7 @@ class BatchTab:
         return {"run": run.id}
 
     def row_picture(self, event: gr.EventData) -> tuple[str, int | None] | None:
-        """The picture of a row that was clicked, as `InspectTab.inspect_on` wants it."""
+        """The picture of the row that was clicked, for `InspectTab.inspect_on`."""
         run = self._find(event._data)
         if run is not None and 0 <= (index := counted(event._data.get("index"), -1)) < len(run.rows):
             row = run.rows[index]
@@ -217,7 +217,7 @@ class BatchTab:
         return None
 
     def download(self, event: gr.EventData) -> str:
-        """The path of the results as a file."""
+        """Writes the results to a file; returns its path."""
         run = self._find(event._data)
         kind = str(event._data.get("kind")) if run else ""
         if run is None or kind not in TAKEN_AWAY:
@@ -228,12 +228,12 @@ class BatchTab:
 
 
 def refusal(sentence: str) -> dict[str, Any]:
-    """What the board shows when a batch cannot start. The time lets the same refusal show twice."""
+    """The board's value if a batch cannot start. With the time, the same message can appear twice."""
     return {"refused": sentence, "at": time.time()}
 
 
 def limits_of(asked: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """By category the threshold and look limit that the browser sent; whatever is malformed is left out."""
+    """Threshold and look limit by category, as sent by the browser, without malformed entries."""
 
     def is_pair(limits: Any) -> bool:
         return (
@@ -248,14 +248,12 @@ def limits_of(asked: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def counted(value: Any, otherwise: int = 0) -> int:
-    """A count or index that the browser sent; `otherwise` if it is none."""
+    """A count or index sent by the browser; `otherwise` if it is not a valid one."""
     return value if type(value) is int and value >= 0 else otherwise
 
 
 def folders(root: Path) -> list[str]:
-    """The folders below the data root that may be chosen, as paths relative to it. Unreadable ones are left
-    out.
-    """
+    """The readable folders below the data root, as paths relative to it."""
     found = ["."]
 
     def walk(inside: list[Path], deep: int) -> None:

@@ -27,7 +27,7 @@ FAILED = "The server could not do this; its log says why."
 
 
 class Refusal(Exception):
-    """A request is answered with this status and sentence."""
+    """Makes the server answer a request with an HTTP status and a sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -43,7 +43,7 @@ def check(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
         sent: the call's JSON.
 
     Raises:
-        Refusal: It does not.
+        Refusal: The call is malformed, or names something that does not exist.
     """
     if route == "component_server":
         _check_component(blocks, sent)
@@ -58,7 +58,7 @@ def check(blocks: gr.Blocks, route: str, sent: dict[str, Any]) -> None:
         _check_inputs(fn.inputs, [sent.get(name) for name in names])
     elif route == "queue/join" or route.startswith(("call/", "run/", "api/")):
         _check_call(blocks, route, sent)
-    elif route == "cancel":  # Gradio waits until the work is done
+    elif route == "cancel":  # without this, Gradio would wait until the work is done
         give_up(blocks, str(sent.get("event_id")), sent.get("session_hash"))
 
 
@@ -74,7 +74,7 @@ def bring_in(sent: Any, storage: Storage, person: str | None) -> bool:
         Whether anything was replaced.
 
     Raises:
-        Refusal: A file is not the person's, or an address leads elsewhere.
+        Refusal: The person may not use a file, or an address is on another server.
     """
     changed = False
     for file in _files_named(sent):
@@ -90,7 +90,7 @@ def bring_in(sent: Any, storage: Storage, person: str | None) -> bool:
 
 
 def guard(app: gr.Blocks) -> None:
-    """Makes an app answer failed events with one sentence; details of internal errors go to the log only."""
+    """Makes an app answer failed events with one sentence; details of internal errors are only logged."""
     read, process = app.preprocess_data, app.process_api
 
     async def preprocess_data(*given: Any, **more: Any) -> list[Any]:
@@ -100,8 +100,8 @@ def guard(app: gr.Blocks) -> None:
         except Exception as error:
             if isinstance(error, gr.Error) and not error.print_exception:  # one of our own sentences
                 raise
-            print(f"diffad: a call whose inputs do not fit ({type(error).__name__})", file=sys.stderr)
-            message = "An input of this call does not fit: see “Use via API” on the page, or reload the page."
+            print(f"diffad: a call with invalid inputs ({type(error).__name__})", file=sys.stderr)
+            message = "An input of this call is not valid: see “Use via API” on the page, or reload the page."
             raise gr.Error(message, print_exception=False) from None
 
     async def process_api(*given: Any, **more: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What the page shows: an inspection as it is sent to the browser, and the HTML that the scripts fill.
+"""Inspections as data for the browser, and the HTML that the scripts fill. Independent of Gradio.
 
-Nothing in here knows Gradio. Colours come from page.css, so the same HTML serves the light and the dark page.
+Colours are in page.css, so the HTML is the same for the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from diffad.pictures import drawing
+from diffad.report.rendering import data_uri
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -23,28 +23,11 @@ if TYPE_CHECKING:
 
 VIEW_PIXELS = 1600  # longest side of the picture in the viewer
 LOSSLESS = 512 * 512  # px; larger pictures go to the viewer as JPEG
-STEPS = 2**16 - 1  # between the lowest and the highest value of a map as it is sent
-ENCODING = {
-    "png": (cv2.IMWRITE_PNG_COMPRESSION, 1),
-    "jpeg": (cv2.IMWRITE_JPEG_QUALITY, 92),
-    "webp": (cv2.IMWRITE_WEBP_QUALITY, 80),
-}
-
-
-def data_uri(picture: npt.NDArray[np.uint8], kind: str) -> str:
-    """A picture as a data URI.
-
-    Args:
-        picture: uint8, RGB or grey.
-        kind: "png" (lossless, encoded for speed), "jpeg" (high quality) or "webp" (a few KB).
-    """
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
-    _, data = cv2.imencode(f".{kind}", bgr, ENCODING[kind])
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
+STEPS = 2**16 - 1  # quantisation steps of a map that is sent to the browser
 
 
 def base64_of(values: np.ndarray) -> str:
-    """The array's bytes."""
+    """The array's bytes in base64."""
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 
 
@@ -57,23 +40,23 @@ def plural(count: int, word: str) -> str:
 
 
 def part(inspection: Inspection, top: float, device: str) -> dict[str, Any]:
-    """Everything that page.js judges and draws from: picture, maps, and the good parts' maps.
+    """All data of an inspection that page.js needs: picture, maps, and the good parts' maps.
 
-    maps: the pixel maps of all computed timesteps, then the feature maps, then the plain features' map if the
-    category has one; uint16 [maps, height, width] in steps of 1/65535 of each map's range, above its lowest
-    value. good: see `Inspection.good_evidence`.
+    `maps` are the pixel maps of all computed timesteps, then the feature maps, then the plain features' map
+    if the category has one: uint16 [maps, height, width], in steps of 1/65535 of each map's range above its
+    lowest value. For `good`, see `Inspection.good_evidence`.
 
     Args:
         inspection: the result.
         top: the end of the colour scale, σ.
-        device: what it was computed on, in words.
+        device: name of the device that computed it.
     """
     height, width = inspection.image.shape[:2]
     small = drawing.shrunk(inspection.hatched, VIEW_PIXELS)
-    kind = "png" if small.shape[0] * small.shape[1] <= LOSSLESS else "jpeg"
+    kind, level = ("png", 1) if small.shape[0] * small.shape[1] <= LOSSLESS else ("jpeg", 92)
     good, nearest, good_plain = inspection.good_evidence()
     return {
-        "picture": data_uri(small, kind), "size": [width, height],
+        "picture": data_uri(small, kind, level), "size": [width, height],
         "timesteps": list(inspection.computed_timesteps),
         "category": inspection.category, "recognised": inspection.recognised,
         "fits": inspection.category_fits, "notes": list(inspection.notes), "top": top,
@@ -104,20 +87,20 @@ def _maps(inspection: Inspection) -> dict[str, Any]:
 
 
 def preparation_in_words(inspection: Inspection) -> str:
-    """What was done to a picture before the model got it; empty if nothing was."""
+    """How the picture was prepared for the model; empty if it was not changed."""
     if inspection.turned:
         return "turned upright for the model"
     return "" if inspection.tile is None else f"cut into tiles of {inspection.tile} px"
 
 
 def colormaps() -> dict[str, str]:
-    """256 RGB entries of each colour map, by name, base64."""
+    """The 256 RGB entries of each colour map in base64, by name."""
     ramp = np.arange(256, dtype=np.float32)[None]
     return {name: base64_of(drawing.heatmap(ramp, 255, name)) for name in drawing.COLORMAPS}
 
 
-# Templates that the scripts fill. They contain no values, so Gradio never renders them again: divider, zoom
-# and player keep their state.
+# Templates that the scripts fill. They contain no values, so Gradio never renders them again, and divider,
+# zoom and player keep their state.
 
 VIEWER = """
 <div class="stage blank">
@@ -174,9 +157,9 @@ SHORTCUTS = """
 <dialog id="shortcuts" aria-label="How to read the page, and its keys">
   <form method="dialog"><h3>How to read this page</h3><button aria-label="Close">✕</button></form>
   <p>A model trained on good parts only removes noise of several levels <b>t</b> from the picture: low levels
-  show fine texture, high ones large shapes. What it cannot explain, in pixels and in deep features, is
-  measured in <b>σ</b>, standard deviations of good parts' maps: about 0 on a good part. <b>α</b> balances the
-  two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of a σ of the
+  show fine texture, high ones large shapes. Differences from its prediction, in pixels and in deep features,
+  are measured in <b>σ</b>, standard deviations of good parts' maps: about 0 on a good part. <b>α</b> balances
+  the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a twentieth of a σ of the
   features.</p>
   <p>The <b>score</b> summarises the map. Above the <b>threshold</b> a part is anomalous; between the
   <b>look limit</b> and the threshold somebody should look at it. Both limits come from good parts, and an
@@ -194,12 +177,12 @@ SHORTCUTS = """
     <dt><kbd>?</kbd></dt><dd>this help</dd>
   </dl>
   <p class="quiet">In a large map the arrow keys move through the evidence. Pinch or use Ctrl and the wheel to
-  zoom the picture; after a click the wheel alone will do. Drag to move it, double-click to see all of it.</p>
+  zoom the picture; after a click the wheel alone is enough. Drag moves it, double-click shows all.</p>
 </dialog>"""
 
 
 def verdict(sentence: str) -> str:
-    """The verdict's place, with a sentence in it until there is a part."""
+    """The place of the verdict, which shows a sentence until there is a part."""
     waiting = escape(sentence)
     return f"""
 <div class="empty" data-waiting="{waiting}"><p>{waiting}</p></div><div class="verdict-slot" hidden></div>
@@ -211,7 +194,7 @@ def row_head(title: str, explanation: str) -> str:
 
 
 def empty_sheet() -> str:
-    """The evidence before there is a part: the heads of its rows."""
+    """The evidence table before there is a part: only the heads of its rows."""
     rows = (("Pixels", "how it looks"), ("Features", "what it means"), ("Together", "weighed by α"))
     cells = '<div class="no-map"></div>' * 4
     heads = "".join(f'<span class="t-head quiet">{text}</span>' for text in ("fine", "", "coarse", "mean"))
@@ -227,7 +210,7 @@ def thumbnails(samples: Sequence[Path]) -> str:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             continue
-        uri = data_uri(drawing.shrunk(np.asarray(picture, np.uint8)[..., ::-1], 96), "png")
+        uri = data_uri(drawing.shrunk(np.asarray(picture, np.uint8)[..., ::-1], 96), "png", 1)
         name = escape(path.stem.replace("_", " "))
         buttons.append(
             f'<button data-sample="{escape(path.name)}" title="{name}" aria-label="Inspect {name}">'

@@ -1,4 +1,4 @@
-"""Files that people take away: pictures, maps, numbers and the film of a repair, as (file name, bytes)."""
+"""Files to download: pictures, maps, numbers and the animation of a repair, as (file name, bytes)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffad.inspection import Inspection, RepairStep
     from diffad.inspector import Inspector
 
-# Kinds of files, with the labels of their buttons.
+# Kinds of files → labels of their buttons.
 OF_INSPECTION = {
     "report": "Report", "overlay": "Overlay PNG", "map": "Map .npy", "evidence": "Evidence PNG",
     "json": "JSON",
@@ -41,7 +41,7 @@ FULL_PRECISION = 2**22  # px; larger maps are float16 in the zip
 
 
 class Film:
-    """One repair while it runs: small frames for the animation, smaller ones as files for the player."""
+    """A repair in progress: frames for the animation, and smaller ones, stored as files, for the player."""
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class Film:
         """Starts without frames.
 
         Args:
-            inspection: of the part before the repair.
-            timesteps: at which the repair's pictures are scored.
-            threshold: for these timesteps.
-            keep: stores a file (data, name) where the page can fetch it; returns its path.
+            inspection: the part before the repair.
+            timesteps: the timesteps at which the repair is scored.
+            threshold: the threshold at these timesteps.
+            keep: stores a file (data, name) where the page can fetch it, and returns its path.
         """
         self._inspection = inspection
         self._timesteps = tuple(timesteps)
         self._threshold = threshold
         self._keep = keep
         self.frames: list[npt.NDArray[np.uint8]] = []
-        self.repaired: npt.NDArray[np.uint8] | None = None  # the newest picture, in its own size
-        self.ending = ""  # "stopped" on demand, "done" by itself, empty while it runs
-        self._best: RepairStep | None = None  # of the steps that were scored, the lowest
+        self.repaired: npt.NDArray[np.uint8] | None = None  # the newest picture, in full size
+        self.ending = ""  # "stopped" by the user, "done", or empty while it runs
+        self._best: RepairStep | None = None  # the scored step with the lowest score
         self._played: list[dict[str, Any]] = []
         self._scores: list[float] = []
         self._losses: list[float] = []
@@ -91,29 +91,29 @@ class Film:
         self._played.append({"step": len(self._scores) - 1, "score": float(step.score), "file": file})
 
     def end_with_best(self) -> None:
-        """Ends with the best picture so far, because a repair that is stopped halfway is still a draft."""
+        """Ends with the best picture so far, because the newest one is unfinished."""
         if self._best is not None and self._best.image is not self.repaired:
             self.add(replace(self._best, index=len(self._scores), total=self._total, done=True))
 
     @property
     def score(self) -> float | None:
-        """The newest picture's score; None if there is no picture yet."""
+        """The newest picture's score; None before the first picture."""
         return self._scores[-1] if self._scores else None
 
     def score_beside(self, inspection: Inspection) -> float | None:
-        """The same, but None if an inspection's α or timesteps differ from the repair's."""
+        """The same, but None if the inspection has another α or other timesteps than the repair."""
         alike = (inspection.alpha, inspection.timesteps) == (self._inspection.alpha, self._timesteps)
         return self.score if alike else None
 
     def value(self) -> dict[str, Any]:
-        """What the player shows."""
+        """The player's value."""
         if not self._played:
             return no_film()
         first, last, done = self._scores[0], self._scores[-1], len(self._scores) - 1
         steps = cards.plural(done, "step")
         message = self._progress(done)
         if self.ending == "done" and len(self._scores) == 1:
-            message = "Nothing to repair: no place of this part is anomalous."
+            message = "Nothing to repair: this part has no anomalous region."
         elif self.ending == "done" and first == last:
             message = f"Nothing better was found in {steps}: the picture is unchanged."
         elif self.ending:
@@ -141,7 +141,7 @@ class Film:
         return f"round {before + 1} · {step}" if before else step
 
     def _unchanged(self) -> str:
-        """How similar the newest frame is to the first outside the anomalous regions, in words (PSNR)."""
+        """How much changed outside the anomalous regions, in words, from the PSNR."""
         before, after = self.frames[0].astype(np.float32), self.frames[-1].astype(np.float32)
         heat = cv2.resize(self._inspection.anomaly_map, before.shape[1::-1], interpolation=cv2.INTER_AREA)
         margin = max(3, max(heat.shape) // 32) | 1
@@ -156,7 +156,7 @@ class Film:
 
 
 def no_film() -> dict[str, Any]:
-    """What the player shows before a repair."""
+    """The player's value before a repair."""
     return {
         "frames": [],
         "message": "Repair shows what a part would look like without its defects.",
@@ -181,12 +181,12 @@ def contents(
     Args:
         kind: a key of OF_INSPECTION or OF_FILM, or "all" for a zip of everything (see `_everything`).
         inspection: as the browser shows it.
-        inspector: that made it.
+        inspector: the model.
         film: the repair, if there was one.
         vmax: end of the colour scale, σ.
         opacity: of the overlay.
         colormap: of overlay and maps.
-        name: of the picture, without suffix.
+        name: the picture's name without suffix.
     """
     if kind == "report":
         repaired = _repaired(film)
@@ -220,10 +220,10 @@ def _everything(
     files: Sequence[tuple[str, bytes]], inspection: Inspection, inspector: Inspector, film: Film | None,
     name: str,
 ) -> bytes:  # fmt: skip
-    """A zip of these files, the picture before and after a repair, the map, and all maps it was made from.
+    """A zip of these files, the picture before and after a repair, the map, and the maps it was made from.
 
-    The latter, below maps/, have the resolution at which the model works: float32 `.npy`, and 16-bit PNG
-    whose scale is in the JSON.
+    The latter are in maps/, at the model's resolution, as float32 `.npy` and as 16-bit PNG, whose scales are
+    in the JSON file.
     """
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
@@ -251,9 +251,7 @@ def _everything(
 
 
 def summary(inspection: Inspection, inspector: Inspector, name: str) -> dict[str, Any]:
-    """One verdict as JSON: score, limits and what they mean, regions, settings, the picture's size and hash,
-    the model and its origin.
-    """
+    """One verdict for JSON: score, limits, regions, settings, the picture's size and hash, the model."""
     height, width = inspection.image.shape[:2]
     pixels = np.ascontiguousarray(inspection.image)
     rate = inspection.rate
@@ -280,7 +278,7 @@ def _repaired(film: Film | None) -> np.ndarray | None:
 
 
 def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
-    """Each branch's maps and the fused one, by name, in the model's resolution, float32 [h, w]."""
+    """Both branches' maps and the fused one by name, float32 [h, w] at the model's resolution."""
     maps = inspection.grid_maps()
     found = {}
     for t in inspection.timesteps:
@@ -293,7 +291,7 @@ def _maps(inspection: Inspection) -> dict[str, np.ndarray]:
 
 
 def _sixteen_bit(values: np.ndarray) -> tuple[bytes, dict[str, float]]:
-    """A map as 16-bit grey PNG that uses the whole range, and the values at the ends of the range."""
+    """A map as a 16-bit grey PNG that uses the full range, and the values at both ends of the range."""
     low, high = float(values.min()), float(values.max())
     steps = np.rint((values - low) / max(high - low, 1e-12) * 65535).astype(np.uint16)
     return cv2.imencode(".png", steps)[1].tobytes(), {"low": low, "high": high}

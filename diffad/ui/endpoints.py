@@ -1,7 +1,7 @@
 """Named endpoints for `gradio_client`, plain HTTP and MCP: inspect, batch, repair, categories.
 
-Gradio shows their docstrings to people and to language models. Settings that are null or left out have their
-defaults. Errors are answered with one sentence. Progress is reported while a call runs
+Gradio shows their docstrings to users and to language models. Settings that are null or missing have their
+defaults. Errors are answered with one sentence. Progress is reported during a call
 (`job.status().progress_data` in `gradio_client`).
 """
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Endpoints:
-    """The methods with docstrings of several paragraphs are the endpoints."""
+    """The methods inspect, batch, repair and categories are the endpoints."""
 
     def __init__(self, inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:
         """Adds the endpoints to the current `gr.Blocks`, with components that the page does not show.
 
         Args:
-            inspectors: by the names that callers choose from; the first is the default.
-            turns: shared by everything that uses the network.
+            inspectors: by their public names; the first is the default.
+            turns: shared by all users of the network.
             storage: for results.
         """
         self._inspectors, self._turns, self._storage = inspectors, turns, storage
@@ -64,7 +64,7 @@ class Endpoints:
             picture = gr.Image(format="png", label="picture")
             film = gr.File(label="film")
             call = gr.Button("call")
-        # Each has a queue of its own, apart from the page's.
+        # Each endpoint has its own queue, separate from the page's.
         settings = [category, timesteps, alpha, seed, draws, threshold, look_threshold, model, bits]
         call.click(
             self.inspect, [image, *settings], [answer, picture], api_name="inspect",
@@ -89,7 +89,7 @@ class Endpoints:
         self, inspector: Inspector, timesteps: Any, alpha: float, seed: float, draws: float,
         threshold: float, look_threshold: float, bits: float,
     ) -> dict[str, Any]:  # fmt: skip
-        """What `inspect` and `batch` have in common, as arguments of `Inspector.inspect`."""
+        """The arguments of `Inspector.inspect` that `inspect` and `batch` share."""
         return {
             "timesteps": levels(timesteps, inspector), "alpha": alpha, "seed": whole("seed", seed),
             "draws": whole("draws", draws), "threshold": threshold or None,
@@ -174,7 +174,7 @@ class Endpoints:
                 shared,
                 **self._settings(inspector, timesteps, alpha, seed, draws, threshold, look_threshold, bits),
             )
-            for row, _ in rows:  # named "name", because gradio_client would fetch a "path" as a file
+            for row, _ in rows:  # not "path", which gradio_client would fetch as a file
                 error = {"error": row.error} if row.error else {}
                 found.append({"name": row.name, **row.result, **error})
                 progress((len(found), len(pictures)), unit="pictures")
@@ -193,7 +193,7 @@ class Endpoints:
             category: what the part is, one of `categories`; empty to have it recognised.
             steps: in each round of the repair, 1 to 5000; there are five rounds at most.
             denoise_every: gradient steps between two denoising steps.
-            step_size: length of a gradient step; 0 for the method's usual one.
+            step_size: length of a gradient step; 0 for the method's default.
             method: "weighed" acts where the anomaly map is high, "paper" everywhere.
             seed: of the noise.
             model: one of the served models.
@@ -237,10 +237,10 @@ class Endpoints:
 
 @contextmanager
 def refusals(*paths: str | None) -> Iterator[None]:
-    """Turns the caller's mistakes (DataError, or a setting out of range) into a sentence.
+    """Turns errors of the caller (DataError, or a setting out of range) into sentences.
 
     Args:
-        paths: of the call's pictures, which the sentence names without the server's folders.
+        paths: the call's pictures, whose folders on the server are removed from the sentences.
     """
     try:
         yield
@@ -250,13 +250,13 @@ def refusals(*paths: str | None) -> Iterator[None]:
             message = sentence(message, path)
         raise gr.Error(message, print_exception=False) from error
     except MemoryError as error:
-        message = "This does not fit in the server's memory: scale the picture down or cut it up."
+        message = "This does not fit in the server's memory: scale the picture down or cut it into parts."
         raise gr.Error(message, print_exception=False) from error
 
 
 @contextmanager
 def batch_folder(storage: Storage) -> Iterator[Path]:
-    """A folder for one call."""
+    """A temporary folder for one call."""
     folder = storage.batch_folder()
     try:
         yield folder
@@ -272,7 +272,7 @@ def required(image: str | None) -> str:
 
 
 def levels(timesteps: Any, inspector: Inspector) -> tuple[int, ...]:
-    """The requested noise levels, or the usual ones. `Inspector.inspect` checks their range."""
+    """The requested noise levels, or the model's defaults. `Inspector.inspect` checks their range."""
     if not timesteps:
         return inspector.timesteps
     if not isinstance(timesteps, list) or not all(type(t) is int for t in timesteps):
@@ -281,14 +281,14 @@ def levels(timesteps: Any, inspector: Inspector) -> tuple[int, ...]:
 
 
 def whole(name: str, value: float) -> int:
-    """Raises ValueError unless a setting is a whole number."""
+    """A setting as an int; raises ValueError unless it is a whole number."""
     if value != int(value):
         raise ValueError(f"{name} is a whole number, not {value}")
     return int(value)
 
 
 def text(name: str, default: str) -> gr.Textbox:
-    """A text whose null is its default."""
+    """A text input, for which null means its default."""
     component = gr.Textbox(default, label=name)
     # Replaced on the instance, as in `files.picture_upload`.
     component.preprocess = lambda payload: (  # type: ignore[method-assign]
@@ -298,7 +298,7 @@ def text(name: str, default: str) -> gr.Textbox:
 
 
 def number(name: str, default: float) -> gr.Number:
-    """A number whose null is its default. Other values get a sentence as answer; `gr.Number` would fail."""
+    """A number input, for which null means its default; other values are refused with a sentence."""
     component = gr.Number(default, label=name)
 
     def checked(payload: Any) -> float:

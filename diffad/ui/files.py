@@ -1,4 +1,4 @@
-"""Uploads and results on the server's disk: how long they stay, how much room they get, whose they are."""
+"""Uploads and results on the server's disk: their lifetime, their total size and their owners."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HOUR = 3600.0  # s
 KEPT = 6 * HOUR  # after the last use
 RECENT = HOUR  # files used within it are not removed to make room
 DEAD = 24 * HOUR  # a running server touches its folder more often than this
-MEASURED_EVERY = 10.0  # s; between measurements, additions are only summed up
+MEASURED_EVERY = 10.0  # s; in between, only additions are counted
 GB = 2**30
-# Shown in the description of the endpoints; Gradio's own example is on another server.
+# Shown in the endpoints' documentation; Gradio's own example is a file on another server.
 EXAMPLE = {"path": "part.png", "url": "part.png", "meta": {"_type": "gradio.FileData"}}
 clock = time.time
 
@@ -39,7 +39,7 @@ class File(NamedTuple):
 
 
 class Run(Protocol):
-    """What the storage needs to know of a batch. used: time of last use, s. pictures: whose files stay."""
+    """What the storage needs of a batch. used: time of last use, s. pictures: their files are not deleted."""
 
     id: str
     used: float
@@ -56,15 +56,17 @@ class Run(Protocol):
 class Storage:
     """One server's folder for uploads, results and batches. Thread-safe.
 
-    Files and finished batches are deleted KEPT seconds after their last use, or earlier if room is needed,
-    the oldest first; never the pictures of a batch that is still there.
+    Files and finished batches are deleted KEPT seconds after their last use, or earlier if space is needed,
+    the oldest first. Pictures of a batch that still exists are never deleted.
 
-    files: uploads and results, where Gradio stores and serves them. batches: a folder for each run. runs: by
-    their id.
+    Attributes:
+        files: the folder of uploads and results, from which Gradio serves them.
+        batches: the folder with a folder for each run.
+        runs: by id.
     """
 
     def __init__(self, parent: Path, limit: int) -> None:
-        """Creates a folder, and deletes what killed servers have left beside it.
+        """Creates the folder, and deletes the folders that killed servers have left behind.
 
         Args:
             parent: where the folder is created.
@@ -86,12 +88,12 @@ class Storage:
     # Owners
 
     def own(self, path: str | Path, person: str) -> None:
-        """Notes that a person may use a file."""
+        """Allows a person to use a file."""
         with self._lock:
             self._owners.setdefault(Path(path).resolve(), set()).add(person)
 
     def find(self, path: str, person: str | None) -> Path | None:
-        """The file of that path if it exists and the person may use it. None as person may use every file."""
+        """The file at this path, if it exists and the person may use it; None may use every file."""
         try:
             found = Path(path).resolve()
             if not found.is_relative_to(self.files) or not found.is_file():
@@ -107,7 +109,7 @@ class Storage:
     # Adding
 
     def keep(self, data: bytes, name: str) -> str:
-        """Stores a file for the caller of the present event; returns its path."""
+        """Stores a file for the caller of the current event; returns its path."""
         with room():
             self.make_room(len(data))
             path: str = save_bytes_to_cache(data, name, str(self.files))
@@ -115,7 +117,7 @@ class Storage:
         return path
 
     def take_over(self, path: Path) -> str:
-        """Moves a file out of a batch's folder for the caller of the present event; returns its path."""
+        """Moves a file from a batch's folder to the files of the current event's caller; returns its path."""
         with room():
             self.make_room(0)
             folder = self.files / secrets.token_hex(16)
@@ -131,7 +133,7 @@ class Storage:
 
     @contextmanager
     def using(self, paths: Iterable[str]) -> Iterator[None]:
-        """Keeps these files from being deleted in the meantime."""
+        """Protects these files from deletion while the context is open."""
         work = object()
         self._in_use[work] = frozenset(map(Path, paths))
         try:
@@ -160,7 +162,7 @@ class Storage:
             self._used += size
 
     def sweep(self) -> None:
-        """Deletes what was last used KEPT seconds ago."""
+        """Deletes everything that has not been used for KEPT seconds."""
         with self._lock:
             oldest = clock() - KEPT
             for run in self._finished():
@@ -227,7 +229,7 @@ def _files(folder: Path) -> Iterator[File]:
 
 
 def remove_left_overs(parent: Path) -> None:
-    """Deletes the folders of this user's servers that were killed a day ago or longer."""
+    """Deletes the folders of this user's servers that have been dead for at least a day."""
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             status = folder.lstat()
@@ -237,12 +239,12 @@ def remove_left_overs(parent: Path) -> None:
 
 
 def picture_upload(**settings: Any) -> gr.Image:
-    """An image component whose value is the path of the uploaded file itself.
+    """An image component whose value is the path of the uploaded file.
 
-    `gr.Image` opens and converts an upload before an event gets it: 16 bits become 8, and a file that is not
-    a picture ends in a stack trace. Here `read_image` reads the file. The method is replaced on the instance,
-    because Gradio writes a .pyi file into the package for every subclass. So an event that has the component
-    as an output must return a value for it: an update, even `gr.skip()`, would create another instance.
+    `gr.Image` itself converts uploads: 16 bits become 8, and a file that is not a picture causes a stack
+    trace. Here `read_image` reads the file instead. The methods are replaced on the instance, because Gradio
+    writes a .pyi file into the package for every subclass. Therefore events with this component as an output
+    must return a value: an update, even `gr.skip()`, would create another instance.
     """
     picture = gr.Image(type="filepath", format="png", image_mode=None, **settings)
     usual = picture.preprocess
@@ -255,7 +257,7 @@ def picture_upload(**settings: Any) -> gr.Image:
 
 @contextmanager
 def room() -> Iterator[None]:
-    """Turns errors of storing a file into a sentence for whoever waits for it."""
+    """Turns errors in storing a file into sentences for the caller."""
     try:
         yield
     except DataError as error:
@@ -268,7 +270,7 @@ def room() -> Iterator[None]:
 
 
 def several_files(**settings: Any) -> gr.File:
-    """A file component of an endpoint that accepts a single file as well as a list."""
+    """A file component for endpoints, which accepts a single file as well as a list."""
     component = gr.File(file_count="multiple", **settings)
     described = component.api_info()
 
@@ -278,12 +280,12 @@ def several_files(**settings: Any) -> gr.File:
 
     # Replaced on the instance, as in `picture_upload`.
     component.api_info = lambda: described  # type: ignore[method-assign]
-    component.data_model = None  # it would insist on a list
+    component.data_model = None  # it would accept only a list
     component.preprocess = paths  # type: ignore[method-assign]
     component.example_payload = lambda: [EXAMPLE]  # type: ignore[method-assign]
     return component
 
 
 def sentence(message: str, path: str | Path) -> str:
-    """A message about a picture with the server's path replaced by the file's name."""
+    """A message about a picture, with the path on the server replaced by the file's name."""
     return message.replace(str(path), Path(path).name)

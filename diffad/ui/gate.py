@@ -1,8 +1,8 @@
-"""Checks every request before Gradio gets it, and answers those that fail with one sentence.
+"""Checks every request before Gradio handles it; requests that fail are answered with one sentence.
 
-Gradio answers many malformed calls with its own exceptions, serves files to anybody who knows their paths,
-fetches addresses for callers, and tells strangers what only logged-in people should know. The contents of a
-call are checked in `calls.py`.
+Without these checks, Gradio would answer malformed calls with its own exceptions, serve files to anybody who
+knows their paths, fetch URLs for callers, and give information to users who are not logged in. The contents
+of calls are checked in `calls.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 API = "/gradio_api/"
-# What the page, its scripts and programs need. Gradio's other routes are not served.
+# Routes that the page and programs need; no other route of Gradio's is served.
 SERVED = re.compile(
     r"/(health|login|logout|config|theme\.css|manifest\.json|favicon\.ico|pwa_icon|robots\.txt"
     r"|(assets|static|svelte)/.+"
@@ -40,11 +40,11 @@ SERVED = re.compile(
 )
 WITHOUT_LOGIN = {"/health", "/login", "/logout", "/favicon.ico", f"{API}startup-events"}
 LOGIN_PAGE = (Path(__file__).parent / "static" / "login.html").read_text(encoding="utf-8")
-MOST_JSON = 16  # MB of one call
+MOST_JSON = 16  # MB, largest call
 
 
 class Gate:
-    """ASGI middleware around Gradio's app. Without logins everybody may use every file."""
+    """ASGI middleware around Gradio's app. If no logins are set up, everybody may use every file."""
 
     def __init__(self, app: Any, blocks: gr.Blocks, storage: Storage) -> None:
         self.app, self.blocks, self.storage = app, blocks, storage
@@ -103,14 +103,14 @@ class Gate:
         await self.app(scope, receive, send)
 
     def _person(self, request: Request) -> str | None:
-        """The name of whoever is logged in; None if nobody is."""
+        """The name of the logged-in user, or None."""
         app = request.scope["app"]
         cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
         names = (app.tokens.get(request.cookies.get(cookie)) for cookie in cookies)
         return next(filter(None, names), None)
 
     def _check_awaited(self, route: str, request: Request) -> None:
-        """Raises Refusal for a request to wait for a call that is not in the queue."""
+        """Raises Refusal if the request waits for a call that is not in the queue."""
         queue = self.blocks._queue
         if route == "queue/data":
             known = request.query_params.get("session_hash", "") in queue.pending_messages_per_session
@@ -124,14 +124,14 @@ class Gate:
             raise Refusal(404, "There is no such call here, or it was answered already: call again.")
 
     async def _checked(self, request: Request, route: str, person: str | None) -> bytes:
-        """The body of a call, after all checks. person: whose files it may name, see `calls.bring_in`."""
+        """Checks a call; returns its body. person: the caller, see `calls.bring_in`."""
         body = bytearray()
         async for chunk in request.stream():
             body.extend(chunk)
             if len(body) > MOST_JSON * 2**20:
                 message = f"A call may have {MOST_JSON} MB: upload files first and give their paths."
                 raise Refusal(413, message)
-        if route.startswith("mcp"):  # it has another form, and becomes a call that is checked here
+        if route.startswith("mcp"):  # MCP has another form, and turns into calls that are checked here
             return bytes(body)
         try:
             sent = json.loads(body)
@@ -140,15 +140,15 @@ class Gate:
         if not isinstance(sent, dict):
             raise Refusal(400, "This call is not a JSON object.")
         if "json" not in request.headers.get("content-type", ""):
-            raise Refusal(415, "Say that this call is JSON: send Content-Type: application/json.")
+            raise Refusal(415, "Mark this call as JSON: send Content-Type: application/json.")
         calls.check(self.blocks, route, sent)
         return json.dumps(sent).encode() if calls.bring_in(sent, self.storage, person) else bytes(body)
 
     async def _upload(self, request: Request, person: str | None, send: Send) -> None:
-        """Accepts an upload if there is room for it, and notes that its files are the person's."""
+        """Accepts an upload if there is room, and records the person as the owner of its files."""
         length = request.headers.get("content-length", "")
         if not re.fullmatch(r"[0-9]{1,15}", length):
-            raise Refusal(411, "An upload has to say how long it is: send Content-Length.")
+            raise Refusal(411, "The size of this upload is missing: send Content-Length.")
         try:
             await anyio.to_thread.run_sync(self.storage.make_room, int(length))
         except DataError as error:
@@ -179,7 +179,7 @@ async def misunderstood(request: Any, error: Exception) -> JSONResponse:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Delivers a body that has been read already, then whatever follows it."""
+    """Delivers a body that has already been read, then everything that follows."""
     first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receiving() -> Message:
@@ -189,7 +189,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _paths(answer: bytearray) -> list[str]:
-    """The paths in the answer to an upload; none if it was refused."""
+    """The paths in the answer to an upload; empty if it was refused."""
     try:
         paths = json.loads(answer)
     except ValueError:

@@ -1,13 +1,12 @@
-"""The Inspect tab: what happens when something on it is used. Its components are in `layout.py`.
+"""The Inspect tab: the handlers of its events. Its components are in `layout.py`.
 
 There are two kinds of events. Those that need the network (another picture, other timesteps or draws) go
-through the queue. The others (α, limits, opacity, colours, which of the computed timesteps count) never reach
-the server: the evidence is sent once and judged in the browser (page.js), which sends its choices along when
+through the queue. The others (α, limits, opacity, colours, which of the computed timesteps are used) do not
+reach the server: the maps are sent once and evaluated in the browser (page.js), which sends its settings when
 a download or a repair needs them.
 
-A person may ask for the next picture before the last one is answered, and requests may arrive in any order.
-So each request is recorded at once, bypassing the queue, and the work in the queue serves the newest
-one. The page always ends at the last choice.
+Users may request the next picture before the previous one is finished, and requests may arrive in any order.
+So each request is recorded at once, bypassing the queue, and the queue works on the newest one only.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+import numpy.typing as npt
 
-from diffad.inspector import SCALE_TOP, Picture
+from diffad.inspector import SCALE_TOP
 from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.pictures.reading import DataError
 from diffad.ui import cards, downloads, link
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# Bypass the queue. Of LIVE events only the last one counts, of REQUESTs each one.
+# Both bypass the queue. LIVE events may be skipped if a newer one follows, REQUEST events may not.
 LIVE: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
 REQUEST: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **QUIET}
 NETWORK: dict[str, Any] = {
@@ -74,8 +75,7 @@ class InspectTab:
 
         Args:
             listen: the component's event, such as `button.click`.
-            find: returns the picture's path and the bits of the batch that it belongs to, or None to inspect
-                nothing.
+            find: returns the picture's path and the bit depth of its batch, or None to inspect nothing.
         """
 
         def ask_for(event: gr.EventData, session: Session, turn: float, *settings: Any) -> Any:
@@ -123,7 +123,7 @@ class InspectTab:
         event.then(self.answer, self._session, outputs, **NETWORK, show_progress_on=[p.verdict, p.picture])
 
     def sample(self, event: gr.EventData) -> tuple[str, None]:
-        """The sample that was clicked, as `inspect_on` wants it."""
+        """The sample that was clicked, for `inspect_on`."""
         name = event._data.get("sample") if isinstance(event._data, dict) else None
         path = next((path for path in self._samples if path.name == name), None)
         if path is None:
@@ -131,7 +131,7 @@ class InspectTab:
         return self._storage.keep(path.read_bytes(), path.name), None
 
     def ask_uploaded(self, session: Session, turn: float, path: str | None, *settings: Any) -> Session:
-        """Requests a picture that was uploaded; None if the picture was removed."""
+        """Requests an uploaded picture; with None, the picture was removed."""
         session.ask(turn, path, settings)
         return session
 
@@ -142,7 +142,7 @@ class InspectTab:
         return session
 
     def answer(self, session: Session, progress: gr.Progress = gr.Progress()) -> Updates:  # noqa: B008
-        """Answers the newest request. It runs after every request, so nothing that it skips is lost."""
+        """Answers the newest request. It runs after every request, so older ones can be skipped."""
         p = self.parts
         with session.answering:
             request, shown = session.asked, None
@@ -173,7 +173,7 @@ class InspectTab:
 
         model, *controls = request.settings
         inspector, before = self._inspectors[model], session.shown
-        image: Picture = path
+        image: str | npt.NDArray[np.uint8] = path
         if before is not None and before.request.path == path:
             if before.raw.bits == 8 and not before.raw.notes:  # then every category reads it the same way
                 image = before.raw.image
@@ -212,7 +212,7 @@ class InspectTab:
         }
 
     def _emptied(self, message: str) -> Updates:
-        """No results, with a message in the verdict's place."""
+        """Updates for a page without results, with a message in place of the verdict."""
         return self._without_film(DISABLED) | {
             self.parts.view: {"sentence": message},
             **each_of(self._of_inspection, DISABLED),
@@ -238,7 +238,7 @@ class InspectTab:
             }""",
         )  # fmt: skip
         p.stop.click(Session.stop_repair, self._session, None, **LIVE)
-        # Each method has its own usual step size and noise level, unsuitable for the other.
+        # Each method has its own default step size and noise level.
         p.method.input(lambda method: list(METHODS[method]), p.method, [p.step_size, p.level], **LIVE)
 
     def show_repair(
@@ -247,7 +247,7 @@ class InspectTab:
     ) -> Iterator[Updates]:  # fmt: skip
         """Repairs the part as the browser shows it, step by step.
 
-        An event called "repair" would take the endpoint's address of that name.
+        The method is not called "repair", because the event would then take the endpoint's address.
         """
         p, shown = self.parts, session.shown_for(choices)
         inspection, inspector = shown.chosen(choices), self._inspectors[shown.model]
@@ -259,7 +259,7 @@ class InspectTab:
             inspection.image, inspection.category, options, alpha=inspection.alpha, threshold=threshold,
             tile=inspection.tile, turn=self._turns.of_caller(), max_tiles=self._turns.max_tiles,
         ):  # fmt: skip
-            if session.film is not film or session.shown is not shown:  # the page shows something else by now
+            if session.film is not film or session.shown is not shown:  # the page now shows something else
                 yield {p.player: downloads.no_film()}
                 return
             if film.ending:
@@ -276,7 +276,7 @@ class InspectTab:
 
     @staticmethod
     def _repair_threshold(inspector: Inspector, inspection: Inspection, choices: Mapping[str, Any]) -> float:
-        """The threshold at the model's usual timesteps, at which a repair is scored, for one tile."""
+        """The threshold for one tile at the model's default timesteps, at which repairs are scored."""
         if choices["own"]:
             threshold: float = choices["threshold"]
             return threshold
@@ -284,10 +284,10 @@ class InspectTab:
         return inspector.threshold(inspection.category, inspection.alpha, rate=rate)
 
     def repairable(self, session: Session) -> Any:
-        """The repair button, once a repair has ended."""
+        """The state of the repair button after a repair."""
         return ENABLED if session.shown and (not session.film or session.film.ending) else DISABLED
 
-    # Choices that the browser acts on; the limits' sliders and their rates follow each other.
+    # Settings that only the browser uses; the sliders of the limits and their rates follow each other.
 
     def _connect_choices(self) -> None:
         p = self.parts
@@ -346,7 +346,7 @@ class InspectTab:
             pressed.then(None, None, None, js=f"() => diffad.busy('{button.elem_id}', false)")
 
     def download(self, kind: str, session: Session, choices: Mapping[str, Any]) -> str:
-        """The path of a file that a person takes away: of a kind in `downloads`, or "all"."""
+        """Makes a file to download; returns its path. kind: a key in `downloads`, or "all"."""
         shown, film = session.shown_for(choices), session.film
         inspector = self._inspectors[shown.model]
         with room():
@@ -363,7 +363,7 @@ def each_of(components: Sequence[gr.components.Component], value: Any) -> Update
 
 
 def sample_pictures() -> list[Path]:
-    """The bundled sample parts: beside the package in a clone, inside it in a wheel."""
+    """The bundled sample pictures: next to the package in a clone, inside it in a wheel."""
     package = Path(__file__).parents[1]
     for folder in (package.parent / "assets" / "samples", package / "assets" / "samples"):
         if folder.is_dir():

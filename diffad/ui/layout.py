@@ -1,4 +1,4 @@
-"""The components of the Inspect tab, from top to bottom. `inspect_tab.py` connects them."""
+"""The components of the Inspect tab. `inspect_tab.py` connects them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ DEFAULTS = RepairOptions()
 AUTO = "auto"
 WAITING = "Choose a sample or drop a picture."
 CANCELLED = "Cancelled. Choose another picture or larger tiles."
-RATE = 0.01  # share of good parts above the usual threshold
+RATE = 0.01  # share of good parts above the default threshold
+ALPHA, THRESHOLD, LOOK_LIMIT, OPACITY = 0.5, 3.0, 2.5, 0.7  # defaults; the limits only until there is a part
 RATES = [("1 in 20", 0.05), ("1 in 100", RATE), ("1 in 1000", 0.001), ("own score", 0)]
 LOOK_RATES = [("1 in 5", 0.2), ("1 in 10", LOOK_RATE), ("1 in 20", 0.05), ("own score", 0)]
-SHARES = {  # of good parts above each limit, as the scripts get them
+SHARES = {  # shares of good parts above each limit, for the scripts
     "threshold": {"usual": RATE, "offered": [rate for _, rate in RATES if rate]},
     "look": {"usual": LOOK_RATE, "offered": [rate for _, rate in LOOK_RATES if rate]},
 }
@@ -42,10 +43,10 @@ choice = partial(gr.Dropdown, filterable=False)
 
 @dataclass(frozen=True)
 class Components:
-    """What events on the Inspect tab read and change.
+    """The components that events on the Inspect tab read and change.
 
-    choices, link, turn: carry the browser's own state along with an event; page.js fills them in. file: a
-    download on its way to the browser.
+    choices, link and turn carry the browser's own state along with an event (page.js fills them in). file
+    carries a download to the browser.
     """
 
     choices: gr.JSON
@@ -83,7 +84,7 @@ class Components:
 
     @property
     def settings(self) -> list[gr.components.Component]:
-        """What an inspection depends on: the model, then the parameters of `session.arguments`."""
+        """The settings of an inspection: the model, then the parameters of `session.arguments`."""
         return [
             self.model, self.category, self.alpha, self.lowest, self.highest, self.count, self.draws,
             self.tile,
@@ -96,7 +97,7 @@ class Components:
 
 
 def categories(inspector: Inspector) -> list[tuple[str, str]]:
-    """The choices of the category's list, as (label, value)."""
+    """The choices of the category list, as (label, value)."""
     return [("recognise it", AUTO), *((name, name) for name in inspector.categories)]
 
 
@@ -104,8 +105,8 @@ def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> Com
     """Creates the components inside the current `gr.Blocks`.
 
     Args:
-        inspectors: by the names that people choose from; the first is the default.
-        samples: pictures offered beside the upload.
+        inspectors: by their names in the model list; the first is the default.
+        samples: pictures offered below the upload.
     """
     first = next(iter(inspectors.values()))
     carried: dict[str, Any] = {name: gr.JSON(visible="hidden") for name in ("choices", "link", "turn")}
@@ -171,17 +172,17 @@ def _scoring(timesteps: Sequence[int]) -> dict[str, Any]:
         html("<h3>Scoring</h3>")
         made = {
             "alpha": number(
-                0, 1, 0.5, step=0.01, label="α, pixel against feature", elem_id="alpha",
+                0, 1, ALPHA, step=0.01, label="α, pixel against feature", elem_id="alpha",
                 info="0 features only, 1 pixels only",
             ),
             "threshold": number(
-                0, SCALE_TOP, 3, step=0.01, label="Threshold", elem_id="threshold",
+                0, SCALE_TOP, THRESHOLD, step=0.01, label="Threshold", elem_id="threshold",
                 info="or drag its line in the histogram",
             ),
             "rate": choice(RATES, value=RATE, label="Good parts rejected", elem_id="rate"),
             "look": number(
-                0, SCALE_TOP, 2.5, step=0.01, label="Look limit", elem_id="look",
-                info="up to the threshold: look at it",
+                0, SCALE_TOP, LOOK_LIMIT, step=0.01, label="Look limit", elem_id="look",
+                info="above it: worth a look",
             ),
             "look_rate": choice(
                 LOOK_RATES, value=LOOK_RATE, label="Good parts above it", elem_id="look-rate"
@@ -235,12 +236,12 @@ def _repair_settings() -> dict[str, Any]:
 
 
 def _view(download: dict[str, gr.Button]) -> dict[str, Any]:
-    """The picture under its map. Adds its download buttons."""
+    """The picture with its map. Adds its buttons to `download`."""
     with gr.Column(elem_classes="card", elem_id="view-card"):
         with gr.Row(elem_classes="card-head"):
             html("<h3>Picture and map</h3>")
             html('<span class="quiet" aria-hidden="true">opacity</span>', elem_id="opacity-name")
-            opacity = number(0, 1, 0.7, step=0.05, label="opacity", elem_id="opacity", container=False)
+            opacity = number(0, 1, OPACITY, step=0.05, label="opacity", elem_id="opacity", container=False)
             colormap = choice(
                 list(COLORMAPS), value=COLORMAPS[0], label="colours", container=False, elem_id="colormap",
                 min_width=80,
@@ -259,7 +260,7 @@ def _view(download: dict[str, gr.Button]) -> dict[str, Any]:
 
 def _evidence() -> None:
     with gr.Column(elem_classes="card", elem_id="evidence-card"):
-        html("<h3>Evidence: what the model cannot explain, by noise level</h3>")
+        html("<h3>Evidence: differences from the model's prediction, by noise level</h3>")
         with gr.Row(elem_id="evidence-row", equal_height=False):
             html(
                 None,
@@ -272,7 +273,7 @@ def _evidence() -> None:
 
 
 def _repair(download: dict[str, gr.Button]) -> gr.HTML:
-    """The repair's player. Adds its download buttons."""
+    """The repair's player. Adds its buttons to `download`."""
     with gr.Column(elem_classes="card", elem_id="repair-card"):
         html("<h3>Repair: from this part to a good one</h3>")
         player = html(

@@ -1,4 +1,4 @@
-"""The page's address, which holds the choices: what a link asks for, and what the browser writes into it."""
+"""Links: the page's address holds its settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ import gradio as gr
 from diffad.inspection import LOOK_RATE
 from diffad.inspector import SCALE_TOP
 from diffad.pictures.drawing import COLORMAPS
-from diffad.ui.layout import AUTO, LOOK_RATES, RATE, RATES, TILES, Components, categories
+from diffad.ui.layout import (
+    ALPHA,
+    AUTO,
+    LOOK_LIMIT,
+    LOOK_RATES,
+    OPACITY,
+    RATE,
+    RATES,
+    THRESHOLD,
+    TILES,
+    Components,
+    categories,
+)
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
@@ -22,10 +34,12 @@ if TYPE_CHECKING:
 def controls_of(
     link: Mapping[str, Any], inspectors: Mapping[str, Inspector], p: Components
 ) -> dict[gr.components.Component, Any]:
-    """What the controls are to show for a link. Invalid parameters are ignored.
+    """The controls' values for a link. Invalid parameters are ignored.
 
     Args:
-        link: the address's parameters, by name.
+        link: the parameters of the address, by name.
+        inspectors: by their names on the page; the first is the default.
+        p: the controls.
     """
     link = {key: value for key, value in link.items() if isinstance(value, str)}
     model: str = link.get("model", "")
@@ -55,12 +69,12 @@ def controls_of(
     return {
         p.model: model,
         p.category: gr.Dropdown(choices=categories(inspector), value=category),
-        p.alpha: within("alpha", 0, 1, 0.5),
+        p.alpha: within("alpha", 0, 1, ALPHA),
         p.rate: share("threshold", "rate", RATES, RATE),
-        p.threshold: slider("threshold", 3),
+        p.threshold: slider("threshold", THRESHOLD),
         p.look_rate: share("look", "look-rate", LOOK_RATES, LOOK_RATE),
-        p.look: slider("look", 2.5),
-        p.opacity: within("opacity", 0, 1, 0.7),
+        p.look: slider("look", LOOK_LIMIT),
+        p.opacity: within("opacity", 0, 1, OPACITY),
         p.colormap: among("colormap", COLORMAPS, COLORMAPS[0]),
         p.lowest: int(within("low", 0, 999, inspector.timesteps[0])),
         p.highest: int(within("high", 0, 999, inspector.timesteps[-1])),
@@ -74,14 +88,14 @@ def of_result(
     raw: Inspection, settings: Sequence[Any], path: str | None, inspectors: Mapping[str, Inspector],
     samples: Sequence[Path],
 ) -> dict[str, Any]:  # fmt: skip
-    """The parameters of a link to a result; page.js adds the choices made in the browser.
+    """The parameters of a link to a result; page.js adds the settings that only the browser has.
 
     Args:
         raw: the result.
-        settings: values of `Components.settings` that it was computed with.
-        path: of the inspected picture.
-        inspectors: as the page has them; the first is not named in a link.
-        samples: the bundled pictures, which alone can be named in a link.
+        settings: the values of `Components.settings` that it was computed with.
+        path: the inspected picture.
+        inspectors: by their names on the page; the first is the default and left out of links.
+        samples: the bundled pictures, the only ones that a link can name.
     """
     model, category, _, lowest, highest, count, draws, tile = settings
     usual = raw.timesteps == inspectors[model].timesteps
@@ -98,7 +112,7 @@ def of_result(
 
 
 def _sample(path: str | None, samples: Sequence[Path]) -> str | None:
-    """The name of the sample that a picture is a copy of."""
+    """The name of the sample that the picture is a copy of, if any."""
     picture = Path(path or "")
     sample = next((sample for sample in samples if sample.name == picture.name), None)
     return sample.name if sample and sample.read_bytes() == picture.read_bytes() else None

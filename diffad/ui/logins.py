@@ -12,8 +12,8 @@ from fastapi import HTTPException
 
 from diffad.ui import files
 
-FREE = {"user": 3, "address": 10}  # wrong logins in a row without a wait
-LONGEST_WAIT = 60.0  # s; short, because guessing by somebody else locks out the real user too
+FREE = {"user": 3, "address": 10}  # consecutive wrong logins without a wait
+LONGEST_WAIT = 60.0  # s; short, because somebody else's guesses lock out the real user too
 FORGOTTEN = 3600.0  # s after the last wrong login
 REMEMBERED = 4096  # users and addresses
 
@@ -21,9 +21,9 @@ address: ContextVar[str] = ContextVar("address", default="")  # of the request b
 
 
 class Logins:
-    """Tells Gradio whether a user and password are right.
+    """Checks users and passwords for Gradio.
 
-    After a few wrong logins of one user or from one address the next one has to wait a second, then twice as
+    After a few wrong logins of one user or from one address, the next one has to wait a second, then twice as
     long each time.
     """
 
@@ -33,10 +33,10 @@ class Logins:
         self._wrong: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
     def __call__(self, user: str, password: str) -> bool:
-        """Whether the login is right.
+        """Whether the login is correct.
 
         Raises:
-            HTTPException: 429 with a sentence if it has to wait, even if the password is right.
+            HTTPException: 429 with a sentence if the login has to wait, even if it is correct.
         """
         who = [("user", user[:200]), ("address", address.get())]
         wait = max(map(self._wait, who))

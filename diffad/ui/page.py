@@ -26,10 +26,10 @@ def build_app(
     """The page as Gradio blocks, ready for `server.serve`.
 
     Args:
-        inspectors: by the names that people choose from; the first is the default.
-        turns: shared by everything that uses the network.
+        inspectors: by their names in the model list; the first is the default.
+        turns: shared by all users of the network.
         storage: for uploads and results.
-        data_root: the folder on the server below which a batch may read files; None allows uploads only.
+        data_root: the folder on the server below which batches may read files; with None, only uploads.
 
     Raises:
         ValueError: There is no model.
@@ -44,7 +44,7 @@ def build_app(
                 inspect = InspectTab(inspectors, turns, storage)
             with gr.Tab("Batch", id="batch", render_children=True) as tab:
                 batch = BatchTab(inspectors, inspect, tab, turns, storage, data_root)
-        # Beside the tabs, because a hidden tab hides its dialogs too.
+        # Outside the tabs, because a hidden tab hides its dialogs too.
         html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p = inspect.parts
         p.model.change(lambda model: cards.header(inspectors[model]), p.model, header, **LIVE)
@@ -54,7 +54,7 @@ def build_app(
 
 
 def _open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], inspect: InspectTab) -> Any:
-    """When the page loads, sets the controls as its address says, then opens the sample that it names."""
+    """When the page loads, sets the controls from its address, and opens the sample that it names."""
     p = inspect.parts
     live = [p.alpha, p.rate, p.opacity, p.colormap, p.threshold, p.look_rate, p.look]
 

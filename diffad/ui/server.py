@@ -1,4 +1,4 @@
-"""Starts the page in a web server of its own."""
+"""Starts the web server of the page and the endpoints."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 STATIC = Path(__file__).with_name("static")
-# In the order in which they use each other.
+# Each script uses only those before it.
 SCRIPTS = (
     "words", "elements", "scores", "page", "page_input", "viewer", "verdict", "evidence", "player",
     "measured", "batch_chart", "batch_table", "batch",
 )  # fmt: skip
 STYLES = ("page", "batch")
-THREADS = 120  # most of them only wait for their turn
+THREADS = 120  # most of them wait for their turn
 SWEPT_EVERY = 600.0  # s
 
 
@@ -76,18 +76,18 @@ def serve(
     Sets GRADIO_TEMP_DIR to a new folder inside the one that it names.
 
     Args:
-        inspectors: by the names that people choose from; the first is the default.
-        host: None for GRADIO_SERVER_NAME, else 127.0.0.1.
-        port: None for GRADIO_SERVER_PORT, else the first free one from 7860.
-        open_browser: None to open one if there is a display.
+        inspectors: by their names in the model list; the first is the default.
+        host: the address; None for GRADIO_SERVER_NAME, otherwise 127.0.0.1.
+        port: None for GRADIO_SERVER_PORT, otherwise the first free one from 7860.
+        open_browser: whether to open a browser; None if there is a display.
         block: False to return at once; the app has `local_url` and `close()`.
-        auth: who may log in, as (user, password); None for the lines user:password of DIFFAD_AUTH, and no
-            login if there are none.
+        auth: users as (name, password); None for the lines user:password of DIFFAD_AUTH. Without users, no
+            login is required.
         data_root: see `page.build_app`.
-        max_upload: MB of one file.
+        max_upload: largest file, MB.
         max_storage: GB of uploads, results and batches together.
-        max_tiles: of one inspection.
-        mcp: whether the endpoints are also tools for language models.
+        max_tiles: most tiles of one inspection.
+        mcp: whether to offer the endpoints as tools to language models.
 
     Raises:
         OSError: The given port is taken.
@@ -146,23 +146,23 @@ def serve(
 
 
 def _wait(app: gr.Blocks, storage: Storage) -> None:
-    """Returns once the server is interrupted, and leaves no files behind."""
+    """Waits until the server is interrupted, then deletes its files."""
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     app.block_thread()
     app.close(verbose=False)
-    storage.close()  # at once, because a page that is still open may delay the end of the server
+    storage.close()  # now, because an open page may delay the end of the server
 
 
 def uploads_parent() -> Path:
-    """Where a server's folder is created: GRADIO_TEMP_DIR (never inside another server's) or the system's."""
+    """The parent of servers' folders: GRADIO_TEMP_DIR (but not inside another server's) or the system's."""
     given = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).absolute()
     above = [each.parent for each in (given, *given.parents) if each.name.startswith(PREFIX)]
     return above[-1] if above else given
 
 
 def tidying(app: gr.Blocks, storage: Storage) -> Any:
-    """The server's lifespan: deletes old files now and then, and all files at the end."""
+    """The server's lifespan: deletes old files regularly, and all files at the end."""
 
     async def sweep() -> None:
         while True:
@@ -209,26 +209,29 @@ def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
 
 
 def logins(lines: str, source: str) -> list[tuple[str, str]]:
-    """User and password of every line user:password.
+    """Parses lines user:password.
 
     Args:
-        lines: the logins.
-        source: where they come from, for the error's message.
+        lines: the lines.
+        source: where they come from, for the error message.
+
+    Returns:
+        The users and passwords.
 
     Raises:
-        ValueError: A line has another form. The message does not show it, for it may hold a password.
+        ValueError: A line has another form. The message does not show it, because it may contain a password.
     """
     found = []
     for line in filter(None, map(str.strip, lines.splitlines())):
         user, colon, password = line.partition(":")
         if not (user and colon and password):
-            raise ValueError(f"{source} holds a line that is not user:password: correct it")
+            raise ValueError(f"{source} contains a line that is not user:password: correct it")
         found.append((user, password))
     return found
 
 
 def has_display() -> bool:
-    """Whether somebody would see a browser opened here."""
+    """Whether this machine has a display for a browser."""
     if sys.platform in ("darwin", "win32"):
         return not os.environ.get("SSH_CONNECTION")
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""What one open page has asked for and what it shows; what the values of its controls mean."""
+"""The state of one open page, and the meaning of its controls' values."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A picture to inspect, and how."""
+    """A request to inspect a picture."""
 
-    turn: int  # the browser numbers its requests
+    turn: int  # number of the request, from the browser
     path: str | None  # None: the picture was removed
     settings: tuple[Any, ...]  # values of `Components.settings`
-    batch_bits: int | None = None  # of the batch that the picture was opened from
+    batch_bits: int | None = None  # bit depth of the batch that the picture was opened from
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The result that the page shows. Choices made since then live in the browser."""
+    """The result that the page shows. Later settings are only in the browser."""
 
     raw: Inspection
     model: str
@@ -47,7 +47,7 @@ class Shown:
         """The inspection as the browser shows it, without running the network.
 
         Args:
-            choices: what `diffad.choices()` in page.js returned.
+            choices: the result of `diffad.choices()` in page.js.
         """
         return self.raw.fused(
             choices["alpha"],
@@ -62,9 +62,9 @@ class Session:
     """The state of one open page, shared by its event handlers."""
 
     asked: Request | None = None  # the newest request
-    answered: Request | None = None  # the newest request that needs no more work: answered or cancelled
+    answered: Request | None = None  # the newest request that was answered or cancelled
     shown: Shown | None = None
-    film: Film | None = None  # the newest repair; replacing it ends that repair
+    film: Film | None = None  # the newest repair, which ends when this is replaced
 
     def __post_init__(self) -> None:
         self.answering = threading.Lock()  # requests are answered one at a time
@@ -75,36 +75,36 @@ class Session:
 
     @property
     def picture(self) -> str | None:
-        """The path of the picture that was requested last."""
+        """The path of the last requested picture."""
         return None if self.asked is None else self.asked.path
 
     def ask(
         self, turn: Any, path: str | None, settings: tuple[Any, ...], batch_bits: int | None = None
     ) -> None:
-        """Records a request unless a newer one arrived first. A running repair ends by itself."""
+        """Records a request unless a newer one has already arrived; this also ends a running repair."""
         if type(turn) not in (int, float) or not 0 <= turn < 1e15:
             raise misunderstood("turn is a number")
         if self.asked is None or turn > self.asked.turn:
             self.asked, self.film = Request(int(turn), path, settings, batch_bits), None
 
     def wants(self, request: Request) -> bool:
-        """Whether this request is the newest one and still has to be answered."""
+        """Whether this request is the newest one and not yet answered."""
         return request is self.asked and request is not self.answered
 
     def cancel(self) -> None:
-        """Gives the newest request up."""
+        """Cancels the newest request."""
         self.answered = self.asked
 
     def stop_repair(self) -> None:
-        """Ends a running repair after its current step. The repair itself reports that it has ended."""
+        """Ends a running repair after its current step; the repair itself reports its end."""
         if self.film is not None:
             self.film.ending = self.film.ending or "stopped"
 
     def shown_for(self, choices: Any) -> Shown:
-        """The result that these choices of the browser are about.
+        """The result that these settings from the browser belong to.
 
         Raises:
-            gr.Error: The browser has not drawn the newest result yet.
+            gr.Error: The browser does not show the newest result yet.
         """
         check_choices(choices)
         if self.shown is None or self.shown.request.turn != choices["turn"]:
@@ -113,12 +113,12 @@ class Session:
 
 
 def misunderstood(why: str) -> gr.Error:
-    """The error to raise for an event that this page never sends."""
+    """The error for an event that this page never sends."""
     return gr.Error(f"This request cannot be understood ({why}): reload the page.", print_exception=False)
 
 
 def check_choices(choices: Any) -> None:
-    """Raises `misunderstood` unless these have the form that `diffad.choices()` in page.js sends."""
+    """Raises `misunderstood` unless the settings have the form of `diffad.choices()` in page.js."""
 
     def number(name: str, low: float, high: float) -> bool:
         value = choices.get(name)
@@ -143,7 +143,7 @@ def arguments(
 ) -> dict[str, Any]:  # fmt: skip
     """The controls' values as arguments of `Inspector.inspect`."""
     return {
-        # AUTO and categories of a model chosen before are not known to the inspector.
+        # The inspector does not know AUTO, nor categories of the model used before.
         "category": category if category in inspector.categories else None,
         "alpha": alpha,
         "draws": int(draws),
@@ -153,7 +153,7 @@ def arguments(
 
 
 def spread(low: float, high: float, count: float, usual: tuple[int, ...]) -> tuple[int, ...]:
-    """`count` timesteps spread evenly over a range; the model's usual ones if range and count are theirs."""
+    """`count` timesteps evenly spread over a range, or `usual` if range and count match."""
     low, high = sorted((int(low), int(high)))
     if (low, high, count) == (usual[0], usual[-1], len(usual)):
         return usual

@@ -1,7 +1,7 @@
-"""Fair sharing of the network among everybody at the page and the endpoints: one call of it at a time.
+"""Fair sharing of the network among all users of the page and the endpoints, one call at a time.
 
-A turn lasts for a few tiles, a small picture or a step of a repair. So however large somebody else's picture
-is, a small one waits for one such call only.
+A turn lasts for a few tiles, a small picture or a step of a repair, so a small picture never waits for all of
+somebody else's large one.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from gradio.context import LocalContext
 
 from diffad.recognition import Turn
 
-AT_ONCE = 16  # calls of one kind (an endpoint, or the page) in progress; further ones wait in the queue
+AT_ONCE = 16  # concurrent calls of one kind (an endpoint, or the page); others wait in the queue
 
 
 class Unwanted(Exception):
-    """Nobody waits for this work any more; it ends."""
+    """Raised to end work that nobody waits for any more."""
 
 
 class Turns:
-    """People take turns, however much each of them asks for. One person's requests keep their order."""
+    """Users take turns, regardless of how much each requests. One user's requests keep their order."""
 
     def __init__(self, max_tiles: int | None = None) -> None:
         """max_tiles: the most tiles of one inspection, see `Inspector.inspect`."""
         self.max_tiles = max_tiles
         self._changed = threading.Condition()
         self._held = False
-        self._waiting: dict[str, deque[object]] = {}  # by person; the first person is next
+        self._waiting: dict[str, deque[object]] = {}  # by person; the first one is next
 
     def of(self, person: str, wanted: Callable[[], bool] = lambda: True) -> Turn:
-        """The turn for one piece of a person's work. Entering it raises Unwanted unless `wanted()`."""
+        """The turn for one task of a person. Entering it raises Unwanted unless `wanted()`."""
         return partial(self._turn, person, wanted)
 
     def of_caller(self) -> Turn:
-        """The turn for the event being answered. It is unwanted once its caller has cancelled or left."""
+        """The turn for the current event, which is unwanted if its caller has cancelled or left."""
         return self.of(caller(), still_waiting())
 
     @contextmanager
@@ -70,21 +70,21 @@ class Turns:
 
 
 def caller() -> str:
-    """Who sent the event being answered: the login's name, else the address."""
+    """The sender of the current event: the user's name, otherwise the address."""
     request = LocalContext.request.get(None)
     client = getattr(request, "client", None)
     return getattr(request, "username", None) or getattr(client, "host", None) or ""
 
 
 def give_up(blocks: gr.Blocks, number: str, session: Any) -> None:
-    """Notes that nobody waits for an event any more, provided it belongs to that session."""
+    """Marks an event as unwanted, if it belongs to the session."""
     event = blocks._queue.event_ids_to_events.get(number)
     if event is not None and event.session_hash == session:
         event.alive = False
 
 
 def still_waiting() -> Callable[[], bool]:
-    """A function, usable in any thread, that tells whether the present event's caller still waits."""
+    """A function, usable in any thread, that tells whether the current event's caller still waits."""
     blocks, number = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
     if blocks is None or number is None:  # only the queue can tell
         return lambda: True

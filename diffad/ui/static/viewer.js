@@ -310,7 +310,7 @@
       if (html !== shown) body.innerHTML = shown = html; // unchanged rows keep the focus
     });
     function listed({ regions: found, verdict }) {
-      if (!found.length) return `<p class="quiet empty-regions">No region above the ${verdict === "anomalous" ? "threshold" : "look limit"}.</p>`;
+      if (!found.length) return `<p class="quiet empty-regions">No region exceeds the ${verdict === "anomalous" ? "threshold" : "look limit"}.</p>`;
       const rows = found.slice(0, REGIONS_SHOWN).map((r, i) =>
         `<tr data-region="${i}"><th scope="row"><button title="Zoom to region ${i + 1}" aria-label="Zoom to region ${i + 1}">${i + 1}</button></th>` +
         `<td>${r.box[2]} × ${r.box[3]}</td><td>${r.box[0]}, ${r.box[1]}</td><td>${r.area}</td>` +
