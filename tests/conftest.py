@@ -67,6 +67,17 @@ def serving() -> Iterator[str]:
         server.wait(20)
 
 
+@pytest.fixture(scope="module")
+def quick_statistics() -> Iterator[None]:
+    """Every good picture is looked at less often than usual, where the numbers do not matter: one changed copy
+    instead of four, artificial defects on three pictures instead of 24.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffad.teaching.statistics.copies_of", lambda count: 1)
+        patch.setattr("diffad.teaching.statistics.SPOILED", 3)
+        yield
+
+
 @pytest.fixture(scope="session")
 def bundled_model() -> Path:
     """The checkpoint with which the page opens."""
@@ -128,10 +139,13 @@ def stays(address: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def url(bundled_model: Path) -> Iterator[str]:
-    """The page as `python app.py` serves it; a module may have its own."""
-    with serving() as address:
-        yield address
+def url(inspector: Inspector) -> Iterator[str]:
+    """The page with the bundled model, on a real server; a module may have its own."""
+    from diffad.ui import serve
+
+    app = serve({"parts": inspector}, "127.0.0.1", open_browser=False, block=False)
+    yield app.local_url
+    app.close(verbose=False)
 
 
 @pytest.fixture

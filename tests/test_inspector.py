@@ -27,11 +27,6 @@ GOOD = make_part("gear", seed=90_001)
 
 
 @pytest.fixture(scope="module")
-def inspector():
-    return Inspector.load(CHECKPOINT, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def defective(inspector):
     return inspector.inspect(DEFECTIVE.image)
 
@@ -261,10 +256,15 @@ def test_a_broken_picture_or_model_is_refused(inspector, tmp_path):
         Inspector.load(CHECKPOINT, device="cuda:77")
 
 
-def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defective):
-    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=60)))
+@pytest.fixture(scope="module")
+def repair(inspector):
+    return list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=40)))
+
+
+def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(repair, defective):
+    steps = repair
     assert [step.index for step in steps] == list(range(len(steps)))
-    assert steps[0].total == 60 and len(steps) <= 301  # other rounds where it is still high
+    assert steps[0].total == 40 and len(steps) <= 201  # other rounds where it is still high
     ended = steps[-1].score <= np.median(defective.good_scores)  # as good as a good part
     assert ended or steps[-1].total == len(steps) - 1
     assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
@@ -279,8 +279,8 @@ def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(inspector, defe
     assert changed[DEFECTIVE.mask].any()
 
 
-def test_a_repair_is_scored_as_the_picture_that_it_gives(inspector):
-    *_, last = inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15))
+def test_a_repair_is_scored_as_the_picture_that_it_gives(inspector, repair):
+    last = repair[-1]
     again = inspector.inspect(last.image, DEFECTIVE.category)
     assert last.score == pytest.approx(again.score, rel=1e-3)
     np.testing.assert_allclose(last.anomaly_map, again.anomaly_map, atol=0.02)
@@ -312,29 +312,33 @@ def spot(height: float) -> np.ndarray:
 
 
 def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
-    """Scores of every fifth step as planted."""
+    """Scores of every step as planted."""
+    monkeypatch.setattr("diffad.repairing._SCORED_EVERY", 1)
     levels = defective.threshold + 0.5, defective.threshold - 0.1, 0.1
     planted = iter(levels)
     monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
-    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15, stop_at_threshold=True)))
-    assert [step.done for step in steps] == [False] * 10 + [True]
+    options = RepairOptions(steps=3, denoise_every=1, stop_at_threshold=True)
+    steps = list(inspector.repair(DEFECTIVE.image, options=options))
+    assert [step.done for step in steps] == [False, False, True]
     assert steps[-1].score == pytest.approx(levels[1])
 
 
 @pytest.mark.parametrize("levels, best, end", [
-    ((40, 35, 44, 50, 45, 41), 0, 30),  # worse than before, twice: no third round
-    ((40, 35, 44, 2, 1.8, 0.7), 30, 30),  # led back where drawing anew was in vain
-    ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8, 1.5, 1.4, 1.6, 1.25, 1.2, 1.22), 70, 75),  # no sixth round
-    ((0.95, 0.7, 0.98), 10, 15),  # ordinary, as one good part in ten is not: no second round
-    ((0.95, 0.9, 0.98, 0.85, 0.8, 0.7), 30, 30),  # below the threshold, but not yet ordinary
-    ((1.3, 0.05), 10, 10),  # as good as a good part: nothing more to do
+    ((40, 35, 44, 50, 45, 41), 0, 6),  # worse than before, twice: no third round
+    ((40, 35, 44, 2, 1.8, 0.7), 6, 6),  # led back where drawing anew was in vain
+    ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8, 1.5, 1.4, 1.6, 1.25, 1.2, 1.22), 14, 15),  # no sixth round
+    ((0.95, 0.7, 0.98), 2, 3),  # ordinary, as one good part in ten is not: no second round
+    ((0.95, 0.9, 0.98, 0.85, 0.8, 0.7), 6, 6),  # below the threshold, but not yet ordinary
+    ((1.3, 0.05), 2, 2),  # as good as a good part: nothing more to do
 ])  # fmt: skip
 def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):
-    """Scores of every fifth step as planted, in thresholds."""
+    """Scores of every step as planted, in thresholds."""
+    monkeypatch.setattr("diffad.repairing._SCORED_EVERY", 1)
     unit = threshold_for(defective.good_scores)  # by the law of good pictures as they are
     planted = (level * unit for level in levels)
     monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
-    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15)))
+    options = RepairOptions(steps=3, denoise_every=1)
+    steps = list(inspector.repair(DEFECTIVE.image, options=options))
     assert defective.score > 4 * defective.threshold
     assert steps[-1].index == end and next(planted, None) is None
     assert steps[-1].score == steps[best].score == min(step.score for step in steps)
@@ -358,7 +362,7 @@ def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, monkeypatch, lev
         return weighed_repair(*arguments, filling=filling, **options)
 
     monkeypatch.setattr("diffad.repairing.weighed_repair", walk)
-    list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=3)))
+    list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=1)))
     assert asked == drawn
 
 
@@ -402,7 +406,7 @@ def test_the_same_part_in_a_larger_picture_gets_the_same_verdict(inspector, size
     assert not small.is_anomalous and not large.is_anomalous
 
 
-@pytest.mark.parametrize("change", ["darker", "light down", "tint", "grey noise", "JPEG 95", "shift 3"])
+@pytest.mark.parametrize("change", ["darker", "tint", "grey noise", "JPEG 95", "shift 3"])
 def test_a_good_part_stays_good_as_a_factory_changes_its_picture(inspector, change):
     nuisance = next(each for each in NUISANCES if each.name == change)
     changed = nuisance.apply(GOOD.image, nuisance.strength, np.random.default_rng(0))

@@ -388,7 +388,13 @@ def test_a_format_that_browsers_cannot_draw_is_shown(page: Page, defective: Path
     expect(page.locator("#picture img")).to_have_attribute("src", re.compile("gear_good"))
 
 
-def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: Path):
+@pytest.fixture
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repairs of one round, which end sooner."""
+    monkeypatch.setattr("diffad.repairing._ROUNDS", 1)
+
+
+def test_repair_stop_play_and_take_away(page: Page, one_round: None, defective: Path, tmp_path: Path):
     upload(page, defective)
     expect(page.locator(".verdict.anomalous")).to_be_visible()
     # Frames appear while they are computed, and it stops on demand.
@@ -402,12 +408,12 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     expect(page.locator(".player .message")).to_contain_text("stopped after")
 
     # Once more, short, to its end.
-    move(page, "#steps", 30)
+    move(page, "#steps", 10)
     page.locator("#repair").click()
     expect(player).to_have_attribute("data-state", "done")
     message = page.locator(".player .message").inner_text()
     first, last, end = map(float, re.search(r"score ([\d.]+) → ([\d.]+) · after (\d+)", message).groups())
-    assert last < first and end % 5 == 0  # a round of 30, or earlier where the part is as usual
+    assert last < first and end % 5 == 0  # a round of 10, or earlier where the part is as usual
     # Its scores stay those of its α, and say so where the page has another.
     limit = now(page)["threshold"]
     move(page, "#alpha", 0.9)
@@ -432,12 +438,12 @@ def test_repair_stop_play_and_take_away(page: Page, defective: Path, tmp_path: P
     film = fetch(page, "gif", tmp_path)
     assert film.name == "defective-repair.gif"
     with Image.open(film) as frames:
-        assert frames.format == "GIF" and frames.n_frames > 5
+        assert frames.format == "GIF" and frames.n_frames > 3
     archive = fetch(page, "all", tmp_path)
     assert archive.suffix == ".zip" and archive.stat().st_size > 50_000
 
 
-def test_a_reload_during_a_repair_leaves_a_usable_page(browser: Browser, url: str):
+def test_a_reload_during_a_repair_leaves_a_usable_page(browser: Browser, one_round: None, url: str):
     page = browser.new_page(viewport=DESKTOP)  # its console tells of the connection that breaks
     page.goto(url)
     inspect(page, "gear_corrosion")

@@ -21,6 +21,12 @@ def parts():
     return [make_part("gear", seed, size=128).image for seed in range(6)]
 
 
+def gears(count):
+    """uint8 [count, 3, 64, 64]: the bundled network takes any size, and small pictures are quickly learned."""
+    parts = [make_part("gear", seed, size=64).image for seed in range(count)]
+    return torch.stack([torch.from_numpy(part).permute(2, 0, 1) for part in parts])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_defect_changes_its_mask_visibly_and_nothing_far_from_it(parts, kind):
     before = parts[0].copy()
@@ -131,9 +137,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
         return {"worth": 0.4 + 0.1 * len(asked), "found": 0.5}  # the second is by place
 
     monkeypatch.setattr(profiles, "judged_artificial_defects", judged)
-    pictures = torch.stack(
-        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
-    )
+    pictures = gears(5)
     profile = profiles.fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
@@ -142,7 +146,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
 
 
 def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspector):
-    pictures = torch.randint(0, 12, (5, 3, 256, 256), generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(0, 6, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(torch.uint8)
     profile = profiles.fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
@@ -162,9 +166,7 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
         return honest(schedule, network, x_start, seen, timesteps, **settings)
 
     monkeypatch.setattr(residuals, "evidence", spy)
-    pictures = torch.stack(
-        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
-    )
+    pictures = gears(5)
     profile = profiles.fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
@@ -173,15 +175,13 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
     assert looks[:30] == fitted
     assert all(count == 1 and len(timesteps) > 1 for count, timesteps, *_ in looks[30:])
     assert len(profile.calibration.good_maps) == 5 and profile.plain is None
-    assert profile.residual.codes.shape == (3, 16, 16, 120, 120)  # 24, 48 and 48 of 120 channels
-    assert profile.perceptual.codes.shape == (3, 8, 8, 120, 120)
+    assert profile.residual.codes.shape == (3, 4, 4, 120, 120)  # 24, 48 and 48 of 120 channels
+    assert profile.perceptual.codes.shape == (3, 2, 2, 120, 120)
 
 
 def test_a_profile_of_another_pixel_score_is_in_its_units(inspector):
     """The paper's KL has a calibration of its own; what is compared by features does not change."""
-    pictures = torch.stack(
-        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(5)]
-    )
+    pictures = gears(5)
     parts = inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     usual, kl = (profiles.fit_profile(*parts, kind=kind, stride=4) for kind in ("perceptual", "kl"))
     assert torch.equal(usual.residual.codes, kl.residual.codes)
@@ -192,9 +192,7 @@ def test_a_profile_of_another_pixel_score_is_in_its_units(inspector):
 
 
 def test_a_profile_knows_how_changed_copies_of_its_pictures_score(monkeypatch, inspector):
-    pictures = torch.stack(
-        [torch.from_numpy(make_part("gear", seed).image).permute(2, 0, 1) for seed in range(8)]
-    )
+    pictures = gears(8)
     parts = inspector.network, inspector.extractor, inspector.schedule, pictures[:6], pictures[6:]
 
     def changed(copy):
@@ -207,8 +205,8 @@ def test_a_profile_knows_how_changed_copies_of_its_pictures_score(monkeypatch, i
 
     def spotted(image, rng):  # each copy somewhere else
         image = image.copy()
-        y, x = rng.integers(20, 200, 2)
-        image[y : y + 12, x : x + 12] = 255
+        y, x = rng.integers(5, 50, 2)
+        image[y : y + 3, x : x + 3] = 255
         return image
 
     calibration = changed(spotted)

@@ -23,11 +23,12 @@ from diffad.teaching.residuals import block, limits
 from diffad.teaching.sizes import find_size, in_words, sizes_for, smallest_that_finds
 from diffad.teaching.training import train
 
+pytestmark = pytest.mark.usefixtures("quick_statistics")
 SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 
 
 def config(**changes):
-    return TrainConfig(**{"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, **changes})
+    return TrainConfig(**{"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, "stressed": 0, **changes})
 
 
 def write(folder, kind, size):

@@ -24,11 +24,6 @@ SHAPES = [
 
 
 @pytest.fixture(scope="module")
-def inspector():
-    return Inspector.load(CHECKPOINT, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def leather():
     """A sheet of 512 × 256 px at the scale of the training pictures, two different pieces, and one cut."""
     good = [make_part("leather", seed=seed).image for seed in (90_500, 90_501)]

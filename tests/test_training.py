@@ -33,10 +33,12 @@ from diffad.teaching.draws import Draws, Features, holes_in, symmetries, turned
 from diffad.teaching.forecast import in_words
 from diffad.teaching.good_pictures import load_normal, normal_paths, readable, split_held_out, told_apart
 from diffad.teaching.recipe import TrainConfig
+from diffad.teaching.residuals import copies_of
 from diffad.teaching.state import cut_log
 from diffad.teaching.statistics import fit_profile
 from diffad.teaching.training import _loop, _prepare, train
 
+pytestmark = pytest.mark.usefixtures("quick_statistics")
 SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 
 
@@ -211,10 +213,13 @@ def test_pictures_of_a_category_that_the_start_was_trained_on_are_held_out_if_th
     assert learned_before(base, "bolt") is learned_before(None, "bolt") is None
 
 
-def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(trained, tmp_path):
+def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(
+    trained, tmp_path, monkeypatch
+):
     """The peak of its map, inspected with the statistics of all others. They are not square: the model sees
     padding too, which no score counts.
     """
+    monkeypatch.setattr("diffad.teaching.statistics.copies_of", copies_of)  # the more looks, the nearer
     peak = ImageScore(0.0, -math.inf, 0.0, np.zeros(1), np.zeros(1))
     folder = tmp_path / "gear"
     folder.mkdir()
@@ -238,13 +243,13 @@ def test_what_is_remembered_of_a_good_picture_is_what_others_would_find(trained,
     held, used = split_held_out(torch.arange(24), 0.15)[::-1]
     order = torch.cat([held, used]).tolist()
     own, others = [], []
-    for place in (0, 5, 11, 17, 23):
+    for place in (0, 11):  # one that was held out, one that was not
         picture = folder / f"{order[place]:02}.png"
         own.append(peak_of(whole, picture))
         picture.rename(tmp_path / "left_out.png")
         others.append(peak_of(statistics(), tmp_path / "left_out.png"))
         (tmp_path / "left_out.png").rename(picture)
-    expected = remembered[[0, 5, 11, 17, 23]]
+    expected = remembered[[0, 11]]
     flattery = np.mean(others) - np.mean(own)
     assert flattery > 0.5
     # what is left of it lies in the common covariance, which a picture of 64 px has 64 places of 1536 of
@@ -311,7 +316,8 @@ def test_test_pictures_that_are_trained_on_are_named(trained, tmp_path):
     photos(tmp_path / "gear" / "train" / "OK", range(9))
     photos(tmp_path / "gear" / "test" / "OK", [20, 3, 4], "jpg")
     told, out = [], tmp_path / "m.safetensors"
-    train(config(steps=0), [tmp_path / "gear"], out, start_from=trained, tell=told.append)
+    settings = config(steps=0, size=64)
+    train(settings, [tmp_path / "gear"], out, start_from=trained, tell=told.append)
     said = "2 of 3 test pictures are also among the training pictures, so that measuring on them flatters: "
     assert f"{said}test/OK/01.jpg = train/OK/03.png" in told[0]
     assert said in in_words("gear", checkpoints.load(out).profiles["gear"].forecast)
@@ -332,6 +338,7 @@ def test_the_brightest_picture_tells_how_all_of_its_category_are_read(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_end(parts, tmp_path):
+    parts = parts / CATEGORIES[0]
     whole = train(config(), [parts], tmp_path / "whole.safetensors")
 
     class Killed(Exception):
@@ -558,8 +565,9 @@ def test_two_processes_train_one_model(parts, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "from diffad.teaching.training import *\n"
-        f"config = TrainConfig(steps=3, unet=UNetConfig(size=64, channels=(64, 64)), batch=2)\n"
-        f"train(config, [{str(parts)!r}], {str(out)!r}, device='cpu')\n"
+        "unet = UNetConfig(size=64, channels=(64, 64))\n"
+        "config = TrainConfig(steps=3, unet=unet, batch=2, stressed=0)\n"
+        f"train(config, [{str(parts / CATEGORIES[0])!r}], {str(out)!r}, device='cpu')\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
@@ -577,5 +585,5 @@ def test_an_unfinished_run_is_pointed_out(parts, tmp_path, caplog):
     out = tmp_path / "m.safetensors"
     out.with_suffix(".resume.safetensors").touch()
     with caplog.at_level(logging.WARNING, logger="diffad.teaching.training"):
-        train(config(steps=1), [parts], out)
+        train(config(steps=1), [parts / CATEGORIES[0]], out)
     assert "unfinished run" in caplog.text
