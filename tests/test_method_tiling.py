@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffad.inspector import Inspector
 from diffad.method.fusion import branch_weights
 from diffad.method.repair_options import RepairOptions
 from diffad.method.tiling import GRID, TILE_CELLS, Tiling, smallest_side
@@ -182,7 +181,7 @@ def test_the_threshold_keeps_its_meaning_however_many_tiles(inspector, defective
     assert defective.threshold > whole
     # the law of one tile, from the inspector's own rate, by inversion: scores of many good pictures
     shares = np.random.default_rng(0).uniform(size=(4000, 2))
-    levels = np.linspace(0, whole + 20, 601)
+    levels = np.linspace(0, whole + 20, 151)
     rates = np.array([inspector.rate("leather", level) for level in levels])
     scores = np.interp(shares, rates[::-1], levels[::-1]).max(axis=1)
     for rate in (0.2, 0.05, 0.01):

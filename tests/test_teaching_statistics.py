@@ -22,7 +22,7 @@ def parts():
 
 
 def gears(count):
-    """uint8 [count, 3, 64, 64]: the bundled network takes any size, and small pictures are quickly learned."""
+    """uint8 [count, 3, 64, 64]: the bundled network takes any size, and small ones are quickly learned."""
     parts = [make_part("gear", seed, size=64).image for seed in range(count)]
     return torch.stack([torch.from_numpy(part).permute(2, 0, 1) for part in parts])
 

@@ -28,7 +28,9 @@ SMALL = UNetConfig(size=64, channels=(64, 64), feature_channels=192)
 
 
 def config(**changes):
-    return TrainConfig(**{"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, "stressed": 0, **changes})
+    return TrainConfig(
+        **{"steps": 6, "unet": SMALL, "batch": 4, "warm_up": 2, "shift": 2, "stressed": 0, **changes}
+    )
 
 
 def write(folder, kind, size):

@@ -1,38 +1,34 @@
-"""What a real server answers to malformed calls, to strangers, and to people who guess passwords or try other
-people's files: one sentence each, which reveals nothing of the server, and no stack trace in its log.
+"""What a real server answers to malformed calls: one sentence each, which reveals nothing of it, and no stack
+trace in its log.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE
 from gradio_client import Client, handle_file
 from PIL import Image
-from test_interfaces import DEFECTIVE, GOOD, MINUTE, call, file, served, upload
+from server_steps import DEFECTIVE, GOOD, MINUTE, call, file, upload
 
 from diffad.inspector import Inspector
-from diffad.ui import files, serve
-from diffad.ui.logins import FREE, LONGEST_WAIT, REMEMBERED, Logins, address
+from diffad.ui import serve
 from diffad.ui.turns import Unwanted
 
 JSON = {"Content-Type": "application/json"}
+
 API = "/gradio_api"
+
 TELLTALE = ("Traceback", "<class", "NoneType", "pydantic", "site-packages", "Error(", "TypeError", "KeyError",
             "ValidationError", "FnIndex", "gradio cache", "/tmp", str(Path(__file__).parents[1]))  # fmt: skip
+
 PLAIN = "gradio.FileData"
 
 
@@ -95,14 +91,17 @@ def asked(http: httpx.Client, name: str, body: dict) -> str:
 
 # -- malformed calls ---------------------------------------------------------------------------------------
 
+
 NONSENSE = ["x", -7, 1e300, float("nan"), True, ["x"], [{}], {"a": 1}, "\ud800\0", {"path": "x"},
             [[[[[]]]]], file("/etc/passwd"), [file("../../etc/passwd")], file("http://127.0.0.1:9/a.png"),
             {"url": "http://127.0.0.1:9/a.png", "meta": {"_type": PLAIN}},
             {"url": "data:image/png;base64,AAAA", "meta": {"_type": PLAIN}}]  # fmt: skip
+
 # Values from NONSENSE that are valid for an input.
 SENSE = {("repair", "seed"): [-7], ("inspect", "seed"): [-7], ("batch", "seed"): [-7],
          ("inspect", "threshold"): [-7], ("batch", "threshold"): [-7],
          ("inspect", "look_threshold"): [-7], ("batch", "look_threshold"): [-7]}  # fmt: skip
+
 LABELS = {
     "inspect": [
         "image",
@@ -163,6 +162,7 @@ BODIES = [
     (b'{"data": {}, "session_hash": 7}', ""), (b'{"data": [1' + b"0" * 5000 + b"]}", ""),
     (b"x" * (17 << 20), "16 MB"),
 ]  # fmt: skip
+
 ROUTES = ["call/inspect", "call/v2/inspect", "run/inspect", "api/inspect", "queue/join", "run/predict",
           "cancel", "reset", "component_server"]  # fmt: skip
 
@@ -245,6 +245,7 @@ def test_uploads_that_are_none(http, app, sent, status):
 
 
 EVENTS = ["x", -7, 1e300, float("nan"), [], {}, {"a": 1}, None]
+
 EVENT_DATA = ["x", 7, [], {"index": "x", "run": [], "sample": 3, "kind": [], "limits": "x"}]
 
 
@@ -360,189 +361,3 @@ def test_an_inspection_of_too_many_tiles_is_refused(http, app, tmp_path):
         else:
             assert http.post(f"{API}/run/predict", json=body).status_code == 200
     assert "a picture of 1280 × 1280 px needs 49 tiles of 256 px, and no more than 4 are taken here" in stream
-
-
-# -- logins ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    clock = SimpleNamespace(ahead=0.0)
-    now = time.time()
-    monkeypatch.setattr(files, "clock", lambda: now + clock.ahead)
-    return clock
-
-
-def login(url: str, user: str, password: str) -> httpx.Response:
-    sent = {"username": user, "password": password}
-    return httpx.post(f"{url}/login", data=sent, trust_env=False, timeout=MINUTE)
-
-
-def test_wrong_logins_wait_longer_and_longer(inspector: Inspector, tmp_path: Path, clock):
-    with served(inspector, tmp_path, auth=[("anna", "right"), ("bob", "good")]) as url:
-        answers = [login(url, "anna", "wrong") for _ in range(50)]
-        assert [each.status_code for each in answers[:3]] == [400] * 3
-        assert {each.status_code for each in answers[3:]} == {429}
-        assert "wait 1 s" in answers[3].json()["detail"] and answers[3].headers["retry-after"] == "1"
-        assert login(url, "anna", "right").status_code == 429  # not even then
-        assert login(url, "bob", "good").status_code == 200  # others are not kept out
-        for seconds in (1, 2, 4, 8):
-            clock.ahead += seconds + 0.01
-            assert login(url, "anna", "wrong").status_code == 400
-            assert f"wait {2 * seconds} s" in login(url, "anna", "wrong").text
-        clock.ahead += 16.01
-        assert login(url, "anna", "right").status_code == 200
-        assert login(url, "anna", "wrong").status_code == 400  # and counts from the beginning
-
-
-def test_logins_of_one_address_wait_and_memory_is_bounded(clock):
-    logins = Logins([("anna", "right")])
-    address.set("192.0.2.1")
-    for number in range(FREE["address"]):
-        assert not logins(f"nobody {number}", "wrong")
-    with pytest.raises(Exception, match="wait 1 s") as refusal:
-        logins("anna", "right")
-    assert refusal.value.status_code == 429
-    address.set("192.0.2.2")
-    assert logins("anna", "right")
-    for number in range(2 * REMEMBERED):
-        address.set(str(number))
-        logins(str(number), "wrong")
-    assert len(logins._wrong) == REMEMBERED
-    for _ in range(20):
-        clock.ahead += LONGEST_WAIT
-        assert not logins("anna", "wrong")  # never longer than that
-
-
-@pytest.fixture(scope="module")
-def guarded(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    accounts = [("anna", "right"), ("bob", "good")]
-    with served(inspector, tmp_path_factory.mktemp("guarded"), auth=accounts) as address:
-        yield address
-
-
-def person(url: str, user: str, password: str) -> httpx.Client:
-    client = httpx.Client(base_url=url, timeout=MINUTE, trust_env=False)
-    assert client.post("/login", data={"username": user, "password": password}).status_code == 200
-    return client
-
-
-def test_strangers_see_the_login_page_and_health_alone(app, guarded):
-    with httpx.Client(base_url=guarded, trust_env=False) as stranger:
-        page = stranger.get("/")
-        assert page.status_code == 200 and "Log in" in page.text
-        assert "gradio" not in page.text and "inspect" not in page.text.lower()
-        for path in ("/health", "/favicon.ico"):
-            assert stranger.get(path).status_code == 200
-        routes = {route.path for route in app.app.routes if hasattr(route, "path")}
-        routes |= {f"{API}/{name}" for name in (
-            "info", "openapi.json", "config", "heartbeat/a", "queue/status", "mcp/", "user", "app_id",
-            "token", "file=/etc/passwd", "call/inspect/a", "theme.css",
-        )}  # fmt: skip
-        routes |= {"/openapi.json", "/docs", "/redoc", "/config", "/theme.css", "/manifest.json", "/assets/x"}
-        open_to_all = {"/", "/health", "/favicon.ico", "/login", "/login/", "/logout", "/logout/"}
-        for path in sorted(routes - open_to_all):
-            answer = stranger.get(path.replace("{", "").replace("}", ""))
-            assert answer.status_code in (401, 404), path
-            assert set(answer.json()) == {"detail"}
-        for route in (*ROUTES, "upload", "call/categories"):
-            assert stranger.post(f"{API}/{route}", json={"data": [None]}).status_code == 401
-
-
-def test_a_file_belongs_to_who_uploaded_or_made_it(guarded):
-    anna, bob = person(guarded, "anna", "right"), person(guarded, "bob", "good")
-    (path,) = upload(anna, GOOD).json()
-    event, (result, picture) = call(anna, "inspect", image=file(path))
-    assert event == "complete" and result["category"] == "gear"
-    for mine in (path, picture["path"]):
-        assert anna.get(f"{API}/file={mine}").status_code == 200
-        for way in (f"{API}/file={mine}", f"{API}/file/{mine}", f"{API}/file={mine}?x=1"):
-            refused = bob.get(way)
-            assert refused.status_code == 403 and "not yours" in refused.text and mine not in refused.text
-        assert httpx.get(f"{guarded}{API}/file={mine}", trust_env=False).status_code == 401
-        for body in ({"image": file(mine)}, {"image": file(f"{guarded}{API}/file={mine}")},
-                     {"image": None, "timesteps": {"deep": [file(mine)]}}):  # fmt: skip
-            named = bob.post(f"{API}/call/v2/inspect", json=body)
-            assert named.status_code == 400 and "not uploaded here" in named.text
-        event_of_the_page = {"data": [[file(mine)]], "fn_index": 0, "session_hash": "b"}
-        assert bob.post(f"{API}/queue/join", json=event_of_the_page).status_code == 400
-    assert bob.get(f"{API}/call/inspect/unknown").status_code == 404
-    (same,) = upload(bob, GOOD).json()  # who has the same picture has it
-    assert same == path
-    assert bob.get(f"{API}/file={path}").status_code == 200
-
-
-def test_the_login_page_says_how_long_to_wait(browser, inspector: Inspector, tmp_path: Path, clock):
-    from playwright.sync_api import expect
-
-    with served(inspector, tmp_path, auth=[("anna", "right")]) as url:
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto(url)
-        page.get_by_label("User").fill("anna")
-        message = page.get_by_role("alert")
-        for _ in range(8):
-            page.get_by_label("Password").fill("wrong")
-            page.get_by_role("button", name="Log in").click()
-            expect(message).not_to_be_empty()
-            if "try again" in message.inner_text():
-                break
-            expect(message).to_have_text("Incorrect credentials.")
-        seconds = int(re.fullmatch(r"There .* wait (\d+) s, then try again\.", message.inner_text())[1])
-        clock.ahead += seconds
-        page.get_by_label("Password").fill("right")
-        page.get_by_role("button", name="Log in").click()
-        page.locator("#samples button").first.click()
-        page.locator("#verdict .verdict-slot[data-score]").wait_for()
-        image = page.locator("#picture img")
-        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 256
-        page.close()
-
-
-# -- storage -----------------------------------------------------------------------------------------------
-
-
-def test_an_upload_without_room_is_refused_and_what_is_old_goes_by_itself(
-    inspector: Inspector, tmp_path: Path, clock, monkeypatch
-):
-    monkeypatch.setattr("diffad.ui.server.SWEPT_EVERY", 0.05)
-    with (
-        served(inspector, tmp_path, max_storage=0.001) as url,
-        httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http,
-    ):
-        (path,) = upload(http, GOOD).json()
-        big = tmp_path / "big.png"
-        big.write_bytes(b"0" * 2_000_000)
-        refused = upload(http, big)
-        assert refused.status_code == 507
-        assert "The 0.001 GB that this server has for pictures are taken: wait" in refused.text
-        assert Path(path).exists()
-        clock.ahead = files.KEPT + 60
-        deadline = time.time() + 20
-        while Path(path).exists() and time.time() < deadline:
-            time.sleep(0.02)
-        assert not Path(path).exists()
-        gone = http.post(f"{API}/call/v2/inspect", json={"image": file(path)})
-        assert gone.status_code == 400 and "no longer here: upload it first" in gone.text
-
-
-def test_a_server_that_is_ended_while_a_page_is_open_leaves_nothing(bundled_model: Path, tmp_path: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "diffad", "serve", "--checkpoint", bundled_model, "--port", str(port)]
-    quiet = {"GRADIO_TEMP_DIR": str(tmp_path), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
-    server = subprocess.Popen(command, env=os.environ | quiet, cwd=GOOD.parents[2], stderr=subprocess.PIPE)
-    try:
-        assert b"Ctrl+C ends it" in server.stderr.readline()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=MINUTE, trust_env=False) as http:
-            upload(http, GOOD)
-            with http.stream("GET", f"{API}/heartbeat/a") as page:
-                next(page.iter_bytes())
-                assert [each for each in tmp_path.rglob("*") if each.is_file()]
-                server.terminate()
-                server.wait(30)
-        assert not list(tmp_path.glob("diffad-server-*"))
-        assert "Traceback" not in server.stderr.read().decode()
-    finally:
-        server.kill()

@@ -15,8 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from diffad.synthetic.parts import CATEGORIES, make_part
 
 
-def test_another_picture_ends_a_repair(page: Page, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("diffad.repairing._ROUNDS", 1)
+def test_another_picture_ends_a_repair(page: Page, one_round: None):
     inspect(page, "gear_corrosion")
     page.locator("#repair").click()
     expect(page.locator(".player")).to_have_attribute("data-state", "running")

@@ -8,8 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,54 +17,16 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from server_steps import DEFECTIVE, GOOD, MINUTE, ROOT, call, file, served, upload
 
 from diffad.inspector import Inspector
 from diffad.ui import serve
 from diffad.ui.server import logins
 
-ROOT = Path(__file__).parents[1]
-SAMPLES = ROOT / "assets" / "samples"
-DEFECTIVE, GOOD = SAMPLES / "gear_broken_tooth.png", SAMPLES / "gear_good.png"
-MINUTE = 120.0  # s; a busy machine
-
-
-@contextmanager
-def served(inspector: Inspector, temporary: Path, **settings) -> Iterator[str]:
-    """The address of a server in this process, whose files go to `temporary`."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(temporary)
-    app = serve({"parts": inspector}, "127.0.0.1", open_browser=False, block=False, **settings)
-    try:
-        yield app.local_url.rstrip("/")
-    finally:
-        app.close()
-        os.environ.pop("GRADIO_TEMP_DIR")
-        if before is not None:
-            os.environ["GRADIO_TEMP_DIR"] = before
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
-
-
-@pytest.fixture(scope="module")
-def url(inspector: Inspector, root: Path) -> Iterator[str]:
-    (root / "data").mkdir()
-    (root / "data" / "part.png").write_bytes(GOOD.read_bytes())
-    with served(inspector, root / "cache", data_root=root / "data", max_upload=1) as address:
-        yield address
-
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Client:
     return Client(url, verbose=False)
-
-
-@pytest.fixture(scope="module")
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
-        yield http
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +81,11 @@ def test_how_many_bits_were_read_is_answered(client: Client, deep: list[Path]):
     assert "Read as 10 bits" in result["notes"][0]
 
 
-def test_repair_brings_numbers_picture_and_film(client: Client):
+def test_repair_brings_numbers_picture_and_film(client: Client, one_round: None):
     result, picture, film = client.predict(
         handle_file(DEFECTIVE), category="gear", steps=5, api_name="/repair"
     )
-    rounds, rest = divmod(len(result["scores"]) - 1, 5)  # of 5 steps each, after the untouched picture
-    assert len(result["mahalanobis"]) == len(result["scores"]) and 1 <= rounds <= 5 and not rest
+    assert len(result["mahalanobis"]) == len(result["scores"]) == 1 + 5  # the untouched picture's, then steps
     with Image.open(picture) as repaired, Image.open(film) as frames:
         assert repaired.size == (256, 256)
         assert frames.format == "GIF" and frames.n_frames > 1
@@ -174,26 +133,6 @@ def test_a_broken_picture_is_named_without_the_servers_paths(client: Client, bro
     with pytest.raises(AppError, match=r"broken\.png is not a picture") as refusal:
         client.predict(handle_file(broken), api_name="/inspect")
     assert "/" not in str(refusal.value)
-
-
-# -- plain HTTP ---------------------------------------------------------------------------------------------
-
-
-def call(http: httpx.Client, name: str, **arguments) -> tuple[str, object]:
-    """The kind of the last event, and what it carries."""
-    posted = http.post(f"/gradio_api/call/v2/{name}", json=arguments)
-    assert posted.status_code == 200, posted.text
-    stream = http.get(f"/gradio_api/call/v2/{name}/{posted.json()['event_id']}").text
-    event, data = stream.strip().split("\n\n")[-1].split("\n")
-    return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
-
-
-def file(path: str) -> dict:
-    return {"path": path, "meta": {"_type": "gradio.FileData"}}
-
-
-def upload(http: httpx.Client, path: Path) -> httpx.Response:
-    return http.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
 
 
 def test_http_upload_call_result(http: httpx.Client):
