@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,6 +43,20 @@ BROWSER_FLAGS = [
 ]
 
 
+LONG = ("test_ui_", "test_teaching_", "test_repairing", "test_cli_models", "test_inspector", "test_output")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to the workers of `pytest -n` in the order of their tests, not by how many tests they hold."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long come first, so that all workers end at about the same time."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONG))
+
+
 @contextmanager
 def serving() -> Iterator[str]:
     """The address of a page that `python app.py` serves, on a free port given by Gradio's own variable."""
@@ -65,6 +80,58 @@ def serving() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(20)
+
+
+@contextmanager
+def few_looks() -> Iterator[None]:
+    """Every good picture is looked at less often than usual, where the numbers do not matter: one changed
+    copy instead of four, artificial defects on three pictures instead of 24.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffad.teaching.statistics.copies_of", lambda count: 1)
+        patch.setattr("diffad.teaching.statistics.SPOILED", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_statistics() -> Iterator[None]:
+    with few_looks():
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gears and chips of 64 px, twelve good ones of each."""
+    from diffad.synthetic.parts import CATEGORIES, write_set
+
+    folder = tmp_path_factory.mktemp("parts")
+    return write_set(folder, CATEGORIES[:2], train=12, good=2, defective=4, size=64, seed=3)
+
+
+@pytest.fixture(scope="session")
+def trained(small_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model, hardly trained on `small_parts`, with all files that a training leaves."""
+    from small_training import config
+
+    from diffad.teaching.training import train
+
+    with few_looks():
+        out = tmp_path_factory.mktemp("run") / "m.safetensors"
+        return train(config(steps=30, licence="free"), [small_parts], out)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What every command of `diffad` loads instead of a model."""
+    from cli_steps import Toy
+
+    from diffad.cli import common
+    from diffad.inspector import Inspector
+
+    inspector = Toy()
+    monkeypatch.setattr(Inspector, "load", classmethod(lambda cls, path, device="auto": inspector))
+    monkeypatch.setattr(common, "default_checkpoint", lambda: Path("toy.safetensors"))
+    return inspector
 
 
 @pytest.fixture(scope="session")
@@ -128,10 +195,14 @@ def stays(address: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def url(bundled_model: Path) -> Iterator[str]:
-    """The page as `python app.py` serves it; a module may have its own."""
-    with serving() as address:
-        yield address
+def url(inspector: Inspector) -> Iterator[str]:
+    """The page with the bundled model, under two names, on a real server; a module may have its own."""
+    from diffad.ui import serve
+
+    models = {"parts": inspector, "others": inspector}
+    app = serve(models, "127.0.0.1", open_browser=False, block=False)
+    yield app.local_url
+    app.close(verbose=False)
 
 
 @pytest.fixture
@@ -157,6 +228,23 @@ def defective(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("parts") / "defective.png"
     Image.fromarray(make_part(CATEGORIES[0], 90_001, "dent").image).save(path)
     return path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The server's clock, which a test puts ahead."""
+    from diffad.ui import files
+
+    clock = SimpleNamespace(ahead=0.0)
+    now = time.time()
+    monkeypatch.setattr(files, "clock", lambda: now + clock.ahead)
+    return clock
+
+
+@pytest.fixture
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repairs of one round, which end sooner."""
+    monkeypatch.setattr("diffad.repairing._ROUNDS", 1)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from conftest import PATIENCE
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 
 def upload(page: Page, path: Path) -> None:
@@ -96,3 +96,52 @@ def stays_at(page: Page, sample: str) -> None:
     shows(page, sample)
     idle(page)
     shows(page, sample)
+
+
+def drawn(page: Page, canvases: str) -> list[int]:
+    """The number of colours on each canvas; an empty one has 1."""
+    return page.locator(canvases).evaluate_all(
+        """all => all.map(canvas => {
+            const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+            return new Set(new Uint32Array(data.buffer)).size;
+        })"""
+    )
+
+
+def coloured(page: Page, canvas: str, colours: int) -> None:
+    """Waits until a canvas has more than this many colours."""
+    page.wait_for_function(
+        """([canvas, colours]) => {
+            canvas = document.querySelector(canvas);
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+            return new Set(new Uint32Array(data.buffer)).size > colours;
+        }""",
+        arg=[canvas, colours],
+    )
+
+
+def loaded(pictures: Locator, count: int) -> None:
+    """Waits until this many <img> exist, each with a decoded picture."""
+    expect(pictures).to_have_count(count)
+    for i in range(count):
+        expect(pictures.nth(i)).not_to_have_js_property("naturalWidth", 0)
+
+
+def fetch(page: Page, kind: str, folder: Path) -> Path:
+    with page.expect_download() as waiting:
+        page.locator(f"#download-{kind}").click()
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def drag(page: Page, limit: str, by: float) -> None:
+    """Drags a limit's line by some px, as far as it goes."""
+    knob = page.locator(f".limit-grip.{limit} .knob").bounding_box()
+    x, y = knob["x"] + knob["width"] / 2, knob["y"] + 4
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by, y, steps=4)
+    page.mouse.up()
+    settled(page)

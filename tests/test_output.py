@@ -152,11 +152,11 @@ def test_verdicts_outlive_a_disk_that_takes_no_evidence(tmp_path):
 
 
 @posix
-def test_a_killed_inspection_keeps_every_verdict_that_it_gave(tmp_path):
-    picture = (SAMPLES / "leather_good.png").read_bytes()
+def test_a_killed_inspection_keeps_every_verdict_that_it_gave(trained, tmp_path):
+    picture = (SAMPLES / "gear_good.png").read_bytes()
     for number in range(60):
         (tmp_path / f"{number}.png").write_bytes(picture)
-    argv = ["inspect", tmp_path, "--out", tmp_path / "out", "--category", "leather"]
+    argv = ["inspect", tmp_path, "--out", tmp_path / "out", "--checkpoint", trained, "--category", "gear"]
     process = subprocess.Popen(
         [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         cwd=ROOT,
