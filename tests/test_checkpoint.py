@@ -365,7 +365,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(model, file, monkeypatc
     def no_space(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoints, "to_bytes", no_space)
+    monkeypatch.setattr("diffad.checkpoint.files.to_bytes", no_space)
     with pytest.raises(OSError, match="no space"):
         checkpoints.save(file, model)
     assert file.read_bytes() == before
