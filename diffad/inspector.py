@@ -226,7 +226,8 @@ class Inspector:
             image: a path, Pillow image or array, see `reading.decode`.
             category: None recognises it.
             timesteps: 1 to 12 from 0 to 999; order and repetitions do not matter.
-            alpha: balance of the branches, 0 (features only) to 1 (pixels only); see `fusion.branch_weights`.
+            alpha: balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels
+                counts a twentieth of a σ of the features.
             seed: of the noise.
             draws: noise draws per timestep, averaged, 1 to 16.
             threshold: score above which a part is anomalous; None is the score that 1 good picture in 100 is

@@ -15,7 +15,8 @@ PLAIN_WEIGHT = 0.5
 def branch_weights(alpha: float) -> tuple[float, float]:
     """Weights of the pixel and the feature branch in (11), with sum 1 and ratio α · PIXEL_TRUST : 1 − α.
 
-    α balances the branches: 0 is features only, 1 is pixels only, 0.5 gives weights of 0.048 and 0.952.
+    α is the balance of the two branches: 0 features only, 1 pixels only; at 0.5 a σ of the pixels counts a
+    twentieth (PIXEL_TRUST) of a σ of the features, which gives weights of 0.048 and 0.952.
     """
     pixel, feature = alpha * PIXEL_TRUST, 1 - alpha
     return pixel / (pixel + feature), feature / (pixel + feature)
