@@ -93,7 +93,7 @@ def pictures_of(sources: Sequence[Path], out: Path | None) -> list[Sample]:
     for source in sources:
         must_exist(source)
         if source.is_dir() and out is not None and out.resolve() == source.resolve():
-            raise Refused(f"the results would be mixed with the pictures in {source}: choose another --out")
+            raise Refused(f"the results would end up among the pictures in {source}: choose another --out")
         for sample in find_samples(source) if source.is_dir() else [Sample(source, "")]:
             found.setdefault(os.path.abspath(sample.image), sample)
     return list(found.values())

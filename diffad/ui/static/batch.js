@@ -1,6 +1,6 @@
-// The Batch tab: rows as they arrive, judged here in the browser by two limits, and the way from a row into Inspect. The
-// server holds the run (batch.py); its id is in the address, so a reload finds it again. batch_chart.js draws the
-// histogram, batch_table.js the rows, measured.js the comparison with labels.
+// The Batch tab: receives rows, judges them in the browser by two limits, and opens them in Inspect. The server holds the
+// run (batch.py); its id is in the address, so a reload finds it again. batch_chart.js draws the histogram, batch_table.js
+// the rows, measured.js the comparison with labels.
 (() => {
   const diffad = (window.diffad ??= {});
   const { chips, duration, element, number, plural, refresh } = diffad;
@@ -26,7 +26,7 @@
     let run = null; // what is known of the batch: { id, rows, by, usual, … }, see news in batch.py
     let view = null; // how the person looks at it
 
-    // A run that is named in the address is shown as it was before; a new one is judged by the rates of Inspect.
+    // A run from the address is shown with its limits in the address; a new run uses the rates of Inspect.
     function begin(id) {
       const address = new URLSearchParams(location.search);
       const { rate, lookRate } = diffad.choices();
@@ -46,7 +46,7 @@
       table.toTop();
     }
 
-    // News from the server
+    // Updates from the server
 
     async function follow(id) {
       begin(id);
@@ -116,7 +116,7 @@
           row.look = Math.min(limits[row.category].look + row.beyond.look, row.limit);
           Object.assign(row, judged(row.score, row.limit, row.look));
         }
-        // A part to look at is neither missed nor a false alarm.
+        // A part that is worth a look counts neither as missed nor as a false alarm.
         row.wrong = isLabelled(row) && row.verdict === (row.bad ? "good" : "anomalous");
       }
     }
@@ -133,7 +133,7 @@
       limitsChanged();
     }
 
-    // The server counts the regions again once the limits have not changed for a moment; until then the old counts are pale.
+    // The server recounts the regions when the limits have not changed for a moment; until then the old counts are grey.
     let recounting = 0; // number of the newest count; older ones are void
     let resting = null;
     let due = 0;
@@ -279,7 +279,7 @@
       const row = run.rows[index];
       if (row.error) return;
       Object.assign(view, { open: index, selected: index, wanted: null });
-      // Inspect offers some rates; a limit from any other rate is handed over as a score.
+      // Inspect offers only some rates; a limit with any other rate is passed to it as a score.
       const byRate = (kind) => !(row.category in view[kind].own) && diffad.shares[kind].offered.includes(view[kind].rate);
       diffad.judgeBy({ ...row, model: run.model }, {
         ...(byRate("threshold") ? { rate: view.threshold.rate } : { threshold: row.limit }),

@@ -1,5 +1,5 @@
-// The part on the page, the choices made about it, and the verdict that follows from both. The server sends an
-// inspection once (part in cards.py); α, limits, colours and the chosen timesteps act here. viewer.js, verdict.js,
+// The part on the page, the settings, and the resulting verdict. The server sends an inspection once (part in cards.py);
+// α, limits, colours and the chosen timesteps are applied here. viewer.js, verdict.js,
 // evidence.js and player.js draw: they register with `diffad.onResult`. page_input.js handles keys and uploads.
 (() => {
   const diffad = (window.diffad ??= {});
@@ -136,7 +136,7 @@
     });
   }
 
-  // Takes a choice from one of Gradio's controls; returns what the controls of the limits are to show.
+  // Applies a setting from one of Gradio's controls; returns the new values of the limits' controls.
   function choose(change) {
     Object.assign(choices, change);
     if (last && ("threshold" in change || "look" in change)) own[kind(last)] = ownLimits();
@@ -146,7 +146,7 @@
   }
   const ownLimits = ({ threshold = null, look = null } = choices) => ({ threshold, look });
 
-  // Takes a choice from the page's own elements; Gradio's controls follow.
+  // Applies a setting from the page's own elements and updates Gradio's controls.
   function decide(change) {
     choose(change);
     updateControls();
@@ -174,7 +174,7 @@
     if (chosen.length) decide({ chosen });
   }
 
-  // Takes a new part, or a sentence to show in its place.
+  // Shows a new part, or a sentence instead of one.
   function receive(value) {
     part = value?.maps ? unpack(value) : value || {};
     if (part.sentence && part.sentence !== INSPECTING) diffad.mark(null);
@@ -236,7 +236,7 @@
     history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
   }
 
-  // The settings that a batch takes over from this tab, in words.
+  // The settings of this tab that a batch uses, in words.
   function setting(model, category, alpha, low, high, count) {
     const facts = [`model ${model}`, `category ${category === DEFAULTS.category ? "recognised" : category}`, `α ${alpha}`,
       count > 1 ? `t ${low} to ${high}, ${count} levels` : `t ${low}`, `1 good part in ${Math.round(1 / choices.rate)} rejected`,
@@ -263,9 +263,9 @@
   Object.assign(diffad, {
     choose, decide, controls, toggle, link, arrive, judgeBy, address, setting,
     ready, // resolves when the controls are set as the address says
-    // A request is on its way: says so if there is no part yet.
+    // A request has been sent: shows a message if there is no part yet.
     inspecting: () => { if (!part?.maps) receive({ sentence: INSPECTING }); },
-    // What downloads and repairs need to know of the choices made here (check_choices in session.py).
+    // The settings that downloads and repairs need (check_choices in session.py).
     choices: () => ({
       alpha: choices.alpha, opacity: choices.opacity, colormap: choices.colormap,
       timesteps: part?.maps ? choices.chosen.map((k) => part.timesteps[k]) : [],

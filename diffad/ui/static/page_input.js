@@ -1,5 +1,4 @@
-// What the person does on the Inspect tab besides using Gradio's controls: samples, keys, typed numbers, uploads, pastes
-// and downloads.
+// Input on the Inspect tab other than Gradio's controls: samples, keys, typed numbers, uploads, pastes and downloads.
 (() => {
   const diffad = (window.diffad ??= {});
 
@@ -91,7 +90,7 @@
     if (event.target.closest?.("#keys-button")) document.querySelector("#shortcuts").showModal();
   });
 
-  // Requests are numbered in the order in which the person makes them; the server answers the newest. An upload counts
+  // Requests are numbered in the order in which the user makes them; the server answers the newest. An upload counts
   // from its beginning. When a picture is removed, Gradio sends the old path, so the click on the cross is noted here.
   let turn = 0;
   let begun = 0; // the turn of an upload under way

@@ -32,7 +32,7 @@
       const { scores, losses, total } = value();
       const { threshold } = judged();
       const [w, h] = [260, 112];
-      // The first drafts score far higher than any defect and may leave the plot; what matters is below.
+      // The first pictures score far higher than any defect and may be outside the plot, which is scaled to the others.
       const top = Math.max(scores[0], scores[scores.length - 1], threshold) * 1.4;
       const lossTop = Math.max(...losses) * 1.08;
       const x = (i) => 4 + (w - 8) * (total ? i / total : 0);
@@ -173,7 +173,7 @@
       say();
       show(position());
     });
-    // From the press until the first frame.
+    // From the click until the first frame.
     function starting(on) {
       diffad.busy("repair", on);
       if (on) find(".message").textContent = "Starting…";

@@ -91,7 +91,7 @@
     return low + (at % 1) * (sorted[Math.ceil(at)] - low);
   }
 
-  // The score that hardly a good part exceeds by the law of their quartiles (_usual_end).
+  // The score that hardly any good part exceeds, from the quartiles of the good scores (_usual_end).
   function usualEnd(goodScores, rate = 3e-4) {
     const sorted = Float64Array.from(goodScores).sort();
     const scale = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / (Math.log(Math.log(4)) - Math.log(Math.log(4 / 3)));

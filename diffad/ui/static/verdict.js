@@ -12,14 +12,14 @@
     threshold: { title: "threshold", side: 1, effect: "rejected" },
   };
 
-  // How unusual a good part is whose score this share of good parts exceeds.
+  // How unusual a score is that this share of good parts exceeds.
   function unusualInWords(rate) {
     if (rate > 0.5) return "as most good parts";
     if (rate <= 0.0005) return "hardly a good part scores this high";
     return `1 good part in ${Math.round(1 / rate)} scores this high`;
   }
 
-  // Why the verdict may not apply to a part.
+  // A warning if the part does not fit the category.
   function strangeness({ recognised, category, several }) {
     if (!recognised) return `Unlike a good ${category}: is the category right?`;
     return "Unlike any good part of this model: another kind of part, or badly damaged. " +

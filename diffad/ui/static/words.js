@@ -1,8 +1,8 @@
-// Numbers and shares as people read them.
+// Numbers and shares as text.
 (() => {
   const diffad = (window.diffad ??= {});
 
-  // A score in three digits.
+  // A score with three significant digits.
   const number = (value) => value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2).replace("-", "−");
   const duration = (seconds) => (seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(1)} s`);
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -10,7 +10,7 @@
   const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-  // A share of good parts, as share_in_words in report/document.py; `part` is left empty where it was just named.
+  // A share of good parts, as share_in_words in report/document.py; `part` is empty if the sentence has already named it.
   function shareInWords(share, part = " good part") {
     if (share <= 0.0005) return `fewer than 1${part} in 2000`;
     if (share >= 0.995) return `every${part || " one"}`;
