@@ -30,7 +30,7 @@ from diffad.teaching.good_pictures import FEWEST, load_normal, readable
 from diffad.teaching.recipe import TrainConfig
 from diffad.teaching.residuals import Observer, copies_of
 from diffad.teaching.robustness import robustness
-from diffad.teaching.statistics import LOOKED, SPOILED
+from diffad.teaching.statistics import LOOKED, SPOILED, Fitted, fit_with
 
 _EXAMPLES = 2  # pictures with an artificial defect of each kind
 _EXAMPLE_SIDE = 512  # px, their longest side
@@ -88,6 +88,29 @@ def teach(
         network, inspector.extractor, inspector.schedule, inspector.pixel_score, inspector.stride
     )
     return study(observer, config, name, good[name], plain=True, tell=tell)
+
+
+def learn(inspector: Inspector, name: str, before: Fitted, picture: Path, turn: Turn = nullcontext) -> Fitted:
+    """Learn one more good picture of a category, in about a second.
+
+    Args:
+        inspector: a model that knows the category.
+        before: the category's statistics with their sums.
+        turn: as in `teach`.
+
+    Raises:
+        DataError: for a picture that cannot be read.
+    """
+    image = read_image(picture, inspector.bits(name, None))
+    tiling = inspector.whole(image, name)
+    (tile,) = tiling.tiles
+    square = to_uint8(tiling.square(image, tile))
+    calls = _Counter(turn, lambda done: None, 1)
+    observer = Observer(
+        _InTurns(inspector.network, calls), inspector.extractor, inspector.schedule,
+        inspector.pixel_score, inspector.stride,
+    )  # fmt: skip
+    return fit_with(observer, before, square, tiling.inside(tile))
 
 
 def changes_borne(
