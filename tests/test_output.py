@@ -211,7 +211,7 @@ def test_a_taken_port_is_told_before_models_are_loaded(tmp_path, monkeypatch, ca
     ([], {"GRADIO_SERVER_PORT": "http"}, "GRADIO_SERVER_PORT is 'http'"),
     (["--host", "192.0.2.1"], {}, "192.0.2.1 is no address of this machine"),
     (["--host", "no such host"], {}, "there is no address no such host"),
-    ([], {"DIFFAD_AUTH": "anna"}, "DIFFAD_AUTH holds a line"),
+    ([], {"DIFFAD_AUTH": "anna"}, "DIFFAD_AUTH contains a line"),
     (["--auth", "absent.txt"], {}, "absent.txt"),
     (["--auth", "latin.txt"], {}, "latin.txt is not a text file"),
     (["--checkpoint", "absent.safetensors"], {}, "absent.safetensors"),

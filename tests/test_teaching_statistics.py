@@ -123,8 +123,8 @@ def test_words_follow_the_numbers():
     changed = robustness([np.full((32, 32, 3), 99, np.uint8)], lambda image: image.mean() < 90)
     for pictures in (forecast, forecast | {"defects": 0}):  # too dark for defects, or not
         said = in_words("bracket", pictures | {"changed": changed})
-        assert "`diffad evaluate`. It does not bear all changes of light" in said
-        assert "1 of 16 changed good pictures rejected (darker). With 6 good" in said
+        assert "`diffad evaluate`. It does not tolerate all changes of light" in said
+        assert "1 of 16 changed good pictures rejected (darker). With only 6 good" in said
     odd = in_words("bracket", forecast | {"unusual": {"a.png": 5.71, "b.png": 4.0}})
     assert "Unusual" in odd and "a.png (5.7), b.png (4.0)" in odd
 

@@ -91,7 +91,7 @@ class Run:
             self.measured = batch.measured(self.rows, self.map_of)
             state = "stopped" if stopped else "done"
         except OutputError:
-            self.reason = "the server's disk is full: free some space"
+            self.reason = "there is no room for more results, the server's disk is full: free some space"
             self._ended = time.time()
             state = "failed"
         except Exception:  # in a thread, nobody else would report it
