@@ -520,7 +520,9 @@ The layout is MVTec's, so that DIR serves train and evaluate. Numbers are for ea
         "open the inspection page in the browser",
         """
 The same address answers programs: named endpoints (see the README) and, without login, GET /health.
-A login is asked for where --auth or the environment variable DIFFAD_AUTH names who may enter.""",
+A login is asked for where --auth or the environment variable DIFFAD_AUTH names who may enter. Roles are
+inspect, correct (verdicts too) and teach (everything; the default).
+Inspections are kept in the workspace: --workspace, else DIFFAD_WORKSPACE, else the user's data folder.""",
     )
     add(
         own,
@@ -531,7 +533,7 @@ A login is asked for where --auth or the environment variable DIFFAD_AUTH names 
         device,
         option("--host", "NAME", str, "address to listen on (default: GRADIO_SERVER_NAME, else 127.0.0.1)"),
         option("--port", "N", whole(1, 65535), "default: GRADIO_SERVER_PORT, else a free one from 7860"),
-        option("--auth", "FILE", _path, "lines user:password, of those who may log in"),
+        option("--auth", "FILE", _path, "lines user:password or user/role:password; see below"),
         option("--data-root", "DIR", _path, "folder below which a batch may read this machine's files"),
         option("--max-upload", "MB", whole(1, 100_000), "largest file that is taken", 200),
         option("--max-storage", "GB", real(0.1, 100_000), "for uploads, results and batches together", 20.0),
@@ -542,6 +544,10 @@ A login is asked for where --auth or the environment variable DIFFAD_AUTH names 
             "largest inspection that is taken; the default takes any picture",
             500,
         ),
+        option("--workspace", "DIR", _path, "where inspections are kept, by one server at a time"),
+        flag("--no-history", "keep nothing"),
+        option("--history-gb", "GB", real(0, 100_000), "drop the oldest inspections beyond it; 0 never", 20.0),
+        option("--history-days", "N", real(0, 100_000), "drop older inspections; 0 never", 0.0),
         flag("--mcp", 'offer the endpoints as tools to language models (pip install "diffad[mcp]")'),
     )
     return parser

@@ -7,10 +7,16 @@ import errno
 import os
 import socket
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffad.cli.common import FINISHED, Refused, default_checkpoint, load_inspector, must_exist
 from diffad.cli.console import say
+
+if TYPE_CHECKING:
+    from diffad.workspace.store import Workspace
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -25,40 +31,65 @@ def serve(arguments: argparse.Namespace) -> int:
     root = arguments.data_root
     if root and not root.is_dir():
         raise Refused(f"there is no folder {root}: --data-root names a folder")
-    from diffad.ui.server import check_mcp, logins, serve
-
     try:
-        if arguments.mcp:
-            check_mcp()
-        if arguments.auth:
-            auth = logins(_text_of(arguments.auth), str(arguments.auth))
-            if not auth:
-                raise ValueError(f"{arguments.auth} is empty: give lines user:password")
-            if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
-                say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
-        else:
-            auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
-        inspectors = {path.stem: load_inspector(arguments, path) for path in paths}
-        if host in ("0.0.0.0", "::") and not auth:
-            say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
-        serve(
-            inspectors,
-            host,
-            port,
-            auth=auth or None,
-            data_root=root,
-            max_upload=arguments.max_upload,
-            max_storage=arguments.max_storage,
-            max_tiles=arguments.max_tiles,
-            mcp=arguments.mcp,
-        )
-    except ValueError as error:  # malformed logins, or no MCP here
+        with _workspace(arguments) as workspace:  # also before any model is loaded
+            _serve(arguments, host, port, paths, workspace)
+    except ValueError as error:  # malformed logins, no MCP here, or a workspace that cannot be used
         raise Refused(str(error)) from error
     except OSError as error:
         if port and "port" in str(error):  # somebody took it meanwhile
             raise Refused(f"port {port} is taken: choose another --port") from error
         raise
     return FINISHED
+
+
+def _serve(
+    arguments: argparse.Namespace, host: str | None, port: int | None, paths: list[Path],
+    workspace: Workspace | None,
+) -> None:  # fmt: skip
+    """Serves until interrupted. Raises ValueError and OSError."""
+    from diffad.ui.server import check_mcp, serve
+    from diffad.workspace.roles import logins
+
+    if arguments.mcp:
+        check_mcp()
+    if arguments.auth:
+        auth = logins(_text_of(arguments.auth), str(arguments.auth))
+        if not auth:
+            raise ValueError(f"{arguments.auth} is empty: give lines user:password or user/role:password")
+        if os.name == "posix" and arguments.auth.stat().st_mode & 0o007:
+            say(f"everybody on this machine may read {arguments.auth}: chmod 600 keeps the passwords")
+    else:
+        auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
+    inspectors = {path.stem: load_inspector(arguments, path) for path in paths}
+    if host in ("0.0.0.0", "::") and not auth:
+        say("everybody who reaches this machine can use the page: --auth FILE asks for a login")
+    serve(
+        inspectors,
+        host,
+        port,
+        auth=auth or None,
+        data_root=arguments.data_root,
+        max_upload=arguments.max_upload,
+        max_storage=arguments.max_storage,
+        max_tiles=arguments.max_tiles,
+        mcp=arguments.mcp,
+        workspace=workspace,
+        history_gb=arguments.history_gb,
+        history_days=arguments.history_days,
+    )
+
+
+@contextmanager
+def _workspace(arguments: argparse.Namespace) -> Iterator[Workspace | None]:
+    """The workspace, open; None if nothing is to be kept. Raises WorkspaceError."""
+    if arguments.no_history:
+        yield None
+        return
+    from diffad.workspace.store import Workspace, default_folder
+
+    with Workspace.open(arguments.workspace or default_folder()) as workspace:
+        yield workspace
 
 
 def _free_address(host: str | None, port: int | None) -> tuple[str | None, int | None]:
