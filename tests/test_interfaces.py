@@ -22,7 +22,6 @@ from PIL import Image
 
 from diffad.inspector import Inspector
 from diffad.ui import serve
-from diffad.ui.server import logins
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "assets" / "samples"
@@ -304,13 +303,6 @@ def test_login_health_and_cleaning_up(inspector: Inspector, tmp_path: Path, monk
         assert not result["is_anomalous"]
         assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-
-
-def test_logins():
-    assert logins("anna:pass:word\n\n bob:x \n", "") == [("anna", "pass:word"), ("bob", "x")]
-    for wrong in ("anna", ":x", "anna:"):
-        with pytest.raises(ValueError, match=r"^the file holds a line that is not user:password"):
-            logins(wrong, "the file")
 
 
 def test_mcp_where_it_is_not_installed(inspector: Inspector, monkeypatch):

@@ -546,7 +546,7 @@ Inspections are kept in the workspace: --workspace, else DIFFAD_WORKSPACE, else 
         ),
         option("--workspace", "DIR", _path, "where inspections are kept, by one server at a time"),
         flag("--no-history", "keep nothing"),
-        option("--history-gb", "GB", real(0, 100_000), "drop the oldest inspections beyond it; 0 never", 20.0),
+        option("--history-gb", "GB", real(0, 100_000), "drop the oldest inspections beyond; 0 never", 20.0),
         option("--history-days", "N", real(0, 100_000), "drop older inspections; 0 never", 0.0),
         flag("--mcp", 'offer the endpoints as tools to language models (pip install "diffad[mcp]")'),
     )

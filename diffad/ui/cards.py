@@ -171,7 +171,11 @@ ENLARGED = """
 </dialog>"""
 
 # What a person says of a verdict: a key, what is said, and its words; corrections.js fills and hears it.
-SAID = {"right": ("Y", "Right"), "good": ("G", "Wrong: it is good"), "defective": ("B", "Wrong: it is defective")}
+SAID = {
+    "right": ("Y", "Right"),
+    "good": ("G", "Wrong: it is good"),
+    "defective": ("B", "Wrong: it is defective"),
+}
 CORRECTION = f"""
 <div class="correction" role="group" aria-label="Is the verdict right?" hidden>
   <span class="quiet">Is it right?</span>{

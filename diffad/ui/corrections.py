@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from diffad.batch import grid_map
 from diffad.ui.access import login
-from diffad.ui.judging import as_judged, is_wanted, limits_of
+from diffad.ui.judging import as_judged, is_wanted, judged, limits_of
 from diffad.ui.keeping import About, Keeping, NotKept, asked_of, record_of, small_map
 from diffad.ui.layout import Components
 from diffad.ui.session import Session, Shown, arguments, misunderstood
@@ -46,7 +47,9 @@ class Corrections:
     def follow(self, answered: gr.events.Dependency) -> None:
         """After each answer says whether it was kept, and what people said of it."""
         if self._keeping is not None:
-            answered.then(self.state, self._session, self._parts.correction, **HIDDEN, trigger_mode="multiple")
+            answered.then(
+                self.state, self._session, self._parts.correction, **HIDDEN, trigger_mode="multiple"
+            )
 
     def kept(self, shown: Shown, judging: Any) -> Future[int] | None:
         """Has a new result kept as the browser will show it.
@@ -90,7 +93,11 @@ class Corrections:
         if entry is None:
             return {}
         may = self._keeping.access.may("correct")
-        return {"turn": shown.request.turn, "id": entry.id, "correction": entry.correction, "may": may}
+        origin = shown.request.origin
+        return {
+            "turn": shown.request.turn, "id": entry.id, "correction": entry.correction, "may": may,
+            "reopened": origin is not None and origin.kept is shown.kept,
+        }  # fmt: skip
 
     def correct(self, event: gr.EventData, session: Session, choices: Any) -> dict[str, Any]:
         """Notes what a person says of the verdict as the browser shows it."""
@@ -103,9 +110,11 @@ class Corrections:
         try:
             number, history = shown.kept.result(PATIENCE), self._keeping.history
             if said:
-                inspection = shown.chosen(choices)
-                record = record_of(inspection, self._about(shown, limits_of(choices)))
-                history.rejudge(number, record, small_map(inspection), login())
+                limits = limits_of(choices)
+                inspection = judged(shown.raw.fused(choices["alpha"], choices["timesteps"]), limits)
+                height, width = inspection.image.shape[:2]
+                record = record_of(inspection.to_dict(), (width, height), self._about(shown, limits))
+                history.rejudge(number, record, small_map(grid_map(inspection)), login())
             history.correct(number, said, login())
         except (NotKept, WorkspaceError, TimeoutError, OSError) as error:
             raise gr.Error(f"The correction could not be kept: {error}.", print_exception=False) from error

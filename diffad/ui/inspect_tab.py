@@ -74,9 +74,7 @@ class InspectTab:
         self._connect_choices()
         self._connect_downloads()
 
-    def inspect_on(
-        self, listen: Callable[..., Any], find: Callable[[gr.EventData], Opened | None]
-    ) -> None:
+    def inspect_on(self, listen: Callable[..., Any], find: Callable[[gr.EventData], Opened | None]) -> None:
         """Inspects a picture whenever an event happens.
 
         Args:
@@ -153,7 +151,10 @@ class InspectTab:
         return session
 
     def answer(
-        self, session: Session, judging: Any, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self,
+        session: Session,
+        judging: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Updates:
         """Answers the newest request. It runs after every request, so nothing that it skips is lost.
 

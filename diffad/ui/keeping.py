@@ -142,22 +142,31 @@ class Keeping:
 
     def _keep(self, inspection: Inspection, about: About) -> int:
         thumbnail = drawing.shrunk(inspection.hatched, THUMBNAIL_PIXELS)
-        return self.history.keep(record_of(inspection, about), about.path, thumbnail, small_map(inspection))
+        height, width = inspection.image.shape[:2]
+        record = record_of(inspection.to_dict(), (width, height), about, inspection.quality)
+        return self.history.keep(record, about.path, thumbnail, small_map(grid_map(inspection)))
 
 
-def record_of(inspection: Inspection, about: About) -> Record:
-    """What is kept of an inspection."""
-    height, width = inspection.image.shape[:2]
+def record_of(
+    result: Mapping[str, Any], size: tuple[int, int], about: About, quality: Mapping[str, float] | None = None
+) -> Record:
+    """What is kept of an inspection.
+
+    Args:
+        result: `Inspection.to_dict`.
+        size: width and height of the picture, px.
+        quality: `Inspection.quality`.
+    """
     return Record.of(
-        inspection.to_dict(), (width, height), about.name, about.model, model_version=about.version,
-        settings={"asked": about.asked, "limits": about.limits}, quality=inspection.quality,
-        source=about.source, who=about.who, time=about.time,
+        result, size, about.name, about.model, model_version=about.version, quality=quality,
+        settings={"asked": about.asked, "limits": about.limits}, source=about.source, who=about.who,
+        time=about.time,
     )  # fmt: skip
 
 
-def small_map(inspection: Inspection) -> np.ndarray:
-    """The fused map, float32 [h, w], small."""
-    return drawing.shrunk(grid_map(inspection).astype(np.float32), MAP_CELLS)
+def small_map(on_grid: np.ndarray) -> np.ndarray:
+    """`batch.grid_map` for the history: float32 [h, w], at most 128 cells a side."""
+    return drawing.shrunk(on_grid.astype(np.float32), MAP_CELLS)
 
 
 def asked_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from diffad import __version__
-from diffad.ui.calls import guard
 from diffad.ui.access import Access
+from diffad.ui.calls import guard
 from diffad.ui.files import GB, PREFIX, Storage
 from diffad.ui.gate import Gate, misunderstood
 from diffad.ui.keeping import Keeping, Limits

@@ -54,7 +54,7 @@
       value = props.value?.turn === undefined ? null : props.value;
       draw();
       if (value && before?.turn === value.turn && before.id === value.id && before.correction !== value.correction)
-        announce({ id: value.id, correction: value.correction, from: "inspect" });
+        announce({ id: value.id, correction: value.correction, from: "inspect", reopened: value.reopened });
     });
     document.addEventListener("diffad:corrected", ({ detail }) => {
       if (detail.from === "inspect" || !value || detail.id !== value.id) return;

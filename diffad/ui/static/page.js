@@ -237,10 +237,10 @@
   }
 
   // The settings that a batch takes over from this tab, in words.
-  function setting(model, category, alpha, low, high, count) {
+  function setting(model, category, alpha, low, high, count, draws, tile, keep) {
     const facts = [`model ${model}`, `category ${category === DEFAULTS.category ? "recognised" : category}`, `α ${alpha}`,
       count > 1 ? `t ${low} to ${high}, ${count} levels` : `t ${low}`, `1 good part in ${Math.round(1 / choices.rate)} rejected`,
-      `1 in ${Math.round(1 / choices.lookRate)} looked at`];
+      `1 in ${Math.round(1 / choices.lookRate)} looked at`, ...(keep ? [] : ["not kept in the history"])];
     return `<p class="quiet">Uses the settings of Inspect: ${diffad.escape(facts.join(" · "))}.</p>`;
   }
 
