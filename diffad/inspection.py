@@ -17,7 +17,8 @@ from diffad.method.regions import Region, find_regions
 from diffad.method.tiling import Tiling, letterboxed
 from diffad.pictures.arrays import F32, U8, Array, Bools
 from diffad.pictures.drawing import hatched
-from diffad.pictures.geometry import Geometry, resize_maps
+from diffad.pictures.geometry import Geometry, resize_maps, to_uint8
+from diffad.pictures.quality import MEASURES, measured
 
 Verdict = Literal["good", "look", "anomalous"]
 VERDICTS: dict[Verdict, tuple[str, str]] = {  # label and symbol
@@ -109,6 +110,16 @@ class Inspection:
     def weights_in_words(self) -> str:
         """The weights of all branches, such as "pixels 4.8 %, features 95.2 %"."""
         return weights_in_words(self.alpha, self._plain is not None)
+
+    @cached_property
+    def quality(self) -> dict[str, float]:
+        """`quality.measured` of the model's square, or the median over a few tiles, by name."""
+        tiling = self._tiling
+        squares = ((tiling.square(self.image, tile), tiling.inside(tile)) for tile in tiling.sample())
+        values = [
+            measured(to_uint8(square).permute(1, 2, 0).numpy(), inside.numpy()) for square, inside in squares
+        ]
+        return dict(zip(MEASURES, np.median(values, axis=0).tolist()))
 
     @property
     def turned(self) -> bool:

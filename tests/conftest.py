@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -63,7 +64,10 @@ def serving() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    kept = tempfile.TemporaryDirectory()  # nothing goes to the user's own history
+    environment = os.environ | {
+        "GRADIO_SERVER_PORT": str(port), "DISPLAY": "", "WAYLAND_DISPLAY": "", "DIFFAD_WORKSPACE": kept.name,
+    }  # fmt: skip
     server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment)
     address = f"http://127.0.0.1:{port}/"
     try:
@@ -80,6 +84,7 @@ def serving() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(20)
+        kept.cleanup()
 
 
 @contextmanager

@@ -224,6 +224,7 @@ def test_serve_hands_over_host_and_port(toy, tmp_path, monkeypatch, capsys):
 
     for name in ("DIFFAD_AUTH", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DIFFAD_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setattr("diffad.ui.server.serve", serve)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -234,11 +235,13 @@ def test_serve_hands_over_host_and_port(toy, tmp_path, monkeypatch, capsys):
     found = [Path("parts.safetensors"), Path("bottle.safetensors")]
     monkeypatch.setattr("diffad.checkpoint.bundled", lambda: found)
     assert main(["serve"]) == 0
+    assert seen.pop("workspace").folder == tmp_path / "workspace"
     limits = {"max_upload": 200, "max_storage": 20.0, "max_tiles": 500}
-    usual = {"auth": None, "data_root": None, "mcp": False, **limits}
+    usual = {"auth": None, "data_root": None, "mcp": False, "history_gb": 20.0, "history_days": 0.0, **limits}
     assert seen == {"models": ["parts", "bottle"], "host": None, "port": None, **usual}
     own = ["--checkpoint", "my/own.safetensors", "--host", "0.0.0.0", "--port", str(port)]
-    assert main(["serve", *own]) == 0
+    assert main(["serve", *own, "--no-history"]) == 0
+    assert seen.pop("workspace") is None
     assert seen == {"models": ["own"], "host": "0.0.0.0", "port": port, **usual}
     assert "--auth" in capsys.readouterr().err  # open to everybody: said, not forbidden
     assert main(["serve", "--port", "99999"]) == 2

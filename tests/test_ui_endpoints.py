@@ -21,7 +21,6 @@ from server_steps import DEFECTIVE, GOOD, MINUTE, ROOT, call, file, served, uplo
 
 from diffad.inspector import Inspector
 from diffad.ui import serve
-from diffad.ui.server import logins
 
 
 @pytest.fixture(scope="module")
@@ -243,13 +242,6 @@ def test_login_health_and_cleaning_up(inspector: Inspector, tmp_path: Path, monk
         assert not result["is_anomalous"]
         assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-
-
-def test_logins():
-    assert logins("anna:pass:word\n\n bob:x \n", "") == [("anna", "pass:word"), ("bob", "x")]
-    for wrong in ("anna", ":x", "anna:"):
-        with pytest.raises(ValueError, match=r"^the file contains a line that is not user:password"):
-            logins(wrong, "the file")
 
 
 def test_mcp_where_it_is_not_installed(inspector: Inspector, monkeypatch):

@@ -11,7 +11,8 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ SENT = 200  # most rows in one answer of `Run.news`
 THUMBNAIL_PIXELS = 96
 OVERLAY_BYTES = 300_000  # rough size of one picture in the zip
 FINISHED = ("done", "stopped", "failed")
+Keep = Callable[[batch.Row, Inspection], "Future[int]"]  # keeps a picture in the history; its id there, soon
 TAKEN_AWAY = {"csv": "CSV", "json": "JSON", "zip": "Everything, zip"}
 
 
@@ -45,7 +47,7 @@ class Run:
 
     def __init__(
         self, model: str, inspector: Inspector, pictures: Mapping[str, Sample], folder: Path,
-        settings: Mapping[str, Any], turns: Turns, storage: files.Storage,
+        settings: Mapping[str, Any], turns: Turns, storage: files.Storage, keep: Keep | None = None,
     ) -> None:  # fmt: skip
         """Starts the run.
 
@@ -55,18 +57,21 @@ class Run:
             pictures: by their names in the batch.
             folder: the run's own folder, in the storage.
             settings: arguments of `Inspector.inspect`.
-            turns: shared by all users of the network.
-            storage: where results are stored.
+            turns: shared with everybody else who uses the network.
+            storage: where the results take up room.
+            keep: None keeps nothing.
         """
         self.id = secrets.token_urlsafe(9)
         self.model, self.inspector, self.pictures, self.settings = model, inspector, pictures, dict(settings)
         self.rows: list[batch.Row] = []
-        self.shared: dict[str, int] = {}  # see `batch.shared_bits`; empty until known
+        self.kept: dict[int, Future[int]] = {}  # by row, the inspection's id in the history
+        self.shared: dict[str, int] = {}  # see `batch.shared_bits`; empty until it is known
         self.state = "running"  # [→ stopping] → measuring → one of FINISHED
         self.reason = "an internal error; see the server's log"  # shown if the run fails
         self.measured: dict[str, dict[str, Any]] = {}
         self.used = files.clock()  # time of last use, s
         self._folder, self._storage, self._max_tiles = folder, storage, turns.max_tiles
+        self._keep = keep
         self._turn = turns.of(caller(), lambda: self.state == "running")
         self._numbers = {name: number for number, name in enumerate(pictures)}
         self._shown: list[dict[str, Any]] = []
@@ -134,6 +139,8 @@ class Run:
             "bad": row.sample.is_anomalous,
         }  # fmt: skip
         if inspection is not None:
+            if self._keep is not None:
+                self.kept[number] = self._keep(row, inspection)
             thumbnail = batch.shown(inspection.hatched, on_grid, self.inspector, row, THUMBNAIL_PIXELS)
             threshold, look = self.beyond(row)
             shown |= {
@@ -182,8 +189,14 @@ class Run:
             },
             "usual": {name: dict(zip(("threshold", "look"), self.usual(name))) for name in categories},
             "measured": self.measured if state in ("stopped", "done") else {},
-            "note": batch.bits_in_words(self.shared),
+            "note": batch.bits_in_words(self.shared), "kept": self._keep is not None,
+            "not_kept": self._not_kept(),
         }  # fmt: skip
+
+    def _not_kept(self) -> str:
+        """What is to be said of pictures that could not be kept in the history."""
+        failed = [why for kept in list(self.kept.values()) if kept.done() and (why := kept.exception())]
+        return f"{len(failed)} not kept in the history: {failed[0]}" if failed else ""
 
     def judged(self, limits: Mapping[str, tuple[float, float]]) -> list[batch.Row]:
         """All rows, judged with other limits.
@@ -191,13 +204,14 @@ class Run:
         Args:
             limits: threshold and look limit by category; other categories keep theirs.
         """
-        rows = []
-        for row in list(self.rows):
-            if not row.error and (changed := limits.get(row.result["category"])) is not None:
-                threshold, look = (limit + more for limit, more in zip(changed, self.beyond(row)))
-                row = batch.rejudged(row, threshold, look, self.map_of)
-            rows.append(row)
-        return rows
+        return [self.judged_row(row, limits) for row in list(self.rows)]
+
+    def judged_row(self, row: batch.Row, limits: Mapping[str, tuple[float, float]]) -> batch.Row:
+        """The same for one row."""
+        if row.error or (changed := limits.get(row.result["category"])) is None:
+            return row
+        threshold, look = (limit + more for limit, more in zip(changed, self.beyond(row)))
+        return batch.rejudged(row, threshold, look, self.map_of)
 
     def file(self, kind: str, limits: Mapping[str, tuple[float, float]]) -> Path:
         """Writes the results to a file.

@@ -17,9 +17,12 @@ from diffad.pictures.reading import DataError
 from diffad.pictures.samples import subfolders
 from diffad.ui import files
 from diffad.ui.batch import TAKEN_AWAY, Run
+from diffad.ui.batch_history import BatchHistory
+from diffad.ui.cards import CORRECTION
 from diffad.ui.inspect_tab import InspectTab
+from diffad.ui.keeping import Keeping
 from diffad.ui.layout import html
-from diffad.ui.session import arguments
+from diffad.ui.session import Opened, arguments
 from diffad.ui.turns import Turns
 
 if TYPE_CHECKING:
@@ -79,6 +82,7 @@ BOARD = f"""
 }</div>
     </div>
     <div class="scroller"><table role="grid" tabindex="0" aria-label="Inspected pictures"></table></div>
+    {CORRECTION}
     <p class="quiet keys">↑ ↓ select a picture; Enter or a click opens it in Inspect. There, ← → lead to its
       neighbours.</p>
   </section>
@@ -90,7 +94,7 @@ class BatchTab:
 
     def __init__(
         self, inspectors: Mapping[str, Inspector], inspect: InspectTab, tab: gr.Tab, turns: Turns,
-        storage: files.Storage, data_root: Path | None = None,
+        storage: files.Storage, data_root: Path | None = None, keeping: Keeping | None = None,
     ) -> None:  # fmt: skip
         """See `page.build_app`.
 
@@ -100,6 +104,7 @@ class BatchTab:
         """
         self._inspectors, self._inspect = inspectors, inspect
         self._turns, self._storage, self._data_root = turns, storage, data_root
+        self._history = None if keeping is None else BatchHistory(keeping)
         self._lay_out()
         self._connect(tab)
 
@@ -134,7 +139,8 @@ class BatchTab:
         self._file = gr.File(visible="hidden", elem_id="batch-file", interactive=False)
 
     def _connect(self, tab: gr.Tab) -> None:
-        settings = self._inspect.parts.settings
+        parts = self._inspect.parts
+        settings = [*parts.settings, parts.keep]
         tab.select(None, settings, self.setting, js=SETTING)
         self._files.upload(self.start_files, [self._files, *settings], [self._board, self._files], **EVENT)
         if self._data_root is not None:
@@ -154,7 +160,10 @@ class BatchTab:
 
         def news(asked: Any) -> dict[str, Any] | None:
             run = self._find(asked)
-            return None if run is None else run.news(counted(asked.get("have")))
+            if run is None:
+                return None
+            may = self._history is not None and self._history.may
+            return run.news(counted(asked.get("have"))) | {"may": may}
 
         def cancel(asked: Any) -> None:
             if run := self._find(asked):
@@ -167,7 +176,14 @@ class BatchTab:
                 return None
             return [len(row.result.get("regions", ())) for row in run.judged(limits_of(asked))]
 
-        return [news, cancel, regions]
+        def say(asked: Any) -> dict[str, Any]:
+            """Corrects a row's verdict."""
+            run = self._find(asked)
+            if run is None or self._history is None:
+                return {"refused": "This batch is no longer on the server: upload it again."}
+            return self._history.say(run, counted(asked.get("index"), -1), asked, limits_of(asked))
+
+        return [news, cancel, regions, say]
 
     def _find(self, asked: Any) -> Run | None:
         run = self._storage.runs.get(str(asked.get("run"))) if isinstance(asked, dict) else None
@@ -192,27 +208,29 @@ class BatchTab:
         return self._start([self._data_root / str(folder)], self._data_root, settings)
 
     def _start(self, paths: Sequence[Path], within: Path | None, settings: Sequence[Any]) -> dict[str, Any]:
-        model, *controls = settings
+        model, *controls, keeps = settings
         inspector, folder = self._inspectors[model], self._storage.batch_folder()
+        chosen = arguments(inspector, *controls)
         try:
             pictures = intake.sources(paths, folder / "pictures", within, self._storage.make_room)
         except DataError as error:
             shutil.rmtree(folder, ignore_errors=True)
             return refusal(str(error))
-        run = Run(
-            model, inspector, pictures, folder, arguments(inspector, *controls), self._turns, self._storage
-        )
+        keep = self._history.keep(model, inspector, chosen) if self._history and keeps else None
+        run = Run(model, inspector, pictures, folder, chosen, self._turns, self._storage, keep)
         self._storage.runs[run.id] = run
         return {"run": run.id}
 
-    def row_picture(self, event: gr.EventData) -> tuple[str, int | None] | None:
-        """The picture of the row that was clicked, for `InspectTab.inspect_on`."""
+    def row_picture(self, event: gr.EventData) -> Opened | None:
+        """The picture of a row that was clicked, as `InspectTab.inspect_on` wants it."""
         run = self._find(event._data)
         if run is not None and 0 <= (index := counted(event._data.get("index"), -1)) < len(run.rows):
             row = run.rows[index]
             with suppress(OSError):
                 data = row.sample.image.read_bytes()
-                return self._storage.keep(data, Path(row.name).name), run.shared.get(row.name)
+                path = self._storage.keep(data, Path(row.name).name)
+                origin = None if self._history is None else self._history.origin(run, index)
+                return Opened(path, run.shared.get(row.name), origin)
         gr.Warning("This picture is no longer on the server: upload the batch again.")
         return None
 

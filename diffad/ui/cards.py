@@ -153,6 +153,23 @@ ENLARGED = """
   <div class="large-profile"></div>
 </dialog>"""
 
+# What a person says of a verdict: a key, what is said, and its words; corrections.js fills and hears it.
+SAID = {
+    "right": ("Y", "Right"),
+    "good": ("G", "Wrong: it is good"),
+    "defective": ("B", "Wrong: it is defective"),
+}
+CORRECTION = f"""
+<div class="correction" role="group" aria-label="Is the verdict right?" hidden>
+  <span class="quiet">Is it right?</span>{
+    "".join(
+        f'<button type="button" class="plain-button" data-correction="{said}" data-key="{key}" '
+        f'aria-keyshortcuts="{key}" aria-pressed="false" title="{words} ({key})">{words}</button>'
+        for said, (key, words) in SAID.items()
+    )
+}<span class="said quiet" role="status"></span>
+</div>"""
+
 SHORTCUTS = """
 <dialog id="shortcuts" aria-label="How to read the page, and its keys">
   <form method="dialog"><h3>How to read this page</h3><button aria-label="Close">✕</button></form>
@@ -171,6 +188,8 @@ SHORTCUTS = """
     <dt><kbd>1</kbd> … <kbd>9</kbd></dt><dd>zoom to a region</dd>
     <dt><kbd>0</kbd></dt><dd>the whole picture</dd>
     <dt><kbd>R</kbd></dt><dd>repair</dd>
+    <dt><kbd>Y</kbd> <kbd>G</kbd> <kbd>B</kbd></dt><dd>the verdict is right; wrong, it is good; wrong, it is
+      defective (again: take it back)</dd>
     <dt><kbd>Space</kbd></dt><dd>play or pause the repair</dd>
     <dt><kbd>D</kbd></dt><dd>what the repair changed</dd>
     <dt><kbd>Esc</kbd></dt><dd>close what is open</dd>

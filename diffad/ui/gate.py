@@ -83,6 +83,7 @@ class Gate:
         if not SERVED.fullmatch(path) or not path.isprintable():
             raise Refusal(404, "There is nothing at this address.")
         person = self._person(request)
+        logins.person.set(person or "")
         if self.blocks.auth is not None and person is None and path.rstrip("/") not in WITHOUT_LOGIN:
             if path != "/":
                 raise Refusal(401, "Log in first.")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,11 @@ from diffad.inspector import SCALE_TOP
 from diffad.method.repair_options import METHODS, RepairOptions
 from diffad.pictures.reading import DataError
 from diffad.ui import cards, downloads, link
+from diffad.ui.corrections import Corrections
 from diffad.ui.files import Storage, room, sentence
+from diffad.ui.keeping import Keeping
 from diffad.ui.layout import AUTO, CANCELLED, WAITING, categories, lay_out
-from diffad.ui.session import Request, Session, Shown, arguments, misunderstood
+from diffad.ui.session import Opened, Request, Session, Shown, arguments, misunderstood
 from diffad.ui.turns import AT_ONCE, Turns, Unwanted, caller, still_waiting
 
 if TYPE_CHECKING:
@@ -54,12 +57,16 @@ class InspectTab:
     Event handlers return the components that they change (`Updates`).
     """
 
-    def __init__(self, inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage) -> None:
+    def __init__(
+        self, inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage,
+        keeping: Keeping | None = None,
+    ) -> None:  # fmt: skip
         """See `page.build_app`."""
         self._inspectors, self._turns, self._storage = inspectors, turns, storage
         self._samples = sample_pictures()
-        self.parts = lay_out(inspectors, self._samples)
+        self.parts = lay_out(inspectors, self._samples, keeps=keeping is not None)
         self._session = gr.State(Session())
+        self._corrections = Corrections(self.parts, self._session, inspectors, keeping)
         buttons = self.parts.download
         self._of_film = [buttons[kind] for kind in downloads.OF_FILM]
         self._of_inspection = [buttons[kind] for kind in ("all", *downloads.OF_INSPECTION)]
@@ -68,20 +75,17 @@ class InspectTab:
         self._connect_choices()
         self._connect_downloads()
 
-    def inspect_on(
-        self, listen: Callable[..., Any], find: Callable[[gr.EventData], tuple[str, int | None] | None]
-    ) -> None:
+    def inspect_on(self, listen: Callable[..., Any], find: Callable[[gr.EventData], Opened | None]) -> None:
         """Inspects a picture whenever an event happens.
 
         Args:
             listen: the component's event, such as `button.click`.
-            find: returns the picture's path and the bit depth of its batch, or None to inspect nothing.
+            find: returns the picture, or None to inspect nothing.
         """
 
         def ask_for(event: gr.EventData, session: Session, turn: float, *settings: Any) -> Any:
             if (picture := find(event)) is not None:
-                path, batch_bits = picture
-                session.ask(turn, path, settings, batch_bits)
+                session.ask(turn, picture.path, settings, picture.batch_bits, picture.origin)
             return session, session.picture
 
         p = self.parts
@@ -120,15 +124,20 @@ class InspectTab:
             p.picture, p.view, p.threshold, p.look, p.player, p.repair, p.stop, *self._of_film,
             *self._of_inspection,
         ]  # fmt: skip
-        event.then(self.answer, self._session, outputs, **NETWORK, show_progress_on=[p.verdict, p.picture])
+        answered = event.then(
+            self.answer, [self._session, p.choices], outputs, **NETWORK,
+            show_progress_on=[p.verdict, p.picture],
+            js="(session) => [session, diffad.judging()]",
+        )  # fmt: skip
+        self._corrections.follow(answered)
 
-    def sample(self, event: gr.EventData) -> tuple[str, None]:
-        """The sample that was clicked, for `inspect_on`."""
+    def sample(self, event: gr.EventData) -> Opened:
+        """The sample that was clicked, as `inspect_on` wants it."""
         name = event._data.get("sample") if isinstance(event._data, dict) else None
         path = next((path for path in self._samples if path.name == name), None)
         if path is None:
             raise misunderstood("there is no such sample")
-        return self._storage.keep(path.read_bytes(), path.name), None
+        return Opened(self._storage.keep(path.read_bytes(), path.name))
 
     def ask_uploaded(self, session: Session, turn: float, path: str | None, *settings: Any) -> Session:
         """Requests an uploaded picture; with None, the picture was removed."""
@@ -138,11 +147,20 @@ class InspectTab:
     def ask_again(self, session: Session, turn: float, *settings: Any) -> Session:
         """Requests the same picture with another model, category, timesteps, draws or tiles."""
         if session.asked is not None:
-            session.ask(turn, session.asked.path, settings, session.asked.batch_bits)
+            before = session.asked
+            session.ask(turn, before.path, settings, before.batch_bits, before.origin)
         return session
 
-    def answer(self, session: Session, progress: gr.Progress = gr.Progress()) -> Updates:  # noqa: B008
-        """Answers the newest request. It runs after every request, so older ones can be skipped."""
+    def answer(
+        self,
+        session: Session,
+        judging: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Updates:
+        """Answers the newest request. It runs after every request, so nothing that it skips is lost.
+
+        judging: what `diffad.judging()` in page.js returned.
+        """
         p = self.parts
         with session.answering:
             request, shown = session.asked, None
@@ -161,6 +179,8 @@ class InspectTab:
             if request is not session.asked:
                 updates = {}
             else:
+                if shown is not None:
+                    shown = replace(shown, kept=self._corrections.kept(shown, judging))
                 session.answered, session.shown, session.film = request, shown, None
             return updates | {p.picture: session.picture}
 

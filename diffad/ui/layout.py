@@ -45,14 +45,15 @@ choice = partial(gr.Dropdown, filterable=False)
 class Components:
     """The components that events on the Inspect tab read and change.
 
-    choices, link and turn carry the browser's own state along with an event (page.js fills them in). file
-    carries a download to the browser.
+    choices, link, turn: carry the browser's own state along with an event; page.js fills them in. keep:
+    whether inspections are kept. file: a download on its way to the browser.
     """
 
     choices: gr.JSON
     link: gr.JSON
     turn: gr.JSON
     picture: gr.Image
+    keep: gr.Checkbox
     cancel: gr.Button
     samples: gr.HTML
     model: gr.Dropdown
@@ -75,6 +76,7 @@ class Components:
     stop: gr.Button
     method: gr.Dropdown
     verdict: gr.HTML
+    correction: gr.HTML
     opacity: gr.Slider
     colormap: gr.Dropdown
     view: gr.HTML
@@ -101,18 +103,19 @@ def categories(inspector: Inspector) -> list[tuple[str, str]]:
     return [("recognise it", AUTO), *((name, name) for name in inspector.categories)]
 
 
-def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> Components:
+def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path], keeps: bool = False) -> Components:
     """Creates the components inside the current `gr.Blocks`.
 
     Args:
-        inspectors: by their names in the model list; the first is the default.
-        samples: pictures offered below the upload.
+        inspectors: by the names that people choose from; the first is the default.
+        samples: pictures offered beside the upload.
+        keeps: whether there is a history.
     """
     first = next(iter(inspectors.values()))
     carried: dict[str, Any] = {name: gr.JSON(visible="hidden") for name in ("choices", "link", "turn")}
     with gr.Row(elem_id="page", equal_height=False):
         with gr.Column(elem_id="controls", min_width=280):
-            picture = _picture(inspectors, samples)
+            picture = _picture(inspectors, samples, keeps)
             scoring = _scoring(first.timesteps)
             repair = _repair_settings()
         with gr.Column(elem_id="results"):
@@ -128,14 +131,18 @@ def lay_out(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> Com
                         "all": button("Download all", elem_id="download-all"),
                         "report": _download("report"),
                     }
+                correction = html(
+                    None, html_template=cards.CORRECTION, elem_id="correction", visible=keeps,
+                    js_on_load="diffad.correction(element, props, watch, trigger)  // 'submit'",
+                )  # fmt: skip
             with gr.Row(elem_id="middle", equal_height=True):
                 view = _view(download)
                 _evidence()
             player = _repair(download)
     file = gr.File(visible="hidden", elem_id="file", interactive=False)
     return Components(
-        **carried, **picture, **scoring, **repair, verdict=verdict, **view, player=player,
-        download=download, file=file,
+        **carried, **picture, **scoring, **repair, verdict=verdict, correction=correction, **view,
+        player=player, download=download, file=file,
     )  # fmt: skip
 
 
@@ -143,7 +150,7 @@ def _download(kind: str) -> gr.Button:
     return button((downloads.OF_INSPECTION | downloads.OF_FILM)[kind], elem_id=f"download-{kind}")
 
 
-def _picture(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> dict[str, Any]:
+def _picture(inspectors: Mapping[str, Inspector], samples: Sequence[Path], keeps: bool) -> dict[str, Any]:
     names = list(inspectors)
     with gr.Column(elem_classes="card", elem_id="picture-card"):
         html("<h3>Picture</h3>")
@@ -163,6 +170,9 @@ def _picture(inspectors: Mapping[str, Inspector], samples: Sequence[Path]) -> di
             ),
             "category": choice(
                 categories(inspectors[names[0]]), value=AUTO, label="Category", elem_id="category"
+            ),
+            "keep": gr.Checkbox(
+                True, label="Keep in history", visible=keeps, elem_id="keep", container=False
             ),
         }  # fmt: skip
 

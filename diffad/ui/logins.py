@@ -18,6 +18,7 @@ FORGOTTEN = 3600.0  # s after the last wrong login
 REMEMBERED = 4096  # users and addresses
 
 address: ContextVar[str] = ContextVar("address", default="")  # of the request being answered
+person: ContextVar[str] = ContextVar("person", default="")  # logged in, who sent it; empty if nobody is
 
 
 class Logins:

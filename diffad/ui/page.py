@@ -1,4 +1,4 @@
-"""The page: its header, its two tabs and its dialogs."""
+"""The page: its header, its tabs and its dialogs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from diffad.ui import cards, link
 from diffad.ui.batch_tab import SETTING, BatchTab
 from diffad.ui.endpoints import Endpoints
 from diffad.ui.files import Storage
+from diffad.ui.history_tab import HistoryTab
 from diffad.ui.inspect_tab import LIVE, InspectTab
+from diffad.ui.keeping import Keeping
 from diffad.ui.layout import html
 from diffad.ui.turns import Turns
 
@@ -21,15 +23,17 @@ if TYPE_CHECKING:
 
 
 def build_app(
-    inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage, data_root: Path | None = None
-) -> gr.Blocks:
+    inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage, data_root: Path | None = None,
+    keeping: Keeping | None = None,
+) -> gr.Blocks:  # fmt: skip
     """The page as Gradio blocks, ready for `server.serve`.
 
     Args:
         inspectors: by their names in the model list; the first is the default.
         turns: shared by all users of the network.
         storage: for uploads and results.
-        data_root: the folder on the server below which batches may read files; with None, only uploads.
+        data_root: the folder on the server below which a batch may read files; None allows uploads only.
+        keeping: the history; None keeps nothing, and there is no such tab.
 
     Raises:
         ValueError: There is no model.
@@ -41,15 +45,20 @@ def build_app(
         header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Inspect", id="inspect"):
-                inspect = InspectTab(inspectors, turns, storage)
+                inspect = InspectTab(inspectors, turns, storage, keeping)
             with gr.Tab("Batch", id="batch", render_children=True) as tab:
-                batch = BatchTab(inspectors, inspect, tab, turns, storage, data_root)
-        # Outside the tabs, because a hidden tab hides its dialogs too.
+                batch = BatchTab(inspectors, inspect, tab, turns, storage, data_root, keeping)
+            if keeping is not None:
+                with gr.Tab("History", id="history", render_children=True) as tab:
+                    HistoryTab(inspectors, inspect, tab, storage, keeping)
+        # Beside the tabs, because a hidden tab hides its dialogs too.
         html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p = inspect.parts
         p.model.change(lambda model: cards.header(inspectors[model]), p.model, header, **LIVE)
-        _open_link(app, inspectors, inspect).then(None, p.settings, batch.setting, js=SETTING)
+        _open_link(app, inspectors, inspect).then(None, [*p.settings, p.keep], batch.setting, js=SETTING)
         Endpoints(inspectors, turns, storage)
+        if keeping is not None:
+            app.load(None, None, p.keep, js="() => diffad.keeps()")
     return app
 
 

@@ -22,12 +22,17 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from diffad import __version__
+from diffad.ui.access import Access
 from diffad.ui.calls import guard
 from diffad.ui.files import GB, PREFIX, Storage
 from diffad.ui.gate import Gate, misunderstood
+from diffad.ui.keeping import Keeping, Limits
 from diffad.ui.logins import Logins
 from diffad.ui.page import build_app
 from diffad.ui.turns import Turns
+from diffad.workspace.history import History
+from diffad.workspace.roles import Login, logins
+from diffad.workspace.store import Workspace
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector
@@ -35,11 +40,11 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).with_name("static")
 # Each script uses only those before it.
 SCRIPTS = (
-    "words", "elements", "scores", "page", "page_input", "viewer", "verdict", "evidence", "player",
-    "measured", "batch_chart", "batch_table", "batch",
+    "words", "elements", "scores", "page", "page_input", "corrections", "viewer", "verdict", "evidence",
+    "player", "measured", "batch_chart", "batch_table", "batch", "brush", "history_detail", "history",
 )  # fmt: skip
-STYLES = ("page", "batch")
-THREADS = 120  # most of them wait for their turn
+STYLES = ("page", "batch", "history")
+THREADS = 120  # most of them only wait for their turn
 SWEPT_EVERY = 600.0  # s
 
 
@@ -64,12 +69,15 @@ def serve(
     port: int | None = None,
     open_browser: bool | None = None,
     block: bool = True,
-    auth: Sequence[tuple[str, str]] | None = None,
+    auth: Sequence[Login | tuple[str, str]] | None = None,
     data_root: Path | None = None,
     max_upload: int = 200,
     max_storage: float = 20,
     max_tiles: int = 500,
     mcp: bool = False,
+    workspace: Workspace | None = None,
+    history_gb: float = 20,
+    history_days: float = 0,
 ) -> gr.Blocks:
     """Serves the page and its endpoints for these models until interrupted.
 
@@ -81,13 +89,16 @@ def serve(
         port: None for GRADIO_SERVER_PORT, otherwise the first free one from 7860.
         open_browser: whether to open a browser; None if there is a display.
         block: False to return at once; the app has `local_url` and `close()`.
-        auth: users as (name, password); None for the lines user:password of DIFFAD_AUTH. Without users, no
-            login is required.
+        auth: who may log in, and what for; (user, password) may do everything. None for the lines of
+            DIFFAD_AUTH (`roles.logins`), and no login if there are none.
         data_root: see `page.build_app`.
         max_upload: largest file, MB.
         max_storage: GB of uploads, results and batches together.
-        max_tiles: most tiles of one inspection.
-        mcp: whether to offer the endpoints as tools to language models.
+        max_tiles: of one inspection.
+        mcp: whether the endpoints are also tools for language models.
+        workspace: where inspections are kept; closed by whoever opened it. None keeps nothing.
+        history_gb: GB of inspections that are kept; 0 for no limit.
+        history_days: how long they are kept; 0 for ever.
 
     Raises:
         OSError: The given port is taken.
@@ -97,10 +108,15 @@ def serve(
         check_mcp()
     if auth is None:
         auth = logins(os.environ.get("DIFFAD_AUTH", ""), "DIFFAD_AUTH")
+    accounts = [each if isinstance(each, Login) else Login(*each) for each in auth]
+    keeping = None
+    if workspace is not None:
+        keeping = Keeping(History(workspace), Access(accounts), Limits.of(history_gb, history_days))
+        atexit.register(keeping.close)
     storage = Storage(uploads_parent(), round(max_storage * GB))
     atexit.register(storage.close)
     os.environ["GRADIO_TEMP_DIR"] = str(storage.files)
-    app = build_app(inspectors, Turns(max_tiles), storage, data_root)
+    app = build_app(inspectors, Turns(max_tiles), storage, data_root, keeping)
     guard(app)
     if open_browser is None:
         open_browser = has_display()
@@ -124,14 +140,14 @@ def serve(
         css_paths=[STATIC / f"{name}.css" for name in STYLES],
         favicon_path=STATIC / "favicon.svg",
         head="".join(f"<script>{script}</script>" for script in scripts),
-        auth=Logins(auth) if auth else None,
+        auth=Logins([(each.user, each.password) for each in accounts]) if accounts else None,
         mcp_server=mcp,
         show_error=True,
         app_kwargs={
             "routes": [health(app, inspectors)],
             "exception_handlers": {RequestValidationError: misunderstood},
             "middleware": [Middleware(Gate, blocks=app, storage=storage)],
-            "lifespan": tidying(app, storage),
+            "lifespan": tidying(app, storage, keeping),
             "openapi_url": None,  # FastAPI's; the endpoints are described in Gradio's
         },
         _frontend=False,  # Gradio would give up if a busy machine did not answer within 3 s
@@ -141,17 +157,19 @@ def serve(
         raise ValueError(f"MCP cannot be served: {app.mcp_error}")
     print(f"diffad: {app.local_url} (Ctrl+C ends it)", file=sys.stderr, flush=True)
     if block:
-        _wait(app, storage)
+        _wait(app, storage, keeping)
     return app
 
 
-def _wait(app: gr.Blocks, storage: Storage) -> None:
-    """Waits until the server is interrupted, then deletes its files."""
+def _wait(app: gr.Blocks, storage: Storage, keeping: Keeping | None) -> None:
+    """Returns once the server is interrupted, and leaves no files behind."""
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     app.block_thread()
     app.close(verbose=False)
-    storage.close()  # now, because an open page may delay the end of the server
+    if keeping is not None:
+        keeping.close()
+    storage.close()  # at once, because a page that is still open may delay the end of the server
 
 
 def uploads_parent() -> Path:
@@ -161,13 +179,15 @@ def uploads_parent() -> Path:
     return above[-1] if above else given
 
 
-def tidying(app: gr.Blocks, storage: Storage) -> Any:
-    """The server's lifespan: deletes old files regularly, and all files at the end."""
+def tidying(app: gr.Blocks, storage: Storage, keeping: Keeping | None = None) -> Any:
+    """The server's lifespan: deletes what is old now and then, and all its own files at the end."""
 
     async def sweep() -> None:
         while True:
             await asyncio.sleep(SWEPT_EVERY)
             await anyio.to_thread.run_sync(storage.sweep)
+            if keeping is not None:
+                await anyio.to_thread.run_sync(keeping.tidy)
             for paths in app.temp_file_sets:  # where Gradio would collect every file's name
                 paths.clear()
 
@@ -178,6 +198,8 @@ def tidying(app: gr.Blocks, storage: Storage) -> Any:
             yield
         finally:
             task.cancel()
+            if keeping is not None:  # while the pictures are still there
+                await anyio.to_thread.run_sync(keeping.close)
             storage.close()
 
     return lifespan
@@ -206,28 +228,6 @@ def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
         })  # fmt: skip
 
     return Route("/health", answer)
-
-
-def logins(lines: str, source: str) -> list[tuple[str, str]]:
-    """Parses lines user:password.
-
-    Args:
-        lines: the lines.
-        source: where they come from, for the error message.
-
-    Returns:
-        The users and passwords.
-
-    Raises:
-        ValueError: A line has another form. The message does not show it, because it may contain a password.
-    """
-    found = []
-    for line in filter(None, map(str.strip, lines.splitlines())):
-        user, colon, password = line.partition(":")
-        if not (user and colon and password):
-            raise ValueError(f"{source} contains a line that is not user:password: correct it")
-        found.append((user, password))
-    return found
 
 
 def has_display() -> bool:

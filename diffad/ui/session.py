@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -21,13 +22,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """An inspection in the history whose picture is opened again."""
+
+    kept: Future[int]  # its id
+    model: str
+    asked: Mapping[str, Any]  # see `keeping.asked_of`
+
+
+class Opened(NamedTuple):
+    """A picture to inspect.
+
+    Attributes:
+        path: of the picture.
+        batch_bits: of the batch that it belongs to.
+        origin: where it was inspected before.
+    """
+
+    path: str
+    batch_bits: int | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """A request to inspect a picture."""
 
     turn: int  # number of the request, from the browser
     path: str | None  # None: the picture was removed
     settings: tuple[Any, ...]  # values of `Components.settings`
-    batch_bits: int | None = None  # bit depth of the batch that the picture was opened from
+    batch_bits: int | None = None  # of the batch that the picture was opened from
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,7 @@ class Shown:
     raw: Inspection
     model: str
     request: Request
+    kept: Future[int] | None = None  # its id in the history; None if it is not to be kept
 
     @property
     def name(self) -> str:
@@ -79,13 +105,14 @@ class Session:
         return None if self.asked is None else self.asked.path
 
     def ask(
-        self, turn: Any, path: str | None, settings: tuple[Any, ...], batch_bits: int | None = None
-    ) -> None:
-        """Records a request unless a newer one has already arrived; this also ends a running repair."""
+        self, turn: Any, path: str | None, settings: tuple[Any, ...], batch_bits: int | None = None,
+        origin: Origin | None = None,
+    ) -> None:  # fmt: skip
+        """Records a request unless a newer one arrived first. A running repair ends by itself."""
         if type(turn) not in (int, float) or not 0 <= turn < 1e15:
             raise misunderstood("turn is a number")
         if self.asked is None or turn > self.asked.turn:
-            self.asked, self.film = Request(int(turn), path, settings, batch_bits), None
+            self.asked, self.film = Request(int(turn), path, settings, batch_bits, origin), None
 
     def wants(self, request: Request) -> bool:
         """Whether this request is the newest one and not yet answered."""

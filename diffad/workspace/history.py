@@ -24,6 +24,7 @@ _EVERYTHING = Filter()
 _CHUNK = 500  # values in one query
 _CORRECTED = ("correction", "corrected_at", "corrected_by", "mask")
 _CORRECTING = ("correct", "undo")
+_JUDGED = ("score", "threshold", "look_threshold", "verdict", "rate", "settings", "regions")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,12 @@ class History:
         with self.workspace.reading() as db:
             return [CategoryCount(*row) for row in db.execute(query)]
 
+    def people(self) -> list[str]:
+        """Everybody whose inspections are kept, by name; empty names left out."""
+        with self.workspace.reading() as db:
+            rows = db.execute("SELECT DISTINCT who FROM inspections WHERE who != '' ORDER BY who")
+            return [who for (who,) in rows]
+
     def counts(self) -> Counts:
         """What the workspace holds."""
         with self.workspace.reading() as db:
@@ -204,6 +211,24 @@ class History:
             said = (correction, time.time(), who, name) if correction else ("", None, "", "")
             self._set_correction(entry, dict(zip(_CORRECTED, said)), "correct", who)
             return self._existing(id)
+
+    def rejudge(self, id: int, record: Record, anomaly_map: np.ndarray, who: str) -> None:
+        """Judges an inspection as a record of the same picture does, such as by other limits.
+
+        Args:
+            anomaly_map: as for `keep`.
+        """
+        with self.workspace.lock:
+            entry = self._existing(id)
+            before, after = ({name: row_of(each)[name] for name in _JUDGED} for each in (entry, record))
+            if before == after:
+                return
+            files.put(files.map_path(self._folder, entry.token), files.half_precision(anomaly_map))
+            with self.workspace.writing() as db:
+                settings = ", ".join(f"{name} = ?" for name in _JUDGED)
+                db.execute(f"UPDATE inspections SET {settings} WHERE id = ?", [*after.values(), id])
+                told = [{name: each[name] for name in _JUDGED[:4]} for each in (before, after)]
+                events.add(db, who, "rejudge", id, dict(zip(("before", "after"), told)))
 
     def undo(self, id: int, who: str) -> Entry:
         """Takes back the latest correction; or, if that was taken back already, makes it again.

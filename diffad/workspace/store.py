@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ class WorkspaceError(ValueError):
 
 
 def default_folder() -> Path:
-    """Where a user's workspace lies if no folder is given."""
+    """Where a user's workspace lies if no folder is given: DIFFAD_WORKSPACE, else the user's data folder."""
+    if given := os.environ.get("DIFFAD_WORKSPACE"):
+        return Path(given)
     from platformdirs import user_data_dir
 
     return Path(user_data_dir("diffad", appauthor=False))

@@ -21,7 +21,8 @@
 
   function batch(root, props, watch, trigger, server) {
     const find = (selector) => root.querySelector(selector);
-    const table = diffad.batchTable(root, { open, changed: paint });
+    const table = diffad.batchTable(root, { open, changed: paint, drawn: offer });
+    const buttons = diffad.correctionButtons(root, say);
     const chart = diffad.batchChart(find(".chart"), { limits: () => limitsOf(view.category), move: moveLimit });
     let run = null; // what is known of the batch: { id, rows, by, usual, … }, see news in batch.py
     let view = null; // how the person looks at it
@@ -174,6 +175,28 @@
       strip();
     }
 
+    // What a person says of the selected row. The server is told the limits by which the row is judged now.
+    function offer() {
+      const row = run?.kept && view.selected !== null ? run.rows[view.selected] : null;
+      buttons.show(row && !row.error ? { verdict: row.verdict, correction: row.correction ?? "", may: run.may } : null);
+    }
+    async function say(correction) {
+      const [asked, row] = [run, run.rows[view.selected]];
+      const answer = await server.say({ run: asked.id, index: row.index, correction, limits: changedLimits() });
+      if (run !== asked) return;
+      if (answer?.id === undefined) return describe(answer?.refused ?? "The server did not answer: please press again.");
+      [row.id, row.correction] = [answer.id, answer.correction];
+      diffad.announce({ id: row.id, correction: row.correction, from: "batch" });
+      table.draw(run, view);
+    }
+    document.addEventListener("diffad:corrected", ({ detail: { id, correction, from, reopened } }) => {
+      if (!run || from === "batch") return;
+      const row = from === "inspect" && reopened && view.open !== null ? run.rows[view.open] : run.rows.find((each) => each.id === id);
+      if (!row) return;
+      [row.id, row.correction] = [id, correction];
+      table.draw(run, view);
+    });
+
     function showMessage(title, facts = "") {
       paint();
       find(".batch-summary h2").textContent = title;
@@ -201,8 +224,9 @@
       const noted = count((row) => row.notes?.length);
       if (noted) facts.push(`${noted} with a note`);
       find(".facts").textContent = facts.join(" · ");
-      find(".batch-note").hidden = !run.note;
-      find(".batch-note").textContent = run.note ?? "";
+      const note = [run.note, run.not_kept && `${run.not_kept}.`].filter(Boolean).join(" ");
+      find(".batch-note").hidden = !note;
+      find(".batch-note").textContent = note;
     }
 
     function progress() {

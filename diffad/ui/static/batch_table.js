@@ -19,8 +19,8 @@
   const isStale = (row) => Math.abs(row.mapLimit - row.countedAt) > 1e-9;
   const cell = (name, ...children) => element("td", { className: name }, ...children);
 
-  // open(index): a row was chosen; changed(): another filter was.
-  function batchTable(root, { open, changed }) {
+  // open(index): a row was chosen; changed(): another filter was; drawn(): the rows are drawn, perhaps with another chosen.
+  function batchTable(root, { open, changed, drawn }) {
     const [table, scroller] = [root.querySelector("table"), root.querySelector(".scroller")];
     const [headers, body] = [element("tr"), element("tbody")];
     table.append(element("thead", {}, headers), body);
@@ -102,6 +102,7 @@
       const id = view.selected === null ? null : `batch-row-${view.selected}`;
       if (id && inSight.some((row) => row.id === id)) table.setAttribute("aria-activedescendant", id);
       else table.removeAttribute("aria-activedescendant");
+      drawn();
     }
 
     // A row's element is made once; only what changes in it is written again.
@@ -111,14 +112,15 @@
       tr.setAttribute("aria-rowindex", place + 2);
       tr.setAttribute("aria-selected", row.index === view.selected);
       const regions = row.error ? "" : hasRegions(row) ? String(row.recount || (isStale(row) ? "…" : 0)) : "–";
-      const state = [row.verdict, regions, isStale(row), row.wrong, row.limit, row.look].join();
+      const state = [row.verdict, regions, isStale(row), row.wrong, row.limit, row.look, row.correction].join();
       if (tr.dataset.now === state) return tr;
       tr.dataset.now = state;
       tr.dataset.verdict = row.verdict;
       const find = (name) => tr.querySelector(`.${name}`);
       const [word, mark] = row.error ? ["not read", "–"] : diffad.verdicts[row.verdict];
       find("verdict").firstElementChild.replaceChildren(element("i", {}, mark), element("span", {}, ` ${word.toLowerCase()}`));
-      find("verdict").lastElementChild.textContent = row.wrong ? (row.bad ? "missed" : "false alarm") : "";
+      find("verdict").lastElementChild.textContent = [row.wrong ? (row.bad ? "missed" : "false alarm") : "",
+        { right: "said to be right", good: "said to be good", defective: "said: defective" }[row.correction]].filter(Boolean).join(" · ");
       if (row.error) return tr;
       // The threshold is in the middle of the meter.
       const share = 0.5 + (row.score - row.limit) / (2 * Math.max(Math.abs(row.limit), 1e-6));

@@ -236,11 +236,11 @@
     history.replaceState(history.state, "", text ? `?${text}` : location.pathname);
   }
 
-  // The settings of this tab that a batch uses, in words.
-  function setting(model, category, alpha, low, high, count) {
+  // The settings that a batch takes over from this tab, in words.
+  function setting(model, category, alpha, low, high, count, draws, tile, keep) {
     const facts = [`model ${model}`, `category ${category === DEFAULTS.category ? "recognised" : category}`, `α ${alpha}`,
       count > 1 ? `t ${low} to ${high}, ${count} levels` : `t ${low}`, `1 good part in ${Math.round(1 / choices.rate)} rejected`,
-      `1 in ${Math.round(1 / choices.lookRate)} looked at`];
+      `1 in ${Math.round(1 / choices.lookRate)} looked at`, ...(keep ? [] : ["not kept in the history"])];
     return `<p class="quiet">Uses the settings of Inspect: ${diffad.escape(facts.join(" · "))}.</p>`;
   }
 
@@ -269,9 +269,20 @@
     choices: () => ({
       alpha: choices.alpha, opacity: choices.opacity, colormap: choices.colormap,
       timesteps: part?.maps ? choices.chosen.map((k) => part.timesteps[k]) : [],
-      turn: part?.turn, own: choices.threshold !== null, rate: choices.rate, lookRate: choices.lookRate,
+      turn: part?.turn, own: choices.threshold !== null, ownLook: choices.look !== null, rate: choices.rate, lookRate: choices.lookRate,
       ...(part?.maps ? limits() : { threshold: null, look: null }),
     }),
+    // How the next part will be judged, and whether it is to be kept (judging.py).
+    judging: () => ({
+      keep: diffad.keeps(), rate: choices.rate, lookRate: choices.lookRate, own, first: last ? null : ownLimits(),
+      last: part?.maps ? { kind: kind(last), timesteps: last.timesteps, chosen: choices.chosen.map((k) => last.timesteps[k]) } : null,
+    }),
+    // Judges the next part as one was judged before; off: its timesteps that did not count.
+    judgeAgain: (model, category, { alpha, off, ...limits }) => {
+      Object.assign(choices, { alpha });
+      linked.off = off;
+      judgeBy({ model, category }, limits);
+    },
     // The maps' values at a point (fractions of the picture).
     valuesAt: ([x, y]) => {
       const i = Math.min(part.height - 1, Math.floor(y * part.height)) * part.width + Math.min(part.width - 1, Math.floor(x * part.width));
