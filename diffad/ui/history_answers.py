@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from diffad.inspector import SCALE_TOP
 from diffad.pictures import drawing
 from diffad.pictures.reading import DataError, read_image
+from diffad.report.rendering import data_uri
 from diffad.ui import cards
 from diffad.ui.layout import AUTO
 from diffad.workspace.events import Event
@@ -190,10 +191,10 @@ def _picture(history: History, entry: Entry) -> tuple[str, list[int]]:
     except (DataError, OSError, TypeError):
         with suppress(OSError), Image.open(history.thumbnail_path(entry)) as small:
             shown = np.asarray(small.convert("RGB"))
-            return cards.data_uri(shown, "webp"), [shown.shape[1], shown.shape[0]]
+            return data_uri(shown, "webp", 80), [shown.shape[1], shown.shape[0]]
         return "", [1, 1]
     height, width = image.shape[:2]
-    return cards.data_uri(np.asarray(drawing.shrunk(image, SHOWN_PIXELS), np.uint8), "jpeg"), [width, height]
+    return data_uri(np.asarray(drawing.shrunk(image, SHOWN_PIXELS), np.uint8), "jpeg", 92), [width, height]
 
 
 def _map(history: History, entry: Entry) -> dict[str, Any] | None:
@@ -217,7 +218,7 @@ def _mask(history: History, entry: Entry) -> str | None:
     if path is None:
         return None
     with suppress(OSError), Image.open(path) as mask:
-        return cards.data_uri(np.asarray(drawing.shrunk(np.asarray(mask), SHOWN_PIXELS), np.uint8), "png")
+        return data_uri(np.asarray(drawing.shrunk(np.asarray(mask), SHOWN_PIXELS), np.uint8), "png", 1)
     return None
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffad.pictures import drawing
 from diffad.pictures.quality import MEASURES
-from diffad.report.rendering import inline_svg
+from diffad.report.rendering import data_uri, inline_svg
 from diffad.ui import cards
 from diffad.workspace.drift import Drift, Reference, category_drift
 from diffad.workspace.history import History
@@ -68,7 +68,7 @@ def _reference(category: str, inspector: Inspector | None) -> Reference:
     if inspector is None:
         return Reference(np.zeros(0), None)
     quality = inspector.profiles[category].quality
-    return Reference(inspector.good_scores(category), None if quality is None else np.array(quality))
+    return Reference(inspector.scorer(category).good, None if quality is None else np.array(quality))
 
 
 def _charts(found: Drift) -> list[tuple[str, Markup]]:
@@ -210,6 +210,6 @@ def _heat(history: History, category: str, found: Summary, since: float | None, 
     drawn = drawing.overlay(large, heat, max(float(heat.max()), 1e-6), opacity=0.8, contour=False)
     words = f"{cards.plural(found.regions, 'region')}, at most {found.heat.max():.0f} at one place"
     return (
-        f'<figure><img alt="Where the defects lie" src="{cards.data_uri(drawn, "webp")}">'
+        f'<figure><img alt="Where the defects lie" src="{data_uri(drawn, "webp", 80)}">'
         f'<figcaption class="quiet">Where they lie: {words}</figcaption></figure>'
     )

@@ -149,8 +149,9 @@ class Taught:
                 (new / "good").mkdir(parents=True)
                 kept = {_put(path, new / "good"): shown for shown, path in pictures.items()}
                 save_sums(new / "sums-1.safetensors", fitted.sums)
+                version = 1 + max((_version(each) for each in old), default=0)
                 says = {
-                    **about, "pictures": kept, "version": 1 + max((_version(each) for each in old), default=0),
+                    **about, "pictures": kept, "version": version,
                     "time": time.time(), "who": who, "model": inspector.name, "sums": 1,
                 }  # fmt: skip
                 cell = inspector.extractor.cell
