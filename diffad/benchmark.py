@@ -121,7 +121,7 @@ def beside(
 
 
 @contextmanager
-def _busy_loops(count: int) -> Iterator[None]:
+def _busy_loops(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Keep `count` processes computing while the context is open, or until this process ends."""
     loops: list[subprocess.Popen[bytes]] = []
     try:
@@ -129,7 +129,7 @@ def _busy_loops(count: int) -> Iterator[None]:
             loops.append(subprocess.Popen([sys.executable, "-S", "-c", _BUSY, str(os.getpid())]))
         if loops:
             time.sleep(0.2)  # time to start
-        yield
+        yield loops
     finally:
         for loop in loops:
             loop.kill()

@@ -205,7 +205,7 @@ def test_a_calibration_takes_maps_from_the_gpu_and_lies_on_the_cpu(gpu):
 
 def test_a_category_is_learned_on_the_gpu_and_kept_on_the_cpu(gpu, monkeypatch):
     monkeypatch.setattr(profiles, "SPOILED", 1)
-    monkeypatch.setattr(profiles, "_LOOKED", 2)
+    monkeypatch.setattr(profiles, "LOOKED", 2)
     monkeypatch.setattr(profiles, "CALIBRATION_TIMESTEPS", (0, *TIMESTEPS))
     profile = profiles.fit_profile(gpu.network, gpu.extractor, gpu.schedule, pictures(1), pictures(2))
     kept = profile.gaussian.mean, profile.residual.codes, profile.perceptual.scale

@@ -43,6 +43,7 @@ def inspection(height: int = 64, width: int = 64, timesteps: tuple[int, ...] = (
         "alpha": 0.5,
     }
     made = SimpleNamespace(**{**values, **changes})
+    made.hatched = made.image
     made.verdict = verdict_for(made.score, made.threshold, made.look_threshold)
     made.map_limit = map_limit_for(made.verdict, made.threshold, made.look_threshold, made.anomaly_map)
     return made

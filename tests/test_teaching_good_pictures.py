@@ -21,7 +21,7 @@ from diffad.teaching.categories import learned_before
 from diffad.teaching.forecast import in_words
 from diffad.teaching.good_pictures import load_normal, normal_paths, readable, split_held_out, told_apart
 from diffad.teaching.residuals import copies_of
-from diffad.teaching.statistics import fit_profile
+from diffad.teaching.statistics import fit
 from diffad.teaching.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_statistics")
@@ -98,16 +98,16 @@ def test_changed_pictures_are_called_held_out_only_if_nothing_was_learned_from_t
     name = CATEGORIES[0]
     data, fitted, judged = [small_parts / name], [], []
 
-    def fit(network, extractor, schedule, used, held, inside, **settings):
+    def observed(observer, used, held, inside, **settings):
         fitted.append(torch.cat([used, held]))
         assert len(inside) == len(fitted[-1])
-        return fit_profile(network, extractor, schedule, used, held, inside, **settings)
+        return fit(observer, used, held, inside, **settings)
 
     def read(path, bits):
         judged.append(path)
         return read_image(path, bits)
 
-    monkeypatch.setattr("diffad.teaching.categories.fit_profile", fit)
+    monkeypatch.setattr("diffad.teaching.categories.fit", observed)
     monkeypatch.setattr("diffad.teaching.robustness.read_image", read)
     found = []
     for stressed in (1, 2):  # of four that are held out: three times one, not three times two
@@ -179,11 +179,11 @@ def test_runs_of_any_seed_hold_out_the_same_pictures(trained, small_parts, tmp_p
     class Embedding(Exception):
         pass
 
-    def look(network, extractor, schedule, used, held, inside, **settings):
+    def look(observer, used, held, inside, **settings):
         held_out.append(held)
         raise Embedding
 
-    monkeypatch.setattr("diffad.teaching.categories.fit_profile", look)
+    monkeypatch.setattr("diffad.teaching.categories.fit", look)
     for seed in (0, 5):
         with pytest.raises(Embedding):
             train(config(steps=0, seed=seed), [small_parts], tmp_path / "m.safetensors", start_from=trained)
