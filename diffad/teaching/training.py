@@ -57,7 +57,8 @@ def train(
     resume: bool = False,
     start_from: str | Path | None = None,
     device: str = "auto",
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Callable[[dict[str, Any]], bool | None] | None = None,
+    snapshot: Callable[[Run], None] | None = None,
     save_every: float = 60,
     skip_unreadable: bool = False,
     tell: Callable[[str], None] = log.info,
@@ -76,7 +77,9 @@ def train(
         start_from: a checkpoint to start from: its network, its standardisation of features and, if the
             network does not change (0 steps), its profiles.
         device: "auto", "cpu" or "cuda".
-        progress: called with {step, seconds, eta, done, loss, …} after every step.
+        progress: called with {step, seconds, eta, done, loss, …} after every step. In a single process, True
+            ends the training there: the model is finished as it is.
+        snapshot: called with the run whenever its state has been written.
         save_every: seconds between saved states; a state is also saved when the run is interrupted.
         skip_unreadable: leave out pictures that cannot be read.
         tell: called with messages for the user: before the training, which pictures are left out, their bit
@@ -107,7 +110,7 @@ def train(
     run = _prepare(config, base, used, *_join(device))
     if config.steps != 0:
         counts = {name: len(each.paths) for name, each in good.items()}
-        _fit_network(run, Draws.of(run, used), counts, out, resume, progress, save_every)
+        _fit_network(run, Draws.of(run, used), counts, out, resume, progress, snapshot, save_every)
     if run.rank == 0:
         _write_checkpoint(run, base, start_from, good, repeated, out, tell)
     if run.world > 1:
@@ -263,7 +266,8 @@ def _rescale_head(network: UNet, mean: Tensor, std: Tensor, extractor: FeatureEx
 
 def _fit_network(
     run: Run, draws: Draws, counts: Mapping[str, int], out: Path, resume: bool,
-    progress: Callable[[dict[str, Any]], None] | None, save_every: float,
+    progress: Callable[[dict[str, Any]], bool | None] | None, snapshot: Callable[[Run], None] | None,
+    save_every: float,
 ) -> None:  # fmt: skip
     """Run the training loop and write its log, states and loss plot. counts: pictures by category."""
     state, log_file = state_file(out), out.with_suffix(".log.jsonl")
@@ -286,10 +290,12 @@ def _fit_network(
                 continue
             if row["step"] % 10 == 1:
                 append(log_file, json.dumps(row))
-            if progress:
-                progress(row)
+            if progress and progress(row) and run.world == 1:
+                break
             if time.monotonic() - saved > save_every:
                 write_state(run, state, fingerprint)
+                if snapshot:
+                    snapshot(run)
                 saved = time.monotonic()
     finally:
         if run.rank == 0:
