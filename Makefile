@@ -26,6 +26,7 @@ test: $(VENV)/.installed-test browser lint
 lint: $(VENV)/.installed-test
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit("diffad needs Python 3.10 or newer: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
