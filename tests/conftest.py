@@ -21,13 +21,16 @@ import pytest
 # however busy the machine is (`diffad.method.devices`).
 os.environ["OMP_NUM_THREADS"] = "1"
 
+_KEPT = tempfile.TemporaryDirectory()  # nothing that a test inspects goes to the user's own history
+os.environ["DIFFAD_WORKSPACE"] = _KEPT.name
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from diffad.inspector import Inspector
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120_000  # ms within which whatever a browser waits for must have come, on a busy machine
+PATIENCE = int(__import__("os").environ.get("HU_PATIENCE", 120_000))  # ms within which whatever a browser waits for must have come, on a busy machine
 DESKTOP = {"width": 1440, "height": 1060}
 BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_FLAGS = [
@@ -49,7 +52,7 @@ def serving() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    kept = tempfile.TemporaryDirectory()  # nothing goes to the user's own history
+    kept = tempfile.TemporaryDirectory()  # a history of its own
     environment = os.environ | {
         "GRADIO_SERVER_PORT": str(port), "DISPLAY": "", "WAYLAND_DISPLAY": "", "DIFFAD_WORKSPACE": kept.name,
     }  # fmt: skip

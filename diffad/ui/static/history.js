@@ -168,6 +168,7 @@
       view.chosen = id;
       marks();
       if (id === null) return detail.show(null);
+      detail.wait();
       body.querySelector(`#history-row-${id}`)?.scrollIntoView({ block: "nearest" });
       const answer = await answered("detail", { id });
       if (view.chosen !== id || !answer) return;
