@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = int(__import__("os").environ.get("HU_PATIENCE", 120_000))  # ms within which whatever a browser waits for must have come, on a busy machine
+PATIENCE = 120_000  # ms within which whatever a browser waits for must have come, on a busy machine
 DESKTOP = {"width": 1440, "height": 1060}
 BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_FLAGS = [
