@@ -22,6 +22,9 @@ import pytest
 # however busy the machine is (`diffad.method.devices`).
 os.environ["OMP_NUM_THREADS"] = "1"
 
+_KEPT = tempfile.TemporaryDirectory()  # nothing that a test inspects goes to the user's own history
+os.environ["DIFFAD_WORKSPACE"] = _KEPT.name
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -64,7 +67,7 @@ def serving() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    kept = tempfile.TemporaryDirectory()  # nothing goes to the user's own history
+    kept = tempfile.TemporaryDirectory()  # a history of its own
     environment = os.environ | {
         "GRADIO_SERVER_PORT": str(port), "DISPLAY": "", "WAYLAND_DISPLAY": "", "DIFFAD_WORKSPACE": kept.name,
     }  # fmt: skip

@@ -353,7 +353,7 @@ def test_an_inspection_of_too_many_tiles_is_refused(http, app, tmp_path):
     values[:3] = [None, 1, file(path)]
     values[-1] = "256"
     answering = next(index for index, fn in app.fns.items() if fn.name == "answer")
-    for index, data in ((number, values), (answering, [None])):
+    for index, data in ((number, values), (answering, [None, None])):
         body = {"data": data, "fn_index": index, "session_hash": "tiles"}
         if app.fns[index].queue:
             assert http.post(f"{API}/queue/join", json=body).status_code == 200

@@ -3,6 +3,11 @@
     page         assembles the page
     inspect_tab  events of the tab Inspect, whose components are in layout
     batch_tab    components and events of the tab Batch; a running batch is in batch
+    history_tab  components and events of the tab History, with history_board, history_answers, history_charts
+    keeping      inspections on their way into the history
+    corrections, batch_history  what people say of verdicts
+    judging      how the browser judges
+    access       what a login may do
     session      the state of one open page
     link         the page's address, which holds its settings
     cards        data and HTML for the browser

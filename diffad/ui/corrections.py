@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from diffad.inspector import Inspector
 
 PATIENCE = 30.0  # s that a correction waits for its inspection to be kept
-HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+EVENT: dict[str, Any] = {
+    "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",  # none may be lost
+}  # fmt: skip
 
 
 class Corrections:
@@ -39,17 +41,15 @@ class Corrections:
         if keeping is None:
             return
         parts.correction.submit(
-            self.correct, [session, parts.choices], parts.correction, **HIDDEN,
-            trigger_mode="multiple", js="(session) => [session, diffad.choices()]",
+            self.correct, [session, parts.choices], parts.correction, **EVENT,
+            js="(session) => [session, diffad.choices()]",
         )  # fmt: skip
         parts.keep.input(None, parts.keep, None, js="(keep) => { diffad.keep(keep); }")
 
     def follow(self, answered: gr.events.Dependency) -> None:
         """After each answer says whether it was kept, and what people said of it."""
         if self._keeping is not None:
-            answered.then(
-                self.state, self._session, self._parts.correction, **HIDDEN, trigger_mode="multiple"
-            )
+            answered.then(self.state, self._session, self._parts.correction, **EVENT, queue=False)
 
     def kept(self, shown: Shown, judging: Any) -> Future[int] | None:
         """Has a new result kept as the browser will show it.

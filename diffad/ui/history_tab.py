@@ -14,10 +14,10 @@ from diffad.output import OutputError
 from diffad.pictures.reading import DataError
 from diffad.ui import files, history_answers, link
 from diffad.ui.access import login
-from diffad.ui.corrections import correction_of
+from diffad.ui.corrections import EVENT, correction_of
 from diffad.ui.history_board import BOARD, TAKEN_AWAY
 from diffad.ui.history_charts import drift_html, report_html
-from diffad.ui.inspect_tab import LIVE, InspectTab
+from diffad.ui.inspect_tab import InspectTab
 from diffad.ui.keeping import Keeping
 from diffad.ui.layout import html
 from diffad.ui.session import Opened, Origin, misunderstood
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 MOST = {"csv": 100_000, "json": 20_000, "zip": 2000}  # inspections in one file
 DELETED = 1000  # at once
 GONE = "This inspection is no longer there: load the list again."
-EVENT: dict[str, Any] = {
-    "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple",  # none may be lost
-}  # fmt: skip
 Answer = dict[str, Any]
 
 
@@ -60,7 +57,7 @@ class HistoryTab:
     def _connect(self) -> None:
         p = self._inspect.parts
         live = [p.rate, p.opacity, p.colormap, p.threshold, p.look_rate, p.look]
-        self._board.edit(self.restore, None, [*p.settings, *live, p.link], **LIVE).success(
+        self._board.edit(self.restore, None, [*p.settings, *live, p.link], **EVENT).success(
             None, p.link, None, js="(link) => { diffad.reopen(link); }"
         )
         self._inspect.inspect_on(self._board.select, self.picture)

@@ -121,6 +121,7 @@
       find("verdict").firstElementChild.replaceChildren(element("i", {}, mark), element("span", {}, ` ${word.toLowerCase()}`));
       find("verdict").lastElementChild.textContent = [row.wrong ? (row.bad ? "missed" : "false alarm") : "",
         { right: "said to be right", good: "said to be good", defective: "said: defective" }[row.correction]].filter(Boolean).join(" · ");
+      find("verdict").lastElementChild.classList.toggle("quiet", !row.wrong);
       if (row.error) return tr;
       // The threshold is in the middle of the meter.
       const share = 0.5 + (row.score - row.limit) / (2 * Math.max(Math.abs(row.limit), 1e-6));

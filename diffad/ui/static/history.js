@@ -11,7 +11,7 @@
   const SAID = { right: "right", good: "it is good", defective: "it is defective" };
   const ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
   const DATE = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
-  const TIME = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+  const TIME = new Intl.DateTimeFormat("en-GB", { timeStyle: "short" });
   const COUNT = new Intl.NumberFormat("en");
   const plural = (count, word) => `${COUNT.format(count)} ${word}${count === 1 ? "" : "s"}`;
 
@@ -58,7 +58,8 @@
     }
 
     let newest = 0; // older answers are void
-    async function load() {
+    // anew: what is kept may have changed, not only what is asked for.
+    async function load(anew = false) {
       const turn = ++newest;
       root.firstElementChild.ariaBusy = true;
       const answer = await answered("rows", { ...query(), page: view.page });
@@ -68,7 +69,8 @@
       found = answer;
       view.page = answer.page;
       draw();
-      summarise();
+      if (anew) summed = "";
+      fill();
     }
     let resting = null;
     function filtered() {
@@ -133,11 +135,13 @@
       const limit = row.verdict === "good" ? row.look_threshold : row.threshold;
       tr.append(
         cell("pick", box), cell("thumb", thumbnail),
-        cell("picture", element("b", { title: row.picture }, name), element("small", {}, [from, row.noted && "with a note"].filter(Boolean).join(" · "))),
+        cell("picture", element("b", { title: row.picture }, name), element("small", {}, [from, row.noted && "with a note"].filter(Boolean).join(" · ")),
+          element("small", { className: "also" }, SAID[row.correction] ? `said: ${SAID[row.correction]}` : "")),
         cell("verdict", element("b", {}, element("i", { ariaHidden: "true" }, mark), element("span", {}, ` ${word.toLowerCase()}`))),
         cell("score", element("b", {}, number(row.score)), element("small", {}, `of ${number(limit)}`)),
         cell("correction", SAID[row.correction] ?? ""), cell("category", row.category),
-        cell("time", TIME.format(when), element("small", {}, DATE.format(when))), cell("who", row.who),
+        cell("time", TIME.format(when), element("small", { title: diffad.stamp(row.time) }, DATE.format(when).replace(` ${new Date().getFullYear()}`, ""))),
+        cell("who", row.who),
       );
       tr.querySelector(".correction").dataset.said = row.correction;
       return tr;
@@ -168,6 +172,7 @@
       view.chosen = id;
       marks();
       if (id === null) return detail.show(null);
+      detail.wait();
       body.querySelector(`#history-row-${id}`)?.scrollIntoView({ block: "nearest" });
       const answer = await answered("detail", { id });
       if (view.chosen !== id || !answer) return;
@@ -179,6 +184,8 @@
       const answer = await answered(question, { id, ...more });
       if (!answer) return;
       took(answer);
+      summed = "";
+      fill();
       diffad.announce({ id, correction: answer.correction, from: "history" });
     }
     function took(answer) {
@@ -189,7 +196,7 @@
       body.children[place].replaceWith(rowOf(answer, place));
       marks();
     }
-    document.addEventListener("diffad:corrected", ({ detail: { from } }) => { if (from !== "history" && root.offsetParent) load(); });
+    document.addEventListener("diffad:corrected", ({ detail: { from } }) => { if (from !== "history" && root.offsetParent) load(true); });
 
     const confirm = find(".confirm");
     let doomed = [];
@@ -204,7 +211,7 @@
       if (!(await answered("remove", { ids: doomed }))) return;
       for (const id of doomed) view.marked.delete(id);
       if (doomed.includes(view.chosen)) choose(null);
-      load();
+      load(true);
     });
     find(".delete-chosen").addEventListener("click", () => remove([...view.marked]));
 
@@ -225,27 +232,27 @@
 
     // Drift and report of one category
 
-    async function summarise() {
-      const names = found.categories.map(([name]) => name);
-      const wanted = form.category.value || detail.shown()?.category || view.category;
-      view.category = names.includes(wanted) ? wanted : found.rows[0]?.category ?? names[0] ?? null;
-      chips(find(".about"), found.categories.map(([name, count]) => [name, name, COUNT.format(count)]), view.category, (name) => {
-        view.category = name;
-        form.category.value = form.category.value && name;
-        fill();
-      });
-      await fill();
-    }
-    let filling = 0;
+    let summed = ""; // what drift and report are shown for
     async function fill() {
-      const [turn, { since, until }, { category }] = [++filling, query(), view];
-      chips(find(".about"), found.categories.map(([name, count]) => [name, name, COUNT.format(count)]), category, (name) => { view.category = name; fill(); });
+      const names = found.categories.map(([name]) => name);
+      const wanted = form.category.value || view.category;
+      view.category = names.includes(wanted) ? wanted : found.rows[0]?.category ?? names[0] ?? null;
+      const [{ since, until }, { category }] = [query(), view];
+      chips(find(".about"), found.categories.map(([name, count]) => [name, name, COUNT.format(count)]), category, (name) => {
+        view.category = name;
+        if (!form.category.value) return fill();
+        form.category.value = name;
+        filtered();
+      });
+      const key = JSON.stringify([category, since, until]);
+      if (key === summed) return;
+      summed = key;
       const period = [form.since.value && `from ${form.since.value}`, form.until.value && `to ${form.until.value}`].filter(Boolean).join(" ");
       find(".period").textContent = category ? `${category}, ${period || "all time"}` : "";
       if (!category) return;
       for (const [question, slot] of [["report", ".report-slot"], ["drift", ".drift-slot"]]) {
         const answer = await server[question]({ category, since, until, zone: ZONE });
-        if (turn !== filling) return;
+        if (key !== summed) return;
         if (answer?.html) find(slot).innerHTML = answer.html;
       }
     }
@@ -284,10 +291,13 @@
     for (const button of root.querySelectorAll("[data-take]"))
       button.addEventListener("click", () => trigger("download", { kind: button.dataset.take, ...query() }));
 
-    diffad.historyShown = load;
+    diffad.historyShown = () => {
+      load(true);
+      if (view.chosen !== null) choose(view.chosen);
+    };
     // For tests.
     diffad.historyState = () => ({ view, found });
-    load();
+    if (root.offsetParent) load();
   }
 
   Object.assign(diffad, { history });

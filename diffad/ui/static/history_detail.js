@@ -63,8 +63,15 @@
       find(".draw").hidden = !may.correct;
       find(".undo").hidden = !may.correct || !now.events.length;
       find(".delete").hidden = !may.delete;
+      for (const button of root.querySelectorAll(".chosen .take button")) button.disabled = false;
       find(".reopen").disabled = !now.served;
       find(".reopen").title = now.served ? "" : `The model ${now.model ?? ""} is not served now.`;
+    }
+
+    // Another one is on its way: what is pressed now must not count for this one.
+    function wait() {
+      buttons.show(null);
+      for (const button of root.querySelectorAll(".chosen .take button")) button.disabled = true;
     }
 
     find(".opacity").addEventListener("input", () => now && paintHeat());
@@ -72,7 +79,7 @@
     find(".reopen").addEventListener("click", () => act.reopen(now.id));
     find(".undo").addEventListener("click", () => ask("undo", now.id));
     find(".delete").addEventListener("click", () => act.remove([now.id]));
-    return { show, shown: () => now };
+    return { show, wait, shown: () => now };
   }
 
   Object.assign(diffad, { historyDetail, stamp });
