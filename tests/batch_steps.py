@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
-
-
-@pytest.fixture
-def page(page: Page) -> Page:
-    """A fresh session on the Batch tab."""
-    page.get_by_role("tab", name="Batch").click()
-    expect(page.locator("#batch-files")).to_be_visible()
-    return page
 
 
 def state(page: Page) -> dict:

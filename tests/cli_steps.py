@@ -24,10 +24,6 @@ def only_error(capsys) -> str:
     return err
 
 
-# ---------------------------------------------------------------------------------------------------------
-# A toy inspector: the anomaly is how much redder than grey a pixel is.
-
-
 class Toy:
     name, categories, size, parameters, provenance = "toy", ("nut", "ring"), 32, 1, {"licence": "none"}
     score_override: float | None = None

@@ -47,7 +47,15 @@ BROWSER_FLAGS = [
 ]
 
 
-LONG = ("test_ui_", "test_teaching_", "test_repairing", "test_cli_models", "test_inspector", "test_output")
+LONG = (
+    "test_ui_",
+    "test_page_",
+    "test_teaching_",
+    "test_repairing",
+    "test_cli_models",
+    "test_inspector",
+    "test_output",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,17 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 
 from diffad.inspector import Inspector
 from diffad.ui import serve
 
 ROOT = Path(__file__).parents[1]
-
 SAMPLES = ROOT / "assets" / "samples"
-
 DEFECTIVE, GOOD = SAMPLES / "gear_broken_tooth.png", SAMPLES / "gear_good.png"
-
 MINUTE = 120.0  # s; a busy machine
 
 
@@ -36,28 +32,6 @@ def served(inspector: Inspector, temporary: Path, **settings) -> Iterator[str]:
         os.environ.pop("GRADIO_TEMP_DIR")
         if before is not None:
             os.environ["GRADIO_TEMP_DIR"] = before
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
-
-
-@pytest.fixture(scope="module")
-def url(inspector: Inspector, root: Path) -> Iterator[str]:
-    (root / "data").mkdir()
-    (root / "data" / "part.png").write_bytes(GOOD.read_bytes())
-    with served(inspector, root / "cache", data_root=root / "data", max_upload=1) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
-        yield http
-
-
-# -- plain HTTP ---------------------------------------------------------------------------------------------
 
 
 def call(http: httpx.Client, name: str, **arguments) -> tuple[str, object]:

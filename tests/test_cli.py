@@ -22,10 +22,6 @@ COMMANDS = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Help and refusals
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_default_and_exit_code(command, capsys):
     assert main([command, "--help"]) == 0
@@ -134,10 +130,6 @@ def test_interruption_and_system_errors_leave_no_trace(toy, tmp_path, capsys, mo
     monkeypatch.setattr(toy, "inspect", lambda *_, **__: torch.empty(2**60))
     assert main(["inspect", source]) == 2
     assert "not enough memory" in only_error(capsys)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# inspect
 
 
 def test_inspect_json_is_one_document(toy, tmp_path, capsys):

@@ -206,10 +206,6 @@ def test_repairs_that_cannot_be_written_end_the_run(toy, tmp_path, capsys, monke
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_repair.gif", "0_repaired.png"]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# repair, evaluate, samples, serve
-
-
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_repair_writes_the_animation(kind, toy, tmp_path, capsys):
     source = picture(tmp_path / "part.png", red=50, size=(1000, 40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,8 +17,13 @@ from diffad.cli.main import main
 from diffad.inspector import Inspector
 from diffad.synthetic.parts import make_part
 
-# ---------------------------------------------------------------------------------------------------------
-# A real, tiny, hardly trained model
+
+@pytest.fixture(scope="module", autouse=True)
+def no_changed_pictures():
+    """A training ends without judging changed good pictures, as `test_teaching_good_pictures` has it do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffad.teaching.training.forecast_changes", lambda *_: {})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +140,30 @@ def test_a_terminated_inspection_keeps_what_it_judged(workshop, tmp_path):
     said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130 and "Traceback" not in said, said
     assert 1 <= len(json.loads((tmp_path / "out" / "results.json").read_text())) < 60
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process is killed by signal")
+def test_a_killed_inspection_keeps_every_verdict_that_it_gave(workshop, tmp_path):
+    for number in range(60):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    argv = ["inspect", tmp_path, "--checkpoint", workshop / "tiny.safetensors", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )  # fmt: skip
+    said = [process.stdout.readline() for _ in range(6)]
+    process.kill()
+    said += process.stdout.readlines()
+    process.wait()
+    given = [
+        line.decode().split()[-1] for line in said if not line.startswith(b" ")
+    ]  # notes follow a verdict
+    assert given
+    kept = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [record["path"] for record in kept][: len(given)] == given and len(kept) < 60
+    for record in kept:  # and whatever has its name is whole
+        overlay, heat, _ = (tmp_path / "out" / name for name in record["files"])
+        Image.open(overlay).load()
+        assert np.load(heat).shape == (64, 64)
 
 
 def test_inspect_in_a_process_of_its_own(workshop, tmp_path):

@@ -228,7 +228,8 @@ def test_filters_pages_and_files(page: Page, empty: History, tmp_path: Path):
     for n in range(60):
         keep(
             empty, n, picture=f"lot/Part_{n:02}.png", category="gear" if n % 2 else "chip", score=n / 10,
-            verdict="anomalous" if n >= 51 else "good", time=1_790_000_000.0 + n * day, who="anna" if n < 5 else "",
+            verdict="anomalous" if n >= 51 else "good", time=1_790_000_000.0 + n * day,
+            who="anna" if n < 5 else "",
         )  # fmt: skip
     empty.correct(empty.find(Filter(text="part_59"))[0][0].id, "right", "anna")
     open_history(page, 60)
@@ -237,7 +238,8 @@ def test_filters_pages_and_files(page: Page, empty: History, tmp_path: Path):
     expect(page.locator(".pager .where")).to_have_text("51 to 60 of 60")
     form = page.locator(".history-filters")
     for name, value, count in (
-        ("text", "PART_5", 10), ("category", "gear", 5), ("verdict", "anomalous", 5), ("correction", "any", 1),
+        ("text", "PART_5", 10), ("category", "gear", 5), ("verdict", "anomalous", 5),
+        ("correction", "any", 1),
     ):  # fmt: skip
         field = form.locator(f"[name={name}]")
         field.select_option(value) if name != "text" else field.fill(value)

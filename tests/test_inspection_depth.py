@@ -47,9 +47,6 @@ def assert_alike(image: np.ndarray, picture: np.ndarray, tolerance: int = 1) -> 
     assert np.abs(image.astype(int) - expected.astype(int)).max() <= tolerance
 
 
-# -- inspections ----------------------------------------------------------------------------------------
-
-
 def of_bits(found) -> list[str]:
     """The notes about how the values were read, without those about the picture's light."""
     notes = found.notes if hasattr(found, "notes") else found["notes"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from toy_inspector import ToyInspector, write_part
+from toy_inspector import ToyInspector, nuts_and_rings, write_part
 
 from diffad.measuring.evaluation import evaluate
 from diffad.measuring.measures import Scored, measure
@@ -21,10 +21,6 @@ from diffad.method.metrics import aupro, auroc, pixel_auroc
 from diffad.pictures.reading import DataError
 from diffad.pictures.samples import Sample, find_samples
 
-# ---------------------------------------------------------------------------------------------------------
-# A toy inspector: the anomaly is how much redder than grey a pixel is.
-
-
 TOO_FEW = (
     "AUPIMO needs more good pictures: fewer than 30 pixels of all {} are between its false positive "
     "rates, 0.001% and 0.01%."
@@ -33,17 +29,7 @@ TOO_FEW = (
 
 @pytest.fixture
 def parts(tmp_path):
-    nut, ring = tmp_path / "nut", tmp_path / "ring"
-    return [
-        write_part(nut, "0", "good"),
-        write_part(nut, "1", "good"),
-        write_part(nut, "0", "scratch"),
-        write_part(nut, "1", "scratch", depth=20),
-        write_part(ring, "0", "good", shape=(128, 96), blue=200),
-        write_part(ring, "0", "dent", shape=(128, 96), blue=200),
-        Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
-        Sample(nut / "train" / "good" / "1.png", "nut", "train", "good"),
-    ]
+    return nuts_and_rings(tmp_path)
 
 
 def test_evaluate(parts):

@@ -38,10 +38,6 @@ def scored(n=12, size=24):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------
-# No leakage: with the bundled model, what is said of a picture depends on the picture and the model alone.
-
-
 @pytest.fixture
 def gears(tmp_path):
     """Two good and two defective gears, and a training picture that nobody can read."""

@@ -7,28 +7,17 @@ import json
 import cv2
 import numpy as np
 import pytest
-from toy_inspector import ToyInspector, write_part
+from toy_inspector import ToyInspector, nuts_and_rings, write_part
 
 from diffad.measuring.evaluation import evaluate
 from diffad.measuring.repairs import evaluate_repair
 from diffad.measuring.tables import repair_table
 from diffad.method.repair_options import RepairOptions
-from diffad.pictures.samples import Sample
 
 
 @pytest.fixture
 def parts(tmp_path):
-    nut, ring = tmp_path / "nut", tmp_path / "ring"
-    return [
-        write_part(nut, "0", "good"),
-        write_part(nut, "1", "good"),
-        write_part(nut, "0", "scratch"),
-        write_part(nut, "1", "scratch", depth=20),
-        write_part(ring, "0", "good", shape=(128, 96), blue=200),
-        write_part(ring, "0", "dent", shape=(128, 96), blue=200),
-        Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
-        Sample(nut / "train" / "good" / "1.png", "nut", "train", "good"),
-    ]
+    return nuts_and_rings(tmp_path)
 
 
 def test_deep_pictures_are_measured_as_their_8_bits(parts):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_inspector import ToyInspector, write_part
+from toy_inspector import ToyInspector, nuts_and_rings
 
 from diffad.measuring.charts import repair_sheet
 from diffad.measuring.evaluation import evaluate
@@ -20,21 +20,7 @@ from diffad.pictures.samples import Sample
 
 @pytest.fixture
 def parts(tmp_path):
-    nut, ring = tmp_path / "nut", tmp_path / "ring"
-    return [
-        write_part(nut, "0", "good"),
-        write_part(nut, "1", "good"),
-        write_part(nut, "0", "scratch"),
-        write_part(nut, "1", "scratch", depth=20),
-        write_part(ring, "0", "good", shape=(128, 96), blue=200),
-        write_part(ring, "0", "dent", shape=(128, 96), blue=200),
-        Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
-        Sample(nut / "train" / "good" / "1.png", "nut", "train", "good"),
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The report
+    return nuts_and_rings(tmp_path)
 
 
 class Page(HTMLParser):

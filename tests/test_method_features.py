@@ -33,9 +33,6 @@ def test_the_default_features_fit_the_default_backbone(extractor):
     assert (UNetConfig().feature_channels, UNetConfig().cell) == (extractor.channels, extractor.cell)
 
 
-# -- feature extractor ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractor:
     """Unstandardised; tests that fit it make their own."""

@@ -32,9 +32,6 @@ def arbitrary(x: torch.Tensor, v: float | None = None) -> Prediction:
     return Prediction(0.8 * x + 0.1, variance, 3 * spread - 6, x[:, :, ::2, ::2])
 
 
-# -- KL and loss ---------------------------------------------------------------------------------------------
-
-
 def reference_kl(prediction: Prediction, x_start: torch.Tensor, x_t: torch.Tensor, t: int, previous: int):
     """The KL of one step in float64, from μ̃ − μ_θ = c (x_0 − x̂_0) and torch.distributions."""
     bar, bar_p = ALPHA_BAR[t], ALPHA_BAR[previous]

@@ -5,8 +5,6 @@ import pytest
 
 from diffad.method.regions import find_regions
 
-# -- regions -------------------------------------------------------------------------------------------------
-
 
 def marked() -> np.ndarray:
     """Three regions: a bar of 5, a diagonal of 3 that touches by corners, a single pixel; background 0.5."""

@@ -10,9 +10,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from diffad.method.similarity import psnr, ssim
 
-# ---------------------------------------------------------------------------------------------------------
-# Colours
-
 
 def noisy_pair():
     rng = np.random.default_rng(2)

@@ -46,9 +46,6 @@ def pictures(count: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
     return (smooth + 0.1 * torch.randn(count, 3, size, size, generator=generator)).clamp(-1, 1)
 
 
-# -- U-Net ---------------------------------------------------------------------------------------------------
-
-
 def test_the_default_network_is_as_small_as_it_says():
     network = UNet()
     parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from diffad import output
 from diffad.cli.main import main
@@ -149,28 +147,6 @@ def test_verdicts_outlive_a_disk_that_takes_no_evidence(tmp_path):
     ]
     tables = ["results.csv", "results.json", "results.jsonl"]
     assert sorted(os.listdir(out)) == ["gear_broken_tooth_overlay.png", "gear_good_overlay.png", *tables]
-
-
-@posix
-def test_a_killed_inspection_keeps_every_verdict_that_it_gave(trained, tmp_path):
-    picture = (SAMPLES / "gear_good.png").read_bytes()
-    for number in range(60):
-        (tmp_path / f"{number}.png").write_bytes(picture)
-    argv = ["inspect", tmp_path, "--out", tmp_path / "out", "--checkpoint", trained, "--category", "gear"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffad", *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )  # fmt: skip
-    given = [process.stdout.readline().decode().split()[-1] for _ in range(3)]
-    process.send_signal(signal.SIGKILL)
-    given += [line.decode().split()[-1] for line in process.stdout.read().splitlines()]
-    process.wait()
-    kept = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert [record["path"] for record in kept][: len(given)] == given and len(kept) < 60
-    for record in kept:  # and whatever has its name is whole
-        overlay, heat, _ = (tmp_path / "out" / name for name in record["files"])
-        Image.open(overlay).load()
-        assert np.load(heat).shape == (256, 256)
 
 
 def test_a_training_that_cannot_write_names_the_file(tmp_path, capsys, request):

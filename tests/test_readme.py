@@ -13,8 +13,6 @@ ALL = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 def test_the_library_example_runs():
     example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)  # the other is in test_interfaces
-    assert example.count("steps=90") == 1
-    example = example.replace("steps=90", "steps=30")  # rounds as short as this repair allows
     command = [sys.executable, "-c", example]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -5,13 +5,12 @@ import pytest
 
 from diffad.inspector import Inspector
 from diffad.method.image_score import threshold_for
-from diffad.method.repair import weighed_repair
+from diffad.method.repair import GradientStep
 from diffad.method.repair_options import RepairOptions
 from diffad.repairing import _place_to_repair
 from diffad.synthetic.parts import make_part
 
 DEFECTIVE = make_part("gear", seed=90_001, defect="dent")
-
 GOOD = make_part("gear", seed=90_001)
 
 
@@ -22,13 +21,16 @@ def defective(inspector):
 
 @pytest.fixture(scope="module")
 def repair(inspector):
-    return list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=40)))
+    """Of one round."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffad.repairing._ROUNDS", 1)
+        return list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=20)))
 
 
 def test_a_repair_lowers_the_score_and_leaves_the_rest_as_it_was(repair, defective):
     steps = repair
     assert [step.index for step in steps] == list(range(len(steps)))
-    assert steps[0].total == 40 and len(steps) <= 201  # other rounds where it is still high
+    assert steps[0].total == 20 and len(steps) <= 21
     ended = steps[-1].score <= np.median(defective.good_scores)  # as good as a good part
     assert ended or steps[-1].total == len(steps) - 1
     assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
@@ -75,34 +77,49 @@ def spot(height: float) -> np.ndarray:
     return field
 
 
-def test_a_repair_may_stop_at_the_threshold(inspector, defective, monkeypatch):
-    """Scores of every step as planted."""
-    monkeypatch.setattr("diffad.repairing._SCORED_EVERY", 1)
+@pytest.fixture
+def drawn(monkeypatch):
+    """Of every round whether it began by drawing its place anew. In place of the network's steps every step
+    darkens what moves a little.
+    """
+    asked = []
+
+    def walk(schedule, denoise, extract, covariance, x_start, weight, *, steps, denoise_every, filling, **_):
+        asked.append(filling)
+        for index in range(steps + 1):
+            yield GradientStep(index, x_start - 0.01 * index * weight, 1.0, index % denoise_every == 0)
+
+    monkeypatch.setattr("diffad.repairing.weighed_repair", walk)
+    return asked
+
+
+def test_a_repair_may_stop_at_the_threshold(inspector, defective, drawn, monkeypatch):
+    """Scores of every fifth step as planted."""
     levels = defective.threshold + 0.5, defective.threshold - 0.1, 0.1
     planted = iter(levels)
     monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
-    options = RepairOptions(steps=3, denoise_every=1, stop_at_threshold=True)
+    options = RepairOptions(steps=15, stop_at_threshold=True)
     steps = list(inspector.repair(DEFECTIVE.image, options=options))
-    assert [step.done for step in steps] == [False, False, True]
+    assert [step.done for step in steps] == [False] * 10 + [True]
     assert steps[-1].score == pytest.approx(levels[1])
 
 
 @pytest.mark.parametrize("levels, best, end", [
-    ((40, 35, 44, 50, 45, 41), 0, 6),  # worse than before, twice: no third round
-    ((40, 35, 44, 2, 1.8, 0.7), 6, 6),  # led back where drawing anew was in vain
-    ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8, 1.5, 1.4, 1.6, 1.25, 1.2, 1.22), 14, 15),  # no sixth round
-    ((0.95, 0.7, 0.98), 2, 3),  # ordinary, as one good part in ten is not: no second round
-    ((0.95, 0.9, 0.98, 0.85, 0.8, 0.7), 6, 6),  # below the threshold, but not yet ordinary
-    ((1.3, 0.05), 2, 2),  # as good as a good part: nothing more to do
+    ((40, 35, 44, 50, 45, 41), 0, 30),  # worse than before, twice: no third round
+    ((40, 35, 44, 2, 1.8, 0.7), 30, 30),  # led back where drawing anew was in vain
+    ((4, 3.5, 4, 3, 1.8, 2.6, 2.2, 1.3, 1.8, 1.5, 1.4, 1.6, 1.25, 1.2, 1.22), 70, 75),  # no sixth round
+    ((0.95, 0.7, 0.98), 10, 15),  # ordinary, as one good part in ten is not: no second round
+    ((0.95, 0.9, 0.98, 0.85, 0.8, 0.7), 30, 30),  # below the threshold, but not yet ordinary
+    ((1.3, 0.05), 10, 10),  # as good as a good part: nothing more to do
 ])  # fmt: skip
-def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkeypatch, levels, best, end):
-    """Scores of every step as planted, in thresholds."""
-    monkeypatch.setattr("diffad.repairing._SCORED_EVERY", 1)
+def test_a_repair_ends_with_the_best_that_it_scored(
+    inspector, defective, drawn, monkeypatch, levels, best, end
+):
+    """Scores of every fifth step as planted, in thresholds."""
     unit = threshold_for(defective.good_scores)  # by the law of good pictures as they are
     planted = (level * unit for level in levels)
     monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
-    options = RepairOptions(steps=3, denoise_every=1)
-    steps = list(inspector.repair(DEFECTIVE.image, options=options))
+    steps = list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=15)))
     assert defective.score > 4 * defective.threshold
     assert steps[-1].index == end and next(planted, None) is None
     assert steps[-1].score == steps[best].score == min(step.score for step in steps)
@@ -110,24 +127,19 @@ def test_a_repair_ends_with_the_best_that_it_scored(inspector, defective, monkey
     assert np.array_equal(steps[-1].anomaly_map, steps[best].anomaly_map)
 
 
-@pytest.mark.parametrize("levels, drawn", [
+@pytest.mark.parametrize("levels, expected", [
     ((40, 40, 40), [True, False]),
     ((3, 2.5, 2, 1.8, 1.6), [True] * 5),
     ((40, 2, 1.8, 1.6, 1.4), [True, False, True, True, True]),
 ])  # fmt: skip
-def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, monkeypatch, levels, drawn):
+def test_a_place_is_drawn_anew_until_that_is_in_vain(inspector, drawn, monkeypatch, levels, expected):
     """The score of each round's end as planted, in thresholds."""
-    threshold, asked = inspector.threshold("gear"), []
+    threshold = inspector.threshold("gear")
     planted = (level * threshold for level in levels)
     monkeypatch.setattr(Inspector, "fused_square", lambda *_: spot(next(planted)))
 
-    def walk(*arguments, filling, **options):
-        asked.append(filling)
-        return weighed_repair(*arguments, filling=filling, **options)
-
-    monkeypatch.setattr("diffad.repairing.weighed_repair", walk)
-    list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=1)))
-    assert asked == drawn
+    list(inspector.repair(DEFECTIVE.image, options=RepairOptions(steps=3)))
+    assert drawn == expected
 
 
 def test_the_printed_algorithm_moves_the_whole_picture(inspector):

@@ -44,9 +44,6 @@ def take(kind: str, inspection: Inspection, inspector: Inspector, film=None) -> 
     return downloads.contents(kind, inspection, inspector, film, 8.0, 0.7, "inferno", "gear")
 
 
-# -- the report ---------------------------------------------------------------------------------------------
-
-
 def test_a_report_gives_the_repairs_score_only_beside_a_verdict_of_its_kind(inspection, inspector, film):
     """Scores at another α or at other timesteps cannot be compared."""
     first = inspection.timesteps[:1]

@@ -24,9 +24,6 @@ def hill(height: int = 64, width: int = 64, peak: float = 10.0) -> np.ndarray:
     return (peak * np.clip(1 - reach * 8, 0, None)).astype(np.float32)
 
 
-# -- evidence sheet -----------------------------------------------------------------------------------------
-
-
 def inspection(height: int = 64, width: int = 64, timesteps: tuple[int, ...] = (20, 200, 400), **changes):
     maps = {t: hill(height, width, 4 + t / 100) for t in timesteps}
     values = {

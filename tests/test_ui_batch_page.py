@@ -54,6 +54,14 @@ def url(inspector: Inspector, root: Path) -> Iterator[str]:
     app.close()
 
 
+@pytest.fixture
+def page(page: Page) -> Page:
+    """A fresh session on the Batch tab."""
+    page.get_by_role("tab", name="Batch").click()
+    expect(page.locator("#batch-files")).to_be_visible()
+    return page
+
+
 def test_a_dark_picture_of_12_bits_is_read_like_its_batch(page: Page, tmp_path: Path):
     part = cv2.imread(str(SAMPLES / "gear_good.png")).astype(np.uint16)
     for name, factor in (("bright", 16), ("dark", 3)):

@@ -95,3 +95,18 @@ def write_part(folder, stem, kind, shape=(64, 64), blue=60, depth=60):
         cv2.imwrite(str(mask), defect)
     cv2.imwrite(str(path), image[..., ::-1])
     return Sample(path, folder.name, "test", kind, mask)
+
+
+def nuts_and_rings(folder):
+    """Six labelled test pictures of two categories, one without a label, one of training."""
+    nut, ring = folder / "nut", folder / "ring"
+    return [
+        write_part(nut, "0", "good"),
+        write_part(nut, "1", "good"),
+        write_part(nut, "0", "scratch"),
+        write_part(nut, "1", "scratch", depth=20),
+        write_part(ring, "0", "good", shape=(128, 96), blue=200),
+        write_part(ring, "0", "dent", shape=(128, 96), blue=200),
+        Sample(nut / "test" / "good" / "0.png", "nut"),  # nobody said what it is
+        Sample(nut / "train" / "good" / "1.png", "nut", "train", "good"),
+    ]

@@ -29,7 +29,6 @@ from diffad.method.scoring import (
 LINEAR = Schedule.linear()
 
 SIZE = 16
-
 PATCH = (slice(4, 8), slice(9, 13))  # y, x of the planted anomaly
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,25 @@ from server_steps import DEFECTIVE, GOOD, MINUTE, ROOT, call, file, served, uplo
 
 from diffad.inspector import Inspector
 from diffad.ui import serve
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def url(inspector: Inspector, root: Path) -> Iterator[str]:
+    (root / "data").mkdir()
+    (root / "data" / "part.png").write_bytes(GOOD.read_bytes())
+    with served(inspector, root / "cache", data_root=root / "data", max_upload=1) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
+        yield http
 
 
 @pytest.fixture(scope="module")
