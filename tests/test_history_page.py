@@ -17,7 +17,7 @@ from conftest import at_rest, visiting
 from page_steps import inspect, move, now, settled, stands_at
 from playwright.sync_api import Browser, Page, expect
 from test_interfaces import served
-from test_page import violations
+from test_ui_page_layout import violations
 from workspace_cases import fill, keep
 
 from diffad.inspector import Inspector
