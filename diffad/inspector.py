@@ -77,6 +77,7 @@ class Inspector:
             ValueError: the device does not exist.
         """
         self.name = name
+        self.file: Path | None = None  # that it was loaded from
         self.device = pick_device(device)
         self.size = checkpoint.config.size
         self.provenance = dict(checkpoint.provenance)
@@ -115,7 +116,9 @@ class Inspector:
             CheckpointError: the file cannot be used.
             ValueError: the device does not exist.
         """
-        return cls(checkpoints.load(path), device, Path(path).stem)
+        inspector = cls(checkpoints.load(path), device, Path(path).stem)
+        inspector.file = Path(path)
+        return inspector
 
     def with_profiles(self, profiles: Mapping[str, Profile]) -> Inspector:
         """The same networks with other categories; neither inspector changes the other.

@@ -80,7 +80,7 @@ def examine(
             if progress is not None:
                 progress(done, len(names))
     offered = [
-        Offered(name, files[name], None, (str(look),), True)
+        Offered(name, files[name], None, (str(look).replace(str(files[name]), Path(name).name),), True)
         if isinstance(look, DataError)
         else Offered(name, files[name], look.preview)
         for name, look in zip(names, looks)

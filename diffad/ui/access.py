@@ -12,6 +12,7 @@ from diffad.workspace.roles import Action, Login, Role, may
 
 _FORBIDDEN: dict[str, str] = {
     "correct": "Your login may not correct verdicts: ask whoever gave it to you.",
+    "teach": "Your login may not teach: ask whoever gave it to you.",
     "delete": "Your login may not delete inspections: ask whoever gave it to you.",
 }
 

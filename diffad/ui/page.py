@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from diffad.ui.files import Storage
 from diffad.ui.history_tab import HistoryTab
 from diffad.ui.inspect_tab import LIVE, InspectTab
 from diffad.ui.keeping import Keeping
-from diffad.ui.layout import html
+from diffad.ui.layout import categories, html
+from diffad.ui.models import Models
+from diffad.ui.teach_tab import TeachTab
 from diffad.ui.turns import Turns
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def build_app(
     """
     if not inspectors:
         raise ValueError("The page needs at least one model.")
+    workspace = None if keeping is None else keeping.history.workspace
+    models = Models(inspectors, workspace, str(next(iter(inspectors.values())).device))
+    inspectors = models
     app = gr.Blocks(title="diffad", analytics_enabled=False, fill_width=True)
     with app:
         header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
@@ -48,18 +53,27 @@ def build_app(
                 inspect = InspectTab(inspectors, turns, storage, keeping)
             with gr.Tab("Batch", id="batch", render_children=True) as tab:
                 batch = BatchTab(inspectors, inspect, tab, turns, storage, data_root, keeping)
-            if keeping is not None:
+            if keeping is not None and workspace is not None:
+                with gr.Tab("Teach", id="teach", render_children=True) as tab:
+                    access = keeping.access
+                    TeachTab(models, inspect, tab, turns, storage, workspace, access, data_root)
                 with gr.Tab("History", id="history", render_children=True) as tab:
                     HistoryTab(inspectors, inspect, tab, storage, keeping)
         # Beside the tabs, because a hidden tab hides its dialogs too.
         html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p = inspect.parts
+        p.category.focus(_choices(models), p.model, p.category, **LIVE)
         p.model.change(lambda model: cards.header(inspectors[model]), p.model, header, **LIVE)
         _open_link(app, inspectors, inspect).then(None, [*p.settings, p.keep], batch.setting, js=SETTING)
         Endpoints(inspectors, turns, storage)
         if keeping is not None:
             app.load(None, None, p.keep, js="() => diffad.keeps()")
     return app
+
+
+def _choices(models: Models) -> Callable[[str], gr.Dropdown]:
+    """What an open page can choose from, whatever was taught since it was loaded."""
+    return lambda model: gr.Dropdown(choices=categories(models[model]))
 
 
 def _open_link(app: gr.Blocks, inspectors: Mapping[str, Inspector], inspect: InspectTab) -> Any:

@@ -42,8 +42,9 @@ STATIC = Path(__file__).with_name("static")
 SCRIPTS = (
     "words", "elements", "scores", "page", "page_input", "corrections", "viewer", "verdict", "evidence",
     "player", "measured", "batch_chart", "batch_table", "batch", "brush", "history_detail", "history",
+    "teach",
 )  # fmt: skip
-STYLES = ("page", "batch", "history")
+STYLES = ("page", "batch", "history", "teach")
 THREADS = 120  # most of them only wait for their turn
 SWEPT_EVERY = 600.0  # s
 
