@@ -50,6 +50,8 @@ def load_inspector(arguments: argparse.Namespace, path: Path | None = None) -> I
         inspector = Inspector.load(path, device=arguments.device)
     except ValueError as error:  # CheckpointError, or a device that is not there
         raise Refused(str(error)) from error
+    if folder := getattr(arguments, "workspace", None):
+        inspector = _with_taught(inspector, folder)
     category = getattr(arguments, "category", None)
     if category is not None and category not in inspector.categories:
         raise Refused(
@@ -57,6 +59,18 @@ def load_inspector(arguments: argparse.Namespace, path: Path | None = None) -> I
             f"{', '.join(inspector.categories)}"
         )
     return inspector
+
+
+def _with_taught(inspector: Inspector, folder: Path) -> Inspector:
+    """With the categories that a workspace has for this model."""
+    from diffad.workspace.store import Workspace, WorkspaceError
+    from diffad.workspace.taught import Taught
+
+    try:
+        with Workspace.open(folder, lock=False) as opened:
+            return Taught(opened).attached(inspector, inspector.profiles)
+    except WorkspaceError as error:
+        raise Refused(str(error)) from error
 
 
 def make_folder(out: Path | None) -> None:

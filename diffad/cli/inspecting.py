@@ -37,6 +37,7 @@ from diffad.cli.options import (
     REPAIR,
     SEED,
     SOURCES,
+    TAUGHT,
     THRESHOLD,
     TILE,
     TIMESTEPS,
@@ -66,7 +67,7 @@ def add_inspect(commands: Commands) -> None:
         commands, inspect, "inspect pictures and show where they are anomalous", """
 A plain folder means all its pictures. An MVTec folder means all pictures below it, inspected as its
 categories if the model knows them.""",
-        SOURCES, *MODEL, CATEGORY, ALPHA, TIMESTEPS, SEED, THRESHOLD, LOOK_THRESHOLD,
+        SOURCES, *MODEL, TAUGHT, CATEGORY, ALPHA, TIMESTEPS, SEED, THRESHOLD, LOOK_THRESHOLD,
         option("--draws", "N", whole(1, 16), "noise draws per timestep; more are less noisy and slower", 1),
         TILE, BITS,
         option(
@@ -157,7 +158,7 @@ def _verdict(record: dict[str, Any]) -> str:
 def add_repair(commands: Commands) -> None:
     command(
         commands, repair, "repair pictures step by step and write animations of it", "",
-        SOURCES, *MODEL, CATEGORY, ALPHA, SEED, THRESHOLD, TILE, BITS, *REPAIR,
+        SOURCES, *MODEL, TAUGHT, CATEGORY, ALPHA, SEED, THRESHOLD, TILE, BITS, *REPAIR,
         flag("--stop-at-threshold", "stop as soon as the picture counts as good"),
         choice("--format", ("gif", "webp", "mp4"), "format of the animation"),
         option("--out", "DIR", file_path, "write <name>_repair.gif and <name>_repaired.png there", Path(".")),

@@ -144,6 +144,13 @@ SOURCES: Option = ("sources", {"metavar": "SRC", "help": "picture files or folde
 DATA: Option = ("data", {"metavar": "DATA", "help": "one or several folders", **SEVERAL})
 JSON = flag("--json", "print one JSON document and nothing else on standard output")
 DEVICE = option("--device", "NAME", str, "auto (a GPU if there is one), cpu or cuda", "auto")
+TAUGHT = option("--workspace", "DIR", file_path, "also know the categories that were taught in it")
+WORKSPACE = option(
+    "--workspace",
+    "DIR",
+    file_path,
+    "what is remembered (default: DIFFAD_WORKSPACE, else among the user's data)",
+)
 MODEL = option("--checkpoint", "FILE", file_path, "the model (default: the bundled one)"), DEVICE
 CATEGORY = option("--category", "NAME", str, "what the parts are (default: recognised from each picture)")
 _LEVELS = "noise levels, 1 to 12 from 0 to 999"

@@ -222,7 +222,7 @@ class TaughtCard:
             layer = np.zeros((*mean.shape[:2], 4), np.uint8)
             layer[where] = (209, 43, 106, 255)
             layers = [layer]
-        value = {"background": mean, "layers": layers, "composite": None}
+        value: Any = {"background": mean, "layers": layers, "composite": None}
         return gr.ImageEditor(value=value, visible=True), gr.skip()
 
     def ignore(self, name: str, painted: Any, mode: str) -> tuple[str, str | None]:

@@ -129,7 +129,7 @@ def lay_out_teaching(models: Sequence[str], folders: Sequence[str]) -> TeachPart
 
 
 def lay_out_taught() -> TaughtParts:
-    """The list of taught categories, and what can be done with the chosen one."""
+    """The list of taught categories, and what can be done with one of them."""
     with gr.Column(elem_classes="card", elem_id="taught-card"):
         html("<h3>Taught categories</h3>")
         listed = html("", elem_id="taught-list")
@@ -159,7 +159,8 @@ def lay_out_taught() -> TaughtParts:
             with gr.Column(min_width=320):
                 editor = gr.ImageEditor(
                     label="Mean good part", brush=BRUSH, eraser=gr.Eraser(default_size=24), layers=False,
-                    transforms=(), sources=(), type="numpy", height=380, visible=False, elem_id="taught-editor",
+                    transforms=(), sources=(), type="numpy", height=380, visible=False,
+                    elem_id="taught-editor",
                 )  # fmt: skip
                 mode = gr.Dropdown(
                     MODES, value="ignore", label="Meaning", filterable=False, elem_id="taught-mode"
