@@ -22,8 +22,10 @@
   function batch(root, props, watch, trigger, server) {
     const find = (selector) => root.querySelector(selector);
     const table = diffad.batchTable(root, { open, changed: paint, drawn: () => said.offer() });
-    const said = diffad.batchCorrections(root, { now: () => ({ run, view, listed: table.listed() }), limits: () => changedLimits(), describe: (text) => describe(text),
-      redraw: () => table.draw(run, view), server });
+    const said = diffad.batchCorrections(root, {
+      now: () => ({ run, view, listed: table.listed() }), limits: () => changedLimits(), describe: (text) => describe(text),
+      redraw: () => table.draw(run, view), server,
+    });
     const chart = diffad.batchChart(find(".chart"), { limits: () => limitsOf(view.category), move: moveLimit });
     let run = null; // what is known of the batch: { id, rows, by, usual, … }, see news in batch.py
     let view = null; // how the person looks at it
