@@ -29,8 +29,8 @@ from diffad.teaching.categories import Lesson, study
 from diffad.teaching.good_pictures import FEWEST, load_normal, readable
 from diffad.teaching.recipe import TrainConfig
 from diffad.teaching.residuals import Observer, copies_of
-from diffad.teaching.robustness import robustness
 from diffad.teaching.statistics import LOOKED, SPOILED
+from diffad.teaching.robustness import robustness
 
 _EXAMPLES = 2  # pictures with an artificial defect of each kind
 _EXAMPLE_SIDE = 512  # px, their longest side

@@ -13,7 +13,8 @@ files: how long uploads and results stay
 In the browser, in static/: scores.js computes, page.js holds the choices, page_input.js takes keys and
 uploads; viewer.js, verdict.js, evidence.js and player.js draw Inspect; batch.js, batch_chart.js,
 batch_table.js and measured.js draw Batch; history.js, history_detail.js and brush.js draw History;
-corrections.js and batch_corrections.js hear what people say of a verdict; words.js and elements.js are shared.
+corrections.js and batch_corrections.js hear what people say of a verdict; words.js and elements.js are
+shared.
 """
 
 from diffad.ui.page import build_app

@@ -41,7 +41,8 @@ STATIC = Path(__file__).with_name("static")
 # In the order in which they use each other.
 SCRIPTS = (
     "words", "elements", "scores", "page", "page_input", "corrections", "viewer", "verdict", "evidence",
-    "player", "measured", "batch_chart", "batch_table", "batch_corrections", "batch", "brush", "history_detail", "history",
+    "player", "measured", "batch_chart", "batch_table", "batch_corrections", "batch", "brush",
+    "history_detail", "history",
 )  # fmt: skip
 STYLES = ("page", "batch", "history")
 THREADS = 120  # most of them only wait for their turn
