@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import at_rest, visiting
-from page_steps import inspect, move, now, settled, stands_at
+from history_steps import choose, correction, is_said, kept, listed, names, open_history
+from page_steps import drawn, inspect, move, now, settled, stands_at
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from test_interfaces import served
 from test_ui_page_layout import violations
-from workspace_cases import fill, keep
+from workspace_cases import START, keep
 
 from diffad.inspector import Inspector
 from diffad.workspace.history import History
@@ -26,7 +25,6 @@ from diffad.workspace.queries import Filter
 from diffad.workspace.store import Workspace
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
-MANY = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -45,41 +43,6 @@ def url(inspector: Inspector, history: History, tmp_path_factory: pytest.TempPat
 def empty(history: History) -> History:
     history.delete([row[0] for row in history.columns(Filter(), "id")], "")
     return history
-
-
-def correction(page: Page, tab: str, said: str):
-    return page.locator(f"{tab} .correction button[data-correction={said}]")
-
-
-def is_said(page: Page, tab: str, said: str) -> None:
-    """Waits until that button alone is pressed; "" for none."""
-    expect(page.locator(f"{tab} .correction button[aria-pressed=true]")).to_have_count(1 if said else 0)
-    if said:
-        expect(correction(page, tab, said)).to_have_attribute("aria-pressed", "true")
-
-
-def kept(page: Page) -> None:
-    """Waits until what Inspect shows can be corrected."""
-    expect(page.locator("#correction .correction")).to_be_visible()
-
-
-def open_history(page: Page, count: int) -> None:
-    page.get_by_role("tab", name="History").click()
-    listed(page, count)
-
-
-def listed(page: Page, count: int) -> None:
-    expect(page.locator(".history-rows h2")).to_have_text(re.compile(rf"^{count:,} inspections?$"))
-
-
-def names(page: Page) -> list[str]:
-    return page.locator("#history td.picture b").all_inner_texts()
-
-
-def choose(page: Page, name: str) -> None:
-    page.locator("#history td.picture", has_text=name).first.click()
-    expect(page.locator(".history-detail h3")).to_have_text(name)
-    expect(page.locator(".history-detail .reopen")).to_be_enabled()
 
 
 def test_an_inspection_is_kept_corrected_and_reopened(page: Page, empty: History):
@@ -118,16 +81,7 @@ def test_an_inspection_is_kept_corrected_and_reopened(page: Page, empty: History
     expect(row.locator("td.correction")).to_have_text("it is defective")
     row.click()
     is_said(page, ".history-detail", "defective")
-    assert (
-        len(
-            set(
-                page.locator(".heat").evaluate(
-                    "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
-                )
-            )
-        )
-        > 20
-    )
+    assert drawn(page, ".history-detail .heat")[0] > 20
     page.locator(".history-detail .undo").click()
     is_said(page, ".history-detail", "")
     expect(row.locator("td.correction")).to_have_text("")
@@ -228,8 +182,7 @@ def test_filters_pages_and_files(page: Page, empty: History, tmp_path: Path):
     for n in range(60):
         keep(
             empty, n, picture=f"lot/Part_{n:02}.png", category="gear" if n % 2 else "chip", score=n / 10,
-            verdict="anomalous" if n >= 51 else "good", time=1_790_000_000.0 + n * day,
-            who="anna" if n < 5 else "",
+            verdict="anomalous" if n >= 51 else "good", who="anna" if n < 5 else "", time=START + n * day,
         )  # fmt: skip
     empty.correct(empty.find(Filter(text="part_59"))[0][0].id, "right", "anna")
     open_history(page, 60)
@@ -304,8 +257,6 @@ def test_a_drawn_defect_is_kept_as_a_mask(page: Page, empty: History):
     page.locator(".brush .save").click()
     is_said(page, ".history-detail", "right")  # who draws a defect in a rejected part agrees
     expect(page.locator(".events")).to_contain_text("drew the defect")
-    from PIL import Image
-
     (entry,) = empty.find()[0]
     with Image.open(empty.mask_path(entry)) as mask, Image.open(empty.picture_path(entry)) as picture:
         assert mask.size == picture.size
@@ -331,97 +282,6 @@ def test_two_people_do_not_see_each_others_choice(browser: Browser, url: str, em
         assert len(names(one)) == 2
 
 
-@contextmanager
-def logged_in(browser: Browser, url: str, user: str) -> Iterator[Page]:
-    """As `visiting`, for somebody whose password is "x"."""
-    context = browser.new_context()
-    assert context.request.post(f"{url}/login", form={"username": user, "password": "x"}).ok
-    state = context.storage_state()
-    context.close()
-    with visiting(browser, url, storage_state=state) as page:
-        yield page
-
-
-def test_roles_are_enforced_by_the_server(browser: Browser, inspector: Inspector, tmp_path: Path):
-    from diffad.workspace.roles import Login
-
-    accounts = [Login("ina", "x", "inspect"), Login("cora", "x", "correct"), Login("tim", "x")]
-    with Workspace.open(tmp_path / "w") as workspace:
-        history = History(workspace)
-        with served(inspector, tmp_path / "c", workspace=workspace, auth=accounts) as url:
-            with logged_in(browser, url, "ina") as page:
-                inspect(page, "gear_good")
-                open_history(page, 1)
-                page.locator("#history .history-rows tbody tr").click()
-                expect(page.locator(".history-detail .reopen")).to_be_visible()
-                for button in (".correction button", ".delete", ".draw", ".undo"):
-                    expect(page.locator(f".history-detail {button}").first).to_be_hidden()
-                assert [entry.who for entry in history.find()[0]] == ["ina"]
-                number = history.find()[0][0].id
-                for name, asked in (
-                    ("correct", {"correction": "good"}), ("undo", {}), ("remove", {"ids": [number]}),
-                ):  # fmt: skip
-                    refused = crafted(page, "history", name, {"id": number, **asked})
-                    assert "Your login may not" in refused["refused"], (name, refused)
-                page.get_by_role("tab", name="Inspect").click()
-                page.evaluate("() => document.querySelector('#correction .correction button').click()")
-                expect(page.get_by_text("Your login may not correct verdicts")).to_be_visible()
-                assert history.find()[0][0].correction == ""
-            with logged_in(browser, url, "cora") as page:
-                open_history(page, 1)
-                page.locator("#history .history-rows tbody tr").click()
-                correction(page, ".history-detail", "right").wait_for()
-                page.keyboard.press("y")
-                is_said(page, ".history-detail", "right")
-                expect(page.locator(".history-detail .delete")).to_be_hidden()
-                assert "may not delete" in crafted(page, "history", "remove", {"ids": [number]})["refused"]
-                assert history.find()[0][0].corrected_by == "cora"
-            with logged_in(browser, url, "tim") as page:
-                open_history(page, 1)
-                page.locator("#history .history-rows tbody tr").click()
-                expect(page.locator(".history-detail .delete")).to_be_visible()
-
-
-def crafted(page: Page, element: str, name: str, data: dict) -> dict:
-    """What the server answers to a question that the page itself would not ask."""
-    return page.evaluate(
-        """async ([element, fn_name, data]) => {
-            const config = window.gradio_config ?? await (await fetch("config")).json();
-            const { id } = config.components.find(each => each.props?.elem_id === element);
-            const answer = await fetch("gradio_api/component_server", {
-                method: "POST", headers: { "Content-Type": "application/json" },
-                body: JSON.stringify({ data, component_id: id, fn_name, session_hash: "crafted" }),
-            });
-            return answer.json();
-        }""",
-        [element, name, data],
-    )
-
-
-def test_without_a_history_nothing_is_kept(browser: Browser, inspector: Inspector, tmp_path: Path):
-    with served(inspector, tmp_path) as url, visiting(browser, url) as page:
-        inspect(page, "gear_good")
-        for name in ("#keep", "#correction"):
-            expect(page.locator(name)).to_be_hidden()
-        expect(page.get_by_role("tab", name="History")).to_have_count(0)
-
-
-def test_a_restart_keeps_the_history_and_a_second_server_is_refused(
-    browser: Browser, inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-):
-    from diffad.cli.main import main
-
-    with Workspace.open(tmp_path / "w") as workspace:
-        with served(inspector, tmp_path / "c", workspace=workspace) as url, visiting(browser, url) as page:
-            inspect(page, "gear_good")  # the server ends at once: what waits to be kept is kept first
-        monkeypatch.setattr("diffad.cli.serving.load_inspector", lambda *_: pytest.fail("a model was loaded"))
-        assert main(["serve", "--workspace", str(tmp_path / "w")]) == 2
-        assert "another diffad server uses the workspace" in capsys.readouterr().err
-    with Workspace.open(tmp_path / "w") as workspace:
-        with served(inspector, tmp_path / "c", workspace=workspace) as url, visiting(browser, url) as page:
-            open_history(page, 1)
-
-
 def test_a_full_disk_costs_no_verdict(page: Page, empty: History, monkeypatch: pytest.MonkeyPatch):
     from diffad.output import OutputError
 
@@ -432,31 +292,6 @@ def test_a_full_disk_costs_no_verdict(page: Page, empty: History, monkeypatch: p
     inspect(page, "gear_corrosion")
     expect(page.locator(".verdict.anomalous")).to_be_visible()
     expect(page.locator("#correction .said")).to_contain_text("Not kept in the history: the server's disk")
-
-
-def test_a_hundred_thousand_inspections(browser: Browser, inspector: Inspector, tmp_path: Path):
-    with Workspace.open(tmp_path / "w") as workspace:
-        fill(workspace, MANY)
-        with served(inspector, tmp_path / "c", workspace=workspace) as url, visiting(browser, url) as page:
-            took = {}
-            begun = time.monotonic()
-            open_history(page, MANY)
-            took["list"] = time.monotonic() - begun
-            for name, field, value, count in (
-                ("text", "text", "teil_9999", 11), ("category", "category", "category 3", 1),
-                ("all", "text", "", MANY // 8),
-            ):  # fmt: skip
-                begun = time.monotonic()
-                control = page.locator(f".history-filters [name={field}]")
-                control.fill(value) if field == "text" else control.select_option(value)
-                listed(page, count)
-                took[name] = time.monotonic() - begun
-            begun = time.monotonic()
-            page.wait_for_function("() => document.querySelector('.drift-slot svg')")
-            took["drift"] = time.monotonic() - begun
-            print({name: round(seconds, 2) for name, seconds in took.items()})
-            assert max(seconds for name, seconds in took.items() if name != "drift") < 2, took
-            expect(page.locator(".report-slot")).to_contain_text("12500")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,8 @@
     page         assembles the page
     inspect_tab  events of the tab Inspect, whose components are in layout
     batch_tab    components and events of the tab Batch; a running batch is in batch
+    teach_tab    components and events of the tab Teach, with teach_layout, teach_board and taught_card
+    models       the models with the categories that were taught to them
     history_tab  components and events of the tab History, with history_board, history_answers, history_charts
     keeping      inspections on their way into the history
     corrections, batch_history  what people say of verdicts
@@ -18,9 +20,11 @@
     turns        shares the network among users
     files        stores uploads and results for a limited time
 
-In the browser (static/), scores.js computes, page.js holds the settings, and page_input.js handles keys and
-uploads. viewer.js, verdict.js, evidence.js and player.js draw Inspect; batch.js, batch_chart.js,
-batch_table.js and measured.js draw Batch. words.js and elements.js are shared.
+In the browser, in static/: scores.js computes, page.js holds the choices, page_input.js takes keys and
+uploads; viewer.js, verdict.js, evidence.js and player.js draw Inspect; batch.js, batch_chart.js,
+batch_table.js and measured.js draw Batch; history.js, history_detail.js and brush.js draw History; teach.js
+draws Teach; corrections.js and batch_corrections.js hear what people say of a verdict; words.js and
+elements.js are shared.
 """
 
 from diffad.ui.page import build_app

@@ -41,8 +41,8 @@ STATIC = Path(__file__).with_name("static")
 # Each script uses only those before it.
 SCRIPTS = (
     "words", "elements", "scores", "page", "page_input", "corrections", "viewer", "verdict", "evidence",
-    "player", "measured", "batch_chart", "batch_table", "batch", "brush", "history_detail", "history",
-    "teach",
+    "player", "measured", "batch_chart", "batch_table", "batch_corrections", "batch", "brush",
+    "history_detail", "history", "teach",
 )  # fmt: skip
 STYLES = ("page", "batch", "history", "teach")
 THREADS = 120  # most of them only wait for their turn

@@ -1,6 +1,6 @@
-// The Batch tab: receives rows, judges them in the browser by two limits, and opens them in Inspect. The server holds the
-// run (batch.py); its id is in the address, so a reload finds it again. batch_chart.js draws the histogram, batch_table.js
-// the rows, measured.js the comparison with labels.
+// The Batch tab: rows as they arrive, judged here in the browser by two limits, and the way from a row into Inspect. The
+// server holds the run (batch.py); its id is in the address, so a reload finds it again. batch_chart.js draws the
+// histogram, batch_table.js the rows, measured.js the comparison with labels; batch_corrections.js hears what people say.
 (() => {
   const diffad = (window.diffad ??= {});
   const { chips, duration, element, number, plural, refresh } = diffad;
@@ -21,8 +21,11 @@
 
   function batch(root, props, watch, trigger, server) {
     const find = (selector) => root.querySelector(selector);
-    const table = diffad.batchTable(root, { open, changed: paint, drawn: offer });
-    const buttons = diffad.correctionButtons(root, say);
+    const table = diffad.batchTable(root, { open, changed: paint, drawn: () => said.offer() });
+    const said = diffad.batchCorrections(root, {
+      now: () => ({ run, view, listed: table.listed() }), limits: () => changedLimits(), describe: (text) => describe(text),
+      redraw: () => table.draw(run, view), server,
+    });
     const chart = diffad.batchChart(find(".chart"), { limits: () => limitsOf(view.category), move: moveLimit });
     let run = null; // what is known of the batch: { id, rows, by, usual, … }, see news in batch.py
     let view = null; // how the person looks at it
@@ -174,28 +177,6 @@
       table.draw(run, view);
       strip();
     }
-
-    // What a person says of the selected row. The server is told the limits by which the row is judged now.
-    function offer() {
-      const row = run?.kept && view.selected !== null ? run.rows[view.selected] : null;
-      buttons.show(row && !row.error ? { verdict: row.verdict, correction: row.correction ?? "", may: run.may } : null);
-    }
-    async function say(correction) {
-      const [asked, row] = [run, run.rows[view.selected]];
-      const answer = await server.say({ run: asked.id, index: row.index, correction, limits: changedLimits() });
-      if (run !== asked) return;
-      if (answer?.id === undefined) return describe(answer?.refused ?? "The server did not answer: please press again.");
-      [row.id, row.correction] = [answer.id, answer.correction];
-      diffad.announce({ id: row.id, correction: row.correction, from: "batch" });
-      table.draw(run, view);
-    }
-    document.addEventListener("diffad:corrected", ({ detail: { id, correction, from, reopened } }) => {
-      if (!run || from === "batch") return;
-      const row = from === "inspect" && reopened && view.open !== null ? run.rows[view.open] : run.rows.find((each) => each.id === id);
-      if (!row) return;
-      [row.id, row.correction] = [id, correction];
-      table.draw(run, view);
-    });
 
     function showMessage(title, facts = "") {
       paint();

@@ -269,7 +269,8 @@
       if (!tr || String(getSelection())) return;
       const id = Number(tr.dataset.id);
       if (event.target.closest("td.pick")) return mark(id, event.target.matches("input"));
-      choose(id);
+      // On a narrow page the detail is below the list.
+      choose(id).then(() => matchMedia("(max-width: 1100px)").matches && find(".history-detail").scrollIntoView({ block: "start" }));
     });
     function mark(id, done = false) {
       const box = body.querySelector(`#history-row-${id} input`);
