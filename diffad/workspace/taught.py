@@ -268,7 +268,8 @@ class Taught:
                 check_name(category.name, [*taken, *(each.name for each in self.all())])
                 new.rename(folder)
             except CheckpointError as error:
-                raise WorkspaceError(f"{file} is no exported category ({error})") from None
+                reason = str(error).replace(str(new / _FILE), "its statistics")
+                raise WorkspaceError(f"{file} is no exported category: {reason}") from None
             finally:
                 shutil.rmtree(new, ignore_errors=True)
         self._note(who, "import", category.name)
