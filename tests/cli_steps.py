@@ -82,6 +82,7 @@ class Toy:
         return SimpleNamespace(
             **result,
             image=pixels,
+            hatched=pixels,
             anomaly_map=heat,
             square_map=square,
             pixel_maps=maps,

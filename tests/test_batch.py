@@ -37,6 +37,9 @@ class Toy:
     def scale_top(self, category: str) -> float:
         return 8.0
 
+    def ignored(self, image, category):
+        return None
+
     def inspect(self, image, category=None, alpha=0.5, timesteps=(20,), threshold=5.0, look_threshold=3.0):
         self.asked.append((Path(image).name, category))
         pixels = read_image(image)
@@ -55,7 +58,7 @@ class Toy:
             ],
         }  # fmt: skip
         return SimpleNamespace(
-            image=pixels, alpha=alpha, timesteps=timesteps, to_dict=lambda: result,
+            image=pixels, hatched=pixels, alpha=alpha, timesteps=timesteps, to_dict=lambda: result,
             grid_maps=lambda: dict.fromkeys(timesteps, (red, red)), grid_plain=lambda: None,
         )  # fmt: skip
 

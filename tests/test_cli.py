@@ -12,7 +12,7 @@ import pytest
 import torch
 from cli_steps import labelled, only_error, picture
 
-from diffad import __version__, checkpoint
+from diffad import __version__
 from diffad.cli import common
 from diffad.cli.main import main
 from diffad.inspector import Inspector
@@ -93,7 +93,8 @@ def test_bad_checkpoint_device_and_missing_model(monkeypatch, tmp_path, capsys):
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     assert main(["inspect", source, "--checkpoint", str(tmp_path / "junk.safetensors")]) == 2
     assert "junk.safetensors" in only_error(capsys)
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "diffad" / "checkpoint.py"))
+    home = tmp_path / "diffad" / "checkpoint" / "models.py"
+    monkeypatch.setattr("diffad.checkpoint.models.__file__", str(home))
     assert main(["inspect", source]) == 2
     assert "--checkpoint" in only_error(capsys)
 
@@ -106,7 +107,8 @@ def test_bad_checkpoint_device_and_missing_model(monkeypatch, tmp_path, capsys):
 
 
 def test_default_checkpoint_beside_the_package_or_inside(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "diffad" / "checkpoint.py"))
+    home = tmp_path / "diffad" / "checkpoint" / "models.py"
+    monkeypatch.setattr("diffad.checkpoint.models.__file__", str(home))
     inside, beside = (tmp_path / folder / "checkpoints" / "parts.safetensors" for folder in ("diffad", "."))
     for file in (inside, beside):
         file.parent.mkdir(parents=True)

@@ -115,7 +115,7 @@ def test_an_unknown_role_names_the_user_and_never_the_password():
 def test_a_line_of_another_form_is_not_shown(line):
     with pytest.raises(ValueError) as error:
         logins(f"ben:x\n{line}", "DIFFAD_AUTH")
-    assert str(error.value).startswith("DIFFAD_AUTH holds a line that is not user:password or user/role:")
+    assert str(error.value).startswith("DIFFAD_AUTH contains a line that is not user:password or user/role:")
     assert "hidden" not in str(error.value)
 
 

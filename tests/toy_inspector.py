@@ -44,6 +44,7 @@ class ToyInspector:
         limit = 3.0 if threshold is None else threshold
         return SimpleNamespace(
             image=image,
+            hatched=image,
             category=category or self.recognise(image),
             recognised=category is None,
             score=score,

@@ -6,8 +6,6 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from diffad.cli.common import FINISHED, Refused
 from diffad.cli.console import document
 from diffad.cli.options import JSON, WORKSPACE, command, file_path, flag
@@ -90,6 +88,7 @@ def _list(taught: Taught, put: Callable[..., None]) -> None:
 
 
 def mask(arguments: argparse.Namespace) -> int:
+    import numpy as np
     import torch
 
     from diffad.pictures.geometry import Geometry, mask_to_square

@@ -38,7 +38,7 @@ def logins(lines: str, source: str) -> list[Login]:
         user, slash, role = name.partition("/")
         if not (user and colon and password):
             raise ValueError(
-                f"{source} holds a line that is not user:password or user/role:password: correct it"
+                f"{source} contains a line that is not user:password or user/role:password: correct it"
             )
         if slash and role not in ROLES:
             raise ValueError(f"{source} gives {user} an unknown role: write {_choices(user)}")
