@@ -147,7 +147,9 @@ def test_repairs_take_turns_by_steps(inspector: Inspector, defective: Path):
 
 def test_too_many_tiles_are_refused_with_what_to_do(inspector: Inspector, surface, tmp_path: Path):
     height, width = surface.shape[:2]
-    sentence = rf"a picture of {width} × {height} px needs \d+ tiles of 256 px, and no more than 4 are taken"
+    sentence = (
+        rf"a picture of {width} × {height} px needs \d+ tiles of 256 px, and no more than 4 are allowed"
+    )
     with pytest.raises(DataError, match=sentence):
         inspector.inspect(surface, tile=256, max_tiles=4)
     path = tmp_path / "surface.png"

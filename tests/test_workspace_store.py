@@ -63,6 +63,7 @@ def test_a_folder_becomes_a_workspace(tmp_path):
 
 
 def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.delenv("DIFFAD_WORKSPACE", raising=False)
     monkeypatch.setattr("platformdirs.user_data_dir", lambda name, **_: str(tmp_path / name))
     assert default_folder() == tmp_path / "diffad"
 

@@ -117,10 +117,10 @@ class TaughtCard:
         self._taught.remove(name, login())
         return f"{name} was removed.", None
 
-    def import_file(self, given: Sequence[str]) -> tuple[str, str | None]:
+    def import_file(self, given: str) -> tuple[str, str | None]:
         taken = [own for model in self._models for own in self._models.own(model)]
-        with self._storage.using(given):
-            found = self._taught.import_from(Path(given[0]), taken, login())
+        with self._storage.using([given]):
+            found = self._taught.import_from(Path(given), taken, login())
         fits = any(each.network_id == found.network for each in self._models.values())
         hint = "" if fits else " It was taught to another model: start diffad with that one to use it."
         return f"{found.name} was imported.{hint}", found.name

@@ -52,7 +52,7 @@ class TaughtParts:
     undo: gr.Button
     export: gr.Button
     remove: gr.Button
-    imported: gr.File
+    imported: gr.UploadButton
     file: gr.File
     learn: gr.Button
     propose: gr.Button
@@ -152,8 +152,8 @@ def lay_out_taught() -> TaughtParts:
                     undo = gr.Button("Undo last change", size="sm", elem_id="taught-undo", min_width=60)
                     export = gr.Button("Export", size="sm", elem_id="taught-export", min_width=60)
                     remove = gr.Button("Remove", size="sm", elem_id="taught-remove", min_width=60)
-                imported = several_files(
-                    label="Import an exported category", height=84, elem_id="taught-import"
+                imported = gr.UploadButton(
+                    "Import an exported category", size="sm", file_types=[".zip"], elem_id="taught-import"
                 )
                 file = gr.File(visible="hidden", elem_id="taught-file", interactive=False)
             with gr.Column(min_width=320):
