@@ -15,6 +15,7 @@ import torch
 from conftest import few_looks
 from PIL import Image
 
+from diffad.checkpoint import load_category, save_category
 from diffad.cli.main import main
 from diffad.inspector import Inspector
 from diffad.pictures.reading import DataError
@@ -93,7 +94,7 @@ def test_one_more_picture_is_learned_and_taken_back_bit_by_bit(taught, inspector
     before = maps(taught.attached(inspector, inspector.profiles), defective)
     model = taught.attached(inspector, inspector.profiles)
     fitted = learn(model, NAME, taught.fitted(NAME), defective)
-    taught.change(NAME, fitted.profile, "anna", "learn", fitted, ("cut.png", defective))
+    taught.change(NAME, fitted.profile, "anna", "learn", fitted, [("cut.png", defective)])
     model = taught.attached(inspector, inspector.profiles)
     assert maps(model, defective).max() < 0.7 * before.max()  # what was learned is not as odd any more
     assert len(taught.find(NAME).pictures) == 13 and len(model.scorer(NAME).good) == 13
@@ -229,3 +230,68 @@ def test_a_model_that_is_another_does_not_get_it(taught, inspector):
     other.network_id = "0" * 16
     assert NAME not in taught.attached(other, inspector.profiles).categories
     assert replace(taught.find(NAME), name="x").network == inspector.network_id
+
+
+def test_what_was_renamed_is_taken_back_under_its_new_name(taught, inspector, lesson, pictures):
+    mask = torch.ones(64, 64, dtype=torch.bool)
+    mask[8:] = False
+    taught.ignore(NAME, mask)
+    taught.rename(NAME, "other")
+    taught.add(inspector, NAME, lesson.fitted, pictures)
+    assert taught.undo("other").name == "other" and taught.load("other").profile.ignored is None
+    assert [each.name for each in taught.all()] == [NAME, "other"]
+
+
+def test_killed_between_new_and_old_only_the_new_one_counts(
+    taught, inspector, lesson, pictures, monkeypatch, workspace
+):
+    class Killed(BaseException):
+        pass
+
+    def killed(*given, **more):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("diffad.workspace.taught.shutil.rmtree", killed)
+        taught.add(inspector, NAME, lesson.fitted, pictures)
+    assert [(each.name, each.about["version"]) for each in taught.all()] == [(NAME, 2)]
+    taught.remove(NAME)
+    assert taught.all() == [] and not list((workspace.folder / "categories").iterdir())
+
+
+def test_a_name_that_was_taught_to_another_model_is_not_replaced(taught, inspector, lesson, pictures):
+    other = inspector.with_profiles(inspector.profiles)
+    other.network_id = "0" * 16
+    with pytest.raises(WorkspaceError, match="another model"):
+        taught.add(other, NAME, lesson.fitted, pictures)
+    assert taught.find(NAME).network == inspector.network_id
+
+
+@pytest.mark.parametrize("about", [
+    {"pictures": {"../../../../../../../../../../etc/passwd": "x"}}, {"pictures": ["a"]}, {"pictures": None},
+    {"pictures": {"0" * 64: "gone.png"}}, {"pictures": {"0" * 64: 3}}, {"sums": "1"}, {"sums": True},
+    {"time": 1e300}, {"who": 1},
+])  # fmt: skip
+def test_an_export_that_says_something_else_of_itself_is_refused(taught, tmp_path, about):
+    with zipfile.ZipFile(taught.export(NAME, tmp_path / "hide.zip")) as archive:
+        archive.extractall(tmp_path / "in")
+    statistics = tmp_path / "in" / "category.safetensors"
+    own = load_category(statistics)
+    save_category(statistics, replace(own, name="another", about={**own.about, **about}))
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        for path in (tmp_path / "in").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "in"))
+    with pytest.raises(WorkspaceError, match="no exported category: "):
+        taught.import_from(tmp_path / "other.zip")
+    assert [each.name for each in taught.all()] == [NAME]
+
+
+def test_a_damaged_export_is_refused(taught, tmp_path):
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("category.safetensors", bytes(range(256)) * 400)
+    data = bytearray(path.read_bytes())
+    data[60:90] = b"\xff" * 30
+    path.write_bytes(data)
+    with pytest.raises(WorkspaceError, match="no exported category"):
+        taught.import_from(path)

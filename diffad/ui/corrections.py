@@ -72,11 +72,11 @@ class Corrections:
         return self._keeping.add(inspection, self._about(shown, limits))
 
     def _asked(self, shown: Shown) -> dict[str, Any]:
-        return asked_of(arguments(self._inspectors[shown.model], *shown.request.settings[1:]))
+        return asked_of(arguments(shown.inspector, *shown.request.settings[1:]))
 
     def _about(self, shown: Shown, limits: Mapping[str, Any]) -> About:
         path = Path(shown.request.path or "")
-        version = str(self._inspectors[shown.model].provenance.get("version", ""))
+        version = str(shown.inspector.provenance.get("version", ""))
         return About(
             path, path.name, shown.model, self._asked(shown), limits, "inspect", login(), version
         )  # fmt: skip

@@ -205,11 +205,11 @@ class InspectTab:
             turn=self._turns.of(caller(), lambda: session.wants(request) and caller_waits()),
             max_tiles=self._turns.max_tiles,
         )
-        return Shown(raw, model, request)
+        return Shown(raw, model, inspector, request)
 
     def _updates(self, shown: Shown) -> Updates:
         p, raw, request = self.parts, shown.raw, shown.request
-        inspector = self._inspectors[shown.model]
+        inspector = shown.inspector
         part = cards.part(raw, inspector.scale_top(raw.category), inspector.device.type.upper())
         part |= {
             "name": shown.name, "model": shown.model, "turn": request.turn,
@@ -270,7 +270,7 @@ class InspectTab:
         The method is not called "repair", because the event would then take the endpoint's address.
         """
         p, shown = self.parts, session.shown_for(choices)
-        inspection, inspector = shown.chosen(choices), self._inspectors[shown.model]
+        inspection, inspector = shown.chosen(choices), shown.inspector
         threshold = self._repair_threshold(inspector, inspection, choices)
         film = downloads.Film(inspection, inspector.timesteps, threshold, self._storage.keep)
         session.film = film
@@ -368,7 +368,7 @@ class InspectTab:
     def download(self, kind: str, session: Session, choices: Mapping[str, Any]) -> str:
         """Makes a file to download; returns its path. kind: a key in `downloads`, or "all"."""
         shown, film = session.shown_for(choices), session.film
-        inspector = self._inspectors[shown.model]
+        inspector = shown.inspector
         with room():
             name, data = downloads.contents(
                 kind, shown.chosen(choices), inspector, film, inspector.scale_top(shown.raw.category),

@@ -61,6 +61,7 @@ class Shown:
 
     raw: Inspection
     model: str
+    inspector: Inspector  # that judged it: the model may forget or change the category meanwhile
     request: Request
     kept: Future[int] | None = None  # its id in the history; None if it is not to be kept
 

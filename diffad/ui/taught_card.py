@@ -127,6 +127,7 @@ class TaughtCard:
 
     def export(self, name: str | None) -> str:
         """The category as a file to download."""
+        self._access.check("teach")
         try:
             with tempfile.TemporaryDirectory() as folder:
                 file = self._taught.export(name or "", Path(folder) / f"{name}.zip")
@@ -149,19 +150,21 @@ class TaughtCard:
             )
         remembered = self._remembered(name)
         before = self._verdicts(inspector, name, remembered)
-        threshold, scores = inspector.threshold(name), [each.score for each in new]
+        turn, fitted = self._turns.of_caller(), self._taught.fitted(name)
         for entry in new:
-            path = self._history.picture_path(entry)
-            fitted = learn(inspector, name, self._taught.fitted(name), path, self._turns.of_caller())
-            self._taught.change(
-                name, fitted.profile, login(), "learn", fitted, (entry.picture, path), learned=entry.picture
-            )
-            self._models.refresh()
-            inspector = self._model_of(name)
-        after = self._verdicts(inspector, name, remembered)
-        return _learned_in_words(
-            name, new, scores, (threshold, inspector.threshold(name)), remembered, before, after
-        ), name
+            fitted = learn(inspector, name, fitted, self._history.picture_path(entry), turn)
+        pictures = [(each.picture, self._history.picture_path(each)) for each in new]
+        learned = [each.picture for each in new]
+        self._taught.change(name, fitted.profile, login(), "learn", fitted, pictures, learned=learned)
+        self._models.refresh()
+        model = self._model_of(name)
+        scores = [
+            (each.score, model.inspect(self._history.picture_path(each), name, turn=turn).score)
+            for each in new
+        ]
+        after = self._verdicts(model, name, remembered)
+        thresholds = inspector.threshold(name), model.threshold(name)
+        return _learned_in_words(new, scores, thresholds, remembered, before, after), name
 
     def propose(self, name: str) -> tuple[str, str | None]:
         """What the corrections say of the threshold; nothing is changed."""
@@ -207,6 +210,7 @@ class TaughtCard:
         """The mean of the good pictures as the model sees them, to be painted on."""
         if not name:
             return gr.ImageEditor(value=None, visible=False), gr.skip()
+        self._access.check("teach")
         try:
             category, inspector = self._taught.find(name), self._model_of(name)
             pictures = list(category.pictures.values())[:_AVERAGED]
@@ -273,21 +277,24 @@ def _best_threshold(good: np.ndarray, bad: np.ndarray) -> tuple[float, int]:
 
 
 def _learned_in_words(
-    name: str, new: Sequence[Entry], scores: Sequence[float], thresholds: tuple[float, float],
+    new: Sequence[Entry], scores: Sequence[tuple[float, float]], thresholds: tuple[float, float],
     remembered: Sequence[Entry], before: Sequence[bool], after: Sequence[bool],
 ) -> str:  # fmt: skip
     bad = [i for i, each in enumerate(remembered) if each.is_defective]
-    right = [bool(each.is_defective) for each in remembered]
     back = [
         each.picture
-        for each, was, now, is_bad in zip(remembered, before, after, right)
-        if was == is_bad != now
+        for each, was, now in zip(remembered, before, after, strict=True)
+        if was == bool(each.is_defective) != now
     ]
+    told = "; ".join(
+        f"{each.picture} {was:.2f} → {now:.2f}" for each, (was, now) in zip(new[:3], scores, strict=False)
+    )
     words = (
-        f"{plural(len(new), 'picture')} learned; threshold {thresholds[0]:.2f} → {thresholds[1]:.2f}. "
+        f"{plural(len(new), 'picture')} learned: score of {told}{' …' if len(new) > 3 else ''}; "
+        f"threshold {thresholds[0]:.2f} → {thresholds[1]:.2f}. "
         f"Of {plural(len(bad), 'remembered defect')} {sum(before[i] for i in bad)} were found before, "
         f"{sum(after[i] for i in bad)} are now."
     )
     if back:
-        words += f" Judged wrong again: {', '.join(back[:5])}. Undo takes the last picture back."
+        words += f" Judged wrong again: {', '.join(back[:5])}. Undo takes back what was learned."
     return words

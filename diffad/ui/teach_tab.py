@@ -10,9 +10,11 @@ from typing import Any
 
 import gradio as gr
 
+from diffad.inspector import Inspector
 from diffad.output import OutputError
 from diffad.pictures import intake
 from diffad.pictures.reading import DataError
+from diffad.recognition import Turn
 from diffad.teaching.categories import Lesson
 from diffad.teaching.examination import Offered, examine, in_words
 from diffad.teaching.good_pictures import FEWEST
@@ -57,6 +59,12 @@ class TeachSession:
     def __deepcopy__(self, memo: Any) -> TeachSession:
         return TeachSession()
 
+    def forget(self) -> None:
+        """Ends the work, and removes the copies of the pictures."""
+        self.work = None
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     @property
     def used(self) -> dict[str, Path]:
         """The pictures that are to be learned from."""
@@ -75,7 +83,7 @@ class TeachTab:
         self._models, self._turns, self._storage, self._access = models, turns, storage, access
         self._taught: Taught = models.taught
         self._jobs, self._data_root, self._inspect = Jobs(workspace), data_root, inspect
-        self._session = gr.State(TeachSession())
+        self._session = gr.State(TeachSession(), delete_callback=TeachSession.forget)
         self.parts = lay_out_teaching(list(models), folders(data_root) if data_root else [])
         self._card = TaughtCard(models, workspace, storage, turns, access, inspect)
         self._jobs.take_up()
@@ -145,6 +153,7 @@ class TeachTab:
             samples = intake.sources(paths, folder / "pictures", within, self._storage.make_room)
             if len(samples) > MOST:
                 raise DataError(f"these are {len(samples)} pictures: give at most {MOST:,}")
+            self._storage.make_room(sum(each.image.stat().st_size for each in samples.values()))
             files = _kept({name: each.image for name, each in samples.items()}, folder / "good")
         except DataError as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -152,6 +161,7 @@ class TeachTab:
         found = examine(
             files, progress=lambda done, total: progress((done, total), desc="Looking at the pictures")
         )
+        session.forget()
         session.offered, session.folder, session.lesson = found, folder, None
         session.left_out = {i for i, each in enumerate(found) if each.unusable}
         return session, *self._seen(session)
@@ -186,7 +196,8 @@ class TeachTab:
         self._access.check("teach")
         inspector = self._models[model]
         try:
-            name = check_name(name or "", self._models.own(model))
+            others = [each.name for each in self._taught.all() if each.network != inspector.network_id]
+            name = check_name(name or "", [*self._models.own(model), *others])
             check_count(len(session.used))
             wanted = self._begin(session)
             turn = self._turns.of(f"teach {caller()}", wanted)
@@ -197,7 +208,7 @@ class TeachTab:
             self._taught.add(inspector, name, lesson.fitted, _learned_from(session, lesson), login())
             self._models.refresh()
             progress(0.99, desc="Artificial defects")
-            made = examples(self._models[model], name, list(session.used.values()), lesson.profile.bits, turn)
+            made = self._examples(self._models[model], name, session, lesson, turn)
         except Unwanted:
             return self._refused(session, CANCELLED)
         except (DataError, WorkspaceError, OutputError) as error:
@@ -205,6 +216,16 @@ class TeachTab:
         session.name, session.model, session.lesson = name, model, lesson
         session.made, session.changes = made, None
         return self._outcome(session)
+
+    @staticmethod
+    def _examples(
+        inspector: Inspector, name: str, session: TeachSession, lesson: Lesson, turn: Turn
+    ) -> list[Example]:
+        """Empty if it is cancelled by now; the category is there all the same."""
+        try:
+            return examples(inspector, name, list(session.used.values()), lesson.profile.bits, turn)
+        except Unwanted:
+            return []
 
     def teach_again(
         self,
@@ -227,6 +248,7 @@ class TeachTab:
     ) -> tuple[Any, ...]:
         """Judges changed good pictures, while the category can be used already."""
         lesson = session.lesson
+        self._access.check("teach")
         if lesson is None or session.changes is not None:
             return session, gr.skip()
         turn = self._turns.of(f"teach {caller()}", self._begin(session))
@@ -246,6 +268,7 @@ class TeachTab:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
         """Learns from half of the pictures and compares; nothing is kept."""
+        self._access.check("teach")
         lesson = session.lesson
         if lesson is None or len(session.used) < 2 * FEWEST:
             return teach_board.sentence(f"Teach at least {2 * FEWEST} pictures first.", "warm")

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -30,9 +30,9 @@ from diffad.teaching.statistics import Fitted
 from diffad.workspace import events
 from diffad.workspace.store import Workspace, WorkspaceError
 from diffad.workspace.sums import load_sums, save_sums
+from diffad.workspace.taught_files import check_about, unpack
 
 _FILE, _BEFORE = "category.safetensors", "before.safetensors"
-_MOST_EXPORTED = 4 * 2**30  # bytes of an export that is imported
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,8 @@ class Taught:
 
     def all(self) -> list[TaughtCategory]:
         """By name. Files that cannot be read are left out (`damaged` names them)."""
-        found = []
-        for folder in self._folders():
-            with suppress(CheckpointError):
-                found.append(
-                    TaughtCategory(*read_about(folder / _FILE)[:2], folder, read_about(folder / _FILE)[2])
-                )
-        return sorted(found, key=lambda each: each.name.casefold())
+        latest = {each.name: each for each in sorted(self._every(), key=_version)}
+        return sorted(latest.values(), key=lambda each: each.name.casefold())
 
     def damaged(self) -> list[str]:
         """Why some categories cannot be read."""
@@ -119,11 +114,28 @@ class Taught:
                     profiles[each.name] = load_category(each.folder / _FILE).profile
         return inspector.with_profiles(profiles)
 
+    def _every(self) -> list[TaughtCategory]:
+        """With those that were replaced just before the program was killed."""
+        found = []
+        for folder in self._folders():
+            with suppress(CheckpointError):
+                name, network, about = read_about(folder / _FILE)
+                found.append(TaughtCategory(name, network, folder, about))
+        return found
+
     def _folders(self) -> list[Path]:
         folders = self._root.iterdir() if self._root.is_dir() else ()
         return [each for each in folders if (each / _FILE).is_file() and not each.name.startswith(".")]
 
     # Writing
+
+    def _sweep(self) -> None:
+        """Remove what was replaced or half written when the program was killed. Needs the lock."""
+        kept = {each.folder for each in self.all()}
+        left = [each.folder for each in self._every() if each.folder not in kept]
+        hidden = self._root.glob(".*") if self._root.is_dir() else ()
+        for folder in (*left, *hidden):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def add(
         self,
@@ -144,7 +156,10 @@ class Taught:
         folder = self._root / secrets.token_hex(8)
         new = folder.with_name(f".{folder.name}")
         with self._workspace.lock, explained(new):
+            self._sweep()
             old = [each for each in self.all() if each.name == name]
+            if any(each.network != inspector.network_id for each in old):
+                raise WorkspaceError(f"{name} was taught to another model: choose another name")
             try:
                 (new / "good").mkdir(parents=True)
                 kept = {_put(path, new / "good"): shown for shown, path in pictures.items()}
@@ -160,29 +175,27 @@ class Taught:
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
-            for each in old:
-                shutil.rmtree(each.folder, ignore_errors=True)
+            self._sweep()
         self._note(who, "teach", name, pictures=len(kept))
         return self.find(name)
 
     def change(
         self, name: str, profile: Profile, who: str, action: str, fitted: Fitted | None = None,
-        picture: tuple[str, Path] | None = None, **detail: Any,
+        pictures: Sequence[tuple[str, Path]] = (), **detail: Any,
     ) -> TaughtCategory:  # fmt: skip
         """Keep a changed profile; the category as it was can be had back once (`undo`).
 
         Args:
             action, detail: for the list of events.
             fitted: with the sums, if they changed too.
-            picture: name and file of a good picture that was learned.
+            pictures: names and files of good pictures that were learned.
         """
         with self._workspace.lock:
             found, before = self.find(name), self.load(name)
             says = {**before.about, "version": _version(found) + 1, "time": time.time(), "who": who}
             with explained(found.folder):
-                if picture is not None:
-                    sha256 = _put(picture[1], found.folder / "good")
-                    says["pictures"] = {**before.about["pictures"], sha256: picture[0]}
+                learned = {_put(path, found.folder / "good"): shown for shown, path in pictures}
+                says["pictures"] = {**before.about["pictures"], **learned}
                 if fitted is not None:
                     says["sums"] = before.about["sums"] + 1
                     save_sums(found.folder / f"sums-{says['sums']}.safetensors", fitted.sums)
@@ -198,7 +211,14 @@ class Taught:
             found = self.find(name)
             if not found.can_undo:
                 raise WorkspaceError(f"there is nothing to undo in {name}")
-            (found.folder / _BEFORE).replace(found.folder / _FILE)
+            try:
+                before = load_category(found.folder / _BEFORE)
+            except CheckpointError as error:
+                raise WorkspaceError(str(error)) from None
+            with explained(found.folder):
+                if before.name != name:  # it was renamed since
+                    save_category(found.folder / _BEFORE, replace(before, name=name))
+                (found.folder / _BEFORE).replace(found.folder / _FILE)
         self._note(who, "undo change", name)
         return self.find(name)
 
@@ -226,6 +246,7 @@ class Taught:
     def rename(self, name: str, new: str, taken: Sequence[str] = (), who: str = "") -> TaughtCategory:
         """Raises DataError for a name that cannot be taken. taken: names of the models' own categories."""
         with self._workspace.lock:
+            self._sweep()
             found, category = self.find(name), self.load(name)
             others = [each.name for each in self.all() if each.name != name]
             new = check_name(new, [*taken, *others])
@@ -236,6 +257,7 @@ class Taught:
     def remove(self, name: str, who: str = "") -> None:
         """Its statistics and its good pictures; the history keeps what was inspected."""
         with self._workspace.lock:
+            self._sweep()
             folder = self.find(name).folder
             gone = folder.with_name(f".{folder.name}")
             with explained(folder):
@@ -262,9 +284,11 @@ class Taught:
         folder = self._root / secrets.token_hex(8)
         new = folder.with_name(f".{folder.name}")
         with self._workspace.lock, explained(new):
+            self._sweep()
             try:
-                _unpack(Path(file), new)
+                unpack(Path(file), new)
                 category = load_category(new / _FILE)
+                check_about(category.about, new)
                 check_name(category.name, [*taken, *(each.name for each in self.all())])
                 new.rename(folder)
             except CheckpointError as error:
@@ -300,27 +324,3 @@ def _tidy(folder: Path, kept: set[int]) -> None:
     for file in folder.glob("sums-*.safetensors"):
         if file.name not in names:
             file.unlink(missing_ok=True)
-
-
-def _unpack(file: Path, folder: Path) -> None:
-    """An export's files; raises WorkspaceError for anything else in it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > _MOST_EXPORTED:
-                raise WorkspaceError(f"{file} unpacks to more than {_MOST_EXPORTED >> 30} GB")
-            (folder / "good").mkdir(parents=True)
-            for entry in entries:
-                parts = PurePosixPath(entry.filename).parts
-                plain = all(
-                    part not in ("..", "/") and "\\" not in part and ":" not in part for part in parts
-                )
-                fits = len(parts) == 1 or (len(parts) == 2 and parts[0] == "good")
-                if not plain or not fits or entry.is_dir():
-                    raise WorkspaceError(f"{file} is no exported category: it holds {entry.filename!r}")
-                with archive.open(entry) as source, (folder / Path(*parts)).open("wb") as target:
-                    shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise WorkspaceError(f"{file} is no exported category ({error})") from None
-    except FileNotFoundError:
-        raise WorkspaceError(f"there is no file {file}") from None
