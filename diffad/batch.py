@@ -252,13 +252,20 @@ def csv_file(records: Iterable[Mapping[str, Any]]) -> bytes:
     The regions column holds their number; all notes share a cell, and so do all files. The file is UTF-8
     with a byte-order mark, text is quoted, and no cell can be mistaken for a formula.
     """
+
+    def shown(record: Mapping[str, Any]) -> dict[str, Any]:
+        regions = len(record["regions"]) if "regions" in record else ""
+        return {**record, "regions": regions, "notes": " ".join(record.get("notes", ()))}
+
+    return spreadsheet(COLUMNS, map(shown, records))
+
+
+def spreadsheet(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A CSV file whose text is quoted and in which no cell can be mistaken for a formula."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for record in records:
-        regions = len(record["regions"]) if "regions" in record else ""
-        shown = {**record, "regions": regions, "notes": " ".join(record.get("notes", ()))}
-        writer.writerow([_cell(shown.get(column, "")) for column in COLUMNS])
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(column, "")) for column in columns] for row in rows)
     return text.getvalue().encode("utf-8-sig", "backslashreplace")
 
 

@@ -281,3 +281,29 @@ def test_places_weigh_alike_unless_asked_otherwise(good):
     mean, std = plain.moments[0].unbind(0)
     expected = (good.pixel - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(standard.pixel, expected)
+
+
+def test_scores_and_thresholds_are_of_what_is_judged(good):
+    """As if the maps themselves had 0 σ wherever nothing is judged, the good ones included."""
+    calibration = Calibration.fit(good)
+    share = torch.zeros(256, 256)
+    share[64:200, :100] = 1
+    share[:, 240:] = 0.5
+    standard = calibration.standardise(good)
+    masked = RawMaps(standard.pixel * (1 - share), standard.feature * (1 - share), NODES)
+    scorer = calibration.ignoring(share).scorer(0.5, (20,))
+    maps = zip(masked.pixel[:, :1].numpy(), masked.feature[:, :1].numpy())
+    real = np.array([scorer(fuse(pixel, feature, 0.5), 256) for pixel, feature in maps])
+    np.testing.assert_allclose(scorer.good, real, rtol=0.04)
+    assert not np.allclose(scorer.good, calibration.scorer(0.5, (20,)).good, rtol=0.04)
+    unmasked = calibration.ignoring(torch.zeros(256, 256))
+    assert torch.equal(unmasked.good_maps, calibration.good_maps)
+
+
+def test_a_further_picture_is_remembered_in_the_units_of_the_others(good):
+    calibration = Calibration.fit(good)
+    more = calibration.plus(coarse_maps(good.first(3)))
+    assert torch.equal(more.good_maps[:16], calibration.good_maps)
+    steps = (more.good_maps[16:].int() - calibration.good_maps[:3].int()).abs()
+    assert len(more.good_maps) == 19 and int(steps.max()) <= 1  # rounding
+    assert torch.equal(more.moments, calibration.moments)

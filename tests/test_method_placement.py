@@ -27,6 +27,7 @@ from diffad.method.repair_options import RepairOptions
 from diffad.method.scoring import PIXEL_SCORES, TIMESTEPS, RawMaps, _filter, evidence, shifted_embeddings
 from diffad.teaching import statistics as profiles
 from diffad.teaching import training
+from diffad.teaching.residuals import Observer
 
 CUDA = torch.device("cuda", 0)
 
@@ -207,7 +208,8 @@ def test_a_category_is_learned_on_the_gpu_and_kept_on_the_cpu(gpu, monkeypatch):
     monkeypatch.setattr(profiles, "SPOILED", 1)
     monkeypatch.setattr(profiles, "LOOKED", 2)
     monkeypatch.setattr(profiles, "CALIBRATION_TIMESTEPS", (0, *TIMESTEPS))
-    profile = profiles.fit_profile(gpu.network, gpu.extractor, gpu.schedule, pictures(1), pictures(2))
+    observer = Observer(gpu.network, gpu.extractor, gpu.schedule)
+    profile = profiles.fit(observer, pictures(1), pictures(2)).profile
     kept = profile.gaussian.mean, profile.residual.codes, profile.perceptual.scale
     assert {tensor.device.type for tensor in kept} == {"cpu"}
     assert profile.forecast["defects"] > 0

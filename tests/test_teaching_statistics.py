@@ -27,6 +27,10 @@ def gears(count):
     return torch.stack([torch.from_numpy(part).permute(2, 0, 1) for part in parts])
 
 
+def fit_profile(network, extractor, schedule, used, held, kind="perceptual"):
+    return profiles.fit(residuals.Observer(network, extractor, schedule, kind), used, held).profile
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_defect_changes_its_mask_visibly_and_nothing_far_from_it(parts, kind):
     before = parts[0].copy()
@@ -138,7 +142,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
 
     monkeypatch.setattr(profiles, "judged_artificial_defects", judged)
     pictures = gears(5)
-    profile = profiles.fit_profile(
+    profile = fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     assert len(asked) == 2
@@ -148,7 +152,7 @@ def test_the_profile_keeps_the_better_choice(monkeypatch, parts, inspector):
 def test_pictures_that_are_all_but_black_have_a_profile_without_a_forecast(inspector):
     pictures = torch.randint(0, 6, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(torch.uint8)
-    profile = profiles.fit_profile(
+    profile = fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     assert profile.forecast == {"by_place": False, "good": 5, "defects": 0}
@@ -167,7 +171,7 @@ def test_a_profile_has_seen_every_picture_on_every_grid(monkeypatch, inspector):
 
     monkeypatch.setattr(residuals, "evidence", spy)
     pictures = gears(5)
-    profile = profiles.fit_profile(
+    profile = fit_profile(
         inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
     )
     # four pictures and four copies of each, then the fifth and its copies
@@ -183,7 +187,7 @@ def test_a_profile_of_another_pixel_score_is_in_its_units(inspector):
     """The paper's KL has a calibration of its own; what is compared by features does not change."""
     pictures = gears(5)
     parts = inspector.network, inspector.extractor, inspector.schedule, pictures[:3], pictures[3:]
-    usual, kl = (profiles.fit_profile(*parts, kind=kind, stride=4) for kind in ("perceptual", "kl"))
+    usual, kl = (fit_profile(*parts, kind=kind) for kind in ("perceptual", "kl"))
     assert torch.equal(usual.residual.codes, kl.residual.codes)
     (pixel, feature), (pixel_kl, feature_kl) = usual.calibration.moments, kl.calibration.moments
     at = usual.calibration.timesteps.index(200)
@@ -198,7 +202,7 @@ def test_a_profile_knows_how_changed_copies_of_its_pictures_score(monkeypatch, i
     def changed(copy):
         monkeypatch.setattr(profiles, "copies_of", lambda count: 1)
         monkeypatch.setattr(residuals, "random_copy", copy)
-        return profiles.fit_profile(*parts).calibration
+        return fit_profile(*parts).calibration
 
     shift, stretch = changed(lambda image, rng: image).changed
     assert abs(shift) < 0.2 and 0.8 < stretch < 1.25  # no more than what codes round off

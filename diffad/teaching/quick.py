@@ -44,13 +44,12 @@ class Example:
 
     Attributes:
         kind: of the defect.
-        picture, shown: uint8 [h, w, 3], without and with the map over it.
+        shown: the picture with its map, uint8 [h, w, 3].
         found: whether the picture is rejected at the usual threshold.
         score: in σ.
     """
 
     kind: str
-    picture: npt.NDArray[np.uint8]
     shown: npt.NDArray[np.uint8]
     found: bool
     score: float
@@ -164,7 +163,7 @@ def examples(
             seen.map_limit,
             contour=seen.is_anomalous,
         )
-        made.append(Example(kind, spoiled, shown, seen.is_anomalous, seen.score))
+        made.append(Example(kind, shown, seen.is_anomalous, seen.score))
     return made
 
 

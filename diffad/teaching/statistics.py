@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 
 from diffad.method.calibration import CALIBRATION_TIMESTEPS, Calibration, coarse_maps, place_level
-from diffad.method.diffusion import Schedule
-from diffad.method.features import FeatureExtractor
 from diffad.method.image_score import law_of_changed
 from diffad.method.place_gaussian import PlaceGaussian
 from diffad.method.profile import Profile
 from diffad.method.scoring import TIMESTEPS, RawMaps
-from diffad.method.unet import UNet
 from diffad.pictures.geometry import to_float
 from diffad.pictures.quality import measured as measured_quality
 from diffad.pictures.quality import ranges
@@ -42,24 +39,6 @@ from diffad.teaching.residuals import (
 
 LOOKED = 24  # calibrated pictures that are measured at all calibrated timesteps
 SPOILED = 24  # of these, the pictures that artificial defects are put on
-
-
-@torch.no_grad()
-def fit_profile(
-    network: UNet,
-    extractor: FeatureExtractor,
-    schedule: Schedule,
-    used: Tensor,
-    held: Tensor,
-    inside: Tensor | None = None,
-    *,
-    kind: str = "perceptual",
-    stride: int = 4,
-    plain: bool = False,
-) -> Profile:
-    """The profile alone of `fit`."""
-    observer = Observer(network, extractor, schedule, kind, stride)
-    return fit(observer, used, held, inside, plain=plain).profile
 
 
 @dataclass(frozen=True)

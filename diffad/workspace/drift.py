@@ -17,7 +17,8 @@ from datetime import date, datetime, tzinfo
 
 import numpy as np
 
-from diffad.pictures.quality import MEASURES
+from diffad.pictures.quality import LEAST as LEAST_BEYOND
+from diffad.pictures.quality import MEASURES, WORDS
 from diffad.workspace.history import History
 from diffad.workspace.queries import Filter
 from diffad.workspace.record import is_defective
@@ -28,17 +29,8 @@ _UNLIKELY = 3.3  # standard deviations of the rank sum, which chance exceeds on 
 _LEANING = 1.28  # likewise, on 1 day in 10 to either side: such days in a row are looked at together
 _FIRST = 20  # pictures that the first days need to stand for what was taught
 _EXPLAINS = 0.5  # of the way to the edge of the range, from where on a measure may be why scores changed
-# What a lower and a higher value means, and whether the change is given in per cent.
-_WORDS = {
-    "brightness": ("darker", "brighter", True),
-    "contrast": ("flatter", "richer in contrast", True),
-    "red": ("less red", "redder", False),
-    "blue": ("less blue", "bluer", False),
-    "sharpness": ("more blurred", "sharper", False),
-    "noise": ("smoother", "noisier", False),
-}
-# Distance from the middle below which no change of a measure counts, in its own units (`quality.measured`).
-_LEAST_CHANGE = np.array([2, 2, 0.01, 0.01, 0.02, 0.5])
+# Distance from the middle below which no change of a measure counts, in its own units.
+_LEAST_CHANGE = np.array([LEAST_BEYOND[name] for name in MEASURES])
 _WEEKDAYS = "Mon Tue Wed Thu Fri Sat Sun".split()
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
@@ -319,7 +311,7 @@ def _median(values: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
 
 def _pictures(which: int, since: Sequence[Day], reference: Reference) -> str:
     """How the pictures look now, as "pictures are 8 % darker"."""
-    less, more, relative = _WORDS[MEASURES[which]]
+    less, more, relative = WORDS[MEASURES[which]]
     assert reference.quality is not None
     middle = reference.quality[which, 1]
     change = _median([day.quality for day in since])[which] - middle

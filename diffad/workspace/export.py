@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import zipfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -18,8 +16,6 @@ COLUMNS = (
     "correction", "corrected_at", "corrected_by", "model", "model_version", "source", "who", "seconds",
     "notes", "sha256",
 )  # fmt: skip
-# As in `batch.csv_file`: with these a spreadsheet lets a formula begin.
-_FORMULA, _CONTROL = tuple("=+-@＝＋－＠"), ("\t", "\r", "\n")
 
 
 def csv_file(entries: Iterable[Entry]) -> bytes:
@@ -28,13 +24,13 @@ def csv_file(entries: Iterable[Entry]) -> bytes:
     Times are UTC, regions are counted, notes take one cell. The file is UTF-8 with a byte-order mark, its
     text is in quotes, and no cell can be taken for a formula.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for entry in entries:
-        shown = _in_utc(entry) | {"regions": len(entry.regions), "notes": " ".join(entry.notes)}
-        writer.writerow([_cell(shown[column]) for column in COLUMNS])
-    return text.getvalue().encode("utf-8-sig", "backslashreplace")
+    from diffad.batch import spreadsheet
+
+    def shown(entry: Entry) -> dict[str, Any]:
+        more = {"regions": len(entry.regions), "notes": " ".join(entry.notes)}
+        return {name: _storable(value) for name, value in (_in_utc(entry) | more).items()}
+
+    return spreadsheet(COLUMNS, map(shown, entries))
 
 
 def json_text(entries: Iterable[Entry], **about: Any) -> str:
@@ -87,9 +83,5 @@ def _utc(time: float | None) -> str | None:
     return datetime.fromtimestamp(time, timezone.utc).isoformat(" ", "seconds")
 
 
-def _cell(value: Any) -> Any:
-    """A cell's content; an apostrophe before text that looks like a formula keeps it text."""
-    if not isinstance(value, str):
-        return value
-    is_formula = value[:1] in _CONTROL or value.lstrip()[:1] in _FORMULA
-    return f"'{value}" if is_formula else plain_text(value)
+def _storable(value: Any) -> Any:
+    return plain_text(value) if isinstance(value, str) else value
