@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 from conftest import DESKTOP, PATIENCE, few_looks
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from server_steps import served
+from test_history_server import logged_in
 from test_ui_page_layout import violations
 
 from diffad.inspector import Inspector
 from diffad.synthetic.parts import make_part
+from diffad.teaching.quick import teach
+from diffad.workspace.history import History
+from diffad.workspace.record import Record
+from diffad.workspace.roles import Login
 from diffad.workspace.store import Workspace
 from diffad.workspace.taught import Taught
 
@@ -129,3 +134,83 @@ def test_too_few_pictures_are_refused(page: Page, archive, tmp_path):
     page.locator("#teach-name").get_by_role("textbox").fill("grey")
     page.locator("#teach-now").click()
     says(page, "1 usable pictures are too few: give at least 8")
+
+
+def choose(page: Page, name: str) -> None:
+    page.locator("#taught-chosen input").click()
+    page.get_by_role("option", name=name).click()
+    expect(page.locator("#taught-editor canvas").first).to_be_visible(timeout=PATIENCE)
+
+
+@pytest.fixture
+def taught(workspace, trained, tmp_path):
+    """A category of the workspace, taught without the page."""
+    inspector, paths = Inspector.load(trained, "cpu"), []
+    for seed in range(9):
+        paths.append(tmp_path / f"{seed}.png")
+        Image.fromarray(make_part("leather", seed, size=64).image).save(paths[-1])
+    with few_looks():
+        lesson = teach(inspector, "pig hide", paths)
+    taught = Taught(workspace)
+    taught.add(inspector, "pig hide", lesson.fitted, {path.name: path for path in paths})
+    yield taught
+    taught.remove("pig hide")
+
+
+def test_what_is_painted_is_ignored_until_everything_is_judged_again(taught, page: Page):
+    choose(page, "pig hide")
+    page.locator("#taught-ignore").click()
+    expect(page.locator("#taught-said")).to_contain_text("Paint on the mean part first")
+    canvas = page.locator("#taught-editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 30, middle[1], steps=5)
+    page.mouse.up()
+    page.locator("#taught-ignore").click()
+    expect(page.locator("#taught-said")).to_contain_text("of pig hide is not judged now")
+    ignored = taught.load("pig hide").profile.ignored
+    assert 0 < float(ignored.float().mean()) < 0.5 and not ignored[0].any()
+    page.locator("#taught-clear").click()
+    expect(page.locator("#taught-said")).to_contain_text("All of pig hide is judged")
+    assert taught.load("pig hide").profile.ignored is None
+
+
+def test_a_verdict_corrected_to_good_is_learned_and_taken_back(taught, page: Page, workspace, trained):
+    image = make_part("leather", 60, size=64).image.copy()
+    image[20:34, 20:34] = 0
+    judged = taught.attached(Inspector.load(trained, "cpu"), {}).inspect(image, "pig hide")
+    assert judged.is_anomalous
+    history, file = History(workspace), taught.find("pig hide").folder / "cut.png"
+    Image.fromarray(image).save(file)
+    record = Record.of(judged.to_dict(), (64, 64), "cut.png", "parts")
+    number = history.keep(record, file, image, judged.square_map)
+    history.correct(number, "good", "")
+    choose(page, "pig hide")
+    page.locator("#taught-learn").click()
+    said = page.locator("#taught-said")
+    expect(said).to_contain_text(
+        re.compile(r"1 picture learned: score of cut\.png [\d.]+ → [\d.]+"), timeout=PATIENCE
+    )
+    before, after = map(float, re.search(r"cut\.png ([\d.]+) → ([\d.]+)", said.inner_text()).groups())
+    assert before == pytest.approx(judged.score, abs=0.01) and after < 0.8 * before
+    assert len(taught.find("pig hide").pictures) == 10
+    page.locator("#taught-undo").click()
+    expect(said).to_contain_text("as it was before its last change")
+    assert len(taught.find("pig hide").pictures) == 9
+    history.delete([number], "")
+
+
+def test_a_login_that_may_not_teach_is_refused_by_the_server(browser: Browser, trained, archive, tmp_path):
+    accounts = [Login("cora", "x", "correct")]
+    with (
+        Workspace.open(tmp_path / "w") as workspace,
+        served(Inspector.load(trained, "cpu"), tmp_path / "f", workspace=workspace, auth=accounts) as url,
+        logged_in(browser, url, "cora") as page,
+    ):
+        page.get_by_role("tab", name="Teach").click()
+        page.locator("#teach-files input[type=file]").set_input_files(archive)
+        expect(page.get_by_text("Your login may not teach").first).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#teach-offered .offered")).to_have_count(0)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from diffad.checkpoint import CheckpointError
 from diffad.inspector import Inspector
-from diffad.workspace.store import Workspace, WorkspaceError
+from diffad.workspace.store import Workspace
 from diffad.workspace.taught import Taught
 
 
 class Models(dict[str, Inspector]):
     """Inspectors by name. What is read of it is always one whole inspector, whoever teaches meanwhile."""
 
-    def __init__(self, inspectors: Mapping[str, Inspector], workspace: Workspace | None, device: str) -> None:
+    def __init__(self, inspectors: Mapping[str, Inspector], workspace: Workspace | None) -> None:
         super().__init__(inspectors)
-        self._workspace, self._device = workspace, device
+        self._workspace = workspace
         self._own = {name: dict(inspector.profiles) for name, inspector in inspectors.items()}
         self._changing = threading.Lock()
         self.taught = None if workspace is None else Taught(workspace)
@@ -39,9 +39,10 @@ class Models(dict[str, Inspector]):
 
     def _load(self, path: Path) -> None:
         if path.stem not in self._own:
+            device = next(iter(self.values())).device
             try:
-                inspector = Inspector.load(path, self._device)
-            except (CheckpointError, WorkspaceError):  # a damaged file must not keep the others away
+                inspector = Inspector.load(path, str(device))
+            except CheckpointError:  # a damaged file must not keep the others away
                 return
             self._own[path.stem] = dict(inspector.profiles)
             self[path.stem] = inspector

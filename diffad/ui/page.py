@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def build_app(
-    inspectors: Mapping[str, Inspector], turns: Turns, storage: Storage, data_root: Path | None = None,
+    models: Models, turns: Turns, storage: Storage, data_root: Path | None = None,
     keeping: Keeping | None = None,
 ) -> gr.Blocks:  # fmt: skip
     """The page as Gradio blocks, ready for `server.serve`.
 
     Args:
-        inspectors: by their names in the model list; the first is the default.
+        models: by their names in the list; the first is the default.
         turns: shared by all users of the network.
         storage: for uploads and results.
         data_root: the folder on the server below which a batch may read files; None allows uploads only.
@@ -40,32 +40,30 @@ def build_app(
     Raises:
         ValueError: There is no model.
     """
-    if not inspectors:
+    if not models:
         raise ValueError("The page needs at least one model.")
     workspace = None if keeping is None else keeping.history.workspace
-    models = Models(inspectors, workspace, str(next(iter(inspectors.values())).device))
-    inspectors = models
     app = gr.Blocks(title="diffad", analytics_enabled=False, fill_width=True)
     with app:
-        header = html(cards.header(next(iter(inspectors.values()))), elem_id="header")
+        header = html(cards.header(next(iter(models.values()))), elem_id="header")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Inspect", id="inspect"):
-                inspect = InspectTab(inspectors, turns, storage, keeping)
+                inspect = InspectTab(models, turns, storage, keeping)
             with gr.Tab("Batch", id="batch", render_children=True) as tab:
-                batch = BatchTab(inspectors, inspect, tab, turns, storage, data_root, keeping)
+                batch = BatchTab(models, inspect, tab, turns, storage, data_root, keeping)
             if keeping is not None and workspace is not None:
                 with gr.Tab("Teach", id="teach", render_children=True) as tab:
                     access = keeping.access
                     TeachTab(models, inspect, tab, turns, storage, workspace, access, data_root)
                 with gr.Tab("History", id="history", render_children=True) as tab:
-                    HistoryTab(inspectors, inspect, tab, storage, keeping)
+                    HistoryTab(models, inspect, tab, storage, keeping)
         # Beside the tabs, because a hidden tab hides its dialogs too.
         html(cards.ENLARGED + cards.SHORTCUTS, elem_id="dialogs")
         p = inspect.parts
         p.category.focus(_choices(models), p.model, p.category, **LIVE)
-        p.model.change(lambda model: cards.header(inspectors[model]), p.model, header, **LIVE)
-        _open_link(app, inspectors, inspect).then(None, [*p.settings, p.keep], batch.setting, js=SETTING)
-        Endpoints(inspectors, turns, storage)
+        p.model.change(lambda model: cards.header(models[model]), p.model, header, **LIVE)
+        _open_link(app, models, inspect).then(None, [*p.settings, p.keep], batch.setting, js=SETTING)
+        Endpoints(models, turns, storage)
         if keeping is not None:
             app.load(None, None, p.keep, js="() => diffad.keeps()")
     return app

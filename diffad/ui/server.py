@@ -28,6 +28,7 @@ from diffad.ui.files import GB, PREFIX, Storage
 from diffad.ui.gate import Gate, misunderstood
 from diffad.ui.keeping import Keeping, Limits
 from diffad.ui.logins import Logins
+from diffad.ui.models import Models
 from diffad.ui.page import build_app
 from diffad.ui.turns import Turns
 from diffad.workspace.history import History
@@ -117,7 +118,8 @@ def serve(
     storage = Storage(uploads_parent(), round(max_storage * GB))
     atexit.register(storage.close)
     os.environ["GRADIO_TEMP_DIR"] = str(storage.files)
-    app = build_app(inspectors, Turns(max_tiles), storage, data_root, keeping)
+    models = Models(inspectors, workspace)
+    app = build_app(models, Turns(max_tiles), storage, data_root, keeping)
     guard(app)
     if open_browser is None:
         open_browser = has_display()
@@ -145,7 +147,7 @@ def serve(
         mcp_server=mcp,
         show_error=True,
         app_kwargs={
-            "routes": [health(app, inspectors)],
+            "routes": [health(app, models)],
             "exception_handlers": {RequestValidationError: misunderstood},
             "middleware": [Middleware(Gate, blocks=app, storage=storage)],
             "lifespan": tidying(app, storage, keeping),
@@ -214,13 +216,13 @@ def check_mcp() -> None:
 
 def health(app: gr.Blocks, inspectors: Mapping[str, Inspector]) -> Route:
     """`GET /health`, for monitoring; needs no login."""
-    models = [
-        {"model": name, "categories": list(inspector.categories), "parameters": inspector.parameters}
-        for name, inspector in inspectors.items()
-    ]
     device = str(next(iter(inspectors.values())).device)
 
     async def answer(request: Any) -> JSONResponse:
+        models = [
+            {"model": name, "categories": list(inspector.categories), "parameters": inspector.parameters}
+            for name, inspector in inspectors.items()
+        ]
         queue = app._queue
         running = sum(job is not None for job in queue.active_jobs)
         return JSONResponse({

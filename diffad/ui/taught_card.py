@@ -63,7 +63,8 @@ class TaughtCard:
     def _connect(self) -> None:
         p = self.parts
         said = [p.said, *self.lists]
-        p.chosen.change(self.mean_part, p.chosen, [p.editor, p.said], **CARD)
+        painting = [p.editor, p.mode, p.said]
+        p.chosen.change(self.mean_part, p.chosen, painting, **CARD)
         p.rename.click(self._safely(self.rename), [p.chosen, p.new_name], said, **CARD)
         p.undo.click(self._safely(self.undo), p.chosen, said, **CARD)
         p.remove.click(self._safely(self.remove), p.chosen, said, js=_CONFIRM, **CARD)
@@ -72,7 +73,7 @@ class TaughtCard:
         p.propose.click(self._safely(self.propose), p.chosen, said, **CARD)
         p.ignore.click(self._safely(self.ignore), [p.chosen, p.editor, p.mode], said, **CARD)
         p.clear.click(self._safely(self.clear), p.chosen, said, **CARD).success(
-            self.mean_part, p.chosen, [p.editor, p.said], **CARD
+            self.mean_part, p.chosen, painting, **CARD
         )
         p.export.click(self.export, p.chosen, p.file, **CARD).success(
             None, p.file, None, js="(file) => diffad.save(file)"
@@ -206,28 +207,28 @@ class TaughtCard:
 
     # Ignore and attend
 
-    def mean_part(self, name: str | None) -> tuple[Any, Any]:
-        """The mean of the good pictures as the model sees them, to be painted on."""
+    def mean_part(self, name: str | None) -> tuple[Any, Any, Any]:
+        """The mean of the good pictures as the model sees them, painted where nothing is judged."""
         if not name:
-            return gr.ImageEditor(value=None, visible=False), gr.skip()
+            return gr.ImageEditor(value=None, visible=False), gr.skip(), gr.skip()
         self._access.check("teach")
         try:
             category, inspector = self._taught.find(name), self._model_of(name)
             pictures = list(category.pictures.values())[:_AVERAGED]
             mean = _mean_square(inspector, name, pictures)
         except (WorkspaceError, DataError, IndexError, OSError) as error:
-            return gr.ImageEditor(value=None, visible=False), teach_board.sentence(f"{error}.", "warm")
+            says = teach_board.sentence(f"{error}.", "warm")
+            return gr.ImageEditor(value=None, visible=False), gr.skip(), says
         profile = inspector.profiles[name]
         layers = []
         if profile.ignored is not None:
-            where = (
-                cv2.resize(profile.ignored.numpy().astype(np.uint8), mean.shape[1::-1], interpolation=0) > 0
-            )
+            square = profile.ignored.cpu().numpy().astype(np.uint8)
+            where = cv2.resize(square, mean.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
             layer = np.zeros((*mean.shape[:2], 4), np.uint8)
             layer[where] = (209, 43, 106, 255)
             layers = [layer]
         value: Any = {"background": mean, "layers": layers, "composite": None}
-        return gr.ImageEditor(value=value, visible=True), gr.skip()
+        return gr.ImageEditor(value=value, visible=True), "ignore", gr.skip()
 
     def ignore(self, name: str, painted: Any, mode: str) -> tuple[str, str | None]:
         """Keeps what was painted on the mean part."""

@@ -86,7 +86,7 @@ def lay_out_teaching(models: Sequence[str], folders: Sequence[str]) -> TeachPart
                 with gr.Row(elem_classes="buttons"):
                     teach = gr.Button("Teach", variant="primary", elem_id="teach-now", min_width=80)
                     cancel = gr.Button("Cancel", elem_id="teach-cancel", min_width=60)
-                html('<p class="quiet">Statistics of your pictures on the model: about a minute.</p>')
+                html('<p class="quiet">Statistics of your pictures on the loaded model: a minute or two.</p>')
                 minutes = gr.Slider(
                     5,
                     600,

@@ -96,19 +96,15 @@ class TeachTab:
         p.use_folder.click(self.look_over_folder, [session, p.folder], seen, **WORK)
         p.offered.select(self.toggle, session, seen, **AT_ONCE)
         outcome = [
-            session,
-            p.status,
-            p.expected,
-            p.again,
-            p.more,
-            *self._card.lists,
-            self._inspect.parts.category,
-        ]
+            session, p.status, p.expected, p.again, p.more, *self._card.lists, self._inspect.parts.category
+        ]  # fmt: skip
         for button, method in ((p.teach, self.teach), (p.again, self.teach_again)):
             button.click(
-                method, [session, p.name, p.model], outcome, show_progress_on=[p.status], **WORK
+                method, [session, p.name, p.model, self._inspect.parts.model], outcome,
+                show_progress_on=[p.status], **WORK,
             ).success(
-                self.try_changes, session, [session, p.expected], show_progress_on=[p.status], **WORK
+                self.try_changes, session, [session, p.status, p.expected],
+                show_progress_on=[p.status], **WORK,
             )  # fmt: skip
         p.more.click(self.would_more_help, session, p.status, show_progress_on=[p.status], **WORK)
         p.cancel.click(self.cancel, session, p.status, **AT_ONCE)
@@ -190,9 +186,10 @@ class TeachTab:
         session: TeachSession,
         name: str | None,
         model: str,
+        inspecting: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """Learns the category; it can be chosen as soon as this returns."""
+        """Learns the category; it can be chosen as soon as this returns. inspecting: Inspect's model."""
         self._access.check("teach")
         inspector = self._models[model]
         try:
@@ -214,8 +211,8 @@ class TeachTab:
         except (DataError, WorkspaceError, OutputError) as error:
             return self._refused(session, f"{str(error)[:1].upper()}{str(error)[1:]}.")
         session.name, session.model, session.lesson = name, model, lesson
-        session.made, session.changes = made, None
-        return self._outcome(session)
+        session.made, session.changes, session.work = made, None, None
+        return self._outcome(session, inspecting)
 
     @staticmethod
     def _examples(
@@ -232,6 +229,7 @@ class TeachTab:
         session: TeachSession,
         name: str | None,
         model: str,
+        inspecting: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """Leaves the unusual pictures out and learns the category anew."""
@@ -239,7 +237,7 @@ class TeachTab:
             numbers = session.lesson.unusual | session.lesson.left_out
             names = {session.lesson.names[i] for i in numbers}
             session.left_out |= {i for i, each in enumerate(session.offered) if each.path.name in names}
-        return self.teach(session, session.name or name, session.model or model, progress)
+        return self.teach(session, session.name or name, session.model or model, inspecting, progress)
 
     def try_changes(
         self,
@@ -250,7 +248,7 @@ class TeachTab:
         lesson = session.lesson
         self._access.check("teach")
         if lesson is None or session.changes is not None:
-            return session, gr.skip()
+            return session, gr.skip(), gr.skip()
         turn = self._turns.of(f"teach {caller()}", self._begin(session))
         try:
             changes = changes_borne(
@@ -258,9 +256,13 @@ class TeachTab:
                 progress=lambda done: progress(done, desc="Changes of light, noise, sharpness, position"),
             )  # fmt: skip
         except (Unwanted, ValueError):  # cancelled, or removed meanwhile
-            return session, gr.skip()
-        session.changes = {**changes, "held_out": lesson.aside}
-        return session, self._expectations(session)
+            return (
+                session,
+                teach_board.sentence(f"{session.name} was taught; changes were not tried."),
+                gr.skip(),
+            )
+        session.changes, session.work = {**changes, "held_out": lesson.aside}, None
+        return session, gr.skip(), self._expectations(session)
 
     def would_more_help(
         self,
@@ -280,6 +282,7 @@ class TeachTab:
             )  # fmt: skip
         except (Unwanted, DataError) as error:
             return teach_board.sentence(str(error) or "Cancelled.", "warm")
+        session.work = None
         few, all_ = half.profile.forecast, lesson.profile.forecast
         if not few.get("defects") or not all_.get("defects"):
             return teach_board.sentence("The pictures are too dark for artificial defects to show.", "warm")
@@ -291,8 +294,8 @@ class TeachTab:
         )
 
     def cancel(self, session: TeachSession) -> str:
-        session.work = None
-        return teach_board.sentence("Cancelling…")
+        running, session.work = session.work is not None, None
+        return teach_board.sentence("Cancelling…" if running else "Nothing is running.")
 
     def _begin(self, session: TeachSession) -> Callable[[], bool]:
         """A piece of work; returns whether it is still wanted."""
@@ -303,14 +306,14 @@ class TeachTab:
     def _refused(self, session: TeachSession, says: str) -> tuple[Any, ...]:
         return session, teach_board.sentence(says, "warm"), *(gr.skip(),) * (3 + len(self._card.lists) + 1)
 
-    def _outcome(self, session: TeachSession) -> tuple[Any, ...]:
+    def _outcome(self, session: TeachSession, inspecting: str) -> tuple[Any, ...]:
         lesson = session.lesson
         assert lesson is not None
         says = f"{session.name} can be chosen in Inspect now: try pictures of your own, good and defective."
         return (
             session, teach_board.sentence(says, "good"), self._expectations(session),
             gr.Button(visible=bool(lesson.unusual)), gr.Button(visible=len(session.used) >= 2 * FEWEST),
-            *self._card.listed(session.name), gr.Dropdown(choices=categories(self._models[session.model])),
+            *self._card.listed(session.name), gr.Dropdown(choices=categories(self._models[inspecting])),
         )  # fmt: skip
 
     def _expectations(self, session: TeachSession) -> str:

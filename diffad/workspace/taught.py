@@ -55,7 +55,8 @@ class TaughtCategory:
         """The good pictures that it was learned from, by the names that people know."""
         named: dict[str, Path] = {}
         for sha256, name in self.about.get("pictures", {}).items():
-            path = self.folder / "good" / f"{sha256}{Path(name).suffix.lower()}"
+            plain = self.folder / "good" / f"{sha256}{Path(name).suffix.lower()}"
+            path = next((self.folder / "good").glob(f"{sha256}*"), plain)
             named[name if name not in named else f"{sha256[:8]} {name}"] = path
         return named
 
