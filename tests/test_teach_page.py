@@ -136,29 +136,36 @@ def test_too_few_pictures_are_refused(page: Page, archive, tmp_path):
     says(page, "1 usable pictures are too few: give at least 8")
 
 
-def choose(page: Page, name: str) -> None:
-    page.locator("#taught-chosen input").click()
-    page.get_by_role("option", name=name).click()
-    expect(page.locator("#taught-editor canvas").first).to_be_visible(timeout=PATIENCE)
-
-
-@pytest.fixture
-def taught(workspace, trained, tmp_path):
-    """A category of the workspace, taught without the page."""
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """A category that was taught elsewhere, as the file that hands it on."""
+    folder = tmp_path_factory.mktemp("elsewhere")
     inspector, paths = Inspector.load(trained, "cpu"), []
     for seed in range(9):
-        paths.append(tmp_path / f"{seed}.png")
+        paths.append(folder / f"{seed}.png")
         Image.fromarray(make_part("leather", seed, size=64).image).save(paths[-1])
     with few_looks():
         lesson = teach(inspector, "pig hide", paths)
+    with Workspace.open(folder / "workspace") as workspace:
+        taught = Taught(workspace)
+        taught.add(inspector, "pig hide", lesson.fitted, {path.name: path for path in paths})
+        return taught.export("pig hide", folder / "pig hide.zip")
+
+
+@pytest.fixture
+def taught(page: Page, workspace, exported):
+    """The category, imported and chosen on the page."""
+    with page.expect_file_chooser() as chooser:
+        page.locator("#taught-import").click()
+    chooser.value.set_files(exported)
+    expect(page.locator("#taught-said")).to_contain_text("pig hide was imported", timeout=PATIENCE)
+    expect(page.locator("#taught-editor canvas").first).to_be_visible(timeout=PATIENCE)
     taught = Taught(workspace)
-    taught.add(inspector, "pig hide", lesson.fitted, {path.name: path for path in paths})
     yield taught
     taught.remove("pig hide")
 
 
 def test_what_is_painted_is_ignored_until_everything_is_judged_again(taught, page: Page):
-    choose(page, "pig hide")
     page.locator("#taught-ignore").click()
     expect(page.locator("#taught-said")).to_contain_text("Paint on the mean part first")
     canvas = page.locator("#taught-editor canvas").first
@@ -172,7 +179,7 @@ def test_what_is_painted_is_ignored_until_everything_is_judged_again(taught, pag
     page.locator("#taught-ignore").click()
     expect(page.locator("#taught-said")).to_contain_text("of pig hide is not judged now")
     ignored = taught.load("pig hide").profile.ignored
-    assert 0 < float(ignored.float().mean()) < 0.5 and not ignored[0].any()
+    assert 0 < float(ignored.float().mean()) < 0.9 and not ignored[0].any()
     page.locator("#taught-clear").click()
     expect(page.locator("#taught-said")).to_contain_text("All of pig hide is judged")
     assert taught.load("pig hide").profile.ignored is None
@@ -188,7 +195,6 @@ def test_a_verdict_corrected_to_good_is_learned_and_taken_back(taught, page: Pag
     record = Record.of(judged.to_dict(), (64, 64), "cut.png", "parts")
     number = history.keep(record, file, image, judged.square_map)
     history.correct(number, "good", "")
-    choose(page, "pig hide")
     page.locator("#taught-learn").click()
     said = page.locator("#taught-said")
     expect(said).to_contain_text(
