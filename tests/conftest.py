@@ -26,9 +26,13 @@ _KEPT = tempfile.TemporaryDirectory()  # nothing that a test inspects goes to th
 os.environ["DIFFAD_WORKSPACE"] = _KEPT.name
 
 if TYPE_CHECKING:
+    import gradio as gr
+    import httpx
     from playwright.sync_api import Browser, Page
 
+    from diffad.inspection import Inspection
     from diffad.inspector import Inspector
+    from diffad.ui import downloads
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120_000  # ms within which whatever a browser waits for must have come, on a busy machine
@@ -268,3 +272,55 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     """A fresh session at the module's `url`."""
     with visiting(browser, url) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def app(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
+    """A server in this process with small limits."""
+    from server_steps import GOOD
+
+    from diffad.ui import serve
+
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    app = serve(
+        {"parts": inspector}, "127.0.0.1", open_browser=False, block=False, max_tiles=4,
+        data_root=GOOD.parent,
+    )  # fmt: skip
+    yield app
+    app.close(verbose=False)
+    os.environ.pop("GRADIO_TEMP_DIR")
+    if before is not None:
+        os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@pytest.fixture(scope="module")
+def http(url: str) -> Iterator[httpx.Client]:
+    """A client of the module's `url`."""
+    import httpx
+    from server_steps import MINUTE
+
+    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def inspection(inspector: Inspector) -> Inspection:
+    """Of a gear with a broken tooth."""
+    return inspector.inspect(ROOT / "assets" / "samples" / "gear_broken_tooth.png")
+
+
+@pytest.fixture(scope="module")
+def film(inspector: Inspector, inspection: Inspection) -> downloads.Film:
+    """Of a repair of one round."""
+    from diffad.method.repair_options import RepairOptions
+    from diffad.ui import downloads
+
+    film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
+    options = RepairOptions(steps=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffad.repairing._ROUNDS", 1)
+        for step in inspector.repair(inspection.image, inspection.category, options=options):
+            film.add(step)
+    film.ending = "done"
+    return film

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scored_pictures import scored
 from toy_inspector import ToyInspector, nuts_and_rings, write_part
 
 from diffad.measuring.evaluation import evaluate
@@ -178,24 +179,6 @@ def test_seeds_are_averaged_and_their_deviation_is_told(parts):
     assert result["setting"]["seeds"] == [3, 5, 8] and alone[0]["std"] == {}
     cell = f"{result['aupro']:.3f} ± {result['std']['aupro']:.3f}"
     assert cell in evaluation_table({"nut": result})
-
-
-def scored(n=12, size=24):
-    """A method that says no more than scores and maps."""
-    rng = np.random.default_rng(5)
-    for i in range(n):
-        mask = np.zeros((size, size), bool)
-        if i >= n // 3:
-            mask[4 : 9 + i % 4, 6:14] = True
-        anomaly_map = (rng.normal(size=mask.shape) + mask).astype(np.float32)
-        yield Scored(
-            Path(f"{i}.png"),
-            bool(mask.any()),
-            float(rng.normal() + mask.any()),
-            anomaly_map,
-            mask,
-            defect=("cut", "dent")[i % 2] if mask.any() else "good",
-        )
 
 
 def test_measure_takes_any_method_and_says_none_for_what_it_does_not_say():

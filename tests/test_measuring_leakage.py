@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,29 +12,10 @@ import torch
 
 from diffad.measuring import evaluation
 from diffad.measuring.evaluation import evaluate
-from diffad.measuring.measures import Scored
 from diffad.pictures.masks import read_mask
 from diffad.pictures.reading import read_image
 from diffad.pictures.samples import find_samples
 from diffad.synthetic.parts import make_part
-
-
-def scored(n=12, size=24):
-    """A method that says no more than scores and maps."""
-    rng = np.random.default_rng(5)
-    for i in range(n):
-        mask = np.zeros((size, size), bool)
-        if i >= n // 3:
-            mask[4 : 9 + i % 4, 6:14] = True
-        anomaly_map = (rng.normal(size=mask.shape) + mask).astype(np.float32)
-        yield Scored(
-            Path(f"{i}.png"),
-            bool(mask.any()),
-            float(rng.normal() + mask.any()),
-            anomaly_map,
-            mask,
-            defect=("cut", "dent")[i % 2] if mask.any() else "good",
-        )
 
 
 @pytest.fixture

@@ -8,21 +8,16 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from deep_pictures import FACTORS, SAMPLES, assert_alike, deep, opencv, saved
 from PIL import Image
 
 from diffad.pictures.depth import bits_for
 from diffad.pictures.masks import check_readable
 from diffad.pictures.reading import DataError, common_bits, decode, may_be_deep, read_image
 from diffad.pictures.samples import Sample, find_samples
-
-FACTORS = {8: 1, 10: 4, 12: 16, 14: 64, 16: 257}  # what an 8-bit value becomes
-
-SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
 
 HEIGHT, WIDTH = 20, 30
 
@@ -34,10 +29,6 @@ def grey() -> np.ndarray:
 
 def colours() -> np.ndarray:
     return np.stack([grey(), 255 - grey(), grey() // 2], axis=-1)
-
-
-def deep(picture: np.ndarray, bits: int) -> np.ndarray:
-    return picture.astype(np.uint16) * np.uint16(FACTORS[bits])
 
 
 def tiff(values: np.ndarray, order: str, orientation: int = 1) -> bytes:
@@ -60,11 +51,6 @@ def tiff(values: np.ndarray, order: str, orientation: int = 1) -> bytes:
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
     sizes = struct.pack(f"{order}{count}H", *[16] * count) if count > 1 else b""
     return head + entries + bytes(4) + sizes + data
-
-
-def opencv(suffix: str, values: np.ndarray) -> bytes:
-    codes = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-    return cv2.imencode(suffix, cv2.cvtColor(values, codes[values.shape[2]]))[1].tobytes()
 
 
 def pnm(magic: str, values: np.ndarray, top: int = 65535) -> bytes:
@@ -90,21 +76,6 @@ FILES: dict[str, tuple[Callable[[], np.ndarray], Callable[[np.ndarray], bytes | 
     "big_colour.tif": (colours, lambda values: tiff(values, ">")),
     "colour.ppm": (colours, lambda values: pnm("P6", values)),
 }
-
-
-def saved(path: Path, content: bytes | Image.Image) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        content.save(path)
-    return path
-
-
-def assert_alike(image: np.ndarray, picture: np.ndarray, tolerance: int = 1) -> None:
-    expected = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=-1)
-    assert image.dtype == np.uint8 and image.shape == expected.shape
-    assert np.abs(image.astype(int) - expected.astype(int)).max() <= tolerance
 
 
 # -- files and arrays -----------------------------------------------------------------------------------

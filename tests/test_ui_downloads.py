@@ -16,28 +16,9 @@ from playwright.sync_api import Browser
 
 from diffad.inspection import Inspection, RepairStep
 from diffad.inspector import Inspector
-from diffad.method.repair_options import RepairOptions
 from diffad.ui import downloads
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
-
-
-@pytest.fixture(scope="module")
-def inspection(inspector: Inspector) -> Inspection:
-    return inspector.inspect(SAMPLES / "gear_broken_tooth.png")
-
-
-@pytest.fixture(scope="module")
-def film(inspector: Inspector, inspection: Inspection) -> downloads.Film:
-    """Of a repair of one round."""
-    film = downloads.Film(inspection, inspection.timesteps, inspection.threshold, lambda data, name: name)
-    options = RepairOptions(steps=5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffad.repairing._ROUNDS", 1)
-        for step in inspector.repair(inspection.image, inspection.category, options=options):
-            film.add(step)
-    film.ending = "done"
-    return film
 
 
 def take(kind: str, inspection: Inspection, inspector: Inspector, film=None) -> tuple[str, bytes]:

@@ -18,8 +18,6 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from server_steps import DEFECTIVE, GOOD, MINUTE, call, file, upload
 
-from diffad.inspector import Inspector
-from diffad.ui import serve
 from diffad.ui.turns import Unwanted
 
 JSON = {"Content-Type": "application/json"}
@@ -33,29 +31,8 @@ PLAIN = "gradio.FileData"
 
 
 @pytest.fixture(scope="module")
-def app(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    app = serve(
-        {"parts": inspector}, "127.0.0.1", open_browser=False, block=False, max_tiles=4,
-        data_root=GOOD.parent,
-    )  # fmt: skip
-    yield app
-    app.close(verbose=False)
-    os.environ.pop("GRADIO_TEMP_DIR")
-    if before is not None:
-        os.environ["GRADIO_TEMP_DIR"] = before
-
-
-@pytest.fixture(scope="module")
 def url(app: gr.Blocks) -> str:
     return app.local_url.rstrip("/")
-
-
-@pytest.fixture(scope="module")
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
-        yield http
 
 
 @pytest.fixture(scope="module")

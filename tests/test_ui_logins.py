@@ -18,36 +18,15 @@ from conftest import PATIENCE
 from server_steps import GOOD, MINUTE, call, file, served, upload
 
 from diffad.inspector import Inspector
-from diffad.ui import files, serve
+from diffad.ui import files
 from diffad.ui.logins import FREE, LONGEST_WAIT, REMEMBERED, Logins, address
 
 API = "/gradio_api"
 
 
 @pytest.fixture(scope="module")
-def app(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    app = serve(
-        {"parts": inspector}, "127.0.0.1", open_browser=False, block=False, max_tiles=4,
-        data_root=GOOD.parent,
-    )  # fmt: skip
-    yield app
-    app.close(verbose=False)
-    os.environ.pop("GRADIO_TEMP_DIR")
-    if before is not None:
-        os.environ["GRADIO_TEMP_DIR"] = before
-
-
-@pytest.fixture(scope="module")
 def url(app: gr.Blocks) -> str:
     return app.local_url.rstrip("/")
-
-
-@pytest.fixture(scope="module")
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=MINUTE, trust_env=False) as http:
-        yield http
 
 
 @pytest.fixture(autouse=True)
