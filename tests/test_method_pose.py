@@ -270,3 +270,17 @@ def test_a_repair_of_a_turned_part_leaves_the_rest_to_the_last_bit(wedges):
     x, y = np.array([180, 150]) + 60 * np.array([math.cos(0.5), math.sin(0.5)])
     assert changed[round(y), round(x)]
     assert changed.mean() < 0.15 and not changed[:, :150].any()  # the heavy end is sound
+
+
+@pytest.mark.parametrize("angle", [0.4, 2.1, 4.0])
+def test_what_is_ignored_of_a_part_turns_with_it(angle):
+    """A mask of the part in its upright pose covers it wherever it lies."""
+    image = wedge(angle)
+    pose = find_pose(square(image))
+    tiling = Tiling.whole(*image.shape[:2], 256, Turn.of(pose, Upright(0.8, 0.0, 0.0)))
+    upright = to_uint8(tiling.square(image, tiling.tiles[0])).float().mean(dim=0)
+    part = image.mean(axis=2)
+    background = part[0, 0]
+    covered = tiling.ignored_cells((upright - background).abs() > 30) > 0.5
+    expected = cv2.resize(np.abs(part - background), covered.shape[::-1], interpolation=cv2.INTER_AREA) > 30
+    assert expected.sum() > 500 and (covered & expected).sum() > 0.9 * (covered | expected).sum()

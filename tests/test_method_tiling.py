@@ -265,3 +265,16 @@ def test_the_printed_algorithm_repairs_the_highest_tile(inspector, leather):
     assert last.index == last.total == 2
     assert (changed[leather[2]] > 0).any()
     assert not changed[:200].any()  # the other tile
+
+
+def test_ignored_places_are_those_of_the_picture_however_it_is_cut():
+    """A mask over the model's square covers the same part of a picture, whole or in tiles."""
+    ignored = torch.zeros(128, 128, dtype=torch.bool)
+    ignored[32:64, :64] = True  # of a picture twice as wide as high: its upper half, on the left
+    for tiling in (Tiling.whole(300, 600, 256), Tiling.squares(300, 600, 256, 256)):
+        share = tiling.ignored_cells(ignored)
+        height, width = tiling.shape
+        assert share.shape == tiling.shape and share.dtype == np.float32
+        expected = np.zeros(tiling.shape, np.float32)
+        expected[: height // 2, : width // 2] = 1
+        assert np.abs(share - expected).mean() < 0.02 and share[5, 5] == 1 and share[-5, -5] == 0
