@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffad import __version__
-from diffad.inspection import Inspection, map_limit_for, regions_above, smallest_region, verdict_for
+from diffad.inspection import Inspection
 from diffad.measuring.measures import Scored, measure
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
@@ -31,6 +31,7 @@ from diffad.pictures.labels import folders_in_words, stray_masks
 from diffad.pictures.masks import mask_on_grid, settled
 from diffad.pictures.reading import DataError, common_bits, may_be_deep, read_image
 from diffad.pictures.samples import Sample, listed, short
+from diffad.verdicts import map_limit_for, regions_above, smallest_region, verdict_for
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector

@@ -22,14 +22,7 @@ from torch import Tensor
 
 from diffad import checkpoint as checkpoints
 from diffad.checkpoint import Checkpoint, CheckpointError
-from diffad.inspection import (
-    LOOK_RATE,
-    Inspection,
-    RepairStep,
-    checked_alpha,
-    checked_threshold,
-    checked_timesteps,
-)
+from diffad.inspection import Inspection, RepairStep
 from diffad.method.devices import pick_device, sharing, stepwise
 from diffad.method.diffusion import Schedule
 from diffad.method.features import FeatureExtractor
@@ -46,6 +39,7 @@ from diffad.pictures.geometry import resize_maps, to_square
 from diffad.pictures.reading import MIN_SIDE, DataError, Picture, decode, read_image
 from diffad.recognition import FITS, Look, Recognition, TileSide, Turn
 from diffad.repairing import Repair
+from diffad.verdicts import LOOK_RATE, checked_alpha, checked_threshold, checked_timesteps
 
 SCALE_TOP = 8.0  # σ; minimum top of the colour scale of maps
 _ROWS_ON_CPU, _ROWS = 6, 96  # noised tiles per network call; more are not faster on a CPU and need memory

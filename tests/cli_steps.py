@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from diffad.inspection import map_limit_for, verdict_for
 from diffad.inspector import Inspector
 from diffad.method.fusion import weights_in_words
 from diffad.method.repair_options import RepairOptions
 from diffad.pictures.geometry import Geometry
 from diffad.pictures.reading import read_image
+from diffad.verdicts import map_limit_for, verdict_for
 
 
 def only_error(capsys) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from diffad import batch
-from diffad.inspection import map_limit_for, smallest_region, verdict_for
 from diffad.method.regions import find_regions
 from diffad.pictures.reading import read_image
 from diffad.pictures.samples import Sample
+from diffad.verdicts import map_limit_for, smallest_region, verdict_for
 
 SIDE = 64
 

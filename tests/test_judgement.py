@@ -13,12 +13,13 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 import diffad
-from diffad.inspection import LOOK_RATE, Inspection
+from diffad.inspection import Inspection
 from diffad.inspector import Inspector
 from diffad.method.calibration import RULE, Calibration
 from diffad.pictures import drawing
 from diffad.ui import cards
 from diffad.ui.layout import RATE, SHARES
+from diffad.verdicts import LOOK_RATE
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(diffad.__file__).parent / "ui" / "static"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from diffad.inspection import map_limit_for, verdict_for
 from diffad.method.fusion import fuse, weights_in_words
 from diffad.pictures import drawing
 from diffad.pictures.drawing import heatmap
 from diffad.report.sheet import evidence_sheet
+from diffad.verdicts import map_limit_for, verdict_for
 
 
 def photograph(height: int = 64, width: int = 64) -> np.ndarray:

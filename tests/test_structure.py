@@ -12,8 +12,9 @@ import diffad
 
 PACKAGE = Path(diffad.__file__).parent
 ROOMS = (  # a room imports from those before it, and a folder counts as one room
-    "output", "pictures", "method", "synthetic", "checkpoint", "inspection", "recognition", "repairing",
-    "inspector", "report", "teaching", "measuring", "batch", "benchmark", "workspace", "ui", "cli",
+    "output", "pictures", "method", "synthetic", "checkpoint", "verdicts", "inspection", "recognition",
+    "repairing", "inspector", "report", "teaching", "measuring", "batch", "benchmark", "workspace", "ui",
+    "cli",
 )  # fmt: skip
 NUMERIC = {  # what is mathematics alone: torch, NumPy and OpenCV besides the standard library
     f"method.{name}"

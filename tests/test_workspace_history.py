@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from workspace_cases import DAY, MAP, START, THUMBNAIL, keep, png, record
 
-from diffad import inspection
+from diffad import verdicts
 from diffad.output import OutputError
 from diffad.workspace import export
 from diffad.workspace.history import History
@@ -79,7 +79,7 @@ def test_an_inspections_own_words_are_kept():
     assert kept.settings == {"alpha": 0.25, "timesteps": [50], "seed": 3, "tile": None, "draws": 4}
     assert kept.regions[0]["where"] == [0.3, 0.5] and kept.regions[0]["extent"] == [0.1, 0.5]
     assert (kept.verdict, kept.score, kept.notes, kept.source) == ("look", 4, ["Dark."], "api")
-    assert set(VERDICTS) == set(inspection.VERDICTS)
+    assert set(VERDICTS) == set(verdicts.VERDICTS)
 
 
 @pytest.mark.parametrize("wrong, told", [

@@ -141,7 +141,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    from diffad.inspection import VERDICTS
+    from diffad.verdicts import VERDICTS
 
     word, _ = VERDICTS[record["verdict"]]
     verdict = word.lower() if record["verdict"] == "good" else word.upper()

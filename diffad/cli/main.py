@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from diffad import __version__
-from diffad.cli import inspecting, measuring, serving, teaching, workspace
+from diffad.cli import inspecting, measuring, serving, teaching, timing, workspace
 from diffad.cli.common import FINISHED, INTERRUPTED, REFUSED, Refused
 from diffad.cli.console import leave_stdout, say
 from diffad.cli.options import Parser
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True, parser_class=Parser)
     for add in (
         teaching.add_train, inspecting.add_inspect, inspecting.add_repair, measuring.add_evaluate,
-        measuring.add_ablate, measuring.add_compare, measuring.add_stress, measuring.add_benchmark,
+        measuring.add_ablate, measuring.add_compare, measuring.add_stress, timing.add_benchmark,
         teaching.add_samples, workspace.add_workspace, workspace.add_mask, serving.add_serve,
     ):  # fmt: skip
         add(commands)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffad.inspection import checked_timesteps
 from diffad.measuring.measures import ANNOUNCED, Scored, mean_of_runs, measured
 from diffad.measuring.tables import Progress, step_counter
 from diffad.method.metrics import FEWEST_PIMO_PIXELS, PIMO_RATES
@@ -26,6 +25,7 @@ from diffad.pictures.labels import folders_in_words, look_over
 from diffad.pictures.masks import mask_inside
 from diffad.pictures.reading import read_image
 from diffad.pictures.samples import Sample, labelled
+from diffad.verdicts import checked_timesteps
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from diffad import __version__
-from diffad.inspection import VERDICTS
 from diffad.method.fusion import fuse
 from diffad.pictures import drawing
 from diffad.report.rendering import data_uri, inline_svg, number, render, words
+from diffad.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

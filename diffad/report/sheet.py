@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from diffad.inspection import VERDICTS
 from diffad.method.fusion import fuse
 from diffad.pictures.drawing import ALARM, CALM, INK, LINE, MUTED, WARNING, finite, heatmap, overlay, resized
+from diffad.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection

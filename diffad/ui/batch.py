@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffad import batch
-from diffad.inspection import LOOK_RATE, Inspection
+from diffad.inspection import Inspection
 from diffad.output import OutputError, whole, write
 from diffad.pictures import drawing
 from diffad.pictures.reading import DataError
@@ -27,6 +27,7 @@ from diffad.pictures.samples import Sample
 from diffad.report.rendering import data_uri
 from diffad.ui import files
 from diffad.ui.turns import Turns, Unwanted, caller
+from diffad.verdicts import LOOK_RATE
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from diffad import batch
-from diffad.inspection import LOOK_RATE, Inspection
+from diffad.inspection import Inspection
 from diffad.ui.access import login
 from diffad.ui.batch import Keep, Run
 from diffad.ui.corrections import PATIENCE, correction_of
 from diffad.ui.keeping import About, Keeping, NotKept, asked_of, record_of, small_map
 from diffad.ui.layout import RATE
 from diffad.ui.session import Origin
+from diffad.verdicts import LOOK_RATE
 from diffad.workspace.store import WorkspaceError
 
 if TYPE_CHECKING:

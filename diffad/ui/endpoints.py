@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from diffad import batch as batches
-from diffad.inspection import LOOK_RATE
 from diffad.method.repair_options import RepairOptions
 from diffad.pictures import animation, drawing, intake
 from diffad.pictures.reading import DataError
 from diffad.ui.files import Storage, picture_upload, room, sentence, several_files
 from diffad.ui.turns import AT_ONCE, Turns
+from diffad.verdicts import LOOK_RATE
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector

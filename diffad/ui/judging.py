@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffad.inspection import LOOK_RATE
 from diffad.ui.layout import RATE
+from diffad.verdicts import LOOK_RATE
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection

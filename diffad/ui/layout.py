@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffad.inspection import LOOK_RATE, VERDICTS
 from diffad.inspector import SCALE_TOP
 from diffad.method.calibration import RULE
 from diffad.method.repair_options import RepairOptions
 from diffad.pictures.drawing import COLORMAPS
 from diffad.ui import cards, downloads
 from diffad.ui.files import picture_upload
+from diffad.verdicts import LOOK_RATE, VERDICTS
 
 if TYPE_CHECKING:
     from diffad.inspector import Inspector

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffad.inspection import LOOK_RATE
 from diffad.inspector import SCALE_TOP
 from diffad.pictures.drawing import COLORMAPS
 from diffad.ui.layout import (
@@ -25,6 +24,7 @@ from diffad.ui.layout import (
     Components,
     categories,
 )
+from diffad.verdicts import LOOK_RATE
 
 if TYPE_CHECKING:
     from diffad.inspection import Inspection
